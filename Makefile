@@ -1,0 +1,63 @@
+# Every habit of this project. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# uv from PATH when it is there, else from a small environment of its own.
+UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
+PYTHON ?= $(shell command -v python3)
+RUN := .venv/bin/
+
+.PHONY: help setup demo run test check fix coverage real-servers test-real bench bench-smoke clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
+
+.uv/bin/uv:
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check uv
+
+ifeq ($(UV),.uv/bin/uv)
+setup: .uv/bin/uv
+endif
+setup:
+	@$(UV) sync --frozen --quiet --python $(PYTHON)
+
+demo: setup ## Run everything against a simulated home, with the embedded store
+	@exec $(RUN)python -m app demo
+
+run: setup ## Run the service with the settings of .env
+	@exec $(RUN)python -m app run
+
+test: setup ## Run all unit, integration and service tests
+	$(RUN)pytest tests/unit tests/integration tests/service
+
+check: setup ## Check format, lint, types and layers
+	$(RUN)ruff format --check .
+	$(RUN)ruff check .
+	$(RUN)mypy
+	$(RUN)lint-imports
+
+fix: setup ## Format, and mend what can be mended
+	$(RUN)ruff format .
+	$(RUN)ruff check --fix .
+
+coverage: setup ## Run the tests with branch coverage (at least 95 %)
+	$(RUN)coverage erase
+	$(RUN)coverage run -m pytest -q tests/unit tests/integration tests/service
+	$(RUN)coverage combine --quiet
+	$(RUN)coverage report
+
+real-servers: setup ## Install the real neighbors that test-real needs
+	bash tests/real/install.sh
+
+test-real: setup ## Run the service against a real Home Assistant and real databases
+	$(RUN)pytest tests/real
+
+bench: setup ## Measure everything; prints tables
+	$(RUN)python -m benchmarks
+
+bench-smoke: setup ## Measure briefly, and fail where a generous ratio is missed
+	$(RUN)python -m benchmarks --smoke
+
+clean: ## Remove what make made
+	rm -rf .venv .uv .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
