@@ -1,0 +1,1 @@
+"""Hand-written neighbors that speak real protocols."""

@@ -1,0 +1,1 @@
+"""Tests of one package with real sockets and files."""
