@@ -1,0 +1,492 @@
+"""Every environment variable, its default and its unit; `.env.example` says the same.
+
+Names are those people already use; of a pair the first wins. The description of a field
+doubles as the advice a person reads when the value is missing or unusable.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from dotenv import dotenv_values
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.errors import SettingsError
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Section = TypeVar("Section", bound="_Section")
+
+_HOME_ASSISTANT_PORT = 8123
+_DEPRECATED = (
+    "WEATHER_API_KEY",
+    "WEATHER_DEFAULT_LOCATION",
+    "WEATHER_ENRICHMENT_ENABLED",
+    "WEATHER_CACHE_MINUTES",
+)
+
+
+def _comma_separated(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return tuple(part.strip() for part in value.split(",") if part.strip())
+
+
+def _networks(value: object) -> object:
+    parts = _comma_separated(value)
+    if not isinstance(parts, tuple):
+        return value
+    return tuple(ipaddress.ip_network(part) for part in parts)
+
+
+def _token(value: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{32,300}", value.get_secret_value()):
+        raise ValueError("does not look like a token")
+    return value
+
+
+def _http_url(value: str) -> str:
+    url = urlsplit(value)
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        raise ValueError("must be a URL that starts with http:// or https://")
+    try:
+        # Both raise: on a port above 65535, on a host like `a..b` or with a label too long.
+        reachable = url.port != 0 and bool(url.hostname.encode("idna"))
+    except ValueError:
+        reachable = False
+    if not reachable or re.search(r"\s", value):
+        raise ValueError("must name a host and, if any, a port from 1 to 65535")
+    return value.rstrip("/")
+
+
+def websocket_url(value: str) -> str:
+    """Return the address of Home Assistant's WebSocket API for what a person wrote.
+
+    http, https, ws, wss and bare hosts are taken; `/api/websocket` is appended unless the path
+    ends in `/websocket`. A bare host without a port means Home Assistant's own port 8123.
+    """
+    bare = "://" not in value
+    url = urlsplit(f"ws://{value}" if bare else value)
+    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(url.scheme)
+    if scheme is None or not url.hostname:
+        raise ValueError("must be a host, or a URL of http, https, ws or wss")
+    netloc = url.netloc
+    if bare and url.port is None:
+        netloc = f"{netloc}:{_HOME_ASSISTANT_PORT}"
+    path = url.path.rstrip("/")
+    if not path.endswith("/websocket"):
+        path += "/api/websocket"
+    return urlunsplit((scheme, netloc, path, "", ""))
+
+
+Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
+Count: TypeAlias = Annotated[int, Field(gt=0)]
+HttpUrl: TypeAlias = Annotated[str, AfterValidator(_http_url)]
+WebsocketUrl: TypeAlias = Annotated[str, AfterValidator(websocket_url)]
+Strings: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
+Networks: TypeAlias = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
+HomeAssistantToken: TypeAlias = Annotated[SecretStr, AfterValidator(_token)]
+
+
+class _Section(BaseSettings):
+    """A group of variables, frozen; what is empty counts as unset."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
+
+
+class HomeAssistantSettings(_Section):
+    """Where events come from."""
+
+    url: WebsocketUrl = Field(
+        validation_alias=AliasChoices("HA_WS_URL", "HOME_ASSISTANT_URL", "HA_HTTP_URL"),
+        description="Address of Home Assistant, for example http://homeassistant.local:8123;"
+        " HA_WS_URL only where its WebSocket API is elsewhere",
+    )
+    token: HomeAssistantToken = Field(
+        validation_alias=AliasChoices("HOME_ASSISTANT_TOKEN", "HA_TOKEN"),
+        description="A long-lived access token from your Home Assistant profile, Security tab"
+        " (32 to 300 of A-Z a-z 0-9 . _ -); a read-only user's is enough",
+    )
+    ssl_verify: bool = Field(
+        True,
+        validation_alias="HA_SSL_VERIFY",
+        description="Whether the TLS certificate of Home Assistant is checked",
+    )
+    instance_name: str | None = Field(
+        None,
+        validation_alias="INSTANCE_NAME",
+        description="Becomes the tag `instance` of every point, to tell several homes apart",
+    )
+
+
+class ServingSettings(_Section):
+    """Where people and programs reach this service."""
+
+    host: str = Field(
+        "127.0.0.1",
+        validation_alias="WEBSOCKET_INGESTION_HOST",
+        description="Address to listen on; 0.0.0.0 for all, and then set API_KEY",
+    )
+    port: int = Field(
+        8001,
+        ge=0,
+        le=65_535,
+        validation_alias="WEBSOCKET_INGESTION_PORT",
+        description="Port to listen on; 0 takes a free one",
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        validation_alias="API_KEY",
+        description="Key that clients send as `Authorization: Bearer` or `X-API-Key`;"
+        " without one only this machine is answered",
+    )
+    trusted_peers: Networks = Field(
+        (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1")),
+        validation_alias="TRUSTED_PEERS",
+        description="Networks that are answered without a key, separated by commas",
+    )
+    cors_origins: Strings = Field(
+        (),
+        validation_alias="CORS_ORIGINS",
+        description="Origins whose pages may use the API, separated by commas",
+    )
+
+
+class InfluxSettings(_Section):
+    """The database."""
+
+    url: HttpUrl | None = Field(
+        None,
+        validation_alias="INFLUXDB_URL",
+        description="Address of InfluxDB or VictoriaMetrics, for example http://influxdb:8086;"
+        " unset: the embedded store is used instead",
+    )
+    token: SecretStr = Field(
+        SecretStr(""),
+        validation_alias="INFLUXDB_TOKEN",
+        description="A token that may write to the bucket (v2) or the database (v3)",
+    )
+    org: str = Field(
+        "homeiq", validation_alias="INFLUXDB_ORG", description="Organization of the bucket (v2)"
+    )
+    bucket: str = Field(
+        "home_assistant_events",
+        validation_alias="INFLUXDB_BUCKET",
+        description="Bucket (v2) or database (v1, v3) to write to; created when missing and the"
+        " token or the user may",
+    )
+    api: Literal["auto", "v1", "v2", "v3"] = Field(
+        "auto",
+        validation_alias="INFLUXDB_API",
+        description="v1, v2, v3, or auto: v1 with INFLUXDB_USERNAME, v2 with INFLUXDB_TOKEN, else,"
+        " or when that is not found there, what the server says it is",
+    )
+    username: str = Field(
+        "", validation_alias="INFLUXDB_USERNAME", description="User of InfluxDB 1, if it wants one"
+    )
+    password: SecretStr = Field(
+        SecretStr(""), validation_alias="INFLUXDB_PASSWORD", description="Password of that user"
+    )
+    timeout_s: Seconds = Field(
+        30.0, validation_alias="INFLUXDB_TIMEOUT", description="Seconds a request may take"
+    )
+    max_pending_points: Count = Field(
+        20_000,
+        validation_alias="INFLUXDB_MAX_PENDING_POINTS",
+        description="Points received and not yet in the journal, at most",
+    )
+    overflow_strategy: Literal["drop_oldest", "drop_new"] = Field(
+        "drop_oldest",
+        validation_alias="INFLUXDB_OVERFLOW_STRATEGY",
+        description="What to give up when a bound is reached: drop_oldest or drop_new",
+    )
+    max_batch_points: Count = Field(
+        5_000,
+        validation_alias="INFLUXDB_MAX_BATCH_POINTS",
+        description="Points in one request, at most, while a backlog drains",
+    )
+    attribute_fields: Strings = Field(
+        (),
+        validation_alias="INFLUXDB_ATTRIBUTE_FIELDS",
+        description="Attributes written as fields of their own: names or globs, by commas",
+    )
+    measurement: Annotated[str, StringConstraints(min_length=1)] = Field(
+        "home_assistant_events",
+        validation_alias="INFLUXDB_MEASUREMENT",
+        description="Measurement of every point",
+    )
+
+
+class EmbeddedSettings(_Section):
+    """The SQLite event store."""
+
+    store: Literal["auto", "on", "off"] = Field(
+        "auto",
+        validation_alias="EMBEDDED_STORE",
+        description="on, off, or auto: on when INFLUXDB_URL is unset",
+    )
+    retention_days: Count = Field(
+        30,
+        validation_alias="EMBEDDED_RETENTION_DAYS",
+        description="Days that the embedded store keeps",
+    )
+
+
+class JournalSettings(_Section):
+    """Where points are durable before any database sees them."""
+
+    data_dir: Path = Field(
+        Path("data"),
+        validation_alias="DATA_DIR",
+        description="Folder of the journal, the embedded store and the log file",
+    )
+    kind: Literal["sqlite", "memory"] = Field(
+        "sqlite",
+        validation_alias="JOURNAL",
+        description="sqlite: on disk; memory: lost on a crash, for machines without a disk",
+    )
+    commit_interval_s: Seconds = Field(
+        0.1,
+        validation_alias="JOURNAL_COMMIT_INTERVAL",
+        description="Seconds between receiving an event and the commit that makes it durable",
+    )
+    max_mb: Count = Field(
+        1_024, validation_alias="JOURNAL_MAX_MB", description="Size of the journal, at most"
+    )
+    min_free_mb: Annotated[int, Field(ge=0)] = Field(
+        200,
+        validation_alias="JOURNAL_MIN_FREE_MB",
+        description="Megabytes of the disk that the journal never uses",
+    )
+
+
+class BatchSettings(_Section):
+    """When a request to a database leaves: at the first of the two."""
+
+    size: Count = Field(
+        100, validation_alias="BATCH_SIZE", description="Points that make a request leave"
+    )
+    timeout_s: Seconds = Field(
+        5.0,
+        validation_alias="BATCH_TIMEOUT",
+        description="Seconds after which a smaller request leaves",
+    )
+
+
+class ResilienceSettings(_Section):
+    """How hard to try."""
+
+    max_retries: int = Field(
+        -1,
+        ge=-1,
+        validation_alias="WEBSOCKET_MAX_RETRIES",
+        description="Failed connections in a row before the service ends with status 1; -1: never",
+    )
+    max_retry_delay_s: Seconds = Field(
+        300.0,
+        validation_alias="WEBSOCKET_MAX_RETRY_DELAY",
+        description="Seconds between two attempts, at most",
+    )
+    breaker_threshold: Count = Field(
+        5,
+        validation_alias="CIRCUIT_BREAKER_THRESHOLD",
+        description="Failures in a row that open a circuit breaker",
+    )
+    breaker_reset_s: Seconds = Field(
+        30.0,
+        validation_alias="CIRCUIT_BREAKER_RESET_SECONDS",
+        description="Seconds that an open circuit breaker waits",
+    )
+    shutdown_timeout_s: Seconds = Field(
+        8.0,
+        validation_alias="SHUTDOWN_TIMEOUT",
+        description="Seconds that stopping may take; what is not sent by then is in the journal",
+    )
+
+
+class LogSettings(_Section):
+    """What is written to the log, and the memory alarm."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", validation_alias="LOG_LEVEL", description="DEBUG, INFO, WARNING or ERROR"
+    )
+    format: Literal["json", "text"] = Field(
+        "json", validation_alias="LOG_FORMAT", description="json or text, a line per record"
+    )
+    output: Literal["stdout", "file", "both"] = Field(
+        "stdout", validation_alias="LOG_OUTPUT", description="stdout, file or both"
+    )
+    file: Path | None = Field(
+        None, validation_alias="LOG_FILE", description="Log file; default DATA_DIR/service.log"
+    )
+    max_mb: Count = Field(
+        100,
+        validation_alias="LOG_MAX_MB",
+        description="Megabytes after which a new log file is begun",
+    )
+    backups: Annotated[int, Field(ge=0)] = Field(
+        5, validation_alias="LOG_BACKUPS", description="Older log files that are kept"
+    )
+    max_memory_mb: Count = Field(
+        500,
+        validation_alias="MAX_MEMORY_MB",
+        description="Megabytes of memory above which the service raises an alarm",
+    )
+
+
+class Settings(BaseModel):
+    """The whole configuration, read once at start and never changed."""
+
+    model_config = ConfigDict(frozen=True)
+
+    home_assistant: HomeAssistantSettings
+    serving: ServingSettings
+    influx: InfluxSettings
+    embedded: EmbeddedSettings
+    journal: JournalSettings
+    batch: BatchSettings
+    resilience: ResilienceSettings
+    log: LogSettings
+
+    @property
+    def embedded_store(self) -> bool:
+        """Whether the embedded store is one of the sinks."""
+        if self.embedded.store == "auto":
+            return self.influx.url is None
+        return self.embedded.store == "on"
+
+    @property
+    def log_file(self) -> Path:
+        """The log file, whether or not it is used."""
+        return self.log.file or self.journal.data_dir / "service.log"
+
+
+def load_settings(env_file: Path | None = None) -> Settings:
+    """Read the environment, and `env_file` for what the environment does not set.
+
+    Raises:
+        SettingsError: a variable is missing or unusable; the message is one line that names
+            each, says what is wrong and how to mend it, and never shows a secret.
+    """
+    sections: dict[str, _Section] = {}
+    problems: list[str] = []
+    for name, section in _sections().items():
+        try:
+            # pydantic-settings takes the file as a keyword its types do not know.
+            sections[name] = section(_env_file=env_file)  # type: ignore[call-arg]
+        except ValidationError as exc:
+            problems += _sentences(section, exc)
+    if problems:
+        raise SettingsError("; ".join(problems))
+    settings = Settings.model_validate(sections)
+    if settings.influx.url is None and not settings.embedded_store:
+        raise SettingsError(
+            "EMBEDDED_STORE: is off while INFLUXDB_URL is unset, so events would go nowhere."
+            " Set INFLUXDB_URL, or EMBEDDED_STORE=auto"
+        )
+    return settings
+
+
+def warnings(env_file: Path | None = None) -> list[str]:
+    """Say which variables are deprecated or look like a misspelt one of ours."""
+    given = set(os.environ)
+    if env_file is not None:
+        given |= set(dotenv_values(env_file))
+    found = [
+        f"{name} is no longer used: weather belongs to its own service"
+        for name in _DEPRECATED
+        if name in given
+    ]
+    known = {name for variable in variables() for name in variable.names}
+    strangers = sorted(given - known - set(_DEPRECATED))
+    matches = (
+        (name, difflib.get_close_matches(name, known, n=1, cutoff=0.88)) for name in strangers
+    )
+    return found + [
+        f"{name} is not a setting; did you mean {match[0]}?" for name, match in matches if match
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """One setting as a person meets it."""
+
+    names: tuple[str, ...]
+    """The first one set in the environment wins."""
+    default: str | None
+    """As it would stand in the environment; empty for unset, None when one must be given."""
+    description: str
+
+
+def variables() -> list[Variable]:
+    """Return every setting, in the order of this file."""
+    return [
+        Variable(
+            names=_names(field.validation_alias),
+            default=None if field.is_required() else _as_text(field.default),
+            description=field.description or "",
+        )
+        for section in _sections().values()
+        for field in section.model_fields.values()
+    ]
+
+
+def _sections() -> dict[str, type[_Section]]:
+    found = {}
+    for name, field in Settings.model_fields.items():
+        section = field.annotation
+        assert isinstance(section, type)
+        assert issubclass(section, _Section)
+        found[name] = section
+    return found
+
+
+def _as_text(default: object) -> str:
+    match default:
+        case None:
+            return ""
+        case bool():
+            return str(default).lower()
+        case tuple():
+            return ",".join(str(part) for part in default)
+        case SecretStr():
+            return default.get_secret_value()
+        case _:
+            return str(default)
+
+
+def _names(alias: object) -> tuple[str, ...]:
+    if isinstance(alias, AliasChoices):
+        return tuple(str(choice) for choice in alias.choices)
+    return (str(alias),)
+
+
+def _sentences(section: type[_Section], exc: ValidationError) -> Iterable[str]:
+    fields = {_names(field.validation_alias)[0]: field for field in section.model_fields.values()}
+    for error in exc.errors(include_input=False, include_url=False):
+        # Whichever of its names was set, the error carries the first.
+        field = fields[str(error["loc"][0])]
+        names = " or ".join(_names(field.validation_alias))
+        what = error["msg"].removeprefix("Value error, ")
+        what = "is missing" if error["type"] == "missing" else what[:1].lower() + what[1:]
+        yield f"{names}: {what}. {field.description}"

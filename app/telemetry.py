@@ -1,0 +1,148 @@
+"""What happened, counted: components say it here once, in their own words.
+
+Counts are plain numbers of this process; `Snapshot` turns them into pictures. Durations go
+into Prometheus histograms, because a picture cannot hold a distribution.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Histogram
+
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SLOW = (*_FAST, 30.0, 60.0, 300.0, 3600.0)
+_RATE_WINDOW_S = 15 * 60
+
+
+class SinkCounts:
+    """What became of the points of one sink since the start of the process."""
+
+    def __init__(self) -> None:
+        self.written = 0
+        self.dead_lettered = 0
+        self.dropped = 0
+        self.last_write_at: float | None = None
+        """Seconds since the epoch."""
+
+
+class Telemetry:
+    """Counters and histograms of one process."""
+
+    def __init__(
+        self, registry: CollectorRegistry, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Register the histograms with `registry`; `clock` gives seconds since the epoch."""
+        self._clock = clock
+        self.started_at = clock()
+        self.received = 0
+        self.journaled = 0
+        self.filtered = 0
+        self.malformed: Counter[str] = Counter()
+        """By kind: what was wrong with the message."""
+        self.dropped: Counter[str] = Counter()
+        """By cause, for example `journal_stalled`."""
+        self.unplaced = 0
+        """Journaled without areas and devices, because the registries could not be listed."""
+        self.last_event_at: float | None = None
+        self.commit_failures = 0
+        self._sinks: dict[str, SinkCounts] = {}
+        self._per_second: deque[tuple[int, int]] = deque(maxlen=_RATE_WINDOW_S)
+        self._commit_seconds = Histogram(
+            "ingest_commit_duration_seconds",
+            "From handing a batch to the journal until fsync returned",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self._commit_delay = Histogram(
+            "ingest_commit_delay_seconds",
+            "From receiving the oldest event of a commit until it was durable",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self._write_seconds = Histogram(
+            "ingest_sink_write_duration_seconds",
+            "From sending a batch to a sink until it was accepted",
+            ["sink"],
+            buckets=_SLOW,
+            registry=registry,
+        )
+        self._write_delay = Histogram(
+            "ingest_sink_delay_seconds",
+            "From receiving the oldest event of a batch until a sink accepted it",
+            ["sink"],
+            buckets=_SLOW,
+            registry=registry,
+        )
+
+    def events_received(self, count: int) -> None:
+        """Count state changes that arrived, readable or not."""
+        now = self._clock()
+        self.received += count
+        self.last_event_at = now
+        second = int(now)
+        if self._per_second and self._per_second[-1][0] == second:
+            count += self._per_second.pop()[1]
+        self._per_second.append((second, count))
+
+    def events_malformed(self, count: int, *, kind: str) -> None:
+        """Count messages that could not be read."""
+        self.malformed[kind] += count
+
+    def events_filtered(self, count: int) -> None:
+        """Count changes that the entity filter held back."""
+        self.filtered += count
+
+    def events_dropped(self, count: int, *, cause: str) -> None:
+        """Count changes that were lost before they were durable."""
+        self.dropped[cause] += count
+
+    def events_unplaced(self, count: int) -> None:
+        """Count changes that waited for the registries in vain and went on without them."""
+        self.unplaced += count
+
+    def batch_committed(self, points: int, *, seconds: float, received_at: float) -> None:
+        """Count points that are durable now; `received_at` is that of the oldest."""
+        self.journaled += points
+        self._commit_seconds.observe(seconds)
+        self._commit_delay.observe(max(0.0, self._clock() - received_at))
+
+    def commit_failed(self) -> None:
+        """Count an append that the journal refused or could not make durable."""
+        self.commit_failures += 1
+
+    def batch_written(self, sink: str, points: int, *, seconds: float, received_at: float) -> None:
+        """Count points that a sink accepted; `received_at` is that of the oldest."""
+        now = self._clock()
+        counts = self.sink(sink)
+        counts.written += points
+        counts.last_write_at = now
+        self._write_seconds.labels(sink).observe(seconds)
+        self._write_delay.labels(sink).observe(max(0.0, now - received_at))
+
+    def points_dead_lettered(self, sink: str, points: int) -> None:
+        """Count points that a sink refused for good and that were put aside."""
+        self.sink(sink).dead_lettered += points
+
+    def points_dropped(self, sink: str, points: int) -> None:
+        """Count points that a sink will never see because the journal reached its bound."""
+        self.sink(sink).dropped += points
+
+    def sink(self, name: str) -> SinkCounts:
+        """Return the counts of one sink."""
+        return self._sinks.setdefault(name, SinkCounts())
+
+    def event_rates(self) -> list[tuple[int, int]]:
+        """Return (second since the epoch, events received in it), oldest first.
+
+        Seconds without events are left out; nothing older than 15 minutes is in it.
+        """
+        oldest = int(self._clock()) - _RATE_WINDOW_S
+        return [rate for rate in self._per_second if rate[0] > oldest]
+
+    def events_per_minute(self) -> float:
+        """Return the events received in the last 60 full seconds."""
+        now = int(self._clock())
+        return float(sum(count for second, count in self._per_second if now - 60 <= second < now))
