@@ -1,0 +1,344 @@
+"""Home Assistant's WebSocket protocol without I/O: frames in, what to do about them out.
+
+https://developers.home-assistant.io/docs/api/websocket/
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from app.errors import CommandFailed, SourceAuthRejected, SourceProtocolError
+from app.model import Event
+
+REGISTRY_EVENTS = tuple(
+    f"{kind}_registry_updated" for kind in ("device", "entity", "area", "floor", "label")
+)
+"""Nice to have: a user without rights, or an old version, may refuse some of them."""
+
+_EXCERPT_CHARS = 200
+_REASON_CHARS = 90
+
+
+class Phase(enum.Enum):
+    """How far a session has come."""
+
+    GREETING = "greeting"
+    AUTHENTICATING = "authenticating"
+    SUBSCRIBING = "subscribing"
+    READY = "ready"
+    """Events stream, or commands may be sent."""
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What Home Assistant says to one command."""
+
+    command_id: int
+    result: msgspec.Raw
+    """The JSON value, unread; it keeps the whole frame in memory."""
+    failure: CommandFailed | None = None
+    """Set when the command was refused; nothing is raised for it here."""
+
+
+class Malformed(msgspec.Struct, frozen=True):
+    """A message that could not be used."""
+
+    kind: str
+    """`not_json`, `unexpected_shape`, `unexpected_type` or `unexpected_id`."""
+    excerpt: str
+    """What was wrong, and how the message began, without its values; at most 200 characters."""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What one frame asks of us, in the order: send, phase, answers, events."""
+
+    send: list[bytes] = []
+    """Text frames to send, in order. They may hold the token: never log them."""
+    events: list[Event] = []
+    """The `state_changed` events."""
+    registry_events: list[Event] = []
+    """All other events: the `*_registry_updated` ones."""
+    answers: list[Answer] = []
+    malformed: list[Malformed] = []
+    phase: Phase | None = None
+    """The phase that began with this frame; None when it stayed."""
+
+    def __repr__(self) -> str:
+        """Return counts: what is sent may hold the token."""
+        return (
+            f"Step(send={len(self.send)}, events={len(self.events)},"
+            f" registry_events={len(self.registry_events)}, answers={len(self.answers)},"
+            f" malformed={self.malformed}, phase={self.phase})"
+        )
+
+
+class Session:
+    """One connection's worth of protocol; make a new one after a reconnect.
+
+    Feed it each frame in order and send what it returns. It never waits and never logs. A
+    live session subscribes to `state_changed` and the registries; one made with
+    `subscribe=False` is ready for commands as soon as it is authenticated.
+    """
+
+    def __init__(self, token: str, *, subscribe: bool = True) -> None:
+        self._token = token
+        self._subscribe = subscribe
+        self._last_id = 0
+        self._required_id = 0
+        self._commands: dict[int, str] = {}
+        """Commands without an answer yet, by id."""
+        self.phase = Phase.GREETING
+        self.ha_version: str | None = None
+
+    def command(self, command: str, **parameters: object) -> tuple[int, bytes]:
+        """Return the id and the frame of a command; its answer will carry that id."""
+        self._last_id += 1
+        self._commands[self._last_id] = command
+        return self._last_id, msgspec.json.encode(
+            {"id": self._last_id, "type": command, **parameters}
+        )
+
+    def feed(self, frame: bytes) -> Step:
+        """Read one frame: a message, or a list of them.
+
+        A message that cannot be read ends up in `Step.malformed` and does no harm to others.
+
+        Raises:
+            SourceAuthRejected: the token is wrong; reconnecting soon will not help.
+            SourceProtocolError: a message is not allowed in this phase, or the subscription
+                to `state_changed` was refused.
+        """
+        # This is the hot path, paid by "decode" in benchmarks/README.md: one call decodes a
+        # whole frame, attributes stay bytes, and a frame of nothing but state changes (nearly
+        # all of them) never meets the code below.
+        malformed: list[Malformed] = []
+        messages: list[_Message] | _Message
+        try:
+            if not frame.isascii():
+                frame.decode()  # the decoder does not look into what stays raw
+            messages = _frame_decoder.decode(frame)
+        except (ValueError, RecursionError):
+            messages = self._salvage(frame, malformed)
+        if not isinstance(messages, list):  # asked this way round because a Struct is slow to ask
+            messages = [messages]
+        if self.phase is Phase.READY:
+            events = [
+                event
+                for message in messages
+                if (event := message.event) is not None and event.event_type == "state_changed"
+            ]
+            if len(events) == len(messages):
+                return Step(events=events, malformed=malformed)
+        return self._take(messages, malformed)
+
+    def _take(self, messages: Iterable[_Message], malformed: list[Malformed]) -> Step:
+        before = self.phase
+        step = Step(malformed=malformed)
+        for message in messages:
+            if self.phase in {Phase.GREETING, Phase.AUTHENTICATING}:
+                self._authenticate(message, step)
+            else:
+                self._receive(message, step)
+        return step if self.phase is before else msgspec.structs.replace(step, phase=self.phase)
+
+    def _authenticate(self, message: _Message, step: Step) -> None:
+        match self.phase, message.type:
+            case Phase.GREETING, "auth_required":
+                self.phase = Phase.AUTHENTICATING
+                self.ha_version = message.ha_version
+                auth = {"type": "auth", "access_token": self._token}
+                step.send.append(msgspec.json.encode(auth))
+            case Phase.AUTHENTICATING, "auth_ok":
+                self.ha_version = message.ha_version or self.ha_version
+                self.phase = Phase.SUBSCRIBING if self._subscribe else Phase.READY
+                step.send.extend(self._subscriptions() if self._subscribe else ())
+            case Phase.AUTHENTICATING, "auth_invalid":
+                raise SourceAuthRejected(self._redact(message.message or "no reason given"))
+            case _:
+                raise self._not_allowed(message)
+
+    def _subscriptions(self) -> Iterator[bytes]:
+        # Home Assistant wants the features first; versions that know none refuse the command.
+        yield self.command("supported_features", features={"coalesce_messages": 1})[1]
+        for event_type in ("state_changed", *REGISTRY_EVENTS):
+            command_id, frame = self.command("subscribe_events", event_type=event_type)
+            self._commands[command_id] = f"subscribe_events {event_type}"
+            if event_type == "state_changed":
+                self._required_id = command_id
+            yield frame
+
+    def _receive(self, message: _Message, step: Step) -> None:
+        match message:
+            case _Message(type="event", event=Event(event_type="state_changed") as event):
+                step.events.append(event)
+            case _Message(type="event", event=Event() as event):
+                step.registry_events.append(event)
+            case _Message(type="result" | "pong"):
+                self._answered(message, step)
+            case _Message(type="auth_required" | "auth_ok" | "auth_invalid"):
+                raise self._not_allowed(message)
+            case _Message(type="event"):
+                step.malformed.append(Malformed("unexpected_shape", "An event without content"))
+            case _:
+                excerpt = self._redact(f"A message of type {message.type!r}")
+                step.malformed.append(Malformed("unexpected_type", excerpt))
+
+    def _answered(self, message: _Message, step: Step) -> None:
+        command = self._commands.pop(message.id, None) if message.id is not None else None
+        if message.id is None or command is None:
+            excerpt = self._redact(
+                f"Answer to no command of ours: id {message.id}, {message.error or 'no error'}"
+            )
+            step.malformed.append(Malformed("unexpected_id", excerpt))
+            return
+        failure = None
+        if message.type == "result" and not message.success:
+            error = message.error or _Error()
+            failure = CommandFailed(
+                command, code=str(error.code), message=self._redact(error.message)
+            )
+        if message.id == self._required_id:
+            if failure is not None:
+                raise SourceProtocolError(f"Home Assistant refused {failure}") from failure
+            self.phase = Phase.READY
+        step.answers.append(Answer(message.id, message.result, failure))
+
+    def _not_allowed(self, message: _Message) -> SourceProtocolError:
+        kind = self._redact(message.type)
+        return SourceProtocolError(f"Unexpected message {kind!r} while {self.phase.value}")
+
+    def _salvage(self, frame: bytes, malformed: list[Malformed]) -> list[_Message]:
+        """Read message by message what cannot be read as a whole."""
+        messages = []
+        for piece in _pieces(frame):
+            try:
+                messages.append(_read(piece))
+            except _Unreadable as exc:
+                excerpt = f"{exc.reason[:_REASON_CHARS]}: {_without_values(piece)}"
+                malformed.append(Malformed(exc.kind, self._redact(excerpt)))
+        return messages
+
+    def _redact(self, text: str) -> str:
+        text = text.replace(self._token, "***")
+        return _OPAQUE.sub("***", text)[:_EXCERPT_CHARS]
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: str | int = "unknown"
+    message: str = "no reason given"
+
+
+class _Message(msgspec.Struct, frozen=True, gc=False):
+    """Any message of Home Assistant: what is not in it stays at its default."""
+
+    type: str
+    id: int | None = None
+    event: Event | None = None
+    success: bool = False
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: _Error | None = None
+    ha_version: str | None = None
+    message: str | None = None
+
+
+class _Unreadable(Exception):
+    def __init__(self, kind: str, reason: Exception) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.reason = str(reason)
+
+
+_frame_decoder = msgspec.json.Decoder(list[_Message] | _Message)
+_message_decoder = msgspec.json.Decoder(_Message)
+_pieces_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _read(piece: bytes) -> _Message:
+    try:
+        piece.decode()
+        return _message_decoder.decode(piece)
+    except (ValueError, RecursionError):
+        pass  # the second reading says what is wrong, if anything still is
+    try:
+        repaired = _repaired(piece)
+    except (ValueError, RecursionError) as exc:
+        raise _Unreadable("not_json", exc) from exc
+    try:
+        return _message_decoder.decode(repaired)
+    except (ValueError, RecursionError) as exc:
+        raise _Unreadable("unexpected_shape", exc) from exc
+
+
+def _repaired(piece: bytes) -> bytes:
+    """Return the message as strict JSON: no NaN, no invalid UTF-8, no lone surrogates."""
+    value = _tolerant.decode(piece.decode(errors="replace"))
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # By way of UTF-16, halves that belong together are joined and lone ones replaced.
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
+
+
+def _finite(number: str) -> float | None:
+    value = float(number)
+    return value if math.isfinite(value) else None
+
+
+_tolerant = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_finite, strict=False)
+_SEPARATOR = re.compile(r"[\s,]*")
+_NEXT_MESSAGE = re.compile(r',\s*(?=\{\s*"(?:id|type)"\s*:)')
+
+
+def _pieces(frame: bytes) -> list[bytes]:
+    """Cut a frame into its messages, even where one of them is not JSON."""
+    try:
+        return [bytes(piece) for piece in _pieces_decoder.decode(frame)]
+    except (ValueError, RecursionError):
+        text = frame.decode(errors="replace").strip()
+    if not text.startswith("["):
+        return [frame]
+    return list(_torn(text))
+
+
+def _torn(text: str) -> Iterator[bytes]:
+    at = 1
+    last = len(text) - 1 if text.endswith("]") else len(text)
+    while True:
+        separator = _SEPARATOR.match(text, at)
+        assert separator is not None, "it matches nothing, too"
+        at = separator.end()
+        if at in {len(text), last}:
+            return
+        try:
+            end = _tolerant.raw_decode(text, at)[1]
+        except (ValueError, RecursionError):
+            boundary = _NEXT_MESSAGE.search(text, at)
+            end = boundary.start() if boundary else len(text)
+        yield text[at:end].encode()
+        at = max(end, at + 1)
+
+
+# What people may read in a log: words of the protocol and entity ids, and nothing that says
+# what the home is like, or that opens it.
+_TELLING_KEYS = frozenset({"type", "event_type", "entity_id", "id", "success", "code", "action"})
+_OPAQUE = re.compile(r"(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{32,}")
+_JSON_TOKEN = re.compile(
+    r'"(?P<text>(?:[^"\\]|\\.)*)(?:"(?P<colon>\s*:)?|\Z)|(?P<number>-?\d[\d.eE+-]*)', re.DOTALL
+)
+
+
+def _without_values(piece: bytes) -> str:
+    """Return how a message begins, with `…` for each value that could be personal."""
+    key = ""
+
+    def shown(match: re.Match[str]) -> str:
+        nonlocal key
+        if match["colon"]:
+            key = match["text"]
+            return match[0]
+        return match[0] if key in _TELLING_KEYS else "…"
+
+    return _JSON_TOKEN.sub(shown, piece[:1000].decode(errors="replace"))
