@@ -1,0 +1,1 @@
+"""From Home Assistant's messages to enriched changes; pure functions."""

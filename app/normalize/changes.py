@@ -1,0 +1,203 @@
+"""Events in, changes out: the rules by which a state change becomes a point in time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+
+from app.model import Change, Event, Placement, State
+from app.normalize.attributes import NO_ATTRIBUTES, Attributes, read_attributes
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_TIME_NS = 2**63 - 2
+"""InfluxDB's first and last nanosecond are this far from the epoch."""
+
+_MAX_EXCERPT_LENGTH = 200
+
+
+class Malformed(NamedTuple):
+    """An event that cannot be used."""
+
+    kind: str
+    """What is missing or wrong: `entity_id`, `state`, `time` or `attributes`."""
+    excerpt: str
+    """The beginning of the event, for a person."""
+
+
+class Normalizer:
+    """Makes changes of events; remembers the last attributes of each entity, within a bound."""
+
+    def __init__(
+        self,
+        placement_of: Callable[[str], Placement],
+        *,
+        max_known_bytes: int = 64_000_000,
+        max_known_entities: int = 50_000,
+    ) -> None:
+        """Take what tells the placement of an entity, and how much may be remembered."""
+        self._placement_of = placement_of
+        self._max_known_bytes = max_known_bytes
+        self._max_known_entities = max_known_entities
+        self._known: dict[str, _Known] = {}
+        self._known_bytes = 0
+
+    def changes(self, events: Sequence[Event]) -> tuple[list[Change], list[Malformed]]:
+        """Return the change of each event that has one, in order, and the events that have none."""
+        changes: list[Change] = []
+        malformed: list[Malformed] = []
+        for event in events:
+            try:
+                changes.append(self._change(event))
+            except _Unusable as exc:
+                malformed.append(Malformed(str(exc), repr(event)[:_MAX_EXCERPT_LENGTH]))
+        return changes, malformed
+
+    def _change(self, event: Event) -> Change:
+        data = event.data
+        entity_id, old, new = data.entity_id, data.old_state, data.new_state
+        if entity_id is None:
+            raise _Unusable("entity_id")
+        # A removal has no state of its own: its time is the event's, its tags the old state's.
+        state = old if new is None else new
+        if state is None:
+            raise _Unusable("state")
+        updated = event.time_fired if new is None else new.last_updated
+        changed = event.time_fired if new is None else new.last_changed
+        if updated is None or changed is None:
+            raise _Unusable("time")
+        since_epoch = updated - _EPOCH
+        seconds = since_epoch.days * 86_400 + since_epoch.seconds
+        # Whole numbers: microseconds since the epoch do not fit a float's 53 bits for ever.
+        time_ns = (seconds * 1_000_000 + since_epoch.microseconds) * 1_000
+        if not -_MAX_TIME_NS <= time_ns <= _MAX_TIME_NS:
+            raise _Unusable("time")
+
+        # Comparing bytes is far cheaper than reading them, and most entities repeat theirs.
+        known = self._known.get(entity_id)
+        if (
+            known is None
+            or known.raw != state.attributes
+            or (old is not None and not known.complete and known.raw != old.attributes)
+        ):
+            known = self._learn(entity_id, new=new, old=old)
+        if new is None:
+            self._forget(entity_id)
+
+        placement = self._placement_of(entity_id)
+        return Change(
+            entity_id,
+            known.domain,
+            time_ns,
+            None if new is None else new.state,
+            None if old is None else old.state,
+            None if old is None else max(0.0, (changed - old.last_changed).total_seconds()),
+            b"{}" if new is None else known.attributes.json,
+            known.device_class,
+            known.unit_of_measurement,
+            known.friendly_name or placement.name,
+            event.context or state.context,
+            placement,
+            event.event_type,
+        )
+
+    def _learn(self, entity_id: str, *, new: State | None, old: State | None) -> _Known:
+        """Bring up to date what is known of an entity."""
+        known = self._known.pop(entity_id, None) or _Known(_domain(entity_id))
+        self._known_bytes -= known.size
+        try:
+            known.learn(new=new, old=old)
+        finally:
+            # Put in again at the end: the first is the one that had no news for longest.
+            self._known[entity_id] = known
+            self._known_bytes += known.size
+        while (
+            self._known_bytes > self._max_known_bytes or len(self._known) > self._max_known_entities
+        ):
+            self._forget(next(iter(self._known)))
+        return known
+
+    def _forget(self, entity_id: str) -> None:
+        if (known := self._known.pop(entity_id, None)) is not None:
+            self._known_bytes -= known.size
+
+
+class _Unusable(Exception):
+    """The event makes no change; the argument is the kind of `Malformed`."""
+
+
+class _Known:
+    """What the last change of an entity told, and of what it did not tell the last known."""
+
+    __slots__ = (
+        "attributes",
+        "complete",
+        "device_class",
+        "domain",
+        "friendly_name",
+        "raw",
+        "size",
+        "unit_of_measurement",
+    )
+
+    def __init__(self, domain: str) -> None:
+        self.domain = domain
+        self.raw = msgspec.Raw(b"")
+        """The last attributes as they came, and as they were read."""
+        self.attributes = NO_ATTRIBUTES
+        self.complete = False
+        """Whether these name the class, the unit and the name."""
+        self.size = 0
+        """Bytes held by the attributes."""
+        self.device_class: str | None = None
+        self.unit_of_measurement: str | None = None
+        self.friendly_name: str | None = None
+
+    def learn(self, *, new: State | None, old: State | None) -> None:
+        """Take class, unit and name from the new state, else the old, else keep the last known.
+
+        An entity that becomes `unavailable` drops its attributes, and must stay in its series.
+        """
+        former, former_raw = self.attributes, self.raw
+        present = NO_ATTRIBUTES
+        if new is not None:
+            present = self._read_new(new.attributes)
+        past = NO_ATTRIBUTES
+        if old is not None and not present.complete:
+            past = former if old.attributes == former_raw else _read_old(old.attributes)
+        self.device_class = present.device_class or past.device_class or self.device_class
+        self.unit_of_measurement = (
+            present.unit_of_measurement or past.unit_of_measurement or self.unit_of_measurement
+        )
+        self.friendly_name = present.friendly_name or past.friendly_name or self.friendly_name
+
+    def _read_new(self, raw: msgspec.Raw) -> Attributes:
+        if raw == self.raw:
+            return self.attributes
+        # A copy: what came is a part of the whole message, and would keep it in memory.
+        data = bytes(raw)
+        try:
+            attributes = read_attributes(data)
+        except ValueError as exc:
+            raise _Unusable("attributes") from exc
+        self.raw = msgspec.Raw(data)
+        self.attributes = attributes
+        self.complete = attributes.complete
+        self.size = len(data) + (0 if attributes.json is data else len(attributes.json))
+        return attributes
+
+
+def _read_old(raw: msgspec.Raw) -> Attributes:
+    try:
+        return read_attributes(bytes(raw))
+    except ValueError:
+        return NO_ATTRIBUTES  # the new state is what counts
+
+
+def _domain(entity_id: str) -> str:
+    domain, _, object_id = entity_id.partition(".")
+    if not domain or not object_id:
+        raise _Unusable("entity_id")
+    return domain
