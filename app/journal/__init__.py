@@ -1,0 +1,1 @@
+"""Where points become durable before any sink sees them."""

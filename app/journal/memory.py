@@ -1,0 +1,130 @@
+"""The journal in memory: for those who would rather lose points than write to a disk."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Self
+
+from app.errors import JournalFull
+from app.journal.ledger import Ledger, Overflow, Pending
+from app.journal.rows import RowBuffer, compress, numbered
+from app.model import Lines, Row
+from app.snapshot import JournalStatus
+from app.telemetry import Telemetry
+
+_FULL_REASONS: dict[Overflow, str] = {
+    "drop_oldest": (
+        "The journal in memory is full and drops the oldest points."
+        " Mend the sink that is behind, or set JOURNAL=sqlite."
+    ),
+    "drop_new": (
+        "The journal in memory is full and drops new points."
+        " Mend the sink that is behind, or set JOURNAL=sqlite."
+    ),
+}
+
+
+class MemoryJournal:
+    """Points between receipt and the sinks, lost when the process ends.
+
+    Use as `async with`; its face and its contract are those of `SqliteJournal`, durability
+    apart.
+    """
+
+    def __init__(
+        self,
+        *,
+        sinks: Sequence[str],
+        max_bytes: int,
+        telemetry: Telemetry,
+        overflow: Overflow = "drop_oldest",
+    ) -> None:
+        """Take the names of the sinks and the bytes that compressed points may take."""
+        self._max_bytes = max_bytes
+        self._overflow: Overflow = overflow
+        self._ledger = Ledger(sinks, telemetry=telemetry)
+        self._rows = RowBuffer()
+        self._full = False
+
+    async def __aenter__(self) -> Self:
+        """Return the journal; there is nothing to open."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Leave what is held to be counted; it is gone with the process."""
+
+    @property
+    def orphaned(self) -> list[str]:
+        """The sinks with a cursor that are not configured: none, memory knows no past."""
+        return self._ledger.orphaned
+
+    async def append(self, lines: Lines, *, received_at: float) -> None:
+        """Take points at the tail; `received_at` is that of the oldest, since the epoch.
+
+        Raises:
+            JournalFull: there is no room and the policy is `drop_new`; nothing was taken.
+        """
+        members = await asyncio.to_thread(compress, lines)
+        # From here on nothing waits: rows, cursors and counters are of one moment.
+        rows = numbered(members, first=self._ledger.tail + 1, received_at=received_at)
+        incoming = RowBuffer()
+        incoming.extend(rows)
+        self._make_room(incoming.bytes)
+        self._rows.extend(rows)
+        self._ledger.appended(lines.points)
+
+    async def read(self, sink: str, *, max_points: int) -> list[Row]:
+        """Return the next rows the sink has not settled, in order, at least one if any.
+
+        The first may be settled in part; then come whole rows while all fit `max_points`.
+        """
+        return self._rows.after(self._ledger.cursors[sink], max_points=max_points) or []
+
+    def cursor(self, sink: str) -> int:
+        """Return the last sequence number the sink has settled."""
+        return self._ledger.cursors[sink]
+
+    def settle(self, sink: str, through: int) -> None:
+        """Note that the sink is done with every point up to `through`."""
+        self._ledger.settle(sink, through)
+        self._rows.forget(self._ledger.settled_by_all)
+
+    def pending(self, sink: str) -> Pending:
+        """Return what the sink has not settled."""
+        oldest = self._rows.holding(self._ledger.cursors[sink] + 1)
+        return Pending(
+            points=self._ledger.held(sink), oldest_at=oldest.received_at if oldest else None
+        )
+
+    def held_at_start(self, sink: str) -> int:
+        """Return 0: nothing outlives the process."""
+        return self._ledger.held_at_start(sink)
+
+    async def grown(self, sink: str, *, points: int) -> None:
+        """Wait until at least `points` are pending for the sink."""
+        await self._ledger.grown(sink, points=points)
+
+    async def run(self) -> None:
+        """Wait for ever: memory needs no housekeeping."""
+        await asyncio.Event().wait()
+
+    def status(self) -> JournalStatus:
+        """Return the journal's part of the snapshot."""
+        return JournalStatus(
+            bytes=self._rows.bytes,
+            durable=False,
+            appended_points=self._ledger.appended_points,
+            reason=_FULL_REASONS[self._overflow] if self._full else None,
+        )
+
+    def _make_room(self, needed_bytes: int) -> None:
+        room = self._max_bytes - self._rows.bytes
+        if room >= needed_bytes:
+            self._full = self._full and room < self._max_bytes // 4
+            return
+        self._full = True
+        if self._overflow == "drop_new" or needed_bytes > self._max_bytes:
+            raise JournalFull(f"the journal holds {self._rows.bytes} of {self._max_bytes} bytes")
+        while self._max_bytes - self._rows.bytes < needed_bytes:
+            self._ledger.dropped(self._rows.popleft().last)

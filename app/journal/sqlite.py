@@ -1,0 +1,515 @@
+"""The journal on disk: an ordered log in SQLite with one cursor per sink."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Self
+
+from app.errors import JournalFull, StorageDamaged, StorageError
+from app.journal.ledger import Hole, Ledger, Overflow, Pending
+from app.journal.rows import RowBuffer, compress, numbered, take
+from app.journal.salvage import Salvage, finish_salvage, salvage
+from app.logs import Brake
+from app.model import Lines, Row
+from app.snapshot import JournalStatus
+from app.storage import Connection, Database, pragma, shrink, size_of
+from app.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE journal_rows (
+        first INTEGER PRIMARY KEY,
+        points INTEGER NOT NULL,
+        received_at REAL NOT NULL,
+        gzip BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE journal (tail INTEGER NOT NULL) STRICT;
+    INSERT INTO journal VALUES (0);
+    CREATE TABLE cursors (sink TEXT PRIMARY KEY, settled INTEGER NOT NULL) STRICT
+    """,
+)
+
+_ROWS_PER_DELETE = 100
+_ROWS_PER_DROP = 2
+_PAGES_PER_SHRINK = 256
+_MAX_WAL_BYTES = 4_000_000
+
+_FULL_REASONS: dict[Overflow, str] = {
+    "drop_oldest": (
+        "The journal is full (JOURNAL_MAX_MB, JOURNAL_MIN_FREE_MB) and drops the oldest points."
+        " Mend the sink that is behind, or give the journal more room."
+    ),
+    "drop_new": (
+        "The journal is full (JOURNAL_MAX_MB, JOURNAL_MIN_FREE_MB) and drops new points."
+        " Mend the sink that is behind, or give the journal more room."
+    ),
+}
+
+
+def free_disk_bytes(path: Path) -> int:
+    """Return the bytes that are free on the disk of `path`."""
+    return shutil.disk_usage(path.parent).free
+
+
+class SqliteJournal:
+    """Points between receipt and the sinks, through crash and restart.
+
+    Use as `async with`. Sequence numbers count points, start at 1 and are never reused. A sink
+    that is new starts at the tail; the cursor of one that is not configured any more stays.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        sinks: Sequence[str],
+        max_bytes: int,
+        telemetry: Telemetry,
+        min_free_bytes: int = 0,
+        overflow: Overflow = "drop_oldest",
+        recent_bytes: int = 8_000_000,
+        housekeeping_s: float = 1.0,
+        free_bytes: Callable[[Path], int] = free_disk_bytes,
+    ) -> None:
+        """Take the bounds: of the file with its WAL, and of the disk that is never used.
+
+        The newest rows stay in memory up to `recent_bytes`, so that a sink that keeps up
+        costs no reading. `housekeeping_s` is how long a settled cursor may stay unsaved.
+        """
+        self._path = path
+        self._sinks = tuple(sinks)
+        self._bounds = _Bounds(path, max_bytes, min_free_bytes, overflow, free_bytes)
+        self._recent_bytes = recent_bytes
+        self._housekeeping_s = housekeeping_s
+        self._ledger = Ledger(sinks, telemetry=telemetry)
+        self._recent = RowBuffer()
+        self._order = asyncio.Lock()
+        self._appending: set[asyncio.Task[None]] = set()
+        self._closing = contextlib.AsyncExitStack()
+        self._database: Database | None = None
+        self._saved: Mapping[str, int] = {}
+        self._deleted_through = 0
+        self._oldest_at: dict[str, float | None] = {}
+        self._bytes = 0
+        self._full = False
+        self._salvage: Salvage | None = None
+        self._brake = Brake(every_s=60.0)
+
+    async def __aenter__(self) -> Self:
+        """Open, or create, the file; what cannot be read any more is set aside and counted.
+
+        Raises:
+            StorageNewer: a newer version of this service wrote the file.
+            StorageFull: a damaged file cannot be copied, the disk is full.
+            StorageError: the folder or file cannot be opened.
+        """
+        finish_salvage(self._path)
+        try:
+            await self._open()
+        except StorageDamaged as exc:
+            self._salvage = await salvage(
+                self._path, migrations=_MIGRATIONS, sinks=self._sinks, cause=exc
+            )
+            await self._open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the append at hand, save the cursors and close the file."""
+        if self._appending:
+            await asyncio.wait(self._appending)
+        async with self._closing:
+            try:
+                await self._tidy()
+            except StorageError as exc:
+                # Nothing is lost: what was settled since the last save is delivered once more.
+                logger.warning("The cursors of the journal were not saved: %s", exc)
+        self._database = None
+
+    @property
+    def orphaned(self) -> list[str]:
+        """The sinks with a cursor that are not configured any more; they go first at the bound."""
+        return self._ledger.orphaned
+
+    @property
+    def missing_points(self) -> int:
+        """How many sequence numbers a damaged file took with it and some sink still waited for."""
+        return sum(hole.points for hole in self._ledger.holes)
+
+    async def append(self, lines: Lines, *, received_at: float) -> None:
+        """Make points durable at the tail; `received_at` is that of the oldest, since the epoch.
+
+        When the caller is cancelled, an append that has begun still ends and is counted.
+
+        Raises:
+            JournalFull: there is no room and the policy is `drop_new`; nothing was taken.
+            StorageError: nothing was taken; try again.
+        """
+        task = asyncio.create_task(self._append(lines, received_at), name="journal.append")
+        self._appending.add(task)
+        task.add_done_callback(self._appending.discard)
+        await asyncio.shield(task)
+
+    async def read(self, sink: str, *, max_points: int) -> list[Row]:
+        """Return the next rows the sink has not settled, in order, at least one if any.
+
+        The first may be settled in part; then come whole rows while all fit `max_points`.
+
+        Raises:
+            StorageError: the rows cannot be read.
+        """
+        ledger = self._ledger
+        while ledger.held(sink):
+            cursor = ledger.cursors[sink]
+            rows = self._recent.after(cursor, max_points=max_points)
+            if rows is None:
+                work = partial(_rows_after, cursor=cursor, max_points=max_points)
+                rows = await self._open_database().read(work)
+            if cursor == ledger.cursors[sink] and _follow(rows, cursor, ledger):
+                self._oldest_at[sink] = rows[0].received_at
+                return rows
+            # An append at its bound has dropped these rows, and perhaps not said so yet.
+            async with self._order:
+                if cursor == ledger.cursors[sink]:
+                    raise StorageDamaged(f"the journal has lost the rows after number {cursor}")
+        return []
+
+    def cursor(self, sink: str) -> int:
+        """Return the last sequence number the sink has settled."""
+        return self._ledger.cursors[sink]
+
+    def settle(self, sink: str, through: int) -> None:
+        """Note that the sink is done with every point up to `through`.
+
+        It is on disk with the next append, or within a second.
+        """
+        self._ledger.settle(sink, through)
+
+    def pending(self, sink: str) -> Pending:
+        """Return what the sink has not settled, and its age as of the last read."""
+        points = self._ledger.held(sink)
+        if not points:
+            return Pending(points=0, oldest_at=None)
+        row = self._recent.holding(self._ledger.cursors[sink] + 1)
+        oldest_at = self._oldest_at.get(sink) if row is None else row.received_at
+        return Pending(points=points, oldest_at=oldest_at)
+
+    def held_at_start(self, sink: str) -> int:
+        """Return how many points waited for the sink when the journal was opened."""
+        return self._ledger.held_at_start(sink)
+
+    async def grown(self, sink: str, *, points: int) -> None:
+        """Wait until at least `points` are pending for the sink."""
+        await self._ledger.grown(sink, points=points)
+
+    async def run(self) -> None:
+        """Save cursors and delete what every sink has settled, for ever."""
+        while True:
+            await asyncio.sleep(self._housekeeping_s)
+            try:
+                await self._tidy()
+            except StorageError as exc:
+                if self._brake.admit("housekeeping") is not None:
+                    logger.warning("Housekeeping of the journal failed, it is tried again: %s", exc)
+
+    def status(self) -> JournalStatus:
+        """Return the journal's part of the snapshot."""
+        return JournalStatus(
+            bytes=self._bytes,
+            durable=True,
+            salvaged=self._salvage.points if self._salvage else 0,
+            appended_points=self._ledger.appended_points,
+            reason=self._reason(),
+        )
+
+    def _reason(self) -> str | None:
+        if self._full:
+            return _FULL_REASONS[self._bounds.overflow]
+        return self._salvage.reason if self._salvage else None
+
+    def _open_database(self) -> Database:
+        assert self._database is not None, "the journal is not open"
+        return self._database
+
+    async def _open(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            wal_bytes = min(_MAX_WAL_BYTES, self._bounds.max_bytes // 8)
+            database = await stack.enter_async_context(
+                Database(self._path, migrations=_MIGRATIONS, wal_bytes=wal_bytes)
+            )
+            stock = await database.write(
+                partial(_take_stock, sinks=self._sinks, bounds=self._bounds)
+            )
+            self._closing = stack.pop_all()
+        self._database = database
+        self._ledger.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
+        self._saved = stock.cursors
+        self._oldest_at = dict(stock.oldest_at)
+        self._bytes = stock.bytes
+        for sink in self._ledger.orphaned:
+            held = self._ledger.held(sink)
+            logger.warning("The journal holds %d points for %r, which is not set up", held, sink)
+
+    async def _append(self, lines: Lines, received_at: float) -> None:
+        async with self._order:  # rows come back in the order of their sequence numbers
+            cursors = dict(self._ledger.cursors)
+            work = partial(
+                _append_lines,
+                lines=lines,
+                received_at=received_at,
+                cursors=cursors,
+                configured=self._ledger.settled_by_configured,
+                bounds=self._bounds,
+            )
+            try:
+                appended = await self._open_database().write(work)
+            except JournalFull:
+                self._full = True
+                raise
+            # From here on nothing waits: rows, cursors and counters are of one moment.
+            self._full = self._still_full(appended)
+            self._saved = cursors
+            self._bytes = appended.bytes
+            if appended.dropped_through:
+                self._drop(appended.dropped_through, appended.oldest_at)
+            self._recent.forget(self._ledger.settled_by_all)
+            self._recent.extend(appended.rows)
+            self._recent.shrink(self._recent_bytes)
+            self._ledger.appended(lines.points)
+
+    def _still_full(self, appended: _Appended) -> bool:
+        """Whether a person should look: not only in the very moment of a drop."""
+        if appended.dropped_through:
+            return True
+        drained = self._ledger.settled_by_all == self._ledger.tail
+        return self._full and not drained and appended.room < self._bounds.max_bytes // 4
+
+    def _drop(self, through: int, oldest_at: float | None) -> None:
+        for sink, cursor in self._ledger.cursors.items():
+            if cursor < through:
+                self._oldest_at[sink] = oldest_at
+        self._ledger.dropped(through)
+        if (held_back := self._brake.admit("full")) is not None:
+            logger.error(
+                "The journal is full: dropped the oldest points up to number %d"
+                " (%d more times since the last line)",
+                through,
+                held_back,
+            )
+
+    async def _tidy(self) -> None:
+        through = self._ledger.settled_by_all
+        if self._saved == self._ledger.cursors and self._deleted_through == through:
+            return
+        more = True
+        while more:  # each block is a transaction of its own, so that appends come between
+            cursors = dict(self._ledger.cursors)
+            more, self._bytes = await self._open_database().write(
+                partial(_tidy_block, cursors=cursors, through=through, path=self._path)
+            )
+            self._saved = cursors
+        self._deleted_through = through
+
+
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """How large the file may become, and what happens then."""
+
+    path: Path
+    max_bytes: int
+    min_free_bytes: int
+    overflow: Overflow
+    free_bytes: Callable[[Path], int]
+
+    def room(self, connection: Connection) -> int:
+        """Return how many bytes an append may add now."""
+        size = size_of(connection, self.path)
+        # A WAL shrinks only when the file is closed; it may never take the whole bound.
+        bound = max(self.max_bytes - size.wal_bytes, self.max_bytes // 2)
+        # Freed pages are used again, so they are room even on a disk that is full.
+        disk = size.free_bytes + max(0, self.free_bytes(self.path) - self.min_free_bytes)
+        return min(bound - size.live_bytes, disk)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stock:
+    """What an opened file holds."""
+
+    tail: int
+    cursors: Mapping[str, int]
+    holes: Sequence[Hole]
+    oldest_at: Mapping[str, float | None]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Appended:
+    """What one append did."""
+
+    rows: Sequence[Row]
+    dropped_through: int
+    """The last sequence number dropped from some sink, or 0."""
+    oldest_at: float | None
+    bytes: int
+    room: int
+    """How many bytes more could be appended without a drop."""
+
+
+def _follow(rows: Sequence[Row], cursor: int, ledger: Ledger) -> bool:
+    """Whether no point that is still held stands between the cursor and the rows."""
+    return bool(rows) and ledger.points_between(cursor, rows[0].first - 1) <= 0
+
+
+# All below runs in the database's own threads.
+
+
+def _take_stock(connection: Connection, sinks: Sequence[str], bounds: _Bounds) -> _Stock:
+    # Damage deep in the file would show only when a sink reads there, and then at every
+    # start; the check reads each page once.
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise StorageDamaged(verdict)
+    tail = _tail(connection)
+    connection.executemany(
+        "INSERT OR IGNORE INTO cursors VALUES (?, ?)", [(sink, tail) for sink in sinks]
+    )
+    cursors = dict(connection.execute("SELECT sink, settled FROM cursors"))
+    return _Stock(
+        tail=tail,
+        cursors=cursors,
+        holes=list(_holes(connection, min(cursors.values(), default=tail), tail)),
+        oldest_at={sink: _oldest_at(connection, cursors[sink]) for sink in cursors},
+        bytes=_bytes(connection, bounds.path),
+    )
+
+
+def _holes(connection: Connection, cursor: int, tail: int) -> Iterator[Hole]:
+    expected = cursor + 1
+    found = connection.execute("SELECT first, points FROM journal_rows ORDER BY first")
+    for first, points in found:
+        if first > expected:
+            yield Hole(expected, first - expected)
+        expected = max(expected, first + points)
+    if expected <= tail:
+        yield Hole(expected, tail - expected + 1)
+
+
+def _append_lines(
+    connection: Connection,
+    *,
+    lines: Lines,
+    received_at: float,
+    cursors: Mapping[str, int],
+    configured: int,
+    bounds: _Bounds,
+) -> _Appended:
+    rows = numbered(compress(lines), first=_tail(connection) + 1, received_at=received_at)
+    _save_cursors(connection, cursors)
+    dropped = _make_room(connection, rows, configured, bounds)
+    connection.execute("UPDATE cursors SET settled = max(settled, ?)", (dropped,))
+    connection.executemany(
+        "INSERT INTO journal_rows VALUES (?, ?, ?, ?)",
+        [(row.first, row.points, row.received_at, row.gzip) for row in rows],
+    )
+    connection.execute("UPDATE journal SET tail = tail + ?", (lines.points,))
+    lost = dropped > min(cursors.values(), default=dropped)
+    return _Appended(
+        rows=rows,
+        dropped_through=dropped if lost else 0,
+        oldest_at=_oldest_at(connection, dropped) if lost else None,
+        bytes=_bytes(connection, bounds.path),
+        room=bounds.room(connection),
+    )
+
+
+def _make_room(
+    connection: Connection, rows: Sequence[Row], configured: int, bounds: _Bounds
+) -> int:
+    """Delete the oldest rows until the new ones fit; return the last number deleted, or 0.
+
+    Rows that no configured sink needs go first, whatever orphans may want.
+    """
+    page = pragma(connection, "page_size")
+    needed = sum((len(row.gzip) // page + 2) * page for row in rows)
+    through = 0
+    limits = [configured]
+    if bounds.overflow == "drop_oldest":
+        limits.append(_tail(connection))
+    for limit in limits:
+        while bounds.room(connection) < needed:
+            last = _delete_rows(connection, limit, _ROWS_PER_DROP)
+            if last is None:
+                break
+            through = last
+    if bounds.room(connection) < needed:
+        raise JournalFull(f"{needed} bytes are needed and the journal is at its bound")
+    return through
+
+
+def _tidy_block(
+    connection: Connection, cursors: Mapping[str, int], through: int, path: Path
+) -> tuple[bool, int]:
+    _save_cursors(connection, cursors)
+    more = _delete_rows(connection, through, _ROWS_PER_DELETE) is not None
+    shrink(connection, pages=_PAGES_PER_SHRINK)
+    return more, _bytes(connection, path)
+
+
+def _delete_rows(connection: Connection, through: int, limit: int) -> int | None:
+    """Delete the oldest rows that end at or before `through`; return the last number, if any."""
+    (last,) = connection.execute(
+        "SELECT max(first + points - 1) FROM (SELECT first, points FROM journal_rows"
+        " WHERE first <= :through AND first + points - 1 <= :through ORDER BY first LIMIT :limit)",
+        {"through": through, "limit": limit},
+    ).fetchone()
+    if last is not None:
+        connection.execute("DELETE FROM journal_rows WHERE first <= ?", (last,))
+    assert last is None or isinstance(last, int)
+    return last
+
+
+def _save_cursors(connection: Connection, cursors: Mapping[str, int]) -> None:
+    connection.executemany(
+        "UPDATE cursors SET settled = max(settled, ?) WHERE sink = ?",
+        [(settled, sink) for sink, settled in cursors.items()],
+    )
+
+
+def _rows_after(connection: Connection, cursor: int, max_points: int) -> list[Row]:
+    found = connection.execute(
+        "SELECT first, points, gzip, received_at FROM journal_rows WHERE first >= coalesce("
+        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next) ORDER BY first",
+        {"next": cursor + 1},
+    )
+    with contextlib.closing(found):  # a statement left open would hold the WAL
+        rows = (row for row in (Row(*columns) for columns in found) if row.last > cursor)
+        return take(rows, max_points=max_points)
+
+
+def _oldest_at(connection: Connection, cursor: int) -> float | None:
+    """Return when the row of the next point, or the one before it, was received."""
+    oldest = connection.execute(
+        "SELECT received_at FROM journal_rows WHERE first >= coalesce("
+        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next) ORDER BY first LIMIT 1",
+        {"next": cursor + 1},
+    ).fetchone()
+    return oldest[0] if oldest else None
+
+
+def _bytes(connection: Connection, path: Path) -> int:
+    size = size_of(connection, path)
+    return size.live_bytes + size.wal_bytes
+
+
+def _tail(connection: Connection) -> int:
+    (tail,) = connection.execute("SELECT tail FROM journal").fetchone()
+    assert isinstance(tail, int)
+    return tail
