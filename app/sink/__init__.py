@@ -1,0 +1,1 @@
+"""Where points go: InfluxDB, the embedded store, and what they refused."""

@@ -1,0 +1,167 @@
+"""Batches cut from the journal: whole rows as they lie there, or single lines.
+
+A row is one gzip member. A gzip stream may have many (RFC 1952, section 2.2), but the first
+releases of InfluxDB 3 read only the first one and answer 204 all the same, on each of their
+write paths. So a body is always a single member: several rows are compressed anew, which costs
+1 µs a line. Every function here that does so blocks and belongs in a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from isal import isal_zlib
+
+from app.errors import StorageDamaged
+from app.model import Lines, Row
+
+_GZIP = 31
+"""zlib's number for `with a gzip header, largest window`."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRows:
+    """Consecutive rows of the journal, none of them settled."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def first(self) -> int:
+        """Sequence number of the first point."""
+        return self.rows[0].first
+
+    @property
+    def last(self) -> int:
+        """Sequence number of the last point."""
+        return self.rows[-1].last
+
+    @property
+    def points(self) -> int:
+        """How many lines the rows hold."""
+        return self.last - self.first + 1
+
+    @property
+    def received_at(self) -> float:
+        """When the oldest point was received, in seconds since the epoch."""
+        return self.rows[0].received_at
+
+    def lines(self) -> list[bytes]:
+        """Return the lines in order.
+
+        Raises:
+            StorageDamaged: a row does not hold what the journal says.
+        """
+        return list(chain.from_iterable(map(_unpacked, self.rows)))
+
+    def gzip_body(self) -> bytes:
+        """Return the lines as one gzip member: a single row as it is, several compressed anew.
+
+        Raises:
+            StorageDamaged: a row cannot be unpacked.
+        """
+        if len(self.rows) == 1:
+            return self.rows[0].gzip
+        return isal_zlib.compress(b"".join(map(_data, self.rows)), 1, wbits=_GZIP)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutLines:
+    """Lines that are no longer whole rows, compressed once when they were cut."""
+
+    first: int
+    cut: tuple[bytes, ...]
+    gzip: bytes
+    received_at: float
+    """That of the oldest point of the batch they were cut from."""
+
+    @property
+    def last(self) -> int:
+        """Sequence number of the last point."""
+        return self.first + len(self.cut) - 1
+
+    @property
+    def points(self) -> int:
+        """How many lines there are."""
+        return len(self.cut)
+
+    def lines(self) -> list[bytes]:
+        """Return the lines in order."""
+        return list(self.cut)
+
+    def gzip_body(self) -> bytes:
+        """Return the lines as one gzip member."""
+        return self.gzip
+
+
+Part = WholeRows | CutLines
+
+
+def whole_rows(rows: Sequence[Row]) -> WholeRows:
+    """Return the rows up to the first one that does not follow its predecessor.
+
+    Numbers are missing where a damaged journal was salvaged; within a batch they must count
+    up by one, because a line's number is its place in it.
+    """
+    end = 1
+    while end < len(rows) and rows[end].first == rows[end - 1].last + 1:
+        end += 1
+    return WholeRows(tuple(rows[:end]))
+
+
+def after(part: Part, cursor: int) -> Part:
+    """Return what lies behind the cursor; blocks unless the whole part does.
+
+    Raises:
+        StorageDamaged: the part cannot be taken apart.
+    """
+    if part.first > cursor:
+        return part
+    return cut(part, cursor + 1 - part.first, part.points)
+
+
+def halves(part: Part) -> tuple[CutLines, CutLines]:
+    """Cut a part of at least two points in the middle, the smaller half first; blocks.
+
+    Raises:
+        StorageDamaged: the part cannot be taken apart.
+    """
+    middle = part.points // 2
+    return cut(part, 0, middle), cut(part, middle, part.points)
+
+
+def cut(part: Part, start: int, stop: int) -> CutLines:
+    """Return the lines with the indices from `start` up to, not including, `stop`; blocks.
+
+    Raises:
+        StorageDamaged: the part cannot be taken apart.
+    """
+    lines = part.lines()[start:stop]
+    return _compressed(lines, first=part.first + start, received_at=part.received_at)
+
+
+def _data(row: Row) -> bytes:
+    try:
+        return isal_zlib.decompress(row.gzip, wbits=_GZIP)
+    except isal_zlib.error as exc:  # type: ignore[misc]  # the stub declares an instance
+        raise StorageDamaged(f"points {row.first} to {row.last} cannot be unpacked") from exc
+
+
+def _unpacked(row: Row) -> list[bytes]:
+    lines = Lines(_data(row), row.points).split()
+    if len(lines) != row.points:
+        raise StorageDamaged(
+            f"points {row.first} to {row.last} are {row.points}, but the row holds {len(lines)}"
+        )
+    return lines
+
+
+def _compressed(lines: Sequence[bytes], *, first: int, received_at: float) -> CutLines:
+    data = b"".join([line + b"\n" for line in lines])
+    return CutLines(
+        first=first,
+        cut=tuple(lines),
+        gzip=isal_zlib.compress(data, 1, wbits=_GZIP),
+        received_at=received_at,
+    )

@@ -1,0 +1,81 @@
+"""Which InfluxDB is it? What INFLUXDB_API=auto asks the server itself."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+from app.sink.answers import Held, Unavailable
+from app.sink.dialects import Ask, Request, Version
+from app.sink.replies import NO_ANSWER, Reply, failure, parsed
+
+_QUESTIONS = (
+    Request(path="/ping"),
+    Request(path="/health"),
+    # VictoriaMetrics below a path like /influx knows neither of the others.
+    Request(path="/query", query={"q": "SHOW DATABASES"}),
+)
+
+
+async def detect(ask: Ask) -> Version | Held | Unavailable:
+    """Ask the server for its version; Held when it answers and nothing can be made of it."""
+    try:
+        found = await stated_version(ask)
+    except NO_ANSWER as exc:
+        meaning = failure(exc)
+        return meaning if isinstance(meaning, Held) else Unavailable(reason=meaning.reason)
+    return unnamed(found) if isinstance(found, Reply) else found
+
+
+async def stated_version(ask: Ask) -> Version | Reply:
+    """Return what the server says it is, or its answer to `/ping` when it does not say.
+
+    Raises:
+        one of NO_ANSWER: it was not reached.
+    """
+    replies = []
+    for question in _QUESTIONS:
+        reply = await ask(question)
+        if (version := version_of(reply)) is not None:
+            return version
+        replies.append(reply)
+    return replies[0]
+
+
+def version_of(reply: Reply) -> Version | None:
+    """Read the version from a response's headers or its JSON; None when neither says one."""
+    stated = reply.headers.get("X-Influxdb-Version", "")
+    match parsed(reply):
+        case {"name": "influxdb", "version": str() as version} if not stated:
+            stated = version
+        case _:
+            pass
+    number = re.match(r"v?([123])\.", stated)
+    if number is None:
+        return None
+    versions: dict[str, Version] = {"1": "v1", "2": "v2", "3": "v3"}
+    return versions[number[1]]
+
+
+def unnamed(ping: Reply) -> Version | Held | Unavailable:
+    """Say what a server is that states no version, by its answer to `/ping`."""
+    match ping.status:
+        case HTTPStatus.NO_CONTENT:
+            # VictoriaMetrics and most others that take lines do so at the path of version 1.
+            return "v1"
+        case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
+            return Held(
+                reason="what answers asks for credentials before it says what it is",
+                status=ping.status,
+                advice="Set INFLUXDB_TOKEN, or INFLUXDB_USERNAME and INFLUXDB_PASSWORD.",
+            )
+        case status if HTTPStatus.OK <= status < HTTPStatus.BAD_REQUEST:
+            return Unavailable(reason=f"{status} is not InfluxDB's /ping; check INFLUXDB_URL")
+        case status if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return Unavailable(reason=f"{status} instead of a version: it may be starting")
+        case status:
+            return Held(
+                reason="what answers does not say which InfluxDB it is",
+                status=status,
+                advice="Check INFLUXDB_URL, or set INFLUXDB_API to v1, v2 or v3.",
+            )

@@ -1,0 +1,181 @@
+"""InfluxDB 1, 2 or 3, and whatever else speaks one of their write APIs, as a sink."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from http import HTTPStatus
+from typing import Literal, Self, TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
+
+from app.errors import StorageDamaged
+from app.sink.answers import Answer, Batch, Held, Refused, Unavailable
+from app.sink.detection import detect, stated_version
+from app.sink.dialects import Dialect, Request, Target, Version, dialect, is_missing
+from app.sink.replies import NO_ANSWER, Reply, answer, failure
+
+logger = logging.getLogger(__name__)
+
+Api: TypeAlias = Literal["auto"] | Version
+
+_CONNECT_TIMEOUT_S = 10.0
+_PING_TIMEOUT_S = 3.0
+_REPLY_BYTES = 65_536
+_HEADER_BYTES = 1_048_576
+"""InfluxDB 1 repeats the whole of a refused line in a header."""
+_WRONG_PATH = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
+_HOLDING = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, *_WRONG_PATH}
+
+
+class InfluxSink:
+    """Writes batches to one bucket or database, and creates it when it is missing.
+
+    Use as `async with`. The client's own write API is not used: it knows only version 2,
+    compresses on the event loop, follows redirects that lose the body, and takes any 2xx for
+    success.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str,
+        org: str,
+        bucket: str,
+        timeout_s: float,
+        api: Api = "auto",
+        username: str = "",
+        password: str = "",
+    ) -> None:
+        """Take the address, and how many seconds a request may take.
+
+        With `auto` a username means v1 and a token v2; without either, and when what was
+        chosen is not found there, the server is asked.
+        """
+        self.name = "influxdb"
+        self._url = str(url).rstrip("/")
+        self._target = Target(
+            bucket=bucket, org=org, token=token, username=username, password=password
+        )
+        self._timeout_s = timeout_s
+        self._api = api
+        self._dialect = self._chosen()
+        self._client: InfluxDBClientAsync | None = None
+
+    async def __aenter__(self) -> Self:
+        """Make the client; nothing is sent yet, so the database may be away."""
+        # By default the client reads the certificates of all authorities, which blocks for 50 ms.
+        no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._client = InfluxDBClientAsync(
+            self._url,
+            timeout=aiohttp.ClientTimeout(
+                total=self._timeout_s, connect=min(_CONNECT_TIMEOUT_S, self._timeout_s)
+            ),
+            ssl_context=None if self._url.startswith("https:") else no_tls,
+            allow_redirects=False,
+            client_session_kwargs={"max_field_size": _HEADER_BYTES},
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            await self._client.close()  # type: ignore[no-untyped-call]
+            self._client = None
+
+    async def write(self, batch: Batch) -> Answer:
+        """Write a batch and say how it went."""
+        try:
+            body = await asyncio.to_thread(batch.gzip_body)
+        except StorageDamaged as exc:
+            return Refused(reason=str(exc))  # delivery takes it apart and finds the damaged row
+        spoken = self._dialect or await self._detected()
+        if isinstance(spoken, Held | Unavailable):
+            return spoken
+        try:
+            reply = await self._write(body, spoken)
+            if reply.status in _WRONG_PATH and (other := await self._other_than(spoken)):
+                other_reply = await self._write(body, other)
+                if other_reply.status not in _HOLDING:
+                    logger.info("Writing to InfluxDB as %s", other.version)
+                    self._dialect, spoken, reply = other, other, other_reply
+        except NO_ANSWER as exc:
+            return failure(exc)
+        return answer(reply, dialect=spoken, secrets=self._secrets())
+
+    async def ping(self) -> bool:
+        """Say whether anything that is not broken answers at the address."""
+        try:
+            async with asyncio.timeout(_PING_TIMEOUT_S):
+                question = Request(path="/ping")
+                spoken = self._dialect
+                reply = await self._ask(spoken.authorized(question) if spoken else question)
+        except NO_ANSWER:
+            return False
+        return reply.status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def _chosen(self) -> Dialect | None:
+        if self._api != "auto":
+            return dialect(self._api, self._target)
+        if self._target.username:
+            return dialect("v1", self._target)
+        # The organization has a default, so it says nothing about what is meant.
+        return dialect("v2", self._target) if self._target.token else None
+
+    async def _detected(self) -> Dialect | Held | Unavailable:
+        found = await detect(self._ask)
+        if isinstance(found, Held | Unavailable):
+            return found
+        logger.info("Writing to InfluxDB as %s", found)
+        self._dialect = dialect(found, self._target)
+        return self._dialect
+
+    async def _other_than(self, spoken: Dialect) -> Dialect | None:
+        """Return the dialect to try after this one was not found; None when there is none."""
+        if self._api != "auto":
+            return None
+        found = await stated_version(lambda request: self._ask(spoken.authorized(request)))
+        if isinstance(found, Reply) or found == spoken.version:
+            return None
+        return dialect(found, self._target)
+
+    async def _write(self, body: bytes, spoken: Dialect) -> Reply:
+        request = spoken.authorized(spoken.write(body))
+        reply = await self._ask(request)
+        if is_missing(reply) and await spoken.create(
+            lambda creation: self._ask(spoken.authorized(creation))
+        ):
+            reply = await self._ask(request)
+        return reply
+
+    async def _ask(self, request: Request) -> Reply:
+        assert self._client is not None, "the sink is not open"
+        # Without preloading the client hands over aiohttp's own response, whatever its status.
+        response: aiohttp.ClientResponse = await self._client.api_client.call_api(  # type: ignore[no-untyped-call]
+            request.path,
+            request.method,
+            query_params=list(request.query.items()),
+            header_params=dict(request.headers),
+            body=request.body,
+            _preload_content=False,
+        )
+        async with response:
+            text = bytearray()
+            # A proxy's error page may be of any length; what is not read is cut off.
+            while len(text) < _REPLY_BYTES and (chunk := await response.content.read(_REPLY_BYTES)):
+                text += chunk
+        return Reply(status=response.status, headers=response.headers, body=bytes(text))
+
+    def _secrets(self) -> list[str]:
+        in_url = unquote(urlsplit(self._url).password or "")
+        basic = dialect("v1", self._target).authorized(Request(path="")).headers
+        encoded = basic.get("Authorization", "").partition(" ")[2]
+        return [
+            secret
+            for secret in (self._target.token, self._target.password, in_url, encoded)
+            if secret
+        ]

@@ -1,0 +1,85 @@
+"""Words for people: what a sink's trouble is, since when, and when a backlog will be gone."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+_TITLES = {"influxdb": "InfluxDB", "embedded": "The embedded store"}
+_SMOOTHED_OVER_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Why points are not leaving for a sink."""
+
+    sink: str
+    condition: Literal["waiting", "holding", "refusing"]
+    since_s: float
+    """When it began, on the caller's clock, whatever the condition was then."""
+    said: str
+    """The last thing the sink answered."""
+    advice: str | None = None
+
+    def sentence(self, now_s: float) -> str:
+        """Say what is wrong, for how long, and what a person can do."""
+        subject, lasted = self._title, _duration(now_s - self.since_s)
+        said = self.said.rstrip(". ")
+        match self.condition:
+            case "waiting":
+                verb = "has not been taking writes"
+                advice = self.advice or "Points wait in the journal and are sent by themselves."
+            case "holding":
+                verb = "has been refusing writes"
+                advice = self.advice or "Points wait in the journal."
+            case _:
+                verb = "has been refusing every point"
+                advice = (
+                    f"{self.advice or 'Mend what the reason names.'} Points wait in the journal;"
+                    " the first ones refused wait as dead letters to be retried."
+                )
+        return f"{subject} {verb} for {lasted}: {said}. {advice}"
+
+    def ended(self, now_s: float) -> str:
+        """Say that it is over."""
+        return f"{self._title} takes writes again after {_duration(now_s - self.since_s)}"
+
+    @property
+    def _title(self) -> str:
+        return _TITLES.get(self.sink, f"Sink {self.sink}")
+
+
+class Pace:
+    """How fast a backlog shrinks, smoothed over some seconds."""
+
+    def __init__(self) -> None:
+        self._mark: tuple[float, int] | None = None
+        self._per_s: float | None = None
+
+    def reset(self) -> None:
+        """Forget: nothing is moving."""
+        self._mark = self._per_s = None
+
+    def sample(self, now_s: float, *, held: int) -> None:
+        """Note how many points are held after a batch was settled."""
+        if self._mark is not None and now_s > self._mark[0]:
+            elapsed_s = now_s - self._mark[0]
+            now_per_s = (self._mark[1] - held) / elapsed_s
+            before = now_per_s if self._per_s is None else self._per_s
+            weight = math.exp(-elapsed_s / _SMOOTHED_OVER_S)
+            self._per_s = weight * before + (1 - weight) * now_per_s
+        self._mark = (now_s, held)
+
+    def drained_in_s(self, held: int) -> float | None:
+        """Return the seconds until nothing is held; None when unknown or it is not shrinking."""
+        if not held or self._per_s is None or self._per_s <= 0:
+            return None
+        return held / self._per_s
+
+
+def _duration(seconds: float) -> str:
+    for unit, size_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size_s:
+            return f"{seconds / size_s:.0f} {unit}"
+    return f"{max(seconds, 0.0):.0f} s"
