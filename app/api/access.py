@@ -1,0 +1,261 @@
+"""Who is answered: one pure decision, and the ASGI middleware that asks for it.
+
+Without an API key this machine alone is answered, and only directly: a page of a foreign
+site (DNS rebinding) fails on the Host, a reverse proxy on what it adds. With a key
+everything that holds data asks for it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.api.problems import Problem, problem_response
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+MUST_AUTHENTICATE = "must_authenticate"
+"""Key in a WebSocket's scope: its first message must carry the API key."""
+
+METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
+
+_ALWAYS_OPEN = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+_WITHOUT_DATA = frozenset({"/", "/docs", "/openapi.json"})
+_STATIC = "/static/"
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessRules:
+    """The settings that decide who is answered."""
+
+    api_key: str | None = field(default=None, repr=False)
+    trusted_peers: Sequence[Network] = (
+        ipaddress.ip_network("127.0.0.0/8"),
+        ipaddress.ip_network("::1"),
+    )
+    """Without a key, the addresses that are answered."""
+    cors_origins: Sequence[str] = ()
+    """Foreign origins whose pages may use the API."""
+    auth_timeout_s: float = 10.0
+    """How long a `/ws` client may take to send its key."""
+
+    def is_key(self, offered: str) -> bool:
+        """Compare with the API key, in a time that does not tell how much was right."""
+        return self.api_key is not None and hmac.compare_digest(
+            offered.encode(errors="surrogateescape"), self.api_key.encode()
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What of a request the decision looks at."""
+
+    websocket: bool = False
+    method: str = "GET"
+    path: str
+    """Below the path that the service is mounted at."""
+    peer: str | None = None
+    """Address at the other end of the connection; None for a UNIX socket."""
+    headers: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
+    """By lower-case name, every value that was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """Answer it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """Open the WebSocket and ask for the key in its first message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Answer with a problem only."""
+
+    problem: Problem
+
+
+Decision: TypeAlias = Allow | Challenge | Refuse
+
+
+def decide(rules: AccessRules, asked: Asked) -> Decision:
+    """Say what to do with a request."""
+    if asked.path in _ALWAYS_OPEN and not asked.websocket:
+        return Allow()
+    if _is_foreign(rules, asked):
+        return Refuse(_FOREIGN_ORIGIN)
+    if rules.api_key is None:
+        reason = _not_of_this_machine(rules, asked)
+        return Refuse(_api_key_needed(reason)) if reason else Allow()
+    if _holds_no_data(asked):
+        return Allow()
+    return _decide_by_key(rules, asked)
+
+
+def _decide_by_key(rules: AccessRules, asked: Asked) -> Decision:
+    offered = _offered_keys(asked.headers)
+    if any(rules.is_key(key) for key in offered):
+        return Allow()
+    if offered:
+        return Refuse(_API_KEY_WRONG)
+    # A browser cannot add headers to a WebSocket.
+    return Challenge() if asked.websocket else Refuse(_API_KEY_MISSING)
+
+
+def _holds_no_data(asked: Asked) -> bool:
+    return not asked.websocket and (asked.path in _WITHOUT_DATA or asked.path.startswith(_STATIC))
+
+
+def _is_foreign(rules: AccessRules, asked: Asked) -> bool:
+    """Whether a page of another origin asks for what changes things, or for events."""
+    if not asked.websocket and asked.method in _SAFE_METHODS:
+        return False
+    hosts = {host.lower() for host in asked.headers.get("host", ())}
+    return any(
+        origin not in rules.cors_origins and _host_of(origin) not in hosts
+        for origin in asked.headers.get("origin", ())
+    )
+
+
+def _host_of(origin: str) -> str | None:
+    # The scheme is left out: behind a proxy that ends TLS ours differs from the browser's.
+    try:
+        return urlsplit(origin).netloc.lower() or None
+    except ValueError:
+        return None
+
+
+def _not_of_this_machine(rules: AccessRules, asked: Asked) -> str | None:
+    """Return why a request without a key is not answered; None when it is."""
+    if not _is_trusted(asked.peer, rules.trusted_peers):
+        return "this request does not come from a network in TRUSTED_PEERS"
+    hosts = asked.headers.get("host", ())
+    if len(hosts) != 1 or not _is_loopback(hosts[0]):
+        return "the Host of this request is not localhost"
+    if any(name == "forwarded" or name.startswith("x-forwarded-") for name in asked.headers):
+        return "this request was forwarded by a proxy"
+    return None
+
+
+def _is_trusted(peer: str | None, trusted: Sequence[Network]) -> bool:
+    address = _address(peer or "")
+    return address is not None and any(address in network for network in trusted)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    address = _address(name)
+    return name == "localhost" if address is None else address.is_loopback
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _offered_keys(headers: Mapping[str, Sequence[str]]) -> list[str]:
+    keys = list(headers.get("x-api-key", ()))
+    for value in headers.get("authorization", ()):
+        scheme, _, key = value.partition(" ")
+        if scheme.lower() == "bearer":
+            keys.append(key.strip())
+    return keys
+
+
+_FOREIGN_ORIGIN = Problem(
+    status=403,
+    code="foreign_origin",
+    detail="A page of another origin may not do this. Add its origin to CORS_ORIGINS if it may;"
+    " behind a proxy, let it pass the Host header on.",
+)
+_CHALLENGE = {"WWW-Authenticate": 'Bearer realm="websocket-ingestion"'}
+_API_KEY_MISSING = Problem(
+    status=401,
+    code="api_key_missing",
+    detail="Send the API_KEY of this service as `Authorization: Bearer …` or as `X-API-Key`.",
+    headers=_CHALLENGE,
+)
+_API_KEY_WRONG = Problem(
+    status=401,
+    code="api_key_wrong",
+    detail="The key is not the API_KEY of this service.",
+    headers=_CHALLENGE,
+)
+
+
+def _api_key_needed(reason: str) -> Problem:
+    return Problem(
+        status=403,
+        code="api_key_needed",
+        detail=f"Without an API_KEY only this machine is answered, and {reason}."
+        " Set API_KEY and send it as `Authorization: Bearer …` or as `X-API-Key`.",
+    )
+
+
+class AccessMiddleware:
+    """Carries out the decision for every HTTP request and WebSocket."""
+
+    def __init__(self, app: ASGIApp, *, rules: AccessRules) -> None:
+        self._app = app
+        self._rules = rules
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or answer it with a problem."""
+        if scope["type"] not in {"http", "websocket"}:
+            await self._app(scope, receive, send)
+            return
+        match decide(self._rules, asked_in(scope)):
+            case Refuse(problem):
+                await refuse(problem, scope, receive, send)
+            case Challenge():
+                await self._app({**scope, MUST_AUTHENTICATE: True}, receive, send)
+            case _:
+                await self._app(scope, receive, send)
+
+
+def asked_in(scope: Scope) -> Asked:
+    """Read an ASGI scope."""
+    headers: dict[str, list[str]] = {}
+    for name, value in scope["headers"]:
+        text = value.decode("utf-8", errors="surrogateescape")
+        headers.setdefault(name.decode("latin-1").lower(), []).append(text)
+    client = scope.get("client")
+    return Asked(
+        websocket=scope["type"] == "websocket",
+        method=scope.get("method", "GET"),
+        path=path_in(scope),
+        peer=client[0] if client else None,
+        headers=headers,
+    )
+
+
+def path_in(scope: Scope) -> str:
+    """Return the path that the router sees, without what the service is mounted at."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(f"{root}/"):
+        return path.removeprefix(root)
+    return path
+
+
+async def refuse(problem: Problem, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer a request, or the handshake of a WebSocket, with a problem."""
+    if scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
+        await problem_response(problem)(scope, receive, send)
+        return
+    await send({"type": "websocket.close", "code": 1008, "reason": problem.code})

@@ -1,0 +1,64 @@
+"""The FastAPI application: routes, errors, and what stands before them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+
+from fastapi import FastAPI
+from prometheus_fastapi_instrumentator import Instrumentator
+from starlette.middleware.cors import CORSMiddleware
+
+from app import __version__
+from app.api import dead_letters, events, health, live, metrics, openapi, pages, rates
+from app.api.access import METHODS, AccessMiddleware
+from app.api.dependencies import Components
+from app.api.guard import GuardMiddleware, security_headers
+from app.api.problems import handle_problems
+
+MAX_BODY_BYTES = 1_000_000
+
+
+def build_api(
+    components: Components,
+    *,
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    """Return the application that shows the components; `lifespan` opens and closes them."""
+    app = FastAPI(
+        title="websocket-ingestion",
+        summary="Every state change of Home Assistant, written durably to InfluxDB.",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        # A redirect would put the asked path, with an entity's name in it, into /metrics.
+        redirect_slashes=False,
+    )
+    app.state.components = components
+    app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
+    for part in (health, metrics, live, events, dead_letters, rates, pages):
+        app.include_router(part.router)
+    pages.mount_files(app)
+    handle_problems(app, headers=security_headers("/api"))
+    _stand_before(app, components)
+    components.registry.register(metrics.SnapshotCollector(components.snapshot))
+    return app
+
+
+def _stand_before(app: FastAPI, components: Components) -> None:
+    """Add the middleware, innermost first."""
+    access = components.access
+    app.add_middleware(AccessMiddleware, rules=access)
+    Instrumentator(registry=components.registry).instrument(app)
+    if access.cors_origins:
+        # Outside of the access rules: a preflight request carries no key, and a page may only
+        # read a refusal that names its origin.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=access.cors_origins,
+            allow_methods=METHODS,
+            allow_headers=("Authorization", "X-API-Key", "Content-Type"),
+        )
+    app.add_middleware(GuardMiddleware, max_body_bytes=MAX_BODY_BYTES)

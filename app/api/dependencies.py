@@ -1,0 +1,44 @@
+"""What routes need, and how they ask for it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from prometheus_client import CollectorRegistry
+from starlette.requests import HTTPConnection
+
+from app.api.access import AccessRules
+from app.api.stores import DeadLetterBox, EventStore
+from app.fanout.hub import Hub
+from app.model import Lines
+from app.snapshot import Snapshot
+from app.telemetry import Telemetry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Components:
+    """The parts of the service that the API shows."""
+
+    snapshot: Callable[[], Snapshot]
+    hub: Hub
+    telemetry: Telemetry
+    registry: CollectorRegistry
+    event_store: EventStore | None
+    """None when EMBEDDED_STORE is off."""
+    dead_letters: DeadLetterBox
+    access: AccessRules
+    diagnostics: Callable[[], Mapping[str, object]]
+    append: Callable[[Lines], Awaitable[None]]
+    """Journals lines again; durable when it returns."""
+
+
+def components_of(connection: HTTPConnection) -> Components:
+    """Return the parts that the application was built with."""
+    components: Components = connection.app.state.components
+    return components
+
+
+ComponentsDep = Annotated[Components, Depends(components_of)]

@@ -1,0 +1,194 @@
+"""History: events of the past, from the embedded store."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Path, Query, Response
+from pydantic import AwareDatetime
+
+from app.api.dependencies import ComponentsDep
+from app.api.problems import Problem, ProblemRaised
+from app.api.schemas import EventPage, ProblemDocument
+from app.api.stores import EventStore
+from app.fanout.hub import iso_time
+from app.model import Context
+
+router = APIRouter(
+    prefix="/api/v1/events",
+    tags=["events"],
+    responses={
+        200: {"model": EventPage, "description": "Newest first"},
+        409: {"model": ProblemDocument, "description": "EMBEDDED_STORE is off"},
+    },
+)
+
+_MAX_LIMIT = 1_000
+_MAX_INT64 = 2**63 - 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_STORE_OFF = Problem(
+    status=409,
+    code="embedded_store_off",
+    detail="History is served from the embedded store, which is off. Set EMBEDDED_STORE=on, or"
+    " ask InfluxDB.",
+)
+
+_NO_CURSOR = Problem(
+    status=422,
+    code="invalid_cursor",
+    detail="The cursor is not one of this service; begin again without it.",
+)
+
+Start = Annotated[
+    AwareDatetime | None,
+    Query(description="First moment, ISO 8601 with an offset", examples=["2026-11-23T00:00:00Z"]),
+]
+End = Annotated[
+    AwareDatetime | None,
+    Query(description="First moment after, ISO 8601", examples=["2026-11-24T00:00:00Z"]),
+]
+Domain = Annotated[str | None, Query(max_length=255, examples=["sensor"])]
+Area = Annotated[str | None, Query(max_length=255, examples=["kitchen"])]
+Limit = Annotated[int, Query(ge=1, le=_MAX_LIMIT)]
+Cursor = Annotated[
+    str | None,
+    Query(max_length=255, description="`next_cursor` of the page before; all else unchanged"),
+]
+
+
+@router.get("", summary="Events of all entities", response_class=Response)
+async def events(
+    components: ComponentsDep,
+    *,
+    start: Start = None,
+    end: End = None,
+    domain: Domain = None,
+    area: Area = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Response:
+    """Return a page of events, newest first."""
+    return await _page(
+        _store_of(components),
+        entity_id=None,
+        start=start,
+        end=end,
+        domain=domain,
+        area=area,
+        limit=limit,
+        cursor=cursor,
+    )
+
+
+@router.get("/{entity_id}", summary="Events of one entity", response_class=Response)
+async def events_of_entity(
+    components: ComponentsDep,
+    entity_id: Annotated[str, Path(max_length=255, examples=["sensor.kitchen_temperature"])],
+    *,
+    start: Start = None,
+    end: End = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Response:
+    """Return a page of events, newest first; an entity that is not known has none."""
+    return await _page(
+        _store_of(components),
+        entity_id=entity_id,
+        start=start,
+        end=end,
+        domain=None,
+        area=None,
+        limit=limit,
+        cursor=cursor,
+    )
+
+
+def _store_of(components: ComponentsDep) -> EventStore:
+    if components.event_store is None:
+        raise ProblemRaised(_STORE_OFF)
+    return components.event_store
+
+
+async def _page(
+    store: EventStore,
+    *,
+    entity_id: str | None,
+    start: datetime | None,
+    end: datetime | None,
+    domain: str | None,
+    area: str | None,
+    limit: int,
+    cursor: str | None,
+) -> Response:
+    try:
+        page = await store.events(
+            entity_id=entity_id,
+            start_ns=_ns(start),
+            end_ns=_ns(end),
+            domain=domain,
+            area_id=area,
+            limit=limit,
+            cursor=cursor,
+        )
+    except ValueError as exc:
+        raise ProblemRaised(_NO_CURSOR) from exc
+    found = [_told(event) for event in page.events]
+    body = {"events": found, "count": len(found), "next_cursor": page.next_cursor}
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+class HistoricEvent(msgspec.Struct, rename={"duration_s": "duration", "moment": "time"}):
+    """One event as the API tells it: what `/ws` says, under the same names, and more."""
+
+    entity_id: str
+    domain: str | None
+    event_type: str
+    state: str | None
+    previous_state: str | None
+    value: float | None
+    available: bool | None
+    duration_s: float | None
+    removed: bool
+    backfilled: bool
+    attributes: msgspec.Raw
+    device_class: str | None
+    unit_of_measurement: str | None
+    event_category: str | None
+    friendly_name: str | None
+    manufacturer: str | None
+    model: str | None
+    sw_version: str | None
+    area_id: str | None
+    device_id: str | None
+    integration: str | None
+    instance: str | None
+    moment: str = ""
+    context: Context | None = None
+
+
+class _Origin(msgspec.Struct):
+    """What a stored event knows under other names."""
+
+    time_ns: int
+    context_id: str | None
+    context_parent_id: str | None
+    context_user_id: str | None
+
+
+def _told(stored: object) -> HistoricEvent:
+    event = msgspec.convert(stored, HistoricEvent, from_attributes=True)
+    origin = msgspec.convert(stored, _Origin, from_attributes=True)
+    event.moment = iso_time(origin.time_ns)
+    if origin.context_id is not None:
+        event.context = Context(origin.context_id, origin.context_parent_id, origin.context_user_id)
+    return event
+
+
+def _ns(moment: datetime | None) -> int | None:
+    if moment is None:
+        return None
+    # Whole microseconds: a float of seconds would be wrong for a third of all values.
+    time_ns = (moment - _EPOCH) // timedelta(microseconds=1) * 1_000
+    return max(-_MAX_INT64, min(time_ns, _MAX_INT64))

@@ -1,0 +1,225 @@
+"""`/ws`: live events for whoever is connected."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Annotated
+
+import msgspec
+from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
+
+from app import __version__
+from app.api.access import MUST_AUTHENTICATE, AccessRules, refuse
+from app.api.dependencies import ComponentsDep
+from app.api.problems import Problem, ProblemRaised
+from app.api.schemas import ProblemDocument
+from app.fanout.hub import Selection, Watcher
+
+router = APIRouter(tags=["live"])
+
+FRAME_INTERVAL_S = 0.05
+"""At most 20 frames a second for a client that coalesces."""
+
+_FRAME_EVENTS = 1_000
+_TURN_EVENTS = 4
+"""Frames sent one by one before the loop gets a turn.
+
+Only then does it learn that a client broke off; asyncio logs the fifth write after that.
+"""
+
+_MAX_PATTERNS = 100
+_POLICY_VIOLATION = 1008
+_TRY_AGAIN_LATER = 1013
+
+Globs = Annotated[list[str], Query(max_length=_MAX_PATTERNS)]
+
+_UPGRADE_REQUIRED = Problem(
+    status=426,
+    code="upgrade_required",
+    detail="This address speaks WebSocket: connect to it with ws:// or wss://.",
+    headers={"Upgrade": "websocket", "Connection": "Upgrade"},
+)
+_FULL = Problem(
+    status=503,
+    code="too_many_clients",
+    detail="As many clients as this service serves at once are connected; try again later.",
+    headers={"Retry-After": "10"},
+)
+
+
+class _Incoming(msgspec.Struct):
+    """A client's message; what is not named here is ignored."""
+
+    type: str
+    id: int | None = None
+    api_key: str = ""
+
+
+@router.get(
+    "/ws",
+    status_code=426,
+    summary="Live events (WebSocket)",
+    response_model=None,
+    responses={
+        426: {"model": ProblemDocument, "description": "Connect with a WebSocket instead"},
+        503: {"model": ProblemDocument, "description": "Too many clients are connected"},
+    },
+    openapi_extra={
+        "x-websocket-messages": {
+            "server": {"$ref": "#/components/schemas/ServerMessage"},
+            "client": {"$ref": "#/components/schemas/ClientMessage"},
+        }
+    },
+)
+async def upgrade(
+    *,
+    coalesce: bool = False,  # noqa: ARG001 - documents the WebSocket's parameters
+    entity_id: Globs = [],  # noqa: ARG001, B006
+    domain: Globs = [],  # noqa: ARG001, B006
+    area_id: Globs = [],  # noqa: ARG001, B006
+    device_class: Globs = [],  # noqa: ARG001, B006
+) -> None:
+    """Describe the WebSocket at this address, because OpenAPI cannot.
+
+    The first message is `hello`, or `auth_required` when a key is needed and none came in a
+    header: answer `{"type":"auth","api_key":…}` within ten seconds. Then each event is one
+    frame `{"type":"event","event":{…}}`. With `coalesce=1` a frame is one message or a list
+    of messages, at most 20 frames a second. `entity_id`, `domain`, `area_id` and
+    `device_class` are globs that may be repeated: an event is sent when it fits one of each
+    kind that is given. `{"type":"ping"}` is answered with `pong`. A client that is too slow
+    loses its oldest events and is told how many: `{"type":"dropped","count":n}`.
+
+    The models of all messages are `ServerMessage` and `ClientMessage`.
+    """
+    raise ProblemRaised(_UPGRADE_REQUIRED)
+
+
+@router.websocket("/ws")
+async def live(
+    socket: WebSocket,
+    components: ComponentsDep,
+    *,
+    coalesce: bool = False,
+    entity_id: Globs = [],  # noqa: B006 - FastAPI copies defaults
+    domain: Globs = [],  # noqa: B006
+    area_id: Globs = [],  # noqa: B006
+    device_class: Globs = [],  # noqa: B006
+) -> None:
+    """Send every event that is wanted until the client, or the server, hangs up."""
+    hub = components.hub
+    if hub.full:
+        await refuse(_FULL, socket.scope, socket.receive, socket.send)
+        return
+    await socket.accept()
+    with contextlib.suppress(WebSocketDisconnect):
+        if socket.scope.get(MUST_AUTHENTICATE) and not await _authenticated(
+            socket, components.access
+        ):
+            return
+        if hub.full:  # others came while this one looked for its key
+            await socket.close(_TRY_AGAIN_LATER, _FULL.code)
+            return
+        selection = Selection(
+            entity_id=tuple(entity_id),
+            domain=tuple(domain),
+            area_id=tuple(area_id),
+            device_class=tuple(device_class),
+        )
+        with hub.watching(selection) as watcher:
+            await _say(
+                socket,
+                type="hello",
+                service="websocket-ingestion",
+                version=__version__,
+                coalesce=coalesce,
+            )
+            await _converse(socket, watcher, coalesce=coalesce)
+
+
+async def _authenticated(socket: WebSocket, rules: AccessRules) -> bool:
+    """Ask for the key, as Home Assistant does."""
+    await _say(socket, type="auth_required")
+    message = None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(rules.auth_timeout_s):
+            message = _understood(await _received(socket))
+    if message is not None and message.type == "auth" and rules.is_key(message.api_key):
+        return True
+    why = "No key came in time" if message is None else "The key is not the API_KEY"
+    await _say(socket, type="auth_invalid", message=why)
+    await socket.close(_POLICY_VIOLATION, "auth_invalid")
+    return False
+
+
+async def _converse(socket: WebSocket, watcher: Watcher, *, coalesce: bool) -> None:
+    send = _send_coalesced if coalesce else _send_one_by_one
+    async with asyncio.TaskGroup() as tasks:
+        sending = tasks.create_task(send(socket, watcher), name="live.send")
+        # Reading is how we notice a hang-up, even on a quiet day; without it a stopping
+        # server waits for this handler for ever. What it answers goes through the sender:
+        # a client that does not read must not keep us from noticing that it left.
+        with contextlib.suppress(WebSocketDisconnect):
+            while True:
+                watcher.answer(_answer(await _received(socket)))
+        sending.cancel()
+
+
+async def _send_coalesced(socket: WebSocket, watcher: Watcher) -> None:
+    with contextlib.suppress(WebSocketDisconnect):
+        while True:
+            await watcher.filled()
+            messages = watcher.take(_FRAME_EVENTS)
+            if len(messages) > 1:
+                # Brackets around the ends, not around the frame: it would be copied once more.
+                messages[0] = f"[{messages[0]}"
+                messages[-1] = f"{messages[-1]}]"
+            await socket.send_text(",".join(messages))
+            await asyncio.sleep(FRAME_INTERVAL_S)
+
+
+async def _send_one_by_one(socket: WebSocket, watcher: Watcher) -> None:
+    with contextlib.suppress(WebSocketDisconnect):
+        while True:
+            await watcher.filled()
+            for message in watcher.take(_TURN_EVENTS):
+                await socket.send_text(message)
+            # Sending to a fast client never suspends: without this the reader would wait.
+            await asyncio.sleep(0)
+
+
+async def _received(socket: WebSocket) -> bytes | str:
+    """Return the next message, of text or of bytes.
+
+    Raises:
+        WebSocketDisconnect: the client or the server hung up.
+    """
+    message = await socket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message["code"], message.get("reason"))
+    text: str | None = message.get("text")
+    received: bytes | str = message["bytes"] if text is None else text
+    return received
+
+
+def _answer(received: bytes | str) -> str:
+    match _understood(received):
+        case _Incoming(type="ping", id=int(number)):
+            return f'{{"id":{number},"type":"pong"}}'
+        case _Incoming(type="ping"):
+            return '{"type":"pong"}'
+    return '{"type":"error","message":"Only ping is understood here"}'
+
+
+_decoder = msgspec.json.Decoder(_Incoming)
+
+
+def _understood(received: bytes | str) -> _Incoming | None:
+    try:
+        return _decoder.decode(received)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        return None
+
+
+async def _say(socket: WebSocket, **message: object) -> None:
+    await socket.send_text(msgspec.json.encode(message).decode())

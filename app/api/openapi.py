@@ -1,0 +1,97 @@
+"""`/openapi.json`: what FastAPI finds in the routes, and what it cannot find there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import TypeAdapter
+
+from app.api.problems import MEDIA_TYPE
+from app.api.schemas import ClientMessage, ProblemDocument, ServerMessage
+
+TAGS = [
+    {"name": "health", "description": "Open to everyone; nothing personal is in it."},
+    {"name": "live", "description": "Events as they happen."},
+    {"name": "events", "description": "History, from the embedded store."},
+    {"name": "dead letters", "description": "Points that a database refused for good."},
+    {"name": "status", "description": "For people and dashboards."},
+]
+
+_REF = "#/components/schemas/{model}"
+_FIRST_ERROR = 400
+_OPEN_TAG = "health"
+_EVERYWHERE = {
+    "401": "The API_KEY is missing or wrong",
+    "403": "Not answered without an API_KEY, or to a page of another origin",
+    "422": "A value of the request cannot be used",
+    "500": "This service made a mistake; its log says more",
+}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document of the application, made once."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            summary=app.summary,
+            description=app.description,
+            routes=app.routes,
+            tags=TAGS,
+            servers=[{"url": "."}],  # relative to this document, so also below a path
+        )
+        _add_models(schema)
+        _add_keys(schema)
+        _describe_errors(schema)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def _add_models(schema: dict[str, Any]) -> None:
+    models = schema["components"]["schemas"]
+    adapters: dict[str, TypeAdapter[Any]] = {
+        "ServerMessage": TypeAdapter(ServerMessage),
+        "ClientMessage": TypeAdapter(ClientMessage),
+        "ProblemDocument": TypeAdapter(ProblemDocument),
+    }
+    for name, adapter in adapters.items():
+        model = adapter.json_schema(ref_template=_REF, mode="serialization")
+        models.update(model.pop("$defs", {}))
+        models[name] = model
+    # FastAPI's own models of a 422, which is a problem document here.
+    models.pop("HTTPValidationError", None)
+    models.pop("ValidationError", None)
+
+
+def _add_keys(schema: dict[str, Any]) -> None:
+    schema["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "The API_KEY"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    schema["security"] = [{}, {"bearer": []}, {"header": []}]
+
+
+def _describe_errors(schema: dict[str, Any]) -> None:
+    for path in schema["paths"].values():
+        for operation in path.values():
+            responses = operation["responses"]
+            if _OPEN_TAG in operation["tags"]:
+                operation["security"] = []
+                responses.setdefault("500", {"description": _EVERYWHERE["500"]})
+            else:
+                for status, description in _EVERYWHERE.items():
+                    responses.setdefault(status, {"description": description})
+            for status, response in responses.items():
+                if int(status) >= _FIRST_ERROR:
+                    _make_problem(response)
+            operation["responses"] = dict(sorted(responses.items()))
+
+
+def _make_problem(response: dict[str, Any]) -> None:
+    model = response.get("content", {}).get("application/json", {}).get("schema", {})
+    if model.get("$ref") == _REF.format(model="Health"):
+        return
+    problem = {"$ref": _REF.format(model="ProblemDocument")}
+    response["content"] = {MEDIA_TYPE: {"schema": problem}}

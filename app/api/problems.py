@@ -1,0 +1,148 @@
+"""What went wrong, told to a client as a problem document.
+
+https://www.rfc-editor.org/rfc/rfc9457
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+
+_CODES = {
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "body_too_large",
+    422: "invalid_request",
+    500: "internal_error",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """One reason for refusing a request."""
+
+    status: int
+    code: str
+    """For programs: stable, in snake_case."""
+    detail: str
+    """For people: what was wrong and what to do."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    errors: Sequence[Mapping[str, str]] = ()
+    """For 422: `location` and `message` of each value that was wrong, never the value."""
+
+    def document(self) -> dict[str, object]:
+        """Return the members of the problem document."""
+        document: dict[str, object] = {
+            "type": "about:blank",
+            "title": HTTPStatus(self.status).phrase,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+        }
+        if self.errors:
+            document["errors"] = list(self.errors)
+        return document
+
+
+class ProblemRaised(Exception):
+    """Carries a problem from a route to the client."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+def problem_response(problem: Problem) -> JSONResponse:
+    """Return the response that carries the problem."""
+    return JSONResponse(
+        problem.document(),
+        status_code=problem.status,
+        headers=dict(problem.headers),
+        media_type=MEDIA_TYPE,
+    )
+
+
+def handle_problems(app: FastAPI, *, headers: Mapping[str, str]) -> None:
+    """Make every error of the application, foreseen or not, a problem document.
+
+    The answer to an unforeseen one passes no middleware, so it takes its `headers` here.
+    """
+
+    async def unforeseen(_: Request, __: Exception) -> JSONResponse:
+        # Starlette raises the exception again after this answer, and the server logs it.
+        return problem_response(replace(_UNFORESEEN, headers=headers))
+
+    app.add_exception_handler(ProblemRaised, _raised)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(StorageError, _storage)
+    app.add_exception_handler(Exception, unforeseen)
+
+
+_UNFORESEEN = Problem(
+    status=500,
+    code=_CODES[500],
+    detail="This service made a mistake; its log says more.",
+)
+
+
+async def _raised(_: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, ProblemRaised)
+    return problem_response(exc.problem)
+
+
+async def _http(request: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, HTTPException)
+    status = exc.status_code
+    details = {
+        404: "There is nothing at this address; /docs lists what there is.",
+        405: f"{request.method} is not possible at this address.",
+        413: "The body is larger than this service reads.",
+    }
+    return problem_response(
+        Problem(
+            status=status,
+            code=_CODES.get(status, "refused"),
+            detail=details.get(status, HTTPStatus(status).phrase),
+            headers=exc.headers or {},
+        )
+    )
+
+
+async def _invalid(_: Request, exc: Exception) -> JSONResponse:
+    assert isinstance(exc, RequestValidationError)
+    return problem_response(
+        Problem(
+            status=422,
+            code=_CODES[422],
+            detail="Some values of the request cannot be used; see `errors`.",
+            errors=[
+                {"location": ".".join(str(part) for part in error["loc"]), "message": error["msg"]}
+                for error in exc.errors()
+            ],
+        )
+    )
+
+
+async def _storage(request: Request, exc: Exception) -> JSONResponse:
+    logger.warning("%s could not be answered: %s", request.scope["route"].path, exc)
+    return problem_response(
+        Problem(
+            status=503,
+            code="storage_failed",
+            detail="A local database could not answer; the log says why.",
+        )
+    )

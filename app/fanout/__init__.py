@@ -1,0 +1,1 @@
+"""Live changes for whoever watches now."""
