@@ -1,0 +1,214 @@
+"""`python -m app run | demo`: owns the server, the signals and the exit status."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+
+from app import settings
+from app.commands import dead_letters
+from app.container import Container
+from app.demo.home_assistant import FakeHomeAssistant
+from app.demo.house import DemoHouse
+from app.errors import SettingsError, StorageError
+from app.main import ENV_FILE, configure_logs, create_app, running
+from app.settings import Settings
+from app.supervisor import Supervisor
+
+OK, FAILED, UNUSABLE = 0, 1, 2
+"""Exit status: stopped as asked, a loop failed, the settings or the folder cannot be used."""
+
+_DEMO_DIR = Path("data/demo")
+_DEMO_TOKEN = "demo-" + "0" * 32
+_DEMO_IGNORES = ("HOME_ASSISTANT_", "HA_", "INFLUXDB_", "DATA_API_")
+_DEMO_PORTS = range(8001, 8100)
+
+logger = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command of the command line and return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("run", help="run the service with the settings of the environment and .env")
+    commands.add_parser("demo", help="run it against a simulated home, with the embedded store")
+    dead_letters.add_arguments(
+        commands.add_parser("dead-letters", help="see, retry, export or delete what was refused")
+    )
+    parsed = parser.parse_args(arguments)
+    try:
+        return asyncio.run(_do(parsed))
+    except (SettingsError, StorageError) as exc:
+        sys.stderr.write(f"websocket-ingestion: {exc}\n")
+        return UNUSABLE
+
+
+async def _do(parsed: argparse.Namespace) -> int:
+    match parsed.command:
+        case "run":
+            return await _run()
+        case "demo":
+            return await _demo()
+        case _:
+            await dead_letters.run(parsed, settings.load_settings(ENV_FILE), sys.stdout.buffer)
+            return OK
+
+
+async def _run() -> int:
+    chosen = settings.load_settings(ENV_FILE)
+    configure_logs(chosen)
+    for warning in settings.warnings(ENV_FILE):
+        logger.warning("%s", warning)
+    return await _serve(chosen, listen=_listen(chosen.serving.host, [chosen.serving.port]))
+
+
+async def _demo() -> int:
+    listen = _listen("127.0.0.1", _demo_ports())
+    house = DemoHouse(_DEMO_DIR / "house")
+    home_assistant = FakeHomeAssistant(house, token=_DEMO_TOKEN)
+    with _environment_of_the_demo():
+        async with home_assistant:
+            os.environ["HOME_ASSISTANT_URL"] = home_assistant.url
+            chosen = settings.load_settings(None)
+            configure_logs(chosen)
+            household = Supervisor(grace_s=1.0)
+            async with household.running({"house": lambda: house.run(home_assistant.fire)}):
+                return await _serve(chosen, listen=listen, started=_announce)
+
+
+async def _serve(
+    chosen: Settings,
+    *,
+    listen: socket.socket,
+    started: Callable[[str], None] | None = None,
+) -> int:
+    container = Container(settings=chosen)
+    supervisor = container.supervisor()
+    server = _Server(
+        uvicorn.Config(
+            create_app(container),
+            lifespan="off",  # entered below, so that what it raises reaches `main`
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            ws_max_size=65_536,
+            ws_per_message_deflate=False,
+        ),
+        started=lambda: _say_where(listen, started),
+    )
+
+    def stop() -> None:
+        # Reading stops at the signal, not after the last open request was answered.
+        supervisor.begin_stop()
+        supervisor.cancel("source")
+        # The other half is for what was read and is not delivered yet.
+        server.config.timeout_graceful_shutdown = max(1, int(supervisor.remaining_s / 2))
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    async with running(container):
+        await server.serve(sockets=[listen])
+    for name, why in supervisor.failures.items():
+        logger.critical("Stopped with status %d: the %s loop ended: %s", FAILED, name, why)
+    return FAILED if supervisor.failures else OK
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, with the signals left to us and a word when it listens."""
+
+    def __init__(self, config: uvicorn.Config, *, started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = started
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone: uvicorn would raise them again and spoil the exit status."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then say so."""
+        await super().startup(sockets=sockets)
+        self._on_started()
+
+
+def _listen(host: str, ports: Iterator[int] | range | list[int]) -> socket.socket:
+    refusal: OSError | None = None
+    for port in ports:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        candidate = socket.socket(family, socket.SOCK_STREAM)
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind((host, port))
+        except OSError as exc:
+            candidate.close()
+            refusal = exc
+        else:
+            return candidate
+    assert refusal is not None
+    raise SettingsError(
+        f"WEBSOCKET_INGESTION_PORT: cannot listen on {host}:{port} ({refusal.strerror})."
+        " Stop what listens there, or set another port"
+    )
+
+
+def _say_where(listen: socket.socket, started: Callable[[str], None] | None) -> None:
+    host, port = listen.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    logger.info("Listening on %s", address)
+    if started is not None:
+        started(address)
+
+
+def _demo_ports() -> range | list[int]:
+    chosen = os.environ.get("WEBSOCKET_INGESTION_PORT")
+    if not chosen:
+        return _DEMO_PORTS
+    if not chosen.isdecimal():
+        raise SettingsError(f"WEBSOCKET_INGESTION_PORT: {chosen!r} is not a port number")
+    return [int(chosen)]
+
+
+@contextlib.contextmanager
+def _environment_of_the_demo() -> Iterator[None]:
+    """Hide what the environment says of real neighbors; the demo has its own."""
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith(_DEMO_IGNORES):
+            del os.environ[name]
+    os.environ.setdefault("LOG_FORMAT", "text")
+    os.environ.setdefault("LOG_LEVEL", "WARNING")
+    os.environ.update(
+        HOME_ASSISTANT_TOKEN=_DEMO_TOKEN, DATA_DIR=str(_DEMO_DIR), EMBEDDED_STORE="on"
+    )
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _announce(address: str) -> None:
+    sys.stdout.write(
+        "\nA simulated home is streaming into the embedded store. Ctrl-C ends it.\n"
+        f"  Dashboard  {address}/\n"
+        f"  API        {address}/docs\n"
+        f"  Health     {address}/health\n"
+    )
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What `python -m app` can do beside running the service."""

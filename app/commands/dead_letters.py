@@ -1,0 +1,271 @@
+"""`python -m app dead-letters`: see, retry, export and delete what a database refused.
+
+A DATA_DIR belongs to one process. While a service holds it the command asks that service over
+HTTP; else it takes the folder's lock itself and works on the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeAlias
+
+import httpx
+
+from app.api.schemas import DeadLetterPage, Deleted, Retried
+from app.container import Container
+from app.errors import SettingsError, StorageLocked
+from app.model import Lines
+from app.settings import Settings
+from app.sink.dead_letters import DeadLetters, RefusedPoint
+from app.storage import owned_folder
+
+Query: TypeAlias = Mapping[str, str | int | Sequence[int]]
+
+_PAGE = 1_000
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+_TIMEOUT = httpx.Timeout(10.0, read=300.0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--sink", help="only those of this sink, for example influxdb")
+    shared.add_argument(
+        "--url", help="address of the running service, when the settings do not say it"
+    )
+    actions = parser.add_subparsers(dest="action", required=True)
+    listing = actions.add_parser("list", parents=[shared], help="show them, newest first")
+    listing.add_argument("--limit", type=int, default=100, help="how many (%(default)s)")
+    actions.add_parser("retry", parents=[shared], help="put them back into the journal")
+    export = actions.add_parser("export", parents=[shared], help="write them as line protocol")
+    export.add_argument("--output", type=Path, help="a file; standard output without one")
+    delete = actions.add_parser("delete", parents=[shared], help="delete them for good")
+    delete.add_argument("--id", type=int, nargs="+", help="only these")
+    delete.add_argument("--all", action="store_true", help="all, when no sink and no id is named")
+
+
+async def run(arguments: argparse.Namespace, chosen: Settings, out: BinaryIO) -> None:
+    """Do what the command line asks for and write what there is to say to `out`.
+
+    Raises:
+        SettingsError: the command line or the settings do not allow it.
+        StorageLocked: a service holds the folder and cannot be asked.
+        StorageError: the files cannot be read or written.
+    """
+    if arguments.action == "delete" and not (arguments.all or arguments.sink or arguments.id):
+        raise SettingsError("dead-letters delete: name them with --id or --sink, or say --all")
+    async with AsyncExitStack() as stack:
+        box = await _box(stack, chosen, url=arguments.url)
+        match arguments.action:
+            case "list":
+                await _list(box, out, limit=arguments.limit, sink=arguments.sink)
+            case "export":
+                await _export(box, out, file=arguments.output, sink=arguments.sink)
+            case "retry":
+                retried = await box.retry(sink=arguments.sink)
+                out.write(f"{retried} points are in the journal again\n".encode())
+            case _:
+                deleted = await box.delete(arguments.id, sink=arguments.sink)
+                out.write(f"{deleted} dead letters are deleted\n".encode())
+
+
+class Box(Protocol):
+    """Where the dead letters are: in a file, or in a service that runs."""
+
+    async def newest(
+        self, *, limit: int, before_id: int | None, sink: str | None
+    ) -> list[RefusedPoint]:
+        """Return a page, newest first."""
+        ...
+
+    def export(self, *, sink: str | None) -> AsyncGenerator[bytes, None]:
+        """Yield all as line protocol, oldest first."""
+        ...
+
+    async def retry(self, *, sink: str | None) -> int:
+        """Put them back into the journal and return how many."""
+        ...
+
+    async def delete(self, ids: Sequence[int] | None, *, sink: str | None) -> int:
+        """Delete some by id, else all of a sink, else all; return how many there were."""
+        ...
+
+
+async def _box(stack: AsyncExitStack, chosen: Settings, *, url: str | None) -> Box:
+    try:
+        stack.enter_context(owned_folder(chosen.journal.data_dir))
+    except StorageLocked:
+        client = await stack.enter_async_context(_client(chosen))
+        return _ServiceBox(client, url=url.rstrip("/") if url else _url(chosen))
+    container = Container(settings=chosen)
+    return _FileBox(await stack.enter_async_context(container.dead_letters()), container)
+
+
+async def _list(box: Box, out: BinaryIO, *, limit: int, sink: str | None) -> None:
+    before_id = None
+    while limit > 0:
+        page = await box.newest(limit=min(limit, _PAGE), before_id=before_id, sink=sink)
+        if not page:
+            return
+        out.writelines(_told(point) for point in page)
+        before_id, limit = page[-1].id, limit - len(page)
+
+
+async def _export(box: Box, out: BinaryIO, *, file: Path | None, sink: str | None) -> None:
+    with file.open("wb") if file else nullcontext(out) as target:
+        async with aclosing(box.export(sink=sink)) as blocks:
+            async for block in blocks:
+                target.write(block)
+
+
+def _told(point: RefusedPoint) -> bytes:
+    moment = datetime.fromtimestamp(point.refused_at, UTC).isoformat(timespec="seconds")
+    head = f"{point.id}  {moment}  {point.sink}  point {point.sequence}: {point.reason}"
+    line = point.line.decode(errors="replace")
+    # What homes call their things may hold what a terminal would obey.
+    return f"{_printable(head)}\n    {_printable(line)}\n".encode(errors="replace")
+
+
+def _printable(text: str) -> str:
+    return "".join(
+        sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text
+    )
+
+
+class _FileBox:
+    """The file itself, in a folder that this process holds."""
+
+    def __init__(self, letters: DeadLetters, container: Container) -> None:
+        self._letters = letters
+        self._container = container
+
+    async def newest(
+        self, *, limit: int, before_id: int | None, sink: str | None
+    ) -> list[RefusedPoint]:
+        return await self._letters.newest(limit=limit, before_id=before_id, sink=sink)
+
+    def export(self, *, sink: str | None) -> AsyncGenerator[bytes, None]:
+        return self._letters.export(sink=sink)
+
+    async def retry(self, *, sink: str | None) -> int:
+        if self._container.settings().journal.kind == "memory":
+            raise SettingsError(
+                "JOURNAL: memory does not outlive a process, so only a running service can"
+                " take points back. Start it, then retry"
+            )
+        async with self._container.journal() as journal:
+
+            async def append(lines: Lines) -> None:
+                await journal.append(lines, received_at=time.time())
+
+            return await self._letters.retry(append, sink=sink)
+
+    async def delete(self, ids: Sequence[int] | None, *, sink: str | None) -> int:
+        return await (self._letters.clear(sink=sink) if ids is None else self._letters.delete(ids))
+
+
+class _ServiceBox:
+    """The service that holds the folder, asked over HTTP."""
+
+    def __init__(self, client: httpx.AsyncClient, *, url: str) -> None:
+        self._client = client
+        self._url = f"{url}/api/v1/dead-letters"
+
+    async def newest(
+        self, *, limit: int, before_id: int | None, sink: str | None
+    ) -> list[RefusedPoint]:
+        query = _query(limit=limit, cursor=before_id, sink=sink)
+        answer = await self._ask("GET", "", query)
+        return [
+            RefusedPoint(
+                id=letter.id,
+                sink=letter.sink,
+                sequence=letter.sequence,
+                line=letter.line.encode(),
+                reason=letter.reason,
+                refused_at=letter.refused_at.timestamp(),
+            )
+            for letter in DeadLetterPage.model_validate_json(answer.content).dead_letters
+        ]
+
+    async def export(self, *, sink: str | None) -> AsyncGenerator[bytes, None]:
+        url = f"{self._url}/export"
+        with self._translated_errors():
+            async with self._client.stream("GET", url, params=_query(sink=sink)) as answer:
+                if answer.is_error:
+                    await answer.aread()
+                self._check(answer)
+                async for block in answer.aiter_bytes():
+                    yield block
+
+    async def retry(self, *, sink: str | None) -> int:
+        answer = await self._ask("POST", "/retry", _query(sink=sink))
+        return Retried.model_validate_json(answer.content).retried
+
+    async def delete(self, ids: Sequence[int] | None, *, sink: str | None) -> int:
+        answer = await self._ask("DELETE", "", _query(sink=sink, id=ids))
+        return Deleted.model_validate_json(answer.content).deleted
+
+    async def _ask(self, method: str, path: str, query: Query) -> httpx.Response:
+        with self._translated_errors():
+            answer = await self._client.request(method, self._url + path, params=query)
+        return self._check(answer)
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as exc:
+            raise StorageLocked(
+                f"a service holds DATA_DIR and does not answer at {self._url}: {exc}."
+                " Check WEBSOCKET_INGESTION_HOST and WEBSOCKET_INGESTION_PORT, or say --url"
+            ) from exc
+
+    def _check(self, answer: httpx.Response) -> httpx.Response:
+        if answer.is_success:
+            return answer
+        raise StorageLocked(
+            f"the service that holds DATA_DIR answered {answer.status_code} at"
+            f" {self._url}: {_detail(answer)}"
+        )
+
+
+def _query(**values: str | int | Sequence[int] | None) -> Query:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        document = answer.json()
+    except ValueError:
+        document = None
+    match document:
+        case {"detail": str() as detail}:
+            return detail
+        case _:
+            return answer.reason_phrase
+
+
+def _client(chosen: Settings) -> httpx.AsyncClient:
+    key = chosen.serving.api_key
+    return httpx.AsyncClient(
+        headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
+        timeout=_TIMEOUT,
+        trust_env=False,  # a proxy for the internet does not reach this machine
+    )
+
+
+def _url(chosen: Settings) -> str:
+    host, port = chosen.serving.host, chosen.serving.port
+    if not port:
+        raise SettingsError(
+            "WEBSOCKET_INGESTION_PORT: is 0, so only the log of the running service knows its"
+            " port. Say it with --url"
+        )
+    host = _EVERYWHERE.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,201 @@
+"""The object graph: what is built from which settings; nothing is opened here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TypeAlias
+
+from dependency_injector import containers, providers
+from prometheus_client import CollectorRegistry
+
+from app.discovery.catalog import Catalog
+from app.fanout.hub import Hub
+from app.journal.intake import Intake
+from app.journal.memory import MemoryJournal
+from app.journal.sqlite import SqliteJournal
+from app.normalize.changes import Normalizer
+from app.observer import Observer
+from app.pipeline import Pipeline, ask_registries
+from app.resilience import Backoff, Breaker
+from app.schema.homeiq import HomeiqEncoder
+from app.schema.line_protocol import parse_line
+from app.settings import Settings
+from app.sink.dead_letters import DeadLetters
+from app.sink.delivery import Delivery
+from app.sink.embedded import EmbeddedStore
+from app.sink.influx import InfluxSink
+from app.source.client import HomeAssistantSource
+from app.supervisor import Supervisor
+from app.telemetry import Telemetry
+
+Journal: TypeAlias = SqliteJournal | MemoryJournal
+
+_MEGABYTE = 1_000_000
+_DELIVERY_MAX_WAIT_S = 60.0
+_DISCOVERY_MAX_WAIT_S = 300.0
+
+
+def _breaker(name: str, settings: Settings) -> Breaker:
+    return Breaker(
+        name,
+        threshold=settings.resilience.breaker_threshold,
+        reset_s=settings.resilience.breaker_reset_s,
+    )
+
+
+def _source(settings: Settings, telemetry: Telemetry) -> HomeAssistantSource:
+    return HomeAssistantSource(
+        settings.home_assistant.url,
+        token=settings.home_assistant.token.get_secret_value(),
+        ssl_verify=settings.home_assistant.ssl_verify,
+        backoff=Backoff(max_s=settings.resilience.max_retry_delay_s),
+        breaker=_breaker("Home Assistant", settings),
+        telemetry=telemetry,
+        max_retries=settings.resilience.max_retries,
+    )
+
+
+def _embedded_store(settings: Settings) -> EmbeddedStore | None:
+    if not settings.embedded_store:
+        return None
+    return EmbeddedStore(
+        settings.journal.data_dir / "events.db",
+        parse=parse_line,
+        retention_days=settings.embedded.retention_days,
+    )
+
+
+def _influx_sink(settings: Settings) -> InfluxSink | None:
+    if settings.influx.url is None:
+        return None
+    return InfluxSink(
+        settings.influx.url,
+        token=settings.influx.token.get_secret_value(),
+        org=settings.influx.org,
+        bucket=settings.influx.bucket,
+        timeout_s=settings.influx.timeout_s,
+        api=settings.influx.api,
+        username=settings.influx.username,
+        password=settings.influx.password.get_secret_value(),
+    )
+
+
+def _sinks(
+    influx: InfluxSink | None, embedded: EmbeddedStore | None
+) -> tuple[InfluxSink | EmbeddedStore, ...]:
+    return tuple(sink for sink in (influx, embedded) if sink is not None)
+
+
+def _journal(
+    settings: Settings,
+    sinks: Sequence[InfluxSink | EmbeddedStore],
+    telemetry: Telemetry,
+) -> Journal:
+    names = tuple(sink.name for sink in sinks)
+    overflow = settings.influx.overflow_strategy
+    if settings.journal.kind == "memory":
+        return MemoryJournal(
+            sinks=names,
+            # What is in memory must leave room for the service itself.
+            max_bytes=min(settings.journal.max_mb, settings.log.max_memory_mb // 4) * _MEGABYTE,
+            overflow=overflow,
+            telemetry=telemetry,
+        )
+    return SqliteJournal(
+        settings.journal.data_dir / "journal.db",
+        sinks=names,
+        max_bytes=settings.journal.max_mb * _MEGABYTE,
+        min_free_bytes=settings.journal.min_free_mb * _MEGABYTE,
+        overflow=overflow,
+        telemetry=telemetry,
+    )
+
+
+def _deliveries(
+    settings: Settings,
+    sinks: Sequence[InfluxSink | EmbeddedStore],
+    journal: Journal,
+    dead_letters: DeadLetters,
+    telemetry: Telemetry,
+) -> tuple[Delivery, ...]:
+    return tuple(
+        Delivery(
+            sink=sink,
+            journal=journal,
+            dead_letters=dead_letters,
+            breaker=_breaker(sink.name, settings),
+            backoff=Backoff(max_s=_DELIVERY_MAX_WAIT_S),
+            telemetry=telemetry,
+            batch_points=settings.batch.size,
+            batch_timeout_s=settings.batch.timeout_s,
+            max_batch_points=max(settings.influx.max_batch_points, settings.batch.size),
+        )
+        for sink in sinks
+    )
+
+
+class Container(containers.DeclarativeContainer):
+    """Singletons of one process; constructors only assign, the lifespan opens and closes."""
+
+    settings = providers.Dependency(instance_of=Settings)
+
+    registry = providers.Singleton(CollectorRegistry)
+    telemetry = providers.Singleton(Telemetry, registry)
+    supervisor = providers.Singleton(
+        Supervisor, grace_s=settings.provided.resilience.shutdown_timeout_s
+    )
+
+    influx_sink = providers.Singleton(_influx_sink, settings)
+    embedded_store = providers.Singleton(_embedded_store, settings)
+    sinks = providers.Singleton(_sinks, influx_sink, embedded_store)
+    dead_letters = providers.Singleton(
+        DeadLetters, settings.provided.journal.data_dir.joinpath.call("dead_letters.db")
+    )
+    journal = providers.Singleton(_journal, settings, sinks, telemetry)
+    deliveries = providers.Singleton(_deliveries, settings, sinks, journal, dead_letters, telemetry)
+    intake = providers.Singleton(
+        Intake,
+        journal,
+        telemetry=telemetry,
+        commit_interval_s=settings.provided.journal.commit_interval_s,
+        max_pending_points=settings.provided.influx.max_pending_points,
+        overflow=settings.provided.influx.overflow_strategy,
+    )
+
+    hub = providers.Singleton(Hub)
+    catalog = providers.Singleton(Catalog)
+    source = providers.Singleton(_source, settings, telemetry)
+    normalizer = providers.Singleton(Normalizer, catalog.provided.placement)
+    encoder = providers.Singleton(
+        HomeiqEncoder,
+        settings.provided.influx.measurement,
+        instance=settings.provided.home_assistant.instance_name,
+        attribute_fields=settings.provided.influx.attribute_fields,
+    )
+    pipeline = providers.Singleton(
+        Pipeline,
+        ask_registries=providers.Factory(partial, ask_registries, source),
+        catalog=catalog,
+        normalizer=normalizer,
+        encoder=encoder,
+        intake=intake,
+        hub=hub,
+        telemetry=telemetry,
+        discovery_backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
+        hold_events=settings.provided.influx.max_pending_points,
+    )
+    observer = providers.Singleton(
+        Observer,
+        source=source,
+        pipeline=pipeline,
+        intake=intake,
+        journal=journal,
+        deliveries=deliveries,
+        catalog=catalog,
+        dead_letters=dead_letters,
+        hub=hub,
+        telemetry=telemetry,
+        supervisor=supervisor,
+        memory_limit_mb=settings.provided.log.max_memory_mb,
+    )

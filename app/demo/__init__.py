@@ -1,0 +1,1 @@
+"""The one fake Home Assistant, and a simulated home played through it."""

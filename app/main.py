@@ -1,0 +1,141 @@
+"""The application: `uvicorn app.main:app` serves it from settings alone."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from app import __version__, logs, settings
+from app.api.access import AccessRules
+from app.api.application import build_api
+from app.api.dependencies import Components
+from app.container import Container, Journal
+from app.errors import SettingsError
+from app.model import Lines
+from app.settings import Settings
+from app.storage import owned_folder
+
+ENV_FILE = Path(".env")
+
+_MEGABYTE = 1_000_000
+
+
+def create_app(container: Container) -> FastAPI:
+    """Return the application of a container; its lifespan runs the whole service."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with running(container):
+            yield
+
+    return build_api(_components(container), lifespan=lifespan)
+
+
+@asynccontextmanager
+async def running(container: Container) -> AsyncIterator[None]:
+    """Start from the sinks and stop from the source, so that no point is orphaned.
+
+    Raises:
+        StorageLocked: another process works in the same DATA_DIR.
+        StorageError: a local database cannot be opened.
+    """
+    supervisor = container.supervisor()
+    embedded, deliveries = container.embedded_store(), container.deliveries()
+    intake, pipeline = container.intake(), container.pipeline()
+    journal, source = container.journal(), container.source()
+
+    def finish_deliveries() -> None:
+        for delivery in deliveries:
+            delivery.finish()
+
+    async with AsyncExitStack() as stack:
+        stack.enter_context(owned_folder(container.settings().journal.data_dir))
+        await stack.enter_async_context(container.dead_letters())
+        for sink in container.sinks():
+            await stack.enter_async_context(sink)
+        await stack.enter_async_context(journal)
+        keepers = {"journal": journal.run, "memory": container.observer().watch}
+        if embedded is not None:
+            keepers["retention"] = embedded.run
+        await stack.enter_async_context(supervisor.running(keepers))
+        await stack.enter_async_context(
+            supervisor.running(
+                {f"deliver[{delivery.name}]": delivery.run for delivery in deliveries},
+                finish=finish_deliveries,
+            )
+        )
+        await stack.enter_async_context(
+            supervisor.running({"intake": intake.run}, finish=intake.close)
+        )
+        stack.callback(pipeline.finish)
+        await stack.enter_async_context(supervisor.running({"discovery": pipeline.discover}))
+        await stack.enter_async_context(
+            supervisor.running({"source": partial(source.run, pipeline)})
+        )
+        yield
+
+
+def configure_logs(chosen: Settings) -> None:
+    """Send the log where the settings say, and warn of settings that mean nothing."""
+    logs.configure(
+        level=chosen.log.level,
+        log_format=chosen.log.format,
+        output=chosen.log.output,
+        file=chosen.log_file,
+        max_bytes=chosen.log.max_mb * _MEGABYTE,
+        backups=chosen.log.backups,
+    )
+
+
+def _components(container: Container) -> Components:
+    serving = container.settings().serving
+    return Components(
+        snapshot=container.observer().snapshot,
+        hub=container.hub(),
+        telemetry=container.telemetry(),
+        registry=container.registry(),
+        event_store=container.embedded_store(),
+        dead_letters=container.dead_letters(),
+        access=AccessRules(
+            api_key=serving.api_key.get_secret_value() if serving.api_key else None,
+            trusted_peers=serving.trusted_peers,
+            cors_origins=serving.cors_origins,
+        ),
+        diagnostics=partial(_diagnostics, container.settings()),
+        append=partial(_append, container.journal()),
+    )
+
+
+async def _append(journal: Journal, lines: Lines) -> None:
+    await journal.append(lines, received_at=time.time())
+
+
+def _diagnostics(chosen: Settings) -> Mapping[str, object]:
+    return {
+        "version": __version__,
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "settings": chosen.model_dump(mode="json"),
+    }
+
+
+def __getattr__(name: str) -> FastAPI:
+    """Build `app` from the environment when a server asks for it, and only then."""
+    if name != "app":
+        raise AttributeError(name)
+    try:
+        chosen = settings.load_settings(ENV_FILE)
+    except SettingsError as exc:
+        sys.stderr.write(f"websocket-ingestion: {exc}\n")
+        raise SystemExit(2) from None
+    configure_logs(chosen)
+    app = create_app(Container(settings=chosen))
+    globals()["app"] = app
+    return app

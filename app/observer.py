@@ -1,0 +1,132 @@
+"""Takes the one picture of health from all parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import psutil
+
+from app import __version__
+from app.discovery.catalog import Catalog
+from app.fanout.hub import Hub
+from app.journal.intake import Intake
+from app.journal.memory import MemoryJournal
+from app.journal.sqlite import SqliteJournal
+from app.pipeline import Pipeline
+from app.sink.dead_letters import DeadLetters
+from app.sink.delivery import Delivery
+from app.snapshot import EventAccounting, JournalStatus, Snapshot
+from app.source.client import HomeAssistantSource
+from app.supervisor import Supervisor
+from app.telemetry import Telemetry
+
+_MEGABYTE = 1_000_000
+_WELL_BELOW = 0.9
+
+logger = logging.getLogger(__name__)
+
+
+class Observer:
+    """Knows every part that has a state, and shows them all at one moment."""
+
+    def __init__(
+        self,
+        *,
+        source: HomeAssistantSource,
+        pipeline: Pipeline,
+        intake: Intake,
+        journal: SqliteJournal | MemoryJournal,
+        deliveries: Sequence[Delivery],
+        catalog: Catalog,
+        dead_letters: DeadLetters,
+        hub: Hub,
+        telemetry: Telemetry,
+        supervisor: Supervisor,
+        memory_limit_mb: float,
+        watch_s: float = 5.0,
+    ) -> None:
+        """Take the parts, and the memory in megabytes above which the picture alarms.
+
+        `watch_s` is how often `watch` looks.
+        """
+        self._source = source
+        self._pipeline = pipeline
+        self._intake = intake
+        self._journal = journal
+        self._deliveries = deliveries
+        self._catalog = catalog
+        self._dead_letters = dead_letters
+        self._hub = hub
+        self._telemetry = telemetry
+        self._supervisor = supervisor
+        self._memory_limit_mb = memory_limit_mb
+        self._watch_s = watch_s
+        self._process = psutil.Process()
+        self._started = time.monotonic()
+
+    def snapshot(self) -> Snapshot:
+        """Return the picture; nothing in it awaits, so its books are of one moment."""
+        telemetry = self._telemetry
+        with self._process.oneshot():
+            memory_mb = self._process.memory_info().rss / _MEGABYTE
+            cpu_percent = self._process.cpu_percent()
+        return Snapshot(
+            version=__version__,
+            timestamp=datetime.now(UTC),
+            uptime_seconds=time.monotonic() - self._started,
+            connection=self._source.status(),
+            journal=self._journal_status(),
+            sinks=tuple(delivery.status() for delivery in self._deliveries),
+            discovery=self._catalog.status(),
+            events=EventAccounting(
+                received=telemetry.received,
+                journaled=telemetry.journaled,
+                filtered=telemetry.filtered,
+                malformed=telemetry.malformed.total(),
+                dropped=dict(telemetry.dropped),
+                pending=self._intake.pending_points + self._pipeline.held_events,
+            ),
+            events_per_minute=telemetry.events_per_minute(),
+            last_event=_moment(telemetry.last_event_at),
+            dead_letters=self._dead_letters.count,
+            dead_letters_discarded=self._dead_letters.discarded,
+            watchers=self._hub.watchers,
+            memory_mb=memory_mb,
+            memory_limit_mb=self._memory_limit_mb,
+            cpu_percent=cpu_percent,
+            failures=dict(self._supervisor.failures),
+        )
+
+    async def watch(self) -> None:
+        """Say once in the log when memory passes the limit, and when it is below, for ever."""
+        over = False
+        while True:
+            snapshot = self.snapshot()
+            if snapshot.memory_reason and not over:
+                over = True
+                logger.error("%s", snapshot.memory_reason)
+            # Not at the limit itself: memory that moves around it would fill the log.
+            elif over and snapshot.memory_mb < _WELL_BELOW * snapshot.memory_limit_mb:
+                over = False
+                logger.info("Memory is %.0f MB, below MAX_MEMORY_MB again", snapshot.memory_mb)
+            await asyncio.sleep(self._watch_s)
+
+    def _journal_status(self) -> JournalStatus:
+        status = self._journal.status()
+        oldest_at = self._intake.oldest_at
+        return replace(
+            status,
+            pending_points=self._intake.pending_points + self._pipeline.held_events,
+            oldest_pending_seconds=max(0.0, time.time() - oldest_at) if oldest_at else 0.0,
+            durable=status.durable and self._intake.durable,
+            reason=status.reason or self._intake.reason,
+        )
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

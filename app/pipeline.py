@@ -1,0 +1,186 @@
+"""Where the packages meet: from Home Assistant's event to journal and watchers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+from app.discovery.catalog import Catalog
+from app.discovery.registries import Registries, list_registries
+from app.errors import SourceError
+from app.fanout.hub import Hub
+from app.journal.intake import Intake
+from app.logs import Brake
+from app.model import Event
+from app.normalize.changes import Malformed, Normalizer
+from app.resilience import Backoff
+from app.schema.homeiq import HomeiqEncoder
+from app.source.client import HomeAssistantSource
+from app.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+
+async def ask_registries(source: HomeAssistantSource) -> Registries:
+    """List the registries over a connection of their own: they are megabytes in a large home.
+
+    Raises:
+        SourceError: they could not be listed; try again later.
+    """
+    async with source.commands() as commands:
+        return await list_registries(commands.call)
+
+
+class Pipeline:
+    """Takes events as they come and hands points to the intake, changes to the watchers.
+
+    It is the source's listener: nothing here waits, because Home Assistant cuts off a
+    client that reads too slowly.
+    """
+
+    def __init__(
+        self,
+        *,
+        ask_registries: Callable[[], Awaitable[Registries]],
+        catalog: Catalog,
+        normalizer: Normalizer,
+        encoder: HomeiqEncoder,
+        intake: Intake,
+        hub: Hub,
+        telemetry: Telemetry,
+        discovery_backoff: Backoff,
+        hold_s: float = 10.0,
+        hold_events: int = 20_000,
+    ) -> None:
+        """Take the parts, and how long (seconds) and how many events may wait for the catalog."""
+        self._ask_registries = ask_registries
+        self._catalog = catalog
+        self._normalizer = normalizer
+        self._encoder = encoder
+        self._intake = intake
+        self._hub = hub
+        self._telemetry = telemetry
+        self._backoff = discovery_backoff
+        self._hold_s = hold_s
+        self._hold_events = hold_events
+        self._brake = Brake(every_s=60.0)
+        self._connected = asyncio.Event()
+        # On the very first start nothing is known of areas and devices, and tags are
+        # identity in InfluxDB: events wait here until the registries were listed.
+        self._held: deque[tuple[Sequence[Event], float]] | None = deque()
+        self._held_count = 0
+        self._release: asyncio.TimerHandle | None = None
+
+    @property
+    def held_events(self) -> int:
+        """How many events wait for the catalog."""
+        return self._held_count
+
+    def changed(self, events: Sequence[Event]) -> None:
+        """Take the state changes of one frame."""
+        received_at = time.time()
+        if self._held is None:
+            self._take(events, received_at)
+            return
+        self._held.append((events, received_at))
+        self._held_count += len(events)
+        if self._held_count > self._hold_events:
+            self._let_go()
+
+    def registry_updated(self, event: Event) -> None:
+        """Note that a registry changed."""
+        logger.debug("Registry changed: %s", event.event_type)
+
+    def connected(self) -> None:
+        """Ask for the registries, now that events stream."""
+        self._connected.set()
+        if self._held is not None and self._release is None:
+            self._release = asyncio.get_running_loop().call_later(self._hold_s, self._let_go)
+
+    def lost(self) -> None:
+        """Stop asking for registries until the next connection."""
+        self._connected.clear()
+
+    async def discover(self) -> None:
+        """List the registries once for every connection, for ever."""
+        while True:
+            await self._connected.wait()
+            self._connected.clear()
+            try:
+                self._catalog.replace(await self._ask_registries())
+            except SourceError as exc:
+                wait_s = self._backoff.next_s()
+                logger.warning("Discovery failed, next attempt in %.1fs: %s", wait_s, exc)
+                await asyncio.sleep(wait_s)
+                self._connected.set()
+                continue
+            self._backoff.reset()
+            status = self._catalog.status()
+            logger.info(
+                "Discovered %d devices, %d entities, %d areas",
+                status.devices,
+                status.entities,
+                status.areas,
+            )
+            self._let_go()
+
+    def finish(self) -> None:
+        """Let go of what still waits for the catalog: nothing more comes."""
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._release is not None:
+            self._release.cancel()
+            self._release = None
+        held, self._held = self._held, None
+        if not held:
+            return
+        if self._catalog.status().last_refresh is None:
+            logger.warning(
+                "Wrote %d events without areas and devices: no registries within %.0fs",
+                self._held_count,
+                self._hold_s,
+            )
+            self._telemetry.events_unplaced(self._held_count)
+        for events, received_at in held:
+            self._held_count -= len(events)
+            self._take(events, received_at)
+
+    def _take(self, events: Sequence[Event], received_at: float) -> None:
+        try:
+            changes, malformed = self._normalizer.changes(events)
+            lines = self._encoder.encode(changes)
+        except Exception as exc:  # noqa: BLE001 - the per-event boundary: a bug costs one event
+            if len(events) == 1:
+                self._report_bug(exc)
+                return
+            for event in events:
+                self._take((event,), received_at)
+            return
+        for problem in malformed:
+            self._report_malformed(problem)
+        if changes:
+            self._intake.put(lines, received_at=received_at)
+            self._hub.publish(changes)
+
+    def _report_malformed(self, problem: Malformed) -> None:
+        self._telemetry.events_malformed(1, kind=problem.kind)
+        if (held_back := self._brake.admit(problem.kind)) is not None:
+            logger.warning(
+                "Malformed event (%s; %d more since the last line): %s",
+                problem.kind,
+                held_back,
+                problem.excerpt,
+            )
+
+    def _report_bug(self, exc: Exception) -> None:
+        self._telemetry.events_malformed(1, kind="bug")
+        if (held_back := self._brake.admit("bug")) is not None:
+            logger.error(
+                "An event broke our own code (%d more since the last line)",
+                held_back,
+                exc_info=exc,
+            )
