@@ -1,0 +1,368 @@
+"""What the InfluxDB sink promises in every dialect, of every database that speaks it.
+
+The lines hold numbers and whole milliseconds, because VictoriaMetrics keeps nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import TypeAlias
+from uuid import uuid4
+
+import pytest
+
+from app.model import Row
+from app.sink.answers import (
+    Accepted,
+    Answer,
+    Busy,
+    Held,
+    Refused,
+    ServerFailed,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+)
+from app.sink.batches import WholeRows, cut
+from app.sink.dialects import Version
+from app.sink.influx import Api, InfluxSink
+from tests.fakes import replies as fake
+from tests.fakes.faults import FaultServer
+
+Stored: TypeAlias = tuple[str, float, int]
+"""What is read back of a point: its tag `room`, its field `v`, its time in ns."""
+
+_START_NS = 1_700_000_000_000_000_000
+_MILLISECOND_NS = 1_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Database:
+    """One server as the suite sees it: where and as whom to write, and a way to read back."""
+
+    version: Version
+    url: str
+    stored: Callable[[str, str], Awaitable[list[Stored]]]
+    """Returns what a database or bucket holds of a measurement, in any order."""
+    token: str = ""
+    org: str = "homeiq"
+    username: str = ""
+    password: str = ""
+    bucket: str = ""
+    """Empty for a new one in each test, which the sink has to create."""
+    judges_lines: bool = True
+    """Whether a line that does not parse is refused, and not skipped in silence."""
+    judges_types: bool = True
+    """Whether a field keeps the type it was first written with."""
+    wants_credentials: bool = True
+    """Whether wrong ones are refused."""
+    measurement: str = field(default_factory=lambda: f"m{uuid4().hex}")
+    new_bucket: str = field(default_factory=lambda: f"b{uuid4().hex}")
+
+    def sink(
+        self,
+        *,
+        url: str = "",
+        api: Api | None = None,
+        token: str | None = None,
+        password: str | None = None,
+        timeout_s: float = 10.0,
+    ) -> InfluxSink:
+        """Return a sink that is not open yet, by default with the right settings."""
+        return InfluxSink(
+            url or self.url,
+            token=self.token if token is None else token,
+            org=self.org,
+            bucket=self.bucket or self.new_bucket,
+            timeout_s=timeout_s,
+            api=api or self.version,
+            username=self.username,
+            password=self.password if password is None else password,
+        )
+
+    def line(self, number: int, *, room: str = "kitchen", value: str = "") -> bytes:
+        """Return a line of this test's own measurement, by default with its number as value."""
+        time_ns = _START_NS + number * _MILLISECOND_NS
+        return f"{self.measurement},room={room} v={value or number} {time_ns}".encode()
+
+    async def holds(self, *numbers: int) -> bool:
+        """Say whether exactly the lines with these numbers are stored, each once."""
+        expected = [
+            ("kitchen", float(number), _START_NS + number * _MILLISECOND_NS) for number in numbers
+        ]
+        found = await self.stored(self.bucket or self.new_bucket, self.measurement)
+        assert sorted(found) == expected
+        return True
+
+
+def batch_of(lines: Sequence[bytes], *, lines_per_row: int = 1) -> WholeRows:
+    """Return lines as rows of the journal."""
+    rows = [
+        Row(
+            start + 1,
+            len(part := lines[start : start + lines_per_row]),
+            gzip.compress(b"".join(line + b"\n" for line in part)),
+            0.0,
+        )
+        for start in range(0, len(lines), lines_per_row)
+    ]
+    return WholeRows(tuple(rows))
+
+
+async def one_by_one(sink: InfluxSink, batch: WholeRows) -> list[Answer]:
+    """Write each line of a refused batch alone, which is where halving ends."""
+    return [await sink.write(cut(batch, index, index + 1)) for index in range(batch.points)]
+
+
+async def with_first_line(database: Database) -> Database:
+    """Write line 0, so that there is a bucket or database for what a fault server passes on."""
+    async with opened(database.sink()) as sink:
+        assert await sink.write(batch_of([database.line(0)])) == Accepted()
+    return database
+
+
+@asynccontextmanager
+async def opened(sink: InfluxSink) -> AsyncIterator[InfluxSink]:
+    """Open a sink for a test."""
+    async with asyncio.timeout(30), sink:
+        yield sink
+
+
+def retry_after(text: str) -> fake.Reply:
+    """Return a 429 that says when to come back."""
+    return fake.error(429, "slow down", code="too many requests", Retry_After=text)
+
+
+FAULTS = {
+    "401": (fake.UNAUTHORIZED, Held),
+    "403": (fake.error(403, "forbidden", code="forbidden"), Held),
+    "404 of a proxy": (fake.Reply(status=404, body="404 page not found"), Held),
+    "405": (fake.Reply(status=405), Held),
+    "413": (fake.Reply(status=413, body="<h1>Request Entity Too Large</h1>"), TooLarge),
+    "413 before the body is read": (fake.Reply(status=413, act="early"), TooLarge),
+    "429": (retry_after("7"), Busy),
+    "503": (fake.error(503, "starting", code="unavailable"), Busy),
+    "503 after storing": (fake.Reply(status=503, keeps=True), Busy),
+    "200": (fake.Reply(status=200, body="OK"), Unavailable),
+    "200 of a login page": (fake.Reply(status=200, body="<html>Log in</html>"), Unavailable),
+    "302": (fake.Reply(status=302, headers={"Location": "/login"}), Unavailable),
+    "307": (fake.Reply(status=307, headers={"Location": "/write"}), Unavailable),
+    "HTML 500": (fake.HTML_500, ServerFailed),
+    "502": (fake.Reply(status=502, body="Bad Gateway"), ServerFailed),
+    "reset": (fake.RESET, Unavailable),
+    "reset after storing": (fake.Reply(act="reset", keeps=True), Unavailable),
+    "half an answer": (fake.HALF_AN_ANSWER, Unavailable),
+    "half an answer after storing": (fake.Reply(act="half", keeps=True), Unavailable),
+    "a body cut short": (fake.BODY_CUT_SHORT, Unavailable),
+}
+
+
+class SinkContract:
+    """The suite; a test module names a fixture `database` and a class that is one of these."""
+
+    async def test_what_was_accepted_is_stored(self, database: Database) -> None:
+        """In a bucket or database that the sink creates; the stamps are nanoseconds."""
+        async with opened(database.sink()) as sink:
+            assert await sink.write(batch_of([database.line(1), database.line(2)])) == Accepted()
+
+        assert await database.holds(1, 2)
+
+    async def test_every_row_of_a_large_batch_is_stored(self, database: Database) -> None:
+        """A body of many gzip members would be read only to the end of the first by some."""
+        lines = [database.line(number) for number in range(3_000)]
+
+        async with opened(database.sink()) as sink:
+            assert await sink.write(batch_of(lines, lines_per_row=10)) == Accepted()
+
+        assert await database.holds(*range(3_000))
+
+    async def test_writing_twice_stores_once(self, database: Database) -> None:
+        """G3: so that every doubt can be met by sending again."""
+        batch = batch_of([database.line(1), database.line(2)])
+
+        async with opened(database.sink()) as sink:
+            assert [await sink.write(batch) for _ in range(3)] == [Accepted()] * 3
+
+        assert await database.holds(1, 2)
+
+    async def test_a_line_that_does_not_parse_costs_no_neighbor(self, database: Database) -> None:
+        """G6: alone it is refused again, and its neighbors are stored."""
+        bad = database.line(2, room="secret_room", value="nonsense")
+        batch = batch_of([database.line(1), bad, database.line(3)])
+
+        async with opened(database.sink()) as sink:
+            whole = await sink.write(batch)
+            alone = await one_by_one(sink, batch)
+
+        expected = Refused if database.judges_lines else Accepted
+        assert type(whole) is expected
+        assert [type(answer) for answer in alone] == [Accepted, expected, Accepted]
+        assert await database.holds(1, 3)
+
+    async def test_a_reason_does_not_quote_the_point(self, database: Database) -> None:
+        """Everyone may read `/health`, and a line names things in a home."""
+        bad = database.line(2, room="secret_room", value="nonsense")
+
+        async with opened(database.sink()) as sink:
+            answers = [await sink.write(batch_of([bad])), await sink.write(batch_of([bad] * 200))]
+
+        refused = [answer for answer in answers if isinstance(answer, Refused)]
+        assert len(refused) == (2 if database.judges_lines else 0)
+        assert [answer for answer in refused if "secret" in answer.reason] == []
+
+    async def test_a_field_of_another_type_is_named(self, database: Database) -> None:
+        """With what to do about it; its neighbors are stored."""
+        batch = batch_of([database.line(2), database.line(3, value='"three"')])
+
+        async with opened(database.sink()) as sink:
+            assert await sink.write(batch_of([database.line(1)])) == Accepted()
+            whole = await sink.write(batch) if database.judges_types else None
+            alone = await one_by_one(sink, batch) if database.judges_types else []
+
+        if not database.judges_types:
+            assert await database.holds(1)
+            return
+        assert isinstance(whole, Refused)
+        assert "INFLUXDB_MEASUREMENT" in (whole.advice or "")
+        assert any(f"{quote}v{quote}" in whole.reason for quote in "\"'")
+        assert [type(answer) for answer in alone] == [Accepted, Refused]
+        assert await database.holds(1, 2)
+
+    @pytest.mark.parametrize("fault", FAULTS)
+    async def test_a_fault_is_understood_and_loses_nothing(
+        self, database: Database, fault: str
+    ) -> None:
+        """Nothing but a 204 is success; sending again stores each point once."""
+        reply, expected = FAULTS[fault]
+        batch = batch_of([database.line(1), database.line(2)])
+        await with_first_line(database)
+
+        async with (
+            FaultServer(database.url, reply).serving() as server,
+            opened(database.sink(url=server.url)) as sink,
+        ):
+            spoiled, repeated = await sink.write(batch), await sink.write(batch)
+
+        assert type(spoiled) is expected
+        assert repeated == Accepted()
+        assert await database.holds(0, 1, 2)
+
+    @pytest.mark.parametrize("keeps", [False, True])
+    async def test_silence_is_a_timeout(self, database: Database, *, keeps: bool) -> None:
+        """After INFLUXDB_TIMEOUT, whether the points were stored or not."""
+        batch = batch_of([database.line(1), database.line(2)])
+        script = [fake.Reply(act="hang", keeps=keeps), fake.Reply(act="slow", keeps=keeps)]
+        await with_first_line(database)
+
+        async with FaultServer(database.url, *script).serving() as server:
+            async with opened(database.sink(url=server.url, timeout_s=0.2)) as sink:
+                spoiled = [await sink.write(batch), await sink.write(batch)]
+            async with opened(database.sink()) as sink:
+                assert await sink.write(batch) == Accepted()
+
+        assert spoiled == [TimedOut(reason="no answer in time")] * 2
+        assert await database.holds(0, 1, 2)
+
+    async def test_a_slow_answer_in_time_is_an_answer(self, database: Database) -> None:
+        """Patience is INFLUXDB_TIMEOUT and nothing shorter."""
+        batch = batch_of([database.line(1)])
+        await with_first_line(database)
+
+        async with (
+            FaultServer(database.url, fake.Reply(act="slow", keeps=True)).serving() as server,
+            opened(database.sink(url=server.url)) as sink,
+        ):
+            assert await sink.write(batch) == Accepted()
+
+        assert await database.holds(0, 1)
+
+    @pytest.mark.parametrize(
+        ("text", "seconds"),
+        [
+            ("17", 17.0),
+            (
+                format_datetime(datetime.now(UTC) + timedelta(seconds=900), usegmt=True),
+                pytest.approx(900, abs=300),
+            ),
+            ("99999999999", 99999999999.0),
+            ("Mon, 01 Jan 2001 00:00:00 GMT", 0.0),
+            ("soon", None),
+            ("-1", None),
+            ("", None),
+        ],
+        ids=["seconds", "date", "absurd", "past", "word", "negative", "empty"],
+    )
+    async def test_a_busy_database_says_when_to_come_back(
+        self, database: Database, text: str, seconds: float | None
+    ) -> None:
+        """In seconds or as a date; delivery caps what is absurd."""
+        async with (
+            FaultServer(database.url, retry_after(text)).serving() as server,
+            opened(database.sink(url=server.url)) as sink,
+        ):
+            busy = await sink.write(batch_of([database.line(1)]))
+
+        assert busy == Busy(reason="slow down", status=429, retry_after_s=seconds)
+
+    async def test_wrong_credentials_hold_and_are_named(self, database: Database) -> None:
+        """By the variable that holds them, never by what is in it."""
+        batch = batch_of([database.line(1)])
+
+        async with opened(database.sink(token="wrong-token", password="wrong-password")) as sink:
+            held = await sink.write(batch)
+
+        if not database.wants_credentials:
+            assert held == Accepted()
+            return
+        assert isinstance(held, Held)
+        assert ("INFLUXDB_PASSWORD" if database.username else "INFLUXDB_TOKEN") in held.advice
+        assert "wrong" not in f"{held.reason} {held.advice}"
+
+    async def test_credentials_never_stand_in_an_answer(self, database: Database) -> None:
+        """Also where a server or a proxy repeats them."""
+        secret = "s3cret/pass word+"
+        echo = f"denied: {secret} s3cret%2Fpass%20word%2B s3cret/pass%20word%2B"
+        script = [
+            fake.error(401, echo),
+            fake.error(400, echo),
+            fake.Reply(status=500, body=echo),
+            fake.Reply(status=302, headers={"Location": f"/login?as={secret}"}),
+        ]
+
+        async with (
+            FaultServer(database.url, *script).serving() as server,
+            opened(database.sink(url=server.url, token=secret, password=secret)) as sink,
+        ):
+            answers = [await sink.write(batch_of([database.line(1)])) for _ in script]
+
+        assert [type(answer) for answer in answers] == [Held, Refused, ServerFailed, Unavailable]
+        assert [answer for answer in answers if "s3cret" in str(answer)] == []
+
+    async def test_a_wrong_address_holds_and_is_named(self, database: Database) -> None:
+        """Whether what answers there says 400 or 404."""
+        async with opened(database.sink(url=f"{database.url}/nowhere")) as sink:
+            held = await sink.write(batch_of([database.line(1)]))
+
+        assert isinstance(held, Held | Unavailable)
+        assert "INFLUXDB_URL" in str(held)
+
+    async def test_the_dialect_is_found_out(self, database: Database) -> None:
+        """With INFLUXDB_API=auto, from the settings or from the server."""
+        async with opened(database.sink(api="auto")) as sink:
+            assert await sink.write(batch_of([database.line(1)])) == Accepted()
+
+        assert await database.holds(1)
+
+    async def test_a_ping_is_answered(self, database: Database) -> None:
+        """As long as there is anything there."""
+        async with opened(database.sink()) as sink:
+            assert await sink.ping()
+        async with opened(database.sink(url="http://127.0.0.1:9")) as sink:
+            assert not await sink.ping()
+            assert isinstance(await sink.write(batch_of([database.line(1)])), Unavailable)

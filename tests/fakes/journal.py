@@ -1,0 +1,87 @@
+"""A journal in a list, for tests that decide what lies in it."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.model import Row
+
+
+@dataclass(frozen=True, slots=True)
+class FakePending:
+    """What a sink has not settled."""
+
+    points: int
+    oldest_at: float | None
+
+
+class FakeJournal:
+    """Rows and one cursor, whatever the sink is called."""
+
+    def __init__(self) -> None:
+        self.rows: list[Row] = []
+        self.settled = 0
+        self.settlements: list[int] = []
+        """Every cursor move, in order."""
+        self.errors: list[Exception] = []
+        """Raised by the next reads, one each."""
+        self.reads = 0
+        self._grown = asyncio.Condition()
+
+    def add(self, lines: Sequence[bytes], *, received_at: float = 0.0) -> Row:
+        """Append one row."""
+        data = b"".join(line + b"\n" for line in lines)
+        first = self.rows[-1].last + 1 if self.rows else 1
+        return self.add_row(Row(first, len(lines), gzip.compress(data, 1), received_at))
+
+    def add_row(self, row: Row) -> Row:
+        """Append a row as it is, also one that cannot be."""
+        self.rows.append(row)
+        return row
+
+    async def append(self, lines: Sequence[bytes], *, received_at: float = 0.0) -> None:
+        """Append one row and wake who waits for it."""
+        async with self._grown:
+            self.add(lines, received_at=received_at)
+            self._grown.notify_all()
+
+    async def read(self, sink: str, *, max_points: int) -> list[Row]:
+        """Return unsettled rows as the journal's contract says."""
+        self.reads += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        found: list[Row] = []
+        for row in self.rows:
+            if row.last > self.settled:
+                if found and sum(r.points for r in found) + row.points > max_points:
+                    break
+                found.append(row)
+        return found
+
+    def cursor(self, sink: str) -> int:
+        """Return the last settled number."""
+        return self.settled
+
+    def settle(self, sink: str, through: int) -> None:
+        """Move the cursor, never backward."""
+        assert through > self.settled, "settled twice"
+        self.settled = through
+        self.settlements.append(through)
+
+    def drop(self, through: int) -> None:
+        """Move the cursor as `drop_oldest` does."""
+        self.settled = max(self.settled, through)
+
+    def pending(self, sink: str) -> FakePending:
+        """Return what is not settled."""
+        held = [row for row in self.rows if row.last > self.settled]
+        points = sum(row.last - max(row.first - 1, self.settled) for row in held)
+        return FakePending(points, held[0].received_at if held else None)
+
+    async def grown(self, sink: str, *, points: int) -> None:
+        """Wait until so many points are pending."""
+        async with self._grown:
+            await self._grown.wait_for(lambda: self.pending(sink).points >= points)

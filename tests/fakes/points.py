@@ -1,0 +1,38 @@
+"""Points that carry their own number, so that a test can say which ones it got."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry
+
+from app.model import Lines, Row
+from app.telemetry import Telemetry
+
+_NUMBER = re.compile(rb" value=(\d+)i")
+_GZIP_WINDOW = 31
+
+
+def numbered_lines(first: int, count: int, *, padding: bytes = b"") -> Lines:
+    """Return `count` lines whose values count up from `first`."""
+    data = b"".join(
+        b'events value=%di,text="%s" %d\n' % (number, padding, number)
+        for number in range(first, first + count)
+    )
+    return Lines(data, count)
+
+
+def numbers_in(rows: Sequence[Row]) -> list[int]:
+    """Return the values that the rows hold, in order."""
+    return [
+        int(number)
+        for row in rows
+        for number in _NUMBER.findall(zlib.decompress(row.gzip, _GZIP_WINDOW))
+    ]
+
+
+def new_telemetry() -> Telemetry:
+    """Return counters of their own for one test."""
+    return Telemetry(CollectorRegistry())

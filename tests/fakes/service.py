@@ -1,0 +1,122 @@
+"""The API with made-up parts behind it, and a real server around it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from websockets.asyncio.client import ClientConnection, connect
+
+from app.api.access import AccessRules
+from app.api.application import build_api
+from app.api.dependencies import Components
+from app.errors import StorageError
+from app.fanout.hub import Hub
+from app.model import Lines
+from app.sink.dead_letters import DeadLetters
+from app.telemetry import Telemetry
+from tests.fakes.snapshots import HEALTHY, NOON
+
+
+async def _no_journal(_: Lines) -> None:
+    raise StorageError("no journal takes these points")
+
+
+def components(**changes: object) -> Components:
+    """Return parts that are all well; `changes` replaces some."""
+    registry = CollectorRegistry()
+    parts = Components(
+        snapshot=lambda: HEALTHY,
+        hub=Hub(),
+        telemetry=Telemetry(registry, clock=NOON.timestamp),
+        registry=registry,
+        event_store=None,
+        dead_letters=DeadLetters(Path("never-opened.db")),
+        access=AccessRules(),
+        diagnostics=dict,
+        append=_no_journal,
+    )
+    return replace(parts, **changes)  # type: ignore[arg-type]
+
+
+def client_of(app: FastAPI, *, peer: str = "127.0.0.1") -> httpx.AsyncClient:
+    """Return a client that reaches the application without a socket, from an address."""
+    transport = httpx.ASGITransport(app, client=(peer, 50_000), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost:8001")
+
+
+def api_client(parts: Components | None = None, *, peer: str = "127.0.0.1") -> httpx.AsyncClient:
+    """Return a client of a new application."""
+    return client_of(build_api(parts or components()), peer=peer)
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that listens."""
+
+    server: uvicorn.Server
+    task: asyncio.Task[None]
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where HTTP is served."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def watching(
+        self, query: str = "", *, headers: Mapping[str, str] | None = None, **options: object
+    ) -> connect:
+        """Connect to `/ws`."""
+        return connect(
+            f"ws://127.0.0.1:{self.port}/ws{query}",
+            additional_headers=headers,
+            compression=None,
+            **options,  # type: ignore[arg-type]
+        )
+
+    async def stop(self) -> None:
+        """Stop as at a signal and wait for the end."""
+        self.server.should_exit = True
+        await self.task
+
+
+@contextlib.asynccontextmanager
+async def serving(parts: Components) -> AsyncIterator[Running]:
+    """Serve the parts on a free port of this machine."""
+    server = uvicorn.Server(
+        uvicorn.Config(
+            build_api(parts),
+            port=0,
+            lifespan="off",
+            log_config=None,
+            ws="websockets-sansio",
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    task = asyncio.create_task(server.serve(), name="uvicorn")
+    async with asyncio.timeout(5):
+        while not server.started:
+            await asyncio.sleep(0.005)
+    running = Running(server, task, server.servers[0].sockets[0].getsockname()[1])
+    try:
+        yield running
+    finally:
+        await running.stop()
+
+
+async def received(socket: ClientConnection) -> dict[str, object]:
+    """Return the next frame, which must be one message."""
+    async with asyncio.timeout(5):
+        message = json.loads(await socket.recv())
+    assert isinstance(message, dict)
+    return message

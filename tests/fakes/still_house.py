@@ -1,0 +1,109 @@
+"""A house in which nothing moves until a test says so."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+from app.demo.home_assistant import (
+    Fire,
+    JsonObject,
+    RegistryKind,
+    registry_updated,
+    state_changed,
+    state_row,
+)
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+class StillHouse:
+    """Fixed states and registries; each change is one millisecond after the one before."""
+
+    def __init__(self, *, fire: Fire | None = None) -> None:
+        """Take where to fire events; None, or set `fire` later, for a house without listeners."""
+        self.fire = fire
+        self.ha_state = "RUNNING"
+        self.rows: dict[RegistryKind, list[JsonObject]] = {}
+        self.entries: list[JsonObject] = []
+        self.backlog = 0
+        self.recorded: dict[str, list[JsonObject]] = {}
+        """Every state each entity ever had, oldest first: what the recorder keeps."""
+        self._moments = (NOON + timedelta(milliseconds=n) for n in itertools.count())
+        self._states: dict[str, JsonObject] = {}
+
+    def set_state(
+        self, entity_id: str, state: str, attributes: JsonObject | None = None
+    ) -> JsonObject:
+        """Give an entity a state, fire the event that says so, and return it.
+
+        Without `attributes` the entity keeps those it has.
+        """
+        at = next(self._moments)
+        old = self._states.get(entity_id)
+        if attributes is None:
+            attributes = _object(old["attributes"]) if old else {}
+        changed_at = None
+        if old and old["state"] == state:
+            changed_at = datetime.fromisoformat(str(old["last_changed"]))
+        new = state_row(entity_id, state, attributes, at=at, changed_at=changed_at)
+        self._states[entity_id] = new
+        return self._happened(old, new, at)
+
+    def remove(self, entity_id: str) -> JsonObject:
+        """Remove an entity, fire the event that says so, and return it."""
+        return self._happened(self._states.pop(entity_id), None, next(self._moments))
+
+    def put_row(self, kind: RegistryKind, row: JsonObject, *, id_name: str) -> None:
+        """Add a row to a registry and fire the event that says so."""
+        self.rows.setdefault(kind, []).append(row)
+        if self.fire:
+            data = {"action": "create", id_name: row[id_name]}
+            self.fire(registry_updated(kind, data, at=next(self._moments)))
+
+    def states(self) -> Sequence[JsonObject]:
+        """Return all states."""
+        return list(self._states.values())
+
+    def registry(self, kind: RegistryKind) -> Sequence[JsonObject]:
+        """Return the rows put there."""
+        return self.rows.get(kind, [])
+
+    def config(self) -> JsonObject:
+        """Return the state of Home Assistant itself."""
+        return {"state": self.ha_state, "location_name": "Still house"}
+
+    def config_entries(self) -> Sequence[JsonObject]:
+        """Return `entries`."""
+        return self.entries
+
+    def recorder(self) -> JsonObject:
+        """Return the backlog."""
+        return {"backlog": self.backlog}
+
+    def history(
+        self, start: datetime, end: datetime, entity_ids: Sequence[str]
+    ) -> Mapping[str, Sequence[JsonObject]]:
+        """Return what was recorded between start and end."""
+        return {
+            entity_id: [
+                row
+                for row in self.recorded.get(entity_id, [])
+                if start < datetime.fromisoformat(str(row["last_updated"])) < end
+            ]
+            for entity_id in entity_ids
+        }
+
+    def _happened(self, old: JsonObject | None, new: JsonObject | None, at: datetime) -> JsonObject:
+        event = state_changed(old, new, at=at)
+        row = new or state_row(str((old or {})["entity_id"]), None, {}, at=at)
+        self.recorded.setdefault(str(row["entity_id"]), []).append(row)
+        if self.fire:
+            self.fire(event)
+        return event
+
+
+def _object(value: object) -> JsonObject:
+    assert isinstance(value, dict)
+    return value

@@ -1,0 +1,179 @@
+"""The pages, their files, and the document that describes the API: all without internet."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+
+from app.api.access import AccessRules
+from app.api.events import HistoricEvent
+from app.api.pages import WEB
+from app.api.schemas import HistoricEventDocument
+from tests.fakes.service import api_client, components
+
+PAGES = ("/", "/docs")
+
+
+@pytest.mark.parametrize("page", PAGES)
+async def test_a_page_and_all_it_loads_come_from_here(page: str) -> None:
+    """No address of the internet is in it, no inline script, and every file exists."""
+    async with api_client() as client:
+        html = (await client.get(page)).text
+        loaded = re.findall(r'(?:src|href)="([^"]+)"', html)
+        files = [await client.get(f"/{address}") for address in loaded]
+
+    assert "://" not in html
+    assert not re.search(r"<script(?![^>]*\bsrc=)", html)
+    assert not re.search(r"\bstyle=|\bon\w+=", html)
+    assert [file.status_code for file in files] == [200] * len(loaded)
+    assert all(not address.startswith("/") for address in loaded)
+
+
+def test_our_scripts_name_no_address_of_the_internet() -> None:
+    """What they fetch is relative, so that the page works below a path."""
+    for script in WEB.glob("*.js"):
+        assert not re.search(r"""["'`](https?:)?//""", script.read_text()), script
+
+
+def test_our_scripts_never_make_markup_of_text() -> None:
+    """Names and states of entities are put in with textContent only."""
+    for script in WEB.glob("*.js"):
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacent|write\(", script.read_text())
+
+
+async def test_swagger_ui_can_show_our_version_of_openapi() -> None:
+    """The document is of OpenAPI 3.1, which Swagger UI shows since version 5."""
+    async with api_client() as client:
+        script = (await client.get("/static/swagger/swagger-ui-bundle.js")).text
+        document = (await client.get("/openapi.json")).json()
+
+    version = re.search(r'PACKAGE_VERSION:"(\d+)\.', script)
+    assert version is not None
+    assert int(version[1]) >= 5
+    assert document["openapi"].startswith("3.1")
+
+
+@pytest.mark.parametrize(
+    ("path", "policy"), [("/", "default-src 'self'"), ("/docs", "style-src"), ("/health", "self")]
+)
+async def test_every_answer_carries_the_security_headers(path: str, policy: str) -> None:
+    """A browser may load nothing from elsewhere, and guess and frame nothing."""
+    async with api_client() as client:
+        headers = (await client.get(path)).headers
+
+    content_policy = headers["content-security-policy"]
+    assert policy in content_policy
+    assert "script-src" not in content_policy  # scripts fall under default-src 'self'
+    assert "frame-ancestors 'self'" in content_policy
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cache-control"] == ("no-store" if path == "/health" else "no-cache")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/static/../api/application.py", "/static/%2e%2e/api/application.py", "/static/", "/static"],
+)
+async def test_only_files_of_the_pages_are_served(path: str) -> None:
+    """Nothing beside them can be reached."""
+    parts = components(access=AccessRules(api_key="k" * 20))
+    async with api_client(parts) as client:
+        response = await client.get(httpx.URL(f"http://localhost{path}"))
+
+    assert response.status_code in {401, 404}
+
+
+async def _document() -> dict[str, Any]:
+    async with api_client() as client:
+        response = await client.get("/openapi.json")
+    document: dict[str, Any] = response.json()
+    return document
+
+
+async def test_every_route_is_described() -> None:
+    """Each has a tag, a summary, a description, an example and its errors as problems."""
+    document = await _document()
+
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            where = f"{method} {path}"
+            assert operation["tags"], where
+            assert operation["summary"], where
+            assert operation["description"], where
+            assert "500" in operation["responses"], where
+            assert _has_example(operation, document), where
+            if "health" not in operation["tags"]:
+                assert {"401", "403", "422"} <= set(operation["responses"]), where
+
+
+def _has_example(operation: dict[str, Any], document: dict[str, Any]) -> bool:
+    """Whether an answer shows what it looks like, itself or through its model."""
+    shown = [operation["responses"]]
+    seen = set()
+    while shown:
+        node = shown.pop()
+        if isinstance(node, list):
+            shown += node
+        elif isinstance(node, dict):
+            if "example" in node or "examples" in node or "const" in node:
+                return True
+            reference = node.get("$ref")
+            if reference and reference not in seen:
+                seen.add(reference)
+                shown.append(document["components"]["schemas"][reference.rpartition("/")[2]])
+            shown += node.values()
+    return False
+
+
+async def test_every_reference_leads_somewhere() -> None:
+    """The document is whole: no model is named that is not in it."""
+    document = await _document()
+
+    references = set(re.findall(r"'#/components/schemas/(\w+)'", str(document)))
+    assert references <= set(document["components"]["schemas"])
+
+
+async def test_errors_are_described_as_problems() -> None:
+    """Everywhere but in the 503 of /health, which is the report itself."""
+    document = await _document()
+
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status, response in operation["responses"].items():
+                if int(status) >= 400 and (path, status) != ("/health", "503"):
+                    assert list(response["content"]) == ["application/problem+json"], path
+
+
+async def test_the_messages_of_the_websocket_are_described() -> None:
+    """OpenAPI knows no WebSocket; GET /ws says 426 and names the models."""
+    document = await _document()
+
+    operation = document["paths"]["/ws"]["get"]
+    models = document["components"]["schemas"]
+    assert "426" in operation["responses"]
+    assert set(operation["x-websocket-messages"]) == {"server", "client"}
+    assert {"type", "event"} <= set(models["EventMessage"]["properties"])
+    assert set(models["ServerMessage"]["discriminator"]["mapping"]) == {
+        "auth_required",
+        "auth_invalid",
+        "hello",
+        "event",
+        "dropped",
+        "pong",
+        "error",
+    }
+
+
+def test_the_documented_history_is_the_one_told() -> None:
+    """The model names the same values in the same order."""
+    assert list(HistoricEvent.__struct_encode_fields__) == list(HistoricEventDocument.model_fields)
+
+
+async def test_the_service_may_stand_below_a_path() -> None:
+    """The document's server is relative, so Swagger UI calls the right place."""
+    document = await _document()
+
+    assert document["servers"] == [{"url": "."}]

@@ -1,0 +1,232 @@
+"""`python -m app dead-letters`, with and without a service that holds the folder."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from app.__main__ import main
+from app.api.access import AccessRules
+from app.commands import dead_letters
+from app.container import Container
+from app.errors import SettingsError, StorageLocked
+from app.model import Lines
+from app.settings import Settings, load_settings, variables
+from app.sink.dead_letters import DeadLetters
+from app.storage import owned_folder
+from tests.fakes.service import components, serving
+
+LINES = [
+    b'm,entity_id=sensor.a text="one\ntwo\x1b[2J" 1',
+    b"m,entity_id=sensor.b x=2 2",
+    b"m x=3 3",
+]
+
+
+@pytest.fixture
+def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Return settings of the test's own folder."""
+    for variable in variables():
+        for name in variable.names:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME_ASSISTANT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("HOME_ASSISTANT_TOKEN", "t" * 40)
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    return load_settings()
+
+
+@pytest.fixture
+async def letters(chosen: Settings) -> AsyncIterator[DeadLetters]:
+    """Three of them: two of influxdb, one of the embedded store."""
+    async with DeadLetters(chosen.journal.data_dir / "dead_letters.db", clock=lambda: 0.0) as box:
+        for sequence, line in enumerate(LINES, start=7):
+            sink = "embedded" if sequence == 9 else "influxdb"
+            await box.insert(sink, sequence=sequence, line=line, reason="422 no")
+        yield box
+
+
+async def command(chosen: Settings, *words: str) -> str:
+    """Run a command line and return what it says."""
+    parser = argparse.ArgumentParser()
+    dead_letters.add_arguments(parser)
+    out = io.BytesIO()
+    async with asyncio.timeout(20):
+        await dead_letters.run(parser.parse_args(words), chosen, out)
+    return out.getvalue().decode()
+
+
+LISTED = (
+    "2  1970-01-01T00:00:00+00:00  influxdb  point 8: 422 no\n"
+    "    m,entity_id=sensor.b x=2 2\n"
+    "1  1970-01-01T00:00:00+00:00  influxdb  point 7: 422 no\n"
+    '    m,entity_id=sensor.a text="one\\ntwo\\x1b[2J" 1\n'
+)
+
+
+async def test_without_a_service_the_files_are_used(letters: DeadLetters, chosen: Settings) -> None:
+    """Listing escapes what a terminal would obey; the export has the true bytes."""
+    assert await command(chosen, "list", "--sink", "influxdb") == LISTED
+    assert (await command(chosen, "list", "--limit", "1")).startswith("3  1970")
+    assert await command(chosen, "export") == "".join(line.decode() + "\n" for line in LINES)
+    assert await command(chosen, "delete", "--id", "1", "9") == "1 dead letters are deleted\n"
+    assert await command(chosen, "delete", "--sink", "embedded") == "1 dead letters are deleted\n"
+    assert await command(chosen, "delete", "--all") == "1 dead letters are deleted\n"
+    assert await command(chosen, "list") == ""
+
+
+async def test_without_a_service_a_retry_goes_into_the_journal_on_disk(
+    letters: DeadLetters, chosen: Settings
+) -> None:
+    """The next start delivers them."""
+    async with Container(settings=chosen).journal():
+        pass  # the sink is known before, as after any run of the service
+
+    said = await command(chosen, "retry")
+
+    assert said == "3 points are in the journal again\n"
+    async with Container(settings=chosen).journal() as journal:
+        (row,) = await journal.read("embedded", max_points=10)
+    assert row.points == 3
+    assert await letters.newest(limit=9) == []
+
+
+async def test_a_journal_in_memory_takes_nothing_without_a_service(
+    letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The points would be gone with the command."""
+    monkeypatch.setenv("JOURNAL", "memory")
+
+    with pytest.raises(SettingsError, match="JOURNAL: memory"):
+        await command(load_settings(), "retry")
+    assert letters.count == 3
+
+
+async def test_a_service_that_holds_the_folder_is_asked(
+    letters: DeadLetters, chosen: Settings, tmp_path: Path
+) -> None:
+    """Everything goes through its API, so that nobody works on its files."""
+    appended: list[Lines] = []
+
+    async def append(lines: Lines) -> None:
+        appended.append(lines)
+
+    parts = components(dead_letters=letters, append=append)
+    with owned_folder(chosen.journal.data_dir):
+        async with serving(parts) as running:
+            at = ("--url", running.url + "/")
+            assert await command(chosen, "list", "--sink", "influxdb", *at) == LISTED
+            file = tmp_path / "out.lp"
+            assert await command(chosen, "export", "--output", str(file), *at) == ""
+            assert file.read_bytes() == b"".join(line + b"\n" for line in LINES)
+            assert await command(chosen, "delete", "--id", "2", *at) == (
+                "1 dead letters are deleted\n"
+            )
+            assert await command(chosen, "retry", "--sink", "influxdb", *at) == (
+                "1 points are in the journal again\n"
+            )
+
+    assert [lines.split() for lines in appended] == [LINES[:1]]
+    assert letters.count == 1
+
+
+async def test_a_long_list_comes_in_pages(chosen: Settings) -> None:
+    """The API gives a thousand at once."""
+    async with DeadLetters(chosen.journal.data_dir / "dead_letters.db") as box:
+        await box._database.write(
+            lambda connection: connection.executemany(
+                "INSERT INTO dead_letters (sink, sequence, line, reason, refused_at)"
+                " VALUES ('influxdb', ?, x'6d', 'no', 0)",
+                [(number,) for number in range(1002)],
+            )
+        )
+        with owned_folder(chosen.journal.data_dir):
+            async with serving(components(dead_letters=box)) as running:
+                said = await command(chosen, "list", "--limit", "5000", "--url", running.url)
+
+    assert said.count("\n") == 2 * 1002
+
+
+async def test_the_key_of_the_settings_is_sent(
+    letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it the service's own words say what to do."""
+    folder = load_settings().journal.data_dir
+    parts = components(dead_letters=letters, access=AccessRules(api_key="secret"))
+    with owned_folder(folder):
+        async with serving(parts) as running:
+            monkeypatch.setenv("WEBSOCKET_INGESTION_PORT", str(running.port))
+            monkeypatch.setenv("WEBSOCKET_INGESTION_HOST", "0.0.0.0")
+            for action in ("list", "export"):
+                with pytest.raises(StorageLocked, match=r"answered 401.*Send the API_KEY"):
+                    await command(load_settings(), action)
+
+            monkeypatch.setenv("API_KEY", "secret")
+            assert await command(load_settings(), "list", "--sink", "influxdb") == LISTED
+
+
+async def test_an_answer_that_is_no_problem_document_is_told_all_the_same(
+    letters: DeadLetters, chosen: Settings
+) -> None:
+    """Something else may listen there."""
+
+    async def gateway(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\n\r\nno")
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(gateway, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with (
+            owned_folder(chosen.journal.data_dir),
+            pytest.raises(StorageLocked, match=r"answered 502 at .*: Bad Gateway"),
+        ):
+            await command(chosen, "retry", "--url", f"http://127.0.0.1:{port}")
+    assert letters.count == 3
+
+
+@pytest.mark.parametrize("action", ["list", "export"])
+async def test_a_service_that_does_not_answer_is_named(chosen: Settings, action: str) -> None:
+    """The folder is held, and nobody may work on it meanwhile."""
+    with (
+        owned_folder(chosen.journal.data_dir),
+        pytest.raises(StorageLocked, match=r"does not answer at http://127\.0\.0\.1:1/"),
+    ):
+        await command(chosen, action, "--url", "http://127.0.0.1:1")
+
+
+async def test_a_port_that_nobody_knows_must_be_said(
+    chosen: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With port 0 only the log knows it."""
+    monkeypatch.setenv("WEBSOCKET_INGESTION_PORT", "0")
+
+    with (
+        owned_folder(chosen.journal.data_dir),
+        pytest.raises(SettingsError, match="Say it with --url"),
+    ):
+        await command(load_settings(), "list")
+
+
+async def test_deleting_everything_must_be_said(letters: DeadLetters, chosen: Settings) -> None:
+    """They cannot be had back."""
+    with pytest.raises(SettingsError, match="say --all"):
+        await command(chosen, "delete")
+    assert letters.count == 3
+
+
+def test_the_command_line_knows_it(chosen: Settings, capfd: pytest.CaptureFixture[str]) -> None:
+    """`python -m app dead-letters list` on a folder without any: nothing to say, status 0."""
+    assert main(["dead-letters", "list"]) == 0
+    assert main(["dead-letters", "delete"]) == 2
+
+    sys.stdout.flush()
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("websocket-ingestion: dead-letters delete: name them")

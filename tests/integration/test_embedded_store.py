@@ -1,0 +1,464 @@
+"""The embedded store: a sink that can be asked for what it was given."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from app.errors import StorageDamaged
+from app.model import Change, Context, Placement, StoredPoint
+from app.schema.homeiq import HomeiqEncoder
+from app.schema.line_protocol import parse_line
+from app.sink.answers import Accepted, Answer, Held, Refused, Unavailable
+from app.sink.embedded import EmbeddedStore, StoredEvent
+from app.storage import Connection
+
+NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
+NOON_NS = 1_795_435_200_123_456_000
+SECOND = 10**9
+DAY = 86_400 * SECOND
+
+
+@dataclass
+class FakeBatch:
+    """Lines as delivery hands them out."""
+
+    cut: list[bytes]
+    first: int = 1
+    received_at: float = 0.0
+    damaged: bool = False
+
+    @property
+    def points(self) -> int:
+        """How many lines."""
+        return len(self.cut)
+
+    @property
+    def last(self) -> int:
+        """Number of the last line."""
+        return self.first + self.points - 1
+
+    def lines(self) -> list[bytes]:
+        """Return the lines, or fail as a damaged row does."""
+        if self.damaged:
+            raise StorageDamaged("points 1 to 5 cannot be unpacked")
+        return self.cut
+
+    def gzip_body(self) -> bytes:
+        """Fail: this store has no use for compressed lines."""
+        raise NotImplementedError
+
+
+def store_at(folder: Path, *, retention_days: float = 30.0, now_ns: int = NOON_NS) -> EmbeddedStore:
+    """Return a store that is not open yet; it is noon for it."""
+    return EmbeddedStore(
+        folder / "events.db",
+        parse=parse_line,
+        retention_days=retention_days,
+        clock=lambda: now_ns / SECOND,
+        prune_every_s=0.001,
+        prune_step_s=0.0,
+    )
+
+
+def change(
+    entity_id: str = "sensor.kitchen", state: str | None = "21.5", *, time_ns: int = NOON_NS
+) -> Change:
+    """Return a change of which everything is known."""
+    return Change(
+        entity_id=entity_id,
+        domain=entity_id.partition(".")[0],
+        time_ns=time_ns,
+        state=state,
+        previous_state="21.0",
+        duration_s=60.5,
+        attributes='{"note":"a \\\\ and a \\" and °C"}'.encode(),
+        device_class="temperature",
+        unit_of_measurement="°C",
+        friendly_name="Kitchen, by the door",
+        context=Context(id="c1", parent_id="p1", user_id="u1"),
+        placement=Placement(
+            device_id="d1",
+            area_id="kitchen",
+            integration="mqtt",
+            manufacturer="Acme",
+            model="T 1",
+            sw_version="2",
+        ),
+    )
+
+
+def batch_of(*changes: Change) -> FakeBatch:
+    """Return the changes as a batch of lines of the real schema."""
+    encoder = HomeiqEncoder("events", instance="home", attribute_fields=())
+    return FakeBatch(encoder.encode(changes).split())
+
+
+def series(count: int, *, entity_id: str = "sensor.kitchen") -> list[Change]:
+    """Return changes a second apart, the last one at noon."""
+    first_ns = NOON_NS - (count - 1) * SECOND
+    return [
+        change(entity_id, str(number), time_ns=first_ns + number * SECOND)
+        for number in range(count)
+    ]
+
+
+def states(events: Sequence[StoredEvent]) -> list[str | None]:
+    """Return the states, in the order given."""
+    return [event.state for event in events]
+
+
+async def test_everything_that_was_written_can_be_read(tmp_path: Path) -> None:
+    """Tags and fields come back as they were, with the time to the microsecond."""
+    async with store_at(tmp_path) as store:
+        assert await store.write(batch_of(change())) == Accepted()
+        (event,) = (await store.events()).events
+
+    assert event == StoredEvent(
+        time=NOON,
+        time_ns=NOON_NS,
+        entity_id="sensor.kitchen",
+        event_type="state_changed",
+        domain="sensor",
+        area_id="kitchen",
+        device_id="d1",
+        integration="mqtt",
+        device_class="temperature",
+        unit_of_measurement="°C",
+        event_category="climate",
+        instance="home",
+        state="21.5",
+        previous_state="21.0",
+        value=21.5,
+        available=True,
+        duration_s=60.5,
+        attributes=msgspec.Raw(change().attributes),
+        context_id="c1",
+        context_parent_id="p1",
+        context_user_id="u1",
+        friendly_name="Kitchen, by the door",
+        manufacturer="Acme",
+        model="T 1",
+        sw_version="2",
+        backfilled=False,
+        removed=False,
+    )
+
+
+async def test_an_event_is_json_with_its_attributes_as_an_object(tmp_path: Path) -> None:
+    """The API hands events out as they are."""
+    async with store_at(tmp_path) as store:
+        await store.write(batch_of(change()))
+        (event,) = (await store.events()).events
+    encoded = json.loads(msgspec.json.encode(event))
+
+    assert encoded["attributes"] == {"note": 'a \\ and a " and °C'}
+    assert encoded["time"] == "2026-11-23T12:00:00.123456Z"
+
+
+async def test_what_is_not_known_is_none(tmp_path: Path) -> None:
+    """A removal has no state, an unplaced entity no area."""
+    async with store_at(tmp_path) as store:
+        await store.write(
+            FakeBatch([b"events,entity_id=sun.sun,event_type=state_changed removed=true 1000"])
+        )
+        (event,) = (await store.events()).events
+
+    assert event.removed
+    assert (event.state, event.area_id, event.available, event.value) == (None, None, None, None)
+    assert event.attributes == msgspec.Raw("{}")
+
+
+async def test_writing_twice_changes_nothing(tmp_path: Path) -> None:
+    """G3: any part of the journal may be sent again."""
+    async with store_at(tmp_path) as store:
+        batch = batch_of(*series(10))
+        await store.write(batch)
+        before = await store.events()
+        await store.write(batch)
+
+        assert await store.events() == before
+
+
+async def test_a_second_write_of_a_point_adds_to_it(tmp_path: Path) -> None:
+    """What the recorder gives back lacks the context; it must not take the live one's away."""
+    live = b'events,entity_id=a.b,event_type=state_changed state_value="1",context_id="c" 1000'
+    recovered = (
+        b'events,entity_id=a.b,event_type=state_changed state_value="2",backfilled=true 1000'
+    )
+    async with store_at(tmp_path) as store:
+        await store.write(FakeBatch([live, recovered]))
+        (event,) = (await store.events()).events
+
+    assert (event.state, event.context_id, event.backfilled) == ("2", "c", True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not line protocol",
+        b"devices,device_id=d1 name=1 1000",
+        b"events,entity_id=a.b state_value=1 1000",
+        b"events,entity_id=a.b,event_type=state_changed value=99999999999999999999i 1000",
+        b"\xff",
+    ],
+)
+async def test_a_line_that_is_no_event_is_refused(tmp_path: Path, line: bytes) -> None:
+    """Nothing of its batch is stored, so that delivery can halve it down to the one line."""
+    good = batch_of(change()).cut[0]
+    async with store_at(tmp_path) as store:
+        answer = await store.write(FakeBatch([good, line, good]))
+
+        assert isinstance(answer, Refused)
+        assert answer.reason.startswith("not an event: ")
+        assert (await store.events()).events == []
+        assert await store.write(FakeBatch([good])) == Accepted()
+
+
+async def test_a_damaged_batch_is_refused(tmp_path: Path) -> None:
+    """The journal's bytes are wrong, not this file: delivery finds the row and counts it."""
+    async with store_at(tmp_path) as store:
+        answer = await store.write(FakeBatch([b"x"], damaged=True))
+
+    assert answer == Refused(reason="points 1 to 5 cannot be unpacked")
+
+
+async def answer_after(store: EmbeddedStore, statement: str) -> Answer:
+    """Return what the store answers once its connection was told something."""
+
+    def execute(connection: Connection) -> None:
+        connection.execute(statement)
+
+    writer = store._opened()._writer
+    assert writer is not None
+    await writer.run(execute)
+    return await store.write(batch_of(*series(200)))
+
+
+async def test_a_full_disk_holds_everything(tmp_path: Path) -> None:
+    """A person must make room; until then nothing is lost and nothing is stored by half."""
+    async with store_at(tmp_path) as store:
+        answer = await answer_after(store, "PRAGMA max_page_count = 20")
+
+        assert isinstance(answer, Held)
+        assert "Free space" in answer.advice
+        assert (await store.events()).events == []
+
+
+async def test_any_other_trouble_is_tried_again(tmp_path: Path) -> None:
+    """For example a file system that went read-only for a while."""
+    async with store_at(tmp_path) as store:
+        assert isinstance(await answer_after(store, "PRAGMA query_only = 1"), Unavailable)
+        assert await answer_after(store, "PRAGMA query_only = 0") == Accepted()
+
+
+async def test_damage_while_running_holds_everything(tmp_path: Path) -> None:
+    """The points stay in the journal until somebody has looked at the disk."""
+    async with store_at(tmp_path) as store:
+        await store.write(batch_of(*series(200)))
+    overwrite_pages(tmp_path / "events.db")
+    async with store_at(tmp_path) as store:
+        answer = await store.write(batch_of(*series(200)))
+
+    assert isinstance(answer, Held)
+    assert "Check the disk" in answer.advice
+
+
+def overwrite_pages(path: Path) -> None:
+    """Spoil every page but the first."""
+    with path.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"\xa5" * (path.stat().st_size - 4096))
+
+
+async def test_a_file_that_is_no_database_is_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The service starts all the same, says so, and keeps the old file."""
+    (tmp_path / "events.db").write_bytes(b"\xa5" * 10_000)
+    async with store_at(tmp_path) as store:
+        assert await store.write(batch_of(change())) == Accepted()
+
+    assert "damaged" in caplog.text
+    (aside,) = tmp_path.glob("events.db.damaged-*")
+    assert aside.read_bytes() == b"\xa5" * 10_000
+
+
+async def test_events_survive_a_restart(tmp_path: Path) -> None:
+    """Accepted means stored for good."""
+    async with store_at(tmp_path) as store:
+        assert await store.ping()
+        await store.write(batch_of(*series(3)))
+
+    async with store_at(tmp_path) as store:
+        assert states((await store.events()).events) == ["2", "1", "0"]
+
+
+# Questions
+
+
+async def test_the_newest_events_come_first(tmp_path: Path) -> None:
+    """Whoever asks without a start wants to know what happened just now."""
+    async with store_at(tmp_path) as store:
+        await store.write(batch_of(*series(5)))
+        page = await store.events(limit=2)
+
+    assert states(page.events) == ["4", "3"]
+    assert page.next_cursor is not None
+
+
+async def test_pages_together_hold_every_event_once(tmp_path: Path) -> None:
+    """Also when many events have one time, and when new ones arrive between two pages."""
+    at_once = [change(f"light.n{number}", str(number)) for number in range(25)]
+    async with store_at(tmp_path) as store:
+        await store.write(batch_of(*at_once, *series(10)))
+        expected = states((await store.events(limit=1000)).events)
+        seen: list[str | None] = []
+        cursor: str | None = None
+        while True:
+            page = await store.events(limit=7, cursor=cursor)
+            seen += states(page.events)
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+            await store.write(batch_of(change("light.new", "new", time_ns=NOON_NS + SECOND)))
+
+    assert len(seen) == 35
+    assert seen == expected
+
+
+async def test_the_last_page_has_no_cursor(tmp_path: Path) -> None:
+    """Also when it is exactly full."""
+    async with store_at(tmp_path) as store:
+        await store.write(batch_of(*series(4)))
+        page = await store.events(limit=4)
+
+    assert len(page.events) == 4
+    assert page.next_cursor is None
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ({"entity_id": "light.hall"}, ["on"]),
+        ({"domain": "light"}, ["on"]),
+        ({"domain": "switch"}, []),
+        ({"area_id": "kitchen", "domain": "sensor"}, ["2", "1", "0"]),
+        ({"area_id": "cellar"}, []),
+        ({"entity_id": "sensor.kitchen", "start_ns": NOON_NS - SECOND}, ["2", "1"]),
+        ({"entity_id": "sensor.kitchen", "end_ns": NOON_NS}, ["1", "0"]),
+        ({"start_ns": NOON_NS - SECOND, "end_ns": NOON_NS}, ["1"]),
+    ],
+)
+async def test_questions_narrow_the_answer(
+    tmp_path: Path, question: dict[str, object], expected: list[str]
+) -> None:
+    """Each condition alone and together; a start is part of the span, an end is not."""
+    async with store_at(tmp_path) as store:
+        await store.write(
+            batch_of(*series(3), change("light.hall", "on", time_ns=NOON_NS + SECOND))
+        )
+        page = await store.events(**question)  # type: ignore[arg-type]  # a table of cases
+
+    assert states(page.events) == expected
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        "x",
+        "1",
+        "1_",
+        "_1",
+        "1_2_3",
+        "1_-2",
+        "9" * 30 + "_1",
+        "9" * 19 + "_1",
+        "1_2; DROP TABLE events",
+    ],
+)
+async def test_a_cursor_that_is_not_ours_is_refused(tmp_path: Path, cursor: str) -> None:
+    """The API answers with a problem, not with a page from somewhere."""
+    async with store_at(tmp_path) as store:
+        with pytest.raises(ValueError, match="not a cursor"):
+            await store.events(cursor=cursor)
+
+
+# Retention
+
+
+async def test_events_that_are_too_old_go(tmp_path: Path) -> None:
+    """Days are counted from the event's own time, whenever it was written."""
+    async with store_at(tmp_path, retention_days=1) as store:
+        await store.write(
+            batch_of(
+                change(state="old", time_ns=NOON_NS - DAY - SECOND),
+                change(state="young", time_ns=NOON_NS - DAY + SECOND),
+            )
+        )
+        more = await store.prune()
+
+        assert not more
+        assert states((await store.events()).events) == ["young"]
+
+
+async def test_pruning_goes_in_small_steps_beside_writing(tmp_path: Path) -> None:
+    """A month of old events is no reason to make a batch wait."""
+    async with store_at(tmp_path, retention_days=0.0) as store:
+        await store.write(batch_of(*series(1200)))
+        running = asyncio.create_task(store.run(), name="retention")
+        counts: list[int] = []
+        async with asyncio.timeout(10):
+            while not counts or counts[-1]:
+                counts.append(len((await store.events(limit=5000, end_ns=NOON_NS)).events))
+                await store.write(batch_of(change(time_ns=NOON_NS + DAY)))
+        running.cancel()
+        await asyncio.wait({running})
+
+        assert states((await store.events()).events) == ["21.5", "1199"]
+
+
+async def test_retention_survives_a_sick_disk(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Old events may stay for another minute; the loop goes on."""
+    async with store_at(tmp_path, retention_days=0.0) as store:
+        await store.write(batch_of(*series(5)))
+        await answer_after(store, "PRAGMA query_only = 1")
+        running = asyncio.create_task(store.run(), name="retention")
+        async with asyncio.timeout(10):
+            while "Old events were not deleted" not in caplog.text:
+                await asyncio.sleep(0.001)
+            await answer_after(store, "PRAGMA query_only = 0")
+            while (await store.events(end_ns=NOON_NS)).events:
+                await asyncio.sleep(0.001)
+        running.cancel()
+        await asyncio.wait({running})
+
+        assert running.cancelled()
+
+
+async def test_parsing_does_not_happen_on_the_event_loop(tmp_path: Path) -> None:
+    """Reading five thousand lines takes a tenth of a second; the reader must not wait for it."""
+    here = asyncio.get_running_loop()
+    found: list[bool] = []
+
+    def parse(line: bytes) -> StoredPoint:
+        try:
+            found.append(asyncio.get_running_loop() is here)
+        except RuntimeError:
+            found.append(False)
+        return parse_line(line)
+
+    async with EmbeddedStore(tmp_path / "events.db", parse=parse, retention_days=1) as store:
+        await store.write(batch_of(change()))
+
+    assert found == [False]

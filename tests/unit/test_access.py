@@ -1,0 +1,234 @@
+"""Who is answered: a table of every rule."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+
+from app.api.access import (
+    AccessRules,
+    Allow,
+    Asked,
+    Challenge,
+    Refuse,
+    asked_in,
+    decide,
+    path_in,
+)
+
+KEY = "correct-horse-battery-staple"
+OPEN = AccessRules()
+LOCKED = AccessRules(api_key=KEY, cors_origins=("https://panel.example",))
+
+
+def _verdict(rules: AccessRules, asked: Asked) -> str:
+    match decide(rules, asked):
+        case Allow():
+            return "allow"
+        case Challenge():
+            return "challenge"
+        case Refuse(problem):
+            return problem.code
+
+
+def _asked(path: str = "/api/v1/events", **changes: object) -> Asked:
+    headers = {"host": ["localhost:8001"]}
+    headers.update(changes.pop("headers", {}))  # type: ignore[call-overload]
+    arguments = {"path": path, "peer": "127.0.0.1", "headers": headers, **changes}
+    return Asked(**arguments)  # type: ignore[arg-type]
+
+
+def _ws(**changes: object) -> Asked:
+    return _asked("/ws", websocket=True, **changes)
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict"),
+    [
+        (_asked(), "allow"),
+        (_asked("/"), "allow"),
+        (_asked(method="DELETE"), "allow"),
+        (_ws(), "allow"),
+        # the peer
+        (_asked(peer="127.8.9.10"), "allow"),
+        (_asked(peer="::1"), "allow"),
+        (_asked(peer="::ffff:127.0.0.1"), "allow"),
+        (_asked(peer="192.168.1.7"), "api_key_needed"),
+        (_asked("/", peer="192.168.1.7"), "api_key_needed"),
+        (_asked("/docs", peer="192.168.1.7"), "api_key_needed"),
+        (_asked(peer="::ffff:192.168.1.7"), "api_key_needed"),
+        (_asked(peer=None), "api_key_needed"),
+        (_asked(peer="testclient"), "api_key_needed"),
+        (_ws(peer="192.168.1.7"), "api_key_needed"),
+        # the Host
+        (_asked(headers={"host": ["LOCALHOST"]}), "allow"),
+        (_asked(headers={"host": ["127.0.0.1:8001"]}), "allow"),
+        (_asked(headers={"host": ["[::1]:8001"]}), "allow"),
+        (_asked(headers={"host": ["evil.example"]}), "api_key_needed"),
+        (_asked(headers={"host": ["localhost.evil.example"]}), "api_key_needed"),
+        (_asked(headers={"host": ["127.0.0.1.evil.example"]}), "api_key_needed"),
+        (_asked(headers={"host": ["localhost:8001@evil.example"]}), "api_key_needed"),
+        (_asked(headers={"host": ["localhost", "evil.example"]}), "api_key_needed"),
+        (_asked(headers={"host": ["[::1"]}), "api_key_needed"),
+        (_asked(headers={"host": [""]}), "api_key_needed"),
+        (_asked(headers={"host": []}), "api_key_needed"),
+        # a proxy
+        (_asked(headers={"forwarded": ["for=1.2.3.4"]}), "api_key_needed"),
+        (_asked(headers={"x-forwarded-for": ["127.0.0.1"]}), "api_key_needed"),
+        (_asked(headers={"x-forwarded-proto": ["https"]}), "api_key_needed"),
+        # always open
+        (_asked("/health", peer="192.168.1.7", headers={"host": ["nas"]}), "allow"),
+        (_asked("/health/live", peer=None), "allow"),
+        (_asked("/health/ready", peer=None), "allow"),
+        (_asked("/metrics", headers={"x-forwarded-for": ["1.2.3.4"]}), "allow"),
+        (_asked("/healthy", peer=None), "api_key_needed"),
+        (_asked("/health/../api/v1/events", peer=None), "api_key_needed"),
+        (_asked("/health", peer=None, websocket=True), "api_key_needed"),
+        # a key where there is none
+        (_asked(peer="192.168.1.7", headers={"x-api-key": [""]}), "api_key_needed"),
+        # foreign pages
+        (_asked(headers={"origin": ["https://evil.example"]}), "allow"),
+        (
+            _asked(method="DELETE", headers={"origin": ["https://evil.example"]}),
+            "foreign_origin",
+        ),
+        (_asked(method="POST", headers={"origin": ["null"]}), "foreign_origin"),
+        (_asked(method="POST", headers={"origin": ["http://[bad"]}), "foreign_origin"),
+        (_asked(method="POST", headers={"origin": ["http://localhost:8001"]}), "allow"),
+        (_asked(method="POST", headers={"origin": ["http://localhost:9"]}), "foreign_origin"),
+        (_ws(headers={"origin": ["http://evil.example"]}), "foreign_origin"),
+        (_ws(headers={"origin": ["http://localhost:8001"]}), "allow"),
+    ],
+)
+def test_without_a_key_only_this_machine_is_answered(asked: Asked, verdict: str) -> None:
+    """The peer, the Host and the absence of a proxy must all speak for it."""
+    assert verdict == _verdict(OPEN, asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict"),
+    [
+        # what holds no data
+        (_asked("/", peer="192.168.1.7"), "allow"),
+        (_asked("/static/app.js"), "allow"),
+        (_asked("/docs"), "allow"),
+        (_asked("/openapi.json"), "allow"),
+        (_asked("/health"), "allow"),
+        (_asked("/metrics", headers={"x-api-key": ["wrong"]}), "allow"),
+        (_asked("/staticky"), "api_key_missing"),
+        # the rest
+        (_asked(), "api_key_missing"),
+        (_asked(headers={"x-api-key": [KEY]}), "allow"),
+        (_asked(headers={"authorization": [f"Bearer {KEY}"]}), "allow"),
+        (_asked(headers={"authorization": [f"bearer  {KEY}"]}), "allow"),
+        (_asked(headers={"authorization": [f"Basic {KEY}"]}), "api_key_missing"),
+        (_asked(headers={"x-api-key": ["wrong"]}), "api_key_wrong"),
+        (_asked(headers={"x-api-key": [""]}), "api_key_wrong"),
+        (_asked(headers={"x-api-key": [KEY + "x"]}), "api_key_wrong"),
+        (_asked(headers={"x-api-key": ["clé\udcff"]}), "api_key_wrong"),
+        (_asked(headers={"authorization": ["Bearer"]}), "api_key_wrong"),
+        (
+            _asked(
+                peer="192.168.1.7",
+                headers={"host": ["nas"], "x-forwarded-for": ["1.2.3.4"], "x-api-key": [KEY]},
+            ),
+            "allow",
+        ),
+        # WebSockets
+        (_ws(), "challenge"),
+        (_ws(headers={"x-api-key": [KEY]}), "allow"),
+        (_ws(headers={"x-api-key": ["wrong"]}), "api_key_wrong"),
+        (_ws(headers={"host": ["nas:8001"], "origin": ["http://nas:8001"]}), "challenge"),
+        (_ws(headers={"host": ["nas"], "origin": ["https://NAS"]}), "challenge"),
+        (_ws(headers={"origin": ["https://panel.example"]}), "challenge"),
+        (
+            _ws(headers={"origin": ["https://evil.example"], "x-api-key": [KEY]}),
+            "foreign_origin",
+        ),
+        # what changes things
+        (
+            _asked(method="POST", headers={"origin": ["https://evil.example"], "x-api-key": [KEY]}),
+            "foreign_origin",
+        ),
+        (
+            _asked(
+                method="POST", headers={"origin": ["https://panel.example"], "x-api-key": [KEY]}
+            ),
+            "allow",
+        ),
+        (_asked(method="DELETE", headers={"x-api-key": [KEY]}), "allow"),
+    ],
+)
+def test_with_a_key_everything_that_holds_data_asks_for_it(asked: Asked, verdict: str) -> None:
+    """Wherever the request comes from; pages of foreign origins are refused even with it."""
+    assert verdict == _verdict(LOCKED, asked)
+
+
+def test_a_refusal_says_what_to_do() -> None:
+    """Without a key the problem names the setting and the reason; with one, how to send it."""
+    without = decide(OPEN, _asked(peer="192.168.1.7"))
+    missing = decide(LOCKED, _asked())
+
+    assert isinstance(without, Refuse)
+    assert isinstance(missing, Refuse)
+    assert without.problem.status == 403
+    assert "Set API_KEY" in without.problem.detail
+    assert "TRUSTED_PEERS" in without.problem.detail
+    assert (
+        missing.problem.status,
+        missing.problem.headers["WWW-Authenticate"].split()[0],
+    ) == (401, "Bearer")
+
+
+def test_a_network_may_be_trusted() -> None:
+    """The bridge of a container host, for example."""
+    rules = AccessRules(trusted_peers=(ipaddress.ip_network("172.17.0.0/16"),))
+
+    assert [
+        _verdict(rules, _asked(peer="172.17.0.1")),
+        _verdict(rules, _asked()),
+    ] == ["allow", "api_key_needed"]
+
+
+def test_the_key_is_in_no_repr() -> None:
+    """Neither the rules nor a request can leak it into a log."""
+    shown = repr(LOCKED) + repr(_asked(headers={"x-api-key": [KEY]}))
+
+    assert KEY not in shown
+
+
+def test_without_a_key_nothing_is_the_key() -> None:
+    """An empty key fits nothing."""
+    assert not OPEN.is_key("")
+
+
+@pytest.mark.parametrize(
+    ("path", "root_path", "seen"),
+    [
+        ("/ingest/api/v1/events", "/ingest", "/api/v1/events"),
+        ("/ingest/", "/ingest", "/"),
+        ("/ingestion", "/ingest", "/ingestion"),
+        ("/health", "", "/health"),
+    ],
+)
+def test_the_path_is_the_one_the_router_sees(path: str, root_path: str, seen: str) -> None:
+    """Below the path that the service is mounted at, the same rules hold."""
+    assert seen == path_in({"path": path, "root_path": root_path})
+
+
+def test_a_scope_is_read_whole() -> None:
+    """Repeated headers are kept, names are lower-cased, odd bytes do no harm."""
+    asked = asked_in(
+        {
+            "type": "websocket",
+            "path": "/ws",
+            "client": None,
+            "headers": [(b"Host", b"a"), (b"host", b"b"), (b"X-API-Key", b"\xff")],
+        }
+    )
+
+    assert (
+        Asked(websocket=True, path="/ws", headers={"host": ["a", "b"], "x-api-key": ["\udcff"]})
+        == asked
+    )

@@ -1,0 +1,374 @@
+"""The simulated home lives plausibly; its clock and its chance are the test's."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from app.demo.habits import Habit, Move, habits, sun_elevation
+from app.demo.house import DemoHouse
+from app.demo.rooms import AREAS, DEVICES, placed_entities
+from tests.fakes.recordings import recording
+
+MORNING = datetime(2026, 11, 23, 5, tzinfo=UTC)
+"""Dark for forty minutes more."""
+HOURS = 2.0
+NOWHERE = Path("/nowhere")
+"""A house that is neither saved nor restored touches no disk."""
+
+
+class Clock:
+    """A clock that moves when it is told to."""
+
+    def __init__(self, moment: datetime = MORNING) -> None:
+        self.seconds = moment.timestamp()
+
+    def __call__(self) -> float:
+        """Return seconds since the epoch."""
+        return self.seconds
+
+
+def awake(clock: Clock, *, seed: int = 1) -> DemoHouse:
+    """Return a house whose habits have begun."""
+    house = DemoHouse(NOWHERE, seed=seed, clock=clock)
+    house.wake()
+    return house
+
+
+def lived(house: DemoHouse, clock: Clock, *, hours: float) -> list[Any]:
+    """Let the house live, a second at a time, and return its events."""
+    events: list[Any] = []
+    for _ in range(int(hours * 3600)):
+        clock.seconds += 1
+        events += house.advance()
+    return events
+
+
+def rows(house: DemoHouse) -> dict[str, Any]:
+    """Return the states by entity."""
+    return {str(row["entity_id"]): row for row in house.states()}
+
+
+@pytest.fixture(scope="module")
+def morning() -> list[Any]:
+    """The events of a morning."""
+    clock = Clock()
+    return lived(awake(clock), clock, hours=HOURS)
+
+
+def test_the_home_looks_alive(morning: list[Any]) -> None:
+    """Two to six changes a second, from most of its entities, are a living picture."""
+    moving = {event["data"]["entity_id"] for event in morning}
+
+    assert 2 <= len(morning) / (HOURS * 3600) <= 6
+    assert len(moving) >= 0.8 * len(placed_entities())
+
+
+def test_something_moves_within_the_first_seconds() -> None:
+    """A person who starts the demo does not wait for it."""
+    clock = Clock()
+
+    assert len(lived(awake(clock), clock, hours=10 / 3600)) >= 10
+
+
+def test_it_has_the_size_of_a_home() -> None:
+    """30 to 60 devices in 8 areas, every id once."""
+    entity_ids = [placed.entity_id for placed in placed_entities()]
+
+    assert 30 <= len(DEVICES) <= 60
+    assert len(AREAS) == 8
+    assert {device.area_id for device in DEVICES} - {None} == set(AREAS)
+    assert len(set(entity_ids)) == len(entity_ids)
+    assert len({device.id for device in DEVICES}) == len(DEVICES)
+
+
+@pytest.mark.parametrize("kind", ["device", "entity", "area", "floor", "label"])
+def test_registry_rows_have_the_keys_of_a_real_home_assistant(kind: Any) -> None:
+    """What reads these rows was written for the rows of 2026.11."""
+    real = {
+        "floor": recording("2026.11.0", "registry_changes")["floor_create"]["result"]["result"],
+        "label": recording("2026.11.0", "registry_changes")["label_create"]["result"]["result"],
+    }
+    wanted = real.get(kind) or (recording("2026.11.0", f"config_{kind}_registry_list")["result"][0])
+
+    rows = DemoHouse(NOWHERE, clock=Clock()).registry(kind)
+
+    assert rows
+    assert [set(wanted)] * len(rows) == [set(row) for row in rows]
+
+
+def test_registry_rows_fit_together() -> None:
+    """Every entity's device, every device's area, bridge and label, every floor is there."""
+    house = DemoHouse(NOWHERE, clock=Clock())
+    devices: list[Any] = list(house.registry("device"))
+    entities: list[Any] = list(house.registry("entity"))
+    areas: list[Any] = list(house.registry("area"))
+    entries = {entry["entry_id"] for entry in house.config_entries()}
+
+    assert {row["device_id"] for row in entities} - {None} <= {row["id"] for row in devices}
+    assert {row["via_device_id"] for row in devices} - {None} <= {row["id"] for row in devices}
+    assert {row["area_id"] for row in devices} - {None} == {row["area_id"] for row in areas}
+    assert {row["floor_id"] for row in areas} - {None} == {
+        row["floor_id"] for row in house.registry("floor")
+    }
+    assert {label for row in devices for label in row["labels"]} == {
+        row["label_id"] for row in house.registry("label")
+    }
+    assert {row["config_entry_id"] for row in devices} == entries
+
+
+def test_states_have_the_keys_of_a_real_home_assistant() -> None:
+    """What reads these states was written for those of 2026.11."""
+    wanted = recording("2026.11.0", "get_states")["result"][0]
+    house = DemoHouse(NOWHERE, clock=Clock())
+
+    assert {frozenset(row) for row in house.states()} == {frozenset(wanted)}
+    assert all(row["attributes"]["friendly_name"] for row in rows(house).values())
+
+
+def test_config_says_that_it_runs() -> None:
+    """The service waits for this word."""
+    house = DemoHouse(NOWHERE, clock=Clock())
+
+    assert house.config()["state"] == "RUNNING"
+    assert house.recorder() == {}
+
+
+def test_each_event_carries_the_state_before(morning: list[Any]) -> None:
+    """The old state of a change is the new state of the change before, and time moves on."""
+    last: dict[str, Any] = rows(DemoHouse(NOWHERE, clock=Clock()))
+    for event in morning:
+        entity_id, old = event["data"]["entity_id"], event["data"]["old_state"]
+        before = last[entity_id]
+        assert (before["state"], before["attributes"]) == (old["state"], old["attributes"])
+        assert before["last_changed"] == old["last_changed"]
+        last[entity_id] = event["data"]["new_state"]
+    moments = [event["time_fired"] for event in morning]
+
+    assert all(earlier < later for earlier, later in pairwise(moments))
+    assert moments == [event["data"]["new_state"]["last_updated"] for event in morning]
+
+
+def test_a_change_of_attributes_alone_leaves_last_changed(morning: list[Any]) -> None:
+    """Home Assistant moves last_changed with the state only; and says nothing of no change."""
+    kinds: Counter[tuple[bool, bool]] = Counter()
+    for event in morning:
+        old, new = event["data"]["old_state"], event["data"]["new_state"]
+        assert (old["state"], old["attributes"]) != (new["state"], new["attributes"])
+        kinds[old["state"] == new["state"], old["last_changed"] == new["last_changed"]] += 1
+
+    assert set(kinds) == {(True, True), (False, False)}
+
+
+def test_the_newest_states_are_those_of_the_events() -> None:
+    """`get_states` never lags behind the stream."""
+    clock = Clock()
+    house = awake(clock)
+    newest = {event["data"]["entity_id"]: event["data"] for event in lived(house, clock, hours=0.2)}
+    shown = rows(house)
+
+    assert {entity_id: data["new_state"] for entity_id, data in newest.items()} == {
+        entity_id: shown[entity_id] for entity_id in newest
+    }
+
+
+def test_a_device_goes_unavailable_and_returns(morning: list[Any]) -> None:
+    """All entities of a device fall silent together, keep their names, and come back."""
+    words = Counter(
+        word
+        for event in morning
+        for word in (_availability(event["data"]["old_state"], event["data"]["new_state"]),)
+    )
+    lost = [
+        event["data"]["new_state"]
+        for event in morning
+        if event["data"]["new_state"]["state"] == "unavailable"
+    ]
+
+    assert words["lost"] > 0
+    assert 0 <= words["lost"] - words["found"] <= 8
+    assert words["still lost"] == 0
+    assert all("friendly_name" in state["attributes"] for state in lost)
+    assert not any("brightness" in state["attributes"] for state in lost)
+
+
+def _availability(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    match old["state"] == "unavailable", new["state"] == "unavailable":
+        case False, True:
+            return "lost"
+        case True, False:
+            return "found"
+        case True, True:
+            return "still lost"
+        case _:
+            return "as ever"
+
+
+def test_motion_lights_a_dark_room_and_the_light_goes_out_again(morning: list[Any]) -> None:
+    """Lights follow people, as in a home with automations."""
+    assert _words(morning, domain="light") >= {"on", "off"}
+
+
+def test_people_come_and_go_through_the_door(morning: list[Any]) -> None:
+    """A person who leaves unlocks and opens the front door, and the zone counts who is in."""
+    assert _words(morning, domain="person") == {"home", "not_home"}
+    assert _words(morning, domain="device_tracker") == {"home", "not_home"}
+    assert _words(morning, domain="lock") == {"locked", "unlocked"}
+    assert {"0", "1", "2"} >= _words(morning, domain="zone") > {"1"}
+
+
+def _words(events: Sequence[Any], *, domain: str) -> set[str]:
+    return {
+        event["data"]["new_state"]["state"]
+        for event in events
+        if event["data"]["entity_id"].startswith(f"{domain}.")
+    }
+
+
+def test_what_it_measures_stays_within_reason(morning: list[Any]) -> None:
+    """Temperatures drift and stay those of a home; meters only count up; the sun rises."""
+    celsius = _numbers(morning, "temperature")
+    totals = _numbers(morning, "energy", "gas")
+    batteries = _numbers(morning, "battery")
+
+    assert _words(morning, domain="sun") == {"above_horizon", "below_horizon"}
+    assert all(0 < value < 30 for values in celsius.values() for value in values)
+    assert all(len(set(values)) > 10 for values in celsius.values())
+    assert all(values == sorted(values) for values in totals.values())
+    assert all(0 <= value <= 100 for values in batteries.values() for value in values)
+
+
+def _numbers(events: Sequence[Any], *device_classes: str) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for event in events:
+        new = event["data"]["new_state"]
+        if (
+            new["attributes"].get("device_class") in device_classes
+            and new["state"] != "unavailable"
+        ):
+            found.setdefault(new["entity_id"], []).append(float(new["state"]))
+    return found
+
+
+def test_the_same_seed_lives_the_same_life() -> None:
+    """A picture in the documentation can be made again."""
+    lives = []
+    for seed in (7, 7, 8):
+        clock = Clock()
+        events = lived(awake(clock, seed=seed), clock, hours=0.05)
+        lives.append([(event["time_fired"], event["data"]["entity_id"]) for event in events])
+
+    assert lives[0] == lives[1]
+    assert lives[0] != lives[2]
+
+
+def test_a_machine_that_slept_is_not_made_up_for() -> None:
+    """After eight hours of sleep what is overdue happens once, not a thousand times."""
+    clock = Clock()
+    house = awake(clock)
+    lived(house, clock, hours=0.05)
+    clock.seconds += 8 * 3600
+
+    events: list[Any] = house.advance()
+
+    ten_seconds_ago = datetime.fromtimestamp(clock.seconds - 10, UTC).isoformat()
+    assert 10 < len(events) < 400
+    assert all(event["time_fired"] >= ten_seconds_ago for event in events)
+
+
+def test_a_clock_set_back_does_not_stop_the_house() -> None:
+    """Time stamps never go back, and life goes on at its pace."""
+    clock = Clock()
+    house = awake(clock)
+    before = lived(house, clock, hours=0.05)
+    clock.seconds -= 3600
+    house_began = clock.seconds
+    after = lived(house, clock, hours=1.1)
+
+    assert clock.seconds > house_began
+    assert after[0]["time_fired"] > before[-1]["time_fired"]
+    assert len(after) > 1000
+
+
+def test_history_gives_the_rows_of_the_time_asked_for() -> None:
+    """Strictly between start and end, oldest first, by entity; unknown ones are left out."""
+    clock = Clock()
+    house = awake(clock)
+    power = "sensor.electricity_meter_power"
+    mine: list[Any] = [
+        event["data"]["new_state"]
+        for event in lived(house, clock, hours=1.2)
+        if event["data"]["entity_id"] == power
+    ]
+    start = datetime.fromisoformat(mine[100]["last_updated"])
+    end = datetime.fromisoformat(mine[-100]["last_updated"])
+
+    found = house.history(start, end, [power, "sensor.unknown"])
+
+    assert set(found) == {power}
+    assert [_told(row) for row in mine[101:-100]] == [_told(row) for row in found[power]]
+
+
+def _told(row: Mapping[str, Any]) -> tuple[object, ...]:
+    return row["state"], row["attributes"], row["last_changed"], row["last_updated"]
+
+
+class _Room:
+    """One house in which only the states matter."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+        self.states = {placed.entity_id: placed.entity.state for placed in placed_entities()}
+
+    def state(self, entity_id: str) -> str:
+        return self.states[entity_id]
+
+
+def _lived_by(habit: Habit, room: _Room, *, times: int) -> Iterator[Move]:
+    chance = Random(3)
+    for _ in range(times):
+        for move in habit.act(room, chance):
+            room.states[move.entity_id] = move.state
+            yield move
+
+
+@pytest.mark.parametrize("hour", [0, 12])
+def test_every_habit_speaks_of_entities_that_exist(hour: int) -> None:
+    """Left alone a thousand times over, no habit ends in a state it cannot go on from."""
+    known = {placed.entity_id for placed in placed_entities()}
+    for habit in habits():
+        room = _Room(MORNING.replace(hour=hour))
+        for move in _lived_by(habit, room, times=1000):
+            assert move.entity_id in known
+            assert habit.least_s < habit.most_s
+
+
+def test_nothing_moves_by_hand_while_nobody_is_home() -> None:
+    """An empty house opens no doors, sees no motion and plays no music."""
+    room = _Room(MORNING)
+    room.states |= {"person.anna": "not_home", "person.ben": "not_home"}
+    for habit in habits():
+        if (habit.least_s, habit.most_s) == (240, 900):
+            continue  # somebody comes home
+        for move in _lived_by(habit, room, times=50):
+            assert (move.entity_id.split(".")[0], move.state) not in {
+                ("media_player", "playing"),
+                ("binary_sensor", "on"),
+                ("light", "on"),
+                ("cover", "opening"),
+            }
+
+
+def test_the_sun_is_up_at_noon() -> None:
+    """Daylight follows the clock."""
+    noon = MORNING.replace(hour=12)
+
+    assert sun_elevation(noon) > 40
+    assert sun_elevation(noon + timedelta(hours=12)) < 0

@@ -1,0 +1,264 @@
+"""The hub: everything for everyone who wants it, and nobody waits for anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import fields
+
+import msgspec
+import pytest
+
+from app.api.schemas import EventContext, LiveEvent
+from app.fanout import hub as hub_module
+from app.fanout.hub import EventBody, Hub, Selection, encode_event
+from app.model import Context, Placement
+from tests.fakes.snapshots import change
+
+EVERYTHING = Selection()
+
+
+def _states(messages: list[str]) -> list[str]:
+    return [json.loads(message)["event"]["state"] for message in messages]
+
+
+def test_an_event_is_told_whole() -> None:
+    """Every value a watcher may need is in it, under the words of Home Assistant."""
+    placed = msgspec.structs.replace(
+        change(), placement=Placement("d1", "kitchen", "Kitchen", "mqtt")
+    )
+
+    message = json.loads(encode_event(placed))
+
+    assert message == {
+        "type": "event",
+        "event": {
+            "entity_id": "sensor.kitchen",
+            "domain": "sensor",
+            "event_type": "state_changed",
+            "time": "2026-11-23T12:00:00.123456Z",
+            "state": "21.5",
+            "previous_state": "21.4",
+            "duration": 60.0,
+            "removed": False,
+            "attributes": {"state_class": "measurement"},
+            "device_class": "temperature",
+            "unit_of_measurement": "°C",
+            "friendly_name": "Kitchen",
+            "area_id": "kitchen",
+            "area_name": "Kitchen",
+            "device_id": "d1",
+            "integration": "mqtt",
+            "context": {"id": "01JQ8T3X5E7W9V0R2M4N6B8C1D", "parent_id": None, "user_id": None},
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["Küche", "温度", "🌡 °C \\u00e9", 'C:\\x "quoted"', "\x7f\x00", "長" * 99]
+)
+def test_every_message_is_ascii(name: str) -> None:
+    """Whatever people call their things, it is escaped, and means the same."""
+    named = change(name, friendly_name=name, attributes=msgspec.json.encode({name: name}))
+
+    message = encode_event(named)
+
+    event = json.loads(message)["event"]
+    assert message.isascii()
+    assert [event["friendly_name"], event["attributes"]] == [name, {name: name}]
+
+
+def test_a_removed_entity_has_no_state() -> None:
+    """A removal is told as one, and unknown values are null."""
+    removed = msgspec.structs.replace(change(state=None, friendly_name=None), context=None)
+
+    event = json.loads(encode_event(removed))["event"]
+
+    assert (
+        event["removed"],
+        event["state"],
+        event["friendly_name"],
+        event["context"],
+    ) == (True, None, None, None)
+
+
+def test_the_registry_names_what_the_state_does_not() -> None:
+    """An entity without a friendly name has the one people gave it in the registry."""
+    named = msgspec.structs.replace(
+        change(friendly_name=None), placement=Placement(name="Pantry sensor")
+    )
+
+    assert json.loads(encode_event(named))["event"]["friendly_name"] == "Pantry sensor"
+
+
+def test_a_time_keeps_its_microseconds() -> None:
+    """The time always has six decimals, also when they are zeros."""
+    whole = msgspec.structs.replace(change(), time_ns=1_795_435_200_000_000_000)
+
+    assert json.loads(encode_event(whole))["event"]["time"] == "2026-11-23T12:00:00.000000Z"
+
+
+def test_the_documented_event_is_the_one_sent() -> None:
+    """The model in /openapi.json names the same values in the same order."""
+    assert [*EventBody.__struct_fields__] == [*LiveEvent.model_fields]
+    assert [*Context.__struct_fields__] == [*EventContext.model_fields]
+
+
+def test_without_watchers_nothing_is_kept() -> None:
+    """A hub that nobody watches costs nothing, and who comes later sees only what is new."""
+    hub = Hub()
+
+    hub.publish([change()])
+
+    with hub.watching(EVERYTHING) as watcher:
+        assert watcher.take(10) == []
+
+
+def test_every_watcher_sees_every_change_in_order() -> None:
+    """Two watchers take the same messages, each encoded once."""
+    hub = Hub()
+    with hub.watching(EVERYTHING) as one, hub.watching(EVERYTHING) as other:
+        hub.publish([change(state="1"), change(state="2")])
+        hub.publish([])
+        hub.publish([change(state="3")])
+
+        taken, same = one.take(10), other.take(10)
+
+    assert _states(taken) == ["1", "2", "3"]
+    assert all(left is right for left, right in zip(taken, same, strict=True))
+
+
+def test_taking_leaves_what_is_too_much() -> None:
+    """No more than asked for is taken; the rest keeps the watcher filled."""
+    hub = Hub()
+    with hub.watching(EVERYTHING) as watcher:
+        hub.publish([change(state=str(number)) for number in range(5)])
+
+        turns = [_states(watcher.take(2)) for _ in range(4)]
+
+    assert turns == [["0", "1"], ["2", "3"], ["4"], []]
+
+
+def test_a_slow_watcher_loses_its_oldest_and_is_told() -> None:
+    """At the bound the newest stay; the number of the lost ones comes before them, once."""
+    hub = Hub(max_events=3)
+    with hub.watching(EVERYTHING) as watcher:
+        hub.publish([change(state=str(number)) for number in range(2)])
+        hub.publish([change(state=str(number)) for number in range(2, 7)])
+        dropped, *events = watcher.take(10)
+        hub.publish([change(state="7")])
+        later = watcher.take(10)
+
+    assert json.loads(dropped) == {"type": "dropped", "count": 4}
+    assert _states(events) == ["4", "5", "6"]
+    assert _states(later) == ["7"]
+
+
+def test_a_slow_watcher_costs_no_other_one_anything() -> None:
+    """What one loses the other still sees."""
+    hub = Hub(max_events=2)
+    with hub.watching(EVERYTHING), hub.watching(EVERYTHING) as quick:
+        seen = []
+        for number in range(6):
+            hub.publish([change(state=str(number))])
+            seen += _states(quick.take(10))
+
+    assert [str(number) for number in range(6)] == seen
+
+
+async def test_a_watcher_wakes_when_there_is_something() -> None:
+    """Waiting ends with an event or an answer, and begins again after all was taken."""
+    hub = Hub()
+    async with asyncio.timeout(5):
+        with hub.watching(EVERYTHING) as watcher:
+            waiting = asyncio.create_task(watcher.filled())
+            await asyncio.sleep(0)
+            hub.publish([change()])
+            await waiting
+            watcher.take(10)
+            again = asyncio.create_task(watcher.filled())
+            await asyncio.sleep(0)
+
+            assert not again.done()
+            watcher.answer('{"type":"pong"}')
+            await again
+            assert watcher.take(10) == ['{"type":"pong"}']
+
+
+def test_unsent_answers_are_bounded() -> None:
+    """A client that pings without reading cannot fill the memory."""
+    with Hub().watching(EVERYTHING) as watcher:
+        for number in range(1_000):
+            watcher.answer(str(number))
+
+        assert [str(number) for number in range(984, 1_000)] == watcher.take(10)
+
+
+@pytest.mark.parametrize(
+    ("selection", "wanted"),
+    [
+        (Selection(), ["light.hall", "sensor.hall", "sensor.attic"]),
+        (Selection(entity_id=("*.hall",)), ["light.hall", "sensor.hall"]),
+        (Selection(entity_id=("light.*", "*.attic")), ["light.hall", "sensor.attic"]),
+        (Selection(domain=("sens?r",)), ["sensor.hall", "sensor.attic"]),
+        (Selection(area_id=("hall",)), ["light.hall", "sensor.hall"]),
+        (Selection(device_class=("temp*",)), ["sensor.hall", "sensor.attic"]),
+        (Selection(domain=("sensor",), area_id=("hall",)), ["sensor.hall"]),
+        (Selection(area_id=("",)), ["sensor.attic"]),
+        (Selection(entity_id=("hall",)), []),
+    ],
+)
+def test_a_selection_is_all_kinds_and_any_of_a_kind(
+    selection: Selection, wanted: list[str]
+) -> None:
+    """Globs of one kind are alternatives, kinds are conditions, and a glob fits the whole."""
+    hub = Hub()
+    changes = [
+        change("light.hall", area_id="hall", device_class=None),
+        change("sensor.hall", area_id="hall"),
+        change("sensor.attic"),
+    ]
+    with hub.watching(selection) as watcher:
+        hub.publish(changes)
+        hub.publish(changes)
+
+        taken = [json.loads(message)["event"]["entity_id"] for message in watcher.take(10)]
+
+    assert taken == wanted + wanted
+
+
+def test_an_entity_that_moves_is_judged_anew() -> None:
+    """Verdicts are of an entity in its area and class."""
+    hub = Hub()
+    with hub.watching(Selection(area_id=("hall",))) as watcher:
+        for area in ("hall", "attic", "hall"):
+            hub.publish([change(area_id=area)])
+
+        assert len(watcher.take(10)) == 2
+
+
+def test_verdicts_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More entities than the bound are judged just as rightly."""
+    monkeypatch.setattr(hub_module, "_MAX_VERDICTS", 2)
+    wanted = Selection(entity_id=("sensor.1*",)).compiled()
+    assert wanted is not None
+
+    verdicts = [wanted(change(f"sensor.{number}")) for number in (*range(13), *range(13))]
+
+    assert [number in {1, 10, 11, 12} for number in (*range(13), *range(13))] == verdicts
+
+
+def test_the_hub_is_full_at_its_number_of_watchers() -> None:
+    """Who leaves makes room."""
+    hub = Hub(max_watchers=1)
+    with hub.watching(EVERYTHING):
+        inside = (hub.watchers, hub.full)
+
+    assert [inside, (hub.watchers, hub.full)] == [(1, True), (0, False)]
+
+
+def test_a_selection_has_the_query_parameters_of_the_websocket() -> None:
+    """The names of its fields are the names a client uses."""
+    names = [field.name for field in fields(Selection)]
+
+    assert names == ["entity_id", "domain", "area_id", "device_class"]

@@ -1,0 +1,327 @@
+"""Events become changes by the rules for time, identity, duration and last known values."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import msgspec
+import pytest
+
+from app.model import NOWHERE, Change, Context, Event, EventData, Placement, State
+from app.normalize.changes import Malformed, Normalizer
+
+NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
+NOON_NS = 1_795_435_200_123_456_000
+POWER = {"device_class": "power", "unit_of_measurement": "W", "friendly_name": "Meter"}
+
+
+def _state(
+    state: str = "on",
+    *,
+    at: datetime = NOON,
+    changed: datetime | None = None,
+    attributes: object = None,
+    context: Context | None = None,
+) -> State:
+    raw = attributes if isinstance(attributes, bytes) else msgspec.json.encode(attributes or {})
+    return State("sensor.meter", state, changed or at, at, msgspec.Raw(raw), context)
+
+
+def _event(
+    new: State | None,
+    old: State | None = None,
+    *,
+    entity_id: str | None = "sensor.meter",
+    at: datetime | None = None,
+    context: Context | None = None,
+) -> Event:
+    return Event("state_changed", EventData(entity_id, old, new), at, context)
+
+
+def _change(event: Event, normalizer: Normalizer | None = None) -> Change:
+    (change,), malformed = (normalizer or Normalizer(lambda _: NOWHERE)).changes([event])
+    assert malformed == []
+    return change
+
+
+def test_a_change_tells_what_the_event_did() -> None:
+    """Everything a point needs is in it."""
+    placement = Placement(area_id="kitchen", name="Given")
+    old = _state("1.5", at=NOON - timedelta(seconds=2.5), attributes=POWER)
+    event = _event(_state("2", attributes=POWER), old, context=Context(id="c1"))
+
+    change = _change(event, Normalizer({"sensor.meter": placement}.__getitem__))
+
+    assert change == Change(
+        entity_id="sensor.meter",
+        domain="sensor",
+        time_ns=NOON_NS,
+        state="2",
+        previous_state="1.5",
+        duration_s=2.5,
+        attributes=msgspec.json.encode(POWER),
+        device_class="power",
+        unit_of_measurement="W",
+        friendly_name="Meter",
+        context=Context(id="c1"),
+        placement=placement,
+    )
+    assert change.placement is placement
+
+
+@pytest.mark.parametrize(
+    ("at", "time_ns"),
+    [
+        (NOON, NOON_NS),
+        (NOON.astimezone(timezone(timedelta(hours=5, minutes=30))), NOON_NS),
+        (datetime(2026, 11, 23, 12, 0, 0, 999999, tzinfo=UTC), 1_795_435_200_999_999_000),
+        (datetime(1970, 1, 1, tzinfo=UTC), 0),
+        (datetime(1969, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), -1_000),
+        (datetime(2262, 4, 11, 23, 47, 16, 854775, tzinfo=UTC), 9_223_372_036_854_775_000),
+        (datetime(1677, 9, 21, 0, 12, 43, 145225, tzinfo=UTC), -9_223_372_036_854_775_000),
+    ],
+)
+def test_time_is_last_updated_to_the_microsecond(at: datetime, time_ns: int) -> None:
+    """Whole numbers all the way, whatever the offset: floats would lose a third of them."""
+    change = _change(_event(_state(at=at, changed=NOON), at=NOON + timedelta(seconds=1)))
+
+    assert change.time_ns == time_ns
+
+
+def test_a_thousand_microseconds_are_all_different() -> None:
+    """No two neighbors fall together."""
+    events = [_event(_state(at=NOON + timedelta(microseconds=n))) for n in range(1000)]
+
+    changes, _ = Normalizer(lambda _: NOWHERE).changes(events)
+
+    assert [change.time_ns for change in changes] == [NOON_NS + 1000 * n for n in range(1000)]
+
+
+def test_a_removal_happens_when_its_event_fired() -> None:
+    """It has no new state: its time is the event's, and what it was comes from the old state."""
+    old = _state("5", at=NOON - timedelta(minutes=1), attributes=POWER, context=Context(id="old"))
+
+    change = _change(_event(None, old, at=NOON))
+
+    assert change == Change(
+        entity_id="sensor.meter",
+        domain="sensor",
+        time_ns=NOON_NS,
+        state=None,
+        previous_state="5",
+        duration_s=60.0,
+        attributes=b"{}",
+        device_class="power",
+        unit_of_measurement="W",
+        friendly_name="Meter",
+        context=Context(id="old"),
+        placement=NOWHERE,
+    )
+    assert change.removed
+
+
+def test_the_context_is_the_events() -> None:
+    """A removal has a cause of its own, and a state without an event keeps its own."""
+    mine, others = Context(id="mine"), Context(id="others")
+
+    assert _change(_event(None, _state(context=others), at=NOON, context=mine)).context == mine
+    assert _change(_event(_state(context=mine))).context == mine
+    assert _change(_event(_state())).context is None
+
+
+def test_a_state_without_a_predecessor_has_no_duration() -> None:
+    """A new or restored entity had no state before."""
+    change = _change(_event(_state()))
+
+    assert change.previous_state is None
+    assert change.duration_s is None
+
+
+def test_an_attribute_only_change_ends_no_state() -> None:
+    """The state goes on, so nothing has lasted."""
+    changed = NOON - timedelta(hours=1)
+    old = _state(at=NOON - timedelta(minutes=1), changed=changed, attributes={"n": 1})
+
+    assert _change(_event(_state(changed=changed, attributes={"n": 2}), old)).duration_s == 0.0
+
+
+def test_a_duration_is_never_negative() -> None:
+    """A clock that was set back makes no time run backwards."""
+    old = _state(at=NOON + timedelta(seconds=10))
+
+    assert _change(_event(_state(), old)).duration_s == 0.0
+
+
+def test_class_unit_and_name_come_from_the_new_state_first() -> None:
+    """What Home Assistant says now is what holds."""
+    now = {"device_class": "energy", "unit_of_measurement": "Wh", "friendly_name": "New"}
+
+    change = _change(_event(_state(attributes=now), _state(attributes=POWER)))
+
+    assert change.device_class == "energy"
+    assert change.unit_of_measurement == "Wh"
+    assert change.friendly_name == "New"
+
+
+def test_what_the_new_state_lacks_comes_from_the_old() -> None:
+    """An entity that becomes unavailable drops its attributes, but stays in its series."""
+    change = _change(
+        _event(
+            _state("unavailable", attributes={"unit_of_measurement": "kW"}),
+            _state(attributes=POWER),
+        )
+    )
+
+    assert change.device_class == "power"
+    assert change.unit_of_measurement == "kW"
+    assert change.friendly_name == "Meter"
+    assert change.attributes == b'{"unit_of_measurement":"kW"}'
+
+
+def test_what_both_states_lack_is_the_last_known() -> None:
+    """From unavailable to unknown, and after a restart of Home Assistant, the series stays."""
+    normalizer = Normalizer(lambda _: NOWHERE)
+    _change(_event(_state(attributes=POWER)), normalizer)
+
+    for event in (
+        _event(_state("unavailable"), _state(attributes=POWER)),
+        _event(_state("unknown"), _state("unavailable")),
+        _event(_state("unknown", attributes={"x": 1}), _state("unknown")),
+        _event(_state("unavailable")),
+    ):
+        change = _change(event, normalizer)
+        assert change.device_class == "power"
+        assert change.unit_of_measurement == "W"
+        assert change.friendly_name == "Meter"
+
+
+def test_an_old_state_we_never_saw_is_newer_than_what_we_know() -> None:
+    """Events may have been missed: the old state is what was true just before."""
+    normalizer = Normalizer(lambda _: NOWHERE)
+    _change(_event(_state(attributes=POWER)), normalizer)
+    _change(_event(_state("unavailable"), _state(attributes=POWER)), normalizer)
+
+    change = _change(
+        _event(_state("unavailable"), _state(attributes={"unit_of_measurement": "kW"})), normalizer
+    )
+
+    assert change.unit_of_measurement == "kW"
+    assert change.device_class == "power"
+
+
+def test_a_removed_entity_is_forgotten() -> None:
+    """An entity that is added later under the same id is another one."""
+    normalizer = Normalizer(lambda _: NOWHERE)
+    _change(_event(_state(attributes=POWER)), normalizer)
+    removed = _change(_event(None, _state("unavailable"), at=NOON), normalizer)
+
+    assert removed.device_class == "power"
+    assert _change(_event(_state()), normalizer).device_class is None
+    assert normalizer._known_bytes == len(b"{}")
+
+
+def test_an_entity_without_a_name_has_that_of_the_registry() -> None:
+    """Home Assistant leaves the friendly name out of a raw unavailable state."""
+    normalizer = Normalizer(lambda _: Placement(name="Registered"))
+
+    assert _change(_event(_state()), normalizer).friendly_name == "Registered"
+    assert _change(_event(_state(attributes=POWER)), normalizer).friendly_name == "Meter"
+
+
+def test_entities_do_not_share_what_is_known() -> None:
+    """Each has its own class, unit and name."""
+    normalizer = Normalizer(lambda _: NOWHERE)
+    _change(_event(_state(attributes=POWER)), normalizer)
+
+    assert _change(_event(_state(), entity_id="sensor.other"), normalizer).device_class is None
+
+
+def test_what_is_repeated_is_not_read_again() -> None:
+    """The same bytes give the same object, which the encoder knows again."""
+    normalizer = Normalizer(lambda _: NOWHERE)
+    first = _change(_event(_state(attributes=POWER)), normalizer)
+    between = _change(_event(_state("2", attributes=POWER), _state()), normalizer)
+    again = _change(_event(_state("unavailable"), _state(attributes=POWER)), normalizer)
+
+    assert between.attributes is first.attributes
+    assert again.attributes == b"{}"
+
+
+def test_unreadable_attributes_of_an_old_state_do_not_matter() -> None:
+    """The new state is what is written."""
+    change = _change(_event(_state(), _state("before", attributes=b"{broken")))
+
+    assert change.previous_state == "before"
+    assert change.device_class is None
+
+
+@pytest.mark.parametrize(
+    ("event", "kind"),
+    [
+        (_event(_state(), entity_id=None), "entity_id"),
+        (_event(_state(), entity_id=""), "entity_id"),
+        (_event(_state(), entity_id="sensor"), "entity_id"),
+        (_event(_state(), entity_id="sensor."), "entity_id"),
+        (_event(_state(), entity_id=".meter"), "entity_id"),
+        (_event(None, at=NOON), "state"),
+        (_event(None, _state()), "time"),
+        (_event(_state(at=datetime(2262, 4, 12, tzinfo=UTC))), "time"),
+        (_event(_state(at=datetime.max.replace(tzinfo=timezone(-timedelta(hours=1))))), "time"),
+        (_event(_state(at=datetime(1677, 9, 20, tzinfo=UTC))), "time"),
+        (_event(_state(at=datetime.min.replace(tzinfo=timezone(timedelta(hours=1))))), "time"),
+        (_event(_state(attributes=b"{broken")), "attributes"),
+        (_event(_state(attributes=b'{"x":' + b"[" * 100_000)), "attributes"),
+    ],
+)
+def test_an_unusable_event_is_malformed(event: Event, kind: str) -> None:
+    """It says what is wrong, shows the beginning, and costs its neighbors nothing."""
+    good = _event(_state())
+
+    changes, malformed = Normalizer(lambda _: NOWHERE).changes([good, event, good])
+
+    assert changes == [_change(good), _change(good)]
+    assert malformed == [Malformed(kind, repr(event)[:200])]
+
+
+def test_a_malformed_event_takes_nothing_away() -> None:
+    """What is known of its entity is known still."""
+    normalizer = Normalizer(lambda _: NOWHERE)
+    _change(_event(_state(attributes=POWER)), normalizer)
+    normalizer.changes([_event(_state(attributes=b"{broken"))])
+
+    assert _change(_event(_state()), normalizer).device_class == "power"
+
+
+def test_the_number_of_known_entities_is_bounded() -> None:
+    """The one that had no news for longest is forgotten first."""
+    normalizer = Normalizer(lambda _: NOWHERE, max_known_entities=2)
+    for entity_id in ("sensor.a", "sensor.b", "sensor.c"):
+        _change(_event(_state(attributes=POWER), entity_id=entity_id), normalizer)
+
+    assert _change(_event(_state(), entity_id="sensor.c"), normalizer).device_class == "power"
+    assert _change(_event(_state(), entity_id="sensor.a"), normalizer).device_class is None
+
+
+def test_the_memory_of_known_entities_is_bounded() -> None:
+    """Large attributes are remembered for fewer entities; one too large is not remembered."""
+    normalizer = Normalizer(lambda _: NOWHERE, max_known_bytes=2_500)
+    for number in range(10):
+        attributes = {"n": number, "filler": "x" * 1000}
+        change = _change(
+            _event(_state(attributes=attributes), entity_id=f"sensor.s{number}"), normalizer
+        )
+        assert msgspec.json.decode(change.attributes) == attributes
+    assert list(normalizer._known) == ["sensor.s8", "sensor.s9"]
+
+    _change(_event(_state(attributes={"filler": "x" * 3000})), normalizer)
+
+    assert normalizer._known_bytes == 0
+
+
+def test_nothing_need_be_remembered() -> None:
+    """With no room at all, every event is still read by itself."""
+    normalizer = Normalizer(lambda _: NOWHERE, max_known_entities=0)
+
+    assert _change(_event(_state(attributes=POWER)), normalizer).device_class == "power"
+    assert _change(_event(None, _state(attributes=POWER), at=NOON), normalizer).removed
+    assert normalizer._known_bytes == 0

@@ -1,0 +1,240 @@
+"""The pipeline: what waits for the catalog, what goes on, and what a bug costs."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app.discovery.catalog import Catalog
+from app.discovery.registries import AreaRow, EntityRow, Registries
+from app.errors import SourceUnavailable
+from app.fanout.hub import Hub
+from app.journal.intake import Intake
+from app.model import Change, Event, EventData, Lines, State
+from app.normalize.changes import Normalizer
+from app.pipeline import Pipeline
+from app.resilience import Backoff
+from app.schema.homeiq import HomeiqEncoder
+from app.telemetry import Telemetry
+from tests.fakes.points import new_telemetry
+
+NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
+REGISTRIES = Registries(
+    areas=(AreaRow(area_id="kitchen", name="Kitchen"),),
+    entities=(EntityRow(entity_id="sensor.kitchen", area_id="kitchen", platform="demo"),),
+)
+
+
+class ListJournal:
+    """A journal that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+
+    async def append(self, lines: Lines, *, received_at: float) -> None:
+        """Keep the lines."""
+        self.lines += lines.split()
+
+
+class FragileEncoder(HomeiqEncoder):
+    """An encoder with a bug: it cannot bear one entity."""
+
+    def encode(self, changes: Sequence[Change]) -> Lines:
+        """Encode, or break."""
+        if any(change.entity_id == "sensor.unbearable" for change in changes):
+            raise ZeroDivisionError("a bug of ours")
+        return super().encode(changes)
+
+
+class Rig:
+    """A pipeline between made-up neighbors."""
+
+    def __init__(
+        self,
+        ask_registries: Callable[[], Awaitable[Registries]],
+        *,
+        hold_s: float = 10.0,
+        hold_events: int = 100,
+        encoder: type[HomeiqEncoder] = HomeiqEncoder,
+    ) -> None:
+        self.telemetry: Telemetry = new_telemetry()
+        self.journal = ListJournal()
+        self.catalog = Catalog()
+        self.intake = Intake(self.journal, telemetry=self.telemetry, commit_interval_s=0)
+        self.pipeline = Pipeline(
+            ask_registries=ask_registries,
+            catalog=self.catalog,
+            normalizer=Normalizer(self.catalog.placement),
+            encoder=encoder("events", instance=None, attribute_fields=()),
+            intake=self.intake,
+            hub=Hub(),
+            telemetry=self.telemetry,
+            discovery_backoff=Backoff(max_s=0.01, first_s=0.01),
+            hold_s=hold_s,
+            hold_events=hold_events,
+        )
+
+    async def journaled(self) -> list[bytes]:
+        """End the intake and return the lines that reached the journal."""
+        self.intake.close()
+        await self.intake.run()
+        return self.journal.lines
+
+
+def event(entity_id: str = "sensor.kitchen", *, second: int = 0) -> Event:
+    """Return a state change."""
+    at = NOON + timedelta(seconds=second)
+    state = State(entity_id=entity_id, state="1", last_changed=at, last_updated=at)
+    return Event("state_changed", EventData(entity_id=entity_id, new_state=state), time_fired=at)
+
+
+async def listed() -> Registries:
+    """Answer at once."""
+    return REGISTRIES
+
+
+async def never() -> Registries:
+    """Answer never."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+async def test_events_wait_for_the_registries_on_the_first_start() -> None:
+    """Tags are identity in InfluxDB: without the area a second series would begin."""
+    rig = Rig(listed)
+    discovery = asyncio.create_task(rig.pipeline.discover())
+    rig.pipeline.connected()
+
+    rig.pipeline.changed([event()])
+    assert rig.pipeline.held_events == 1
+    async with asyncio.timeout(5):
+        while rig.pipeline.held_events:
+            await asyncio.sleep(0)
+    rig.pipeline.changed([event(second=1)])
+
+    discovery.cancel()
+    lines = await rig.journaled()
+    assert [b"area_id=kitchen" in line for line in lines] == [True, True]
+    assert rig.telemetry.unplaced == 0
+
+
+async def test_events_wait_at_most_so_long(caplog: pytest.LogCaptureFixture) -> None:
+    """Then they go on without areas, counted."""
+    rig = Rig(never, hold_s=0.01)
+    rig.pipeline.connected()
+    rig.pipeline.connected()
+    rig.pipeline.changed([event(), event(second=1)])
+
+    async with asyncio.timeout(5):
+        while rig.pipeline.held_events:
+            await asyncio.sleep(0.001)
+
+    assert len(await rig.journaled()) == 2
+    assert rig.telemetry.unplaced == 2
+    assert "without areas and devices" in caplog.text
+
+
+async def test_only_so_many_events_wait() -> None:
+    """Memory is bounded."""
+    rig = Rig(never, hold_events=3)
+
+    rig.pipeline.changed([event(second=second) for second in range(4)])
+
+    assert rig.pipeline.held_events == 0
+    assert len(await rig.journaled()) == 4
+
+
+async def test_what_still_waits_at_the_end_goes_on() -> None:
+    """Stopping loses nothing that was received."""
+    rig = Rig(never)
+    rig.pipeline.connected()
+    rig.pipeline.changed([event()])
+
+    rig.pipeline.finish()
+
+    assert len(await rig.journaled()) == 1
+
+
+async def test_discovery_is_tried_again_until_it_works(caplog: pytest.LogCaptureFixture) -> None:
+    """A refused or lost second connection is no reason to give up areas for ever."""
+    answers: list[Registries | None] = [None, REGISTRIES]
+
+    async def second_time_lucky() -> Registries:
+        answer = answers.pop(0)
+        if answer is None:
+            raise SourceUnavailable("hung up")
+        return answer
+
+    rig = Rig(second_time_lucky)
+    discovery = asyncio.create_task(rig.pipeline.discover())
+    rig.pipeline.connected()
+
+    async with asyncio.timeout(5):
+        while not rig.catalog.status().areas:
+            await asyncio.sleep(0.001)
+
+    discovery.cancel()
+    rig.pipeline.finish()
+    assert "Discovery failed, next attempt in 0.0s: hung up" in caplog.text
+
+
+async def test_every_connection_lists_the_registries_again() -> None:
+    """Whatever changed while we were away is known soon after."""
+    asked: list[int] = []
+
+    async def counted() -> Registries:
+        asked.append(1)
+        return REGISTRIES
+
+    rig = Rig(counted)
+    discovery = asyncio.create_task(rig.pipeline.discover())
+    async with asyncio.timeout(5):
+        for connection in (1, 2):
+            rig.pipeline.connected()
+            while len(asked) < connection:
+                await asyncio.sleep(0)
+            rig.pipeline.lost()
+
+    discovery.cancel()
+    assert len(asked) == 2
+
+
+async def test_a_malformed_event_is_counted_and_named_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Its neighbors go on, and the log does not fill up."""
+    rig = Rig(listed)
+    rig.pipeline.finish()
+    broken = Event("state_changed", EventData())
+
+    rig.pipeline.changed([broken, event(), broken])
+
+    assert len(await rig.journaled()) == 1
+    assert rig.telemetry.malformed.total() == 2
+    assert len([record for record in caplog.records if "Malformed" in record.message]) == 1
+
+
+async def test_a_bug_of_ours_costs_one_event(caplog: pytest.LogCaptureFixture) -> None:
+    """The others of its frame go on; the log has the traceback once a minute."""
+    rig = Rig(listed, encoder=FragileEncoder)
+    rig.pipeline.finish()
+
+    unbearable = event("sensor.unbearable")
+    rig.pipeline.changed([event(), unbearable, event(second=1), unbearable])
+
+    assert len(await rig.journaled()) == 2
+    assert rig.telemetry.malformed == {"bug": 2}
+    errors = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert [record.exc_info is not None for record in errors] == [True]
+
+
+async def test_a_registry_event_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+    """At DEBUG only: a home that is being set up has thousands."""
+    rig = Rig(listed)
+
+    with caplog.at_level(logging.DEBUG):
+        rig.pipeline.registry_updated(Event("area_registry_updated", EventData(action="update")))
+
+    assert "Registry changed: area_registry_updated" in caplog.text

@@ -1,0 +1,93 @@
+"""docs/SCHEMA.md says what the encoder does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from app.model import Change, Context, Placement
+from app.normalize.attributes import MAX_BYTES
+from app.schema.homeiq import VALUES_OF_WORDS, HomeiqEncoder, category_of
+from app.schema.line_protocol import MAX_NAME_BYTES, MAX_STRING_BYTES, parse_line
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "SCHEMA.md").read_text()
+_CODE = re.compile(r"`([^`]+)`")
+
+
+def _rows(head: str) -> list[list[str]]:
+    """Return the cells of the table under the head that begins so."""
+    _, _, rest = DOCUMENT.partition(f"\n| {head}")
+    lines = rest.split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def _codes(cell: str) -> list[str]:
+    return _CODE.findall(cell)
+
+
+FULL = Change(
+    entity_id="sensor.kitchen",
+    domain="sensor",
+    time_ns=1_795_435_200_123_456_000,
+    state="21.5",
+    previous_state="21.4",
+    duration_s=61.2,
+    attributes=b'{"NAME":1,"other":null}',
+    device_class="temperature",
+    unit_of_measurement="C",
+    friendly_name="Kitchen",
+    context=Context(id="1", parent_id="2", user_id="3"),
+    placement=Placement(
+        device_id="d", area_id="a", integration="i", manufacturer="m", model="o", sw_version="s"
+    ),
+    backfilled=True,
+)
+
+
+def _encoded(*changes: Change) -> list[str]:
+    encoder = HomeiqEncoder("m", instance="home", attribute_fields=("*",))
+    points = [parse_line(line) for line in encoder.encode(changes).split()]
+    return [name for point in points for name in (*point.tags, *point.fields)]
+
+
+def test_the_tables_of_tags_and_fields_are_complete() -> None:
+    """Each tag and field of the fullest points is there, and no other is."""
+    removed = msgspec.structs.replace(FULL, state=None, attributes=b'{"NAME":"text"}')
+
+    written = set(_encoded(FULL, removed))
+
+    named = {name for head in ("tag", "field ") for row in _rows(head) for name in _codes(row[0])}
+    assert named == written
+
+
+def test_the_table_of_words_is_the_table_of_words() -> None:
+    """Each word of the left column is 1 and of the right 0."""
+    words = {
+        word: value
+        for row in _rows("1 | 0")
+        for cell, value in zip(row, (1.0, 0.0), strict=True)
+        for word in _codes(cell)
+    }
+
+    assert words == VALUES_OF_WORDS
+
+
+def test_the_table_of_categories_is_in_order() -> None:
+    """An entity that fits two is of the one that stands first."""
+    rows = [(_codes(row[0])[0], _codes(row[1]), _codes(row[2])) for row in _rows("category")]
+
+    for category, domains, classes in rows:
+        assert [category_of(domain, None) for domain in domains] == [category] * len(domains)
+        assert [category_of("sun", name) for name in classes] == [category] * len(classes)
+    assert category_of("light", "door") == rows[0][0]
+    assert category_of("sun", None) == rows[-1][0]
+
+
+def test_the_bounds_are_those_of_the_code() -> None:
+    """Three numbers stand in the text."""
+    assert MAX_BYTES == MAX_STRING_BYTES
+    assert f"64 KB ({MAX_STRING_BYTES:,} bytes)" in DOCUMENT
+    assert f"more than {MAX_NAME_BYTES:,} bytes" in DOCUMENT
+    assert "cut\nafter 64 characters" in DOCUMENT

@@ -1,0 +1,242 @@
+"""Settings: read once, frozen, with one readable line for what is wrong."""
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.errors import SettingsError
+from app.settings import load_settings, variables, warnings, websocket_url
+
+TOKEN = "t" * 40
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start from an environment that has none of our names but the two required."""
+    for variable in variables():
+        for name in variable.names:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME_ASSISTANT_URL", "http://ha:8123")
+    monkeypatch.setenv("HOME_ASSISTANT_TOKEN", TOKEN)
+
+
+def test_only_address_and_token_are_required() -> None:
+    """Everything else has a default, and the embedded store is on without InfluxDB."""
+    settings = load_settings()
+
+    assert settings.home_assistant.url == "ws://ha:8123/api/websocket"
+    assert settings.embedded_store
+    assert settings.serving.host == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("http://ha:8123", "ws://ha:8123/api/websocket"),
+        ("https://ha.example/", "wss://ha.example/api/websocket"),
+        ("ws://ha:8123/api/websocket", "ws://ha:8123/api/websocket"),
+        ("wss://ha/core/websocket", "wss://ha/core/websocket"),
+        ("https://ha.example/behind/proxy", "wss://ha.example/behind/proxy/api/websocket"),
+        ("homeassistant.local", "ws://homeassistant.local:8123/api/websocket"),
+        ("10.0.0.5:9000", "ws://10.0.0.5:9000/api/websocket"),
+        ("[::1]", "ws://[::1]:8123/api/websocket"),
+    ],
+)
+def test_whatever_address_people_write_becomes_the_websocket_url(written: str, url: str) -> None:
+    """http, https, ws, wss and bare hosts are taken."""
+    assert websocket_url(written) == url
+
+
+@pytest.mark.parametrize("written", ["ftp://ha", "http://", "://"])
+def test_an_address_that_is_none_is_refused(written: str) -> None:
+    """The message says what would be one."""
+    with pytest.raises(ValueError, match="must be a host, or a URL"):
+        websocket_url(written)
+
+
+def test_of_a_pair_the_first_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both names of a pair may be set, for example while moving from one to the other."""
+    monkeypatch.setenv("HA_HTTP_URL", "http://other:8123")
+    monkeypatch.setenv("HA_TOKEN", "u" * 40)
+
+    settings = load_settings()
+
+    assert settings.home_assistant.url == "ws://ha:8123/api/websocket"
+    assert settings.home_assistant.token.get_secret_value() == TOKEN
+
+
+def test_all_that_is_missing_stands_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody should have to start the service twice to learn of two mistakes."""
+    monkeypatch.delenv("HOME_ASSISTANT_URL")
+    monkeypatch.delenv("HOME_ASSISTANT_TOKEN")
+    monkeypatch.setenv("BATCH_SIZE", "0")
+
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+
+    line = str(caught.value)
+    assert "\n" not in line
+    assert "HOME_ASSISTANT_URL or HA_HTTP_URL: is missing. Address of Home Assistant" in line
+    assert "HOME_ASSISTANT_TOKEN or HA_TOKEN: is missing. A long-lived access token" in line
+    assert "BATCH_SIZE: input should be greater than 0. Points that" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("HOME_ASSISTANT_TOKEN", "secret-but-short", "does not look like a token"),
+        ("HOME_ASSISTANT_URL", "ftp://ha", "must be a host"),
+        ("INFLUXDB_URL", "influxdb:8086", "must be a URL that starts with http:// or https://"),
+        ("TRUSTED_PEERS", "127.0.0.0/8,nonsense", "'nonsense' does not appear to be"),
+        ("JOURNAL", "kafka", "should be 'sqlite' or 'memory'"),
+        ("INFLUXDB_OVERFLOW_STRATEGY", "drop_all", "should be 'drop_oldest' or 'drop_new'"),
+        ("WEBSOCKET_INGESTION_PORT", "70000", "should be less than or equal to 65535"),
+        ("BATCH_TIMEOUT", "soon", "should be a valid number"),
+    ],
+)
+def test_an_unusable_value_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
+) -> None:
+    """The line says which variable and why."""
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingsError, match=message) as caught:
+        load_settings()
+
+    assert name in str(caught.value).partition(":")[0]
+
+
+def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the error for a bad one nor in the repr of good ones."""
+    monkeypatch.setenv("API_KEY", "key-that-is-secret")
+    monkeypatch.setenv("INFLUXDB_TOKEN", "influx-that-is-secret")
+    shown = repr(load_settings()) + str(load_settings().model_dump(mode="json"))
+    monkeypatch.setenv("HOME_ASSISTANT_TOKEN", "short-that-is-secret")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+
+    assert "secret" not in (shown + str(caught.value)).replace("SecretStr", "")
+    assert TOKEN not in shown
+
+
+def test_events_must_go_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without InfluxDB the embedded store cannot be off."""
+    monkeypatch.setenv("EMBEDDED_STORE", "off")
+
+    with pytest.raises(SettingsError, match="EMBEDDED_STORE: is off while INFLUXDB_URL is unset"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("store", "url", "on"),
+    [
+        ("auto", "", True),
+        ("auto", "http://influxdb:8086", False),
+        ("on", "http://influxdb:8086", True),
+        ("off", "http://influxdb:8086", False),
+    ],
+)
+def test_embedded_store_at_each_value(
+    monkeypatch: pytest.MonkeyPatch, store: str, url: str, *, on: bool
+) -> None:
+    """Auto means: on when INFLUXDB_URL is unset; empty counts as unset."""
+    monkeypatch.setenv("EMBEDDED_STORE", store)
+    monkeypatch.setenv("INFLUXDB_URL", url)
+
+    assert load_settings().embedded_store is on
+
+
+def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces around the parts do not matter."""
+    monkeypatch.setenv("CORS_ORIGINS", "https://a.example, https://b.example,")
+    monkeypatch.setenv("TRUSTED_PEERS", "10.0.0.0/8")
+
+    serving = load_settings().serving
+
+    assert serving.cors_origins == ("https://a.example", "https://b.example")
+    assert [str(network) for network in serving.trusted_peers] == ["10.0.0.0/8"]
+
+
+def test_the_environment_goes_before_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`.env` fills in what the environment does not set."""
+    file = tmp_path / ".env"
+    file.write_text("BATCH_SIZE=7\nBATCH_TIMEOUT=9\n")
+    monkeypatch.setenv("BATCH_TIMEOUT", "2")
+
+    batch = load_settings(file).batch
+
+    assert (batch.size, batch.timeout_s) == (7, 2.0)
+
+
+def test_settings_never_change() -> None:
+    """Every section is frozen, not only the outermost."""
+    settings = load_settings()
+
+    with pytest.raises(ValidationError):
+        settings.batch = settings.batch
+    with pytest.raises(ValidationError):
+        settings.batch.size = 1
+
+
+def test_a_misspelt_name_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the environment and in the file; foreign names are none of our business."""
+    file = tmp_path / ".env"
+    file.write_text("INFLUXDB_BUKET=x\nGRAFANA_PORT=3000\n")
+    monkeypatch.setenv("BATCH_SIZ", "7")
+
+    assert warnings(file) == [
+        "BATCH_SIZ is not a setting; did you mean BATCH_SIZE?",
+        "INFLUXDB_BUKET is not a setting; did you mean INFLUXDB_BUCKET?",
+    ]
+
+
+def test_a_deprecated_name_is_accepted_with_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weather moved to a service of its own."""
+    monkeypatch.setenv("WEATHER_API_KEY", "x")
+
+    assert warnings() == ["WEATHER_API_KEY is no longer used: weather belongs to its own service"]
+    assert load_settings().embedded_store
+
+
+def test_the_log_file_lies_in_the_data_folder_unless_said_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """LOG_FILE overrides DATA_DIR/service.log."""
+    monkeypatch.setenv("DATA_DIR", "/var/lib/x")
+    assert load_settings().log_file == Path("/var/lib/x/service.log")
+
+    monkeypatch.setenv("LOG_FILE", "/var/log/y")
+    assert load_settings().log_file == Path("/var/log/y")
+
+
+def test_the_example_names_every_setting_with_its_default() -> None:
+    """`.env.example` and the code say the same."""
+    example = (Path(__file__).parents[2] / ".env.example").read_text()
+    lines = {line.removeprefix("# ") for line in example.splitlines()}
+    expected = {
+        f"{name}={variable.default or ''}" for variable in variables() for name in variable.names
+    }
+
+    assert expected <= lines
+    assert expected == {line for line in lines if line.partition("=")[0].isupper() and "=" in line}
+
+
+def test_the_readme_names_every_setting() -> None:
+    """The table of settings is complete."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    names = [name for variable in variables() for name in variable.names]
+
+    assert [name for name in names if f"`{name}`" not in readme] == []
+
+
+def test_reading_settings_leaves_the_environment_alone() -> None:
+    """Loading has no side effects."""
+    before = dict(os.environ)
+
+    load_settings()
+
+    assert before == dict(os.environ)
