@@ -1,0 +1,29 @@
+"""A home where nothing moves by itself, and the settings that lead to it."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from app.demo.home_assistant import FakeHomeAssistant
+from tests.fakes.still_house import StillHouse
+from tests.service.process import TOKEN
+
+
+@pytest.fixture
+def house() -> StillHouse:
+    """Return the home; a test moves it."""
+    return StillHouse()
+
+
+@pytest.fixture
+async def home_assistant(house: StillHouse) -> AsyncIterator[FakeHomeAssistant]:
+    """Serve that home."""
+    async with FakeHomeAssistant(house, token=TOKEN) as fake:
+        house.fire = fake.fire
+        yield fake
+
+
+@pytest.fixture
+def environment(home_assistant: FakeHomeAssistant) -> dict[str, str]:
+    """Return the two settings that are required."""
+    return {"HOME_ASSISTANT_URL": home_assistant.url, "HOME_ASSISTANT_TOKEN": TOKEN}

@@ -1,0 +1,121 @@
+"""The service as users start it: a process of its own, asked over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "t" * 40
+
+_LISTENING = re.compile(r"Listening on (http://\S+?)(?=[\"\s])")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Service:
+    """A running service."""
+
+    process: asyncio.subprocess.Process
+    url: str
+    output: Path
+    """What it printed so far, logs included."""
+
+    async def get(self, path: str) -> Any:
+        """Return the JSON of a route."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
+            answer = await client.get(path)
+        return answer.json()
+
+    async def text(self, path: str) -> str:
+        """Return the body of a route."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
+            answer = await client.get(path)
+        return answer.text
+
+    async def until(
+        self, path: str, condition: Callable[[Any], bool], *, timeout_s: float = 20
+    ) -> Any:
+        """Ask a route until its JSON fulfils the condition, and return that JSON."""
+        seen: object = None
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition(seen := await self.get(path)):
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(f"{path} stayed {seen}\n{self.output.read_text()}") from None
+        return seen
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal and return the exit status."""
+        self.process.send_signal(number)
+        async with asyncio.timeout(20):
+            return await self.process.wait()
+
+
+@contextlib.asynccontextmanager
+async def service(
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    command: Sequence[str] = ("-m", "app", "run"),
+    python: str = sys.executable,
+    cwd: Path = ROOT,
+    inherits: Sequence[int] = (),
+    listening: re.Pattern[str] = _LISTENING,
+) -> AsyncIterator[Service]:
+    """Start the service with DATA_DIR in `folder` and nothing of our own environment.
+
+    It inherits standard output and the descriptors named; `listening` finds its address in
+    what it prints. When the block ends, also before the service listened, it is killed.
+    """
+    output = folder / "output.txt"
+    settings = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "DATA_DIR": str(folder / "data"),
+        "WEBSOCKET_INGESTION_PORT": "0",
+        "LOG_FORMAT": "text",
+        **{name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")},
+        **environment,
+    }
+    with output.open("ab") as stream:
+        start = output.stat().st_size
+        process = await asyncio.create_subprocess_exec(
+            python,
+            *command,
+            cwd=cwd,
+            env=settings,
+            stdout=stream,
+            stderr=stream,
+            pass_fds=inherits,
+        )
+    try:
+        url = await _listening(process, output, start, listening)
+        yield Service(process=process, url=url, output=output)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _listening(
+    process: asyncio.subprocess.Process, output: Path, start: int, listening: re.Pattern[str]
+) -> str:
+    async with asyncio.timeout(30):
+        while True:
+            text = output.read_bytes()[start:].decode(errors="replace")
+            if match := listening.search(text):
+                return match[1]
+            if process.returncode is not None:
+                raise AssertionError(f"the service ended with {process.returncode}:\n{text}")
+            await asyncio.sleep(0.02)

@@ -1,0 +1,151 @@
+"""What the journal acknowledged is in the database, whenever the process was killed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.influx import FakeInflux
+from tests.fakes.still_house import StillHouse
+from tests.service.ledger import Ledger, Verdict, compare
+from tests.service.pace import changing
+from tests.service.process import Service, service
+
+CHANGES_PER_S = 2_000
+
+PLACES = (
+    "before INSERT INTO journal_rows",
+    "after INSERT INTO journal_rows",
+    "after UPDATE journal SET tail",
+    "before COMMIT",
+    "after COMMIT",
+    "before UPDATE cursors",
+    "after UPDATE cursors",
+    "before DELETE FROM journal_rows",
+    "after DELETE FROM journal_rows",
+)
+"""Inside an append, inside the moving of a cursor, and inside the deletion of what is settled."""
+
+logger = logging.getLogger(__name__)
+
+
+@pytest.fixture
+async def influx() -> AsyncIterator[FakeInflux]:
+    """Serve an InfluxDB 2 that is well."""
+    async with FakeInflux().serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+    """Return settings that lead to both neighbors, with short waits and small requests."""
+    return environment | {
+        "INFLUXDB_URL": influx.url,
+        "INFLUXDB_TOKEN": influx.token,
+        "INFLUXDB_API": "v2",
+        "INFLUXDB_MAX_BATCH_POINTS": "500",
+        "BATCH_TIMEOUT": "0.1",
+    }
+
+
+@contextlib.asynccontextmanager
+async def observed(
+    folder: Path, settings: dict[str, str], ledger: Ledger, *options: str
+) -> AsyncIterator[Service]:
+    """Run the service with a ledger of what it acknowledges, and options for the driver."""
+    async with ledger.kept() as descriptor:
+        command = ("-m", "tests.service.driver", "--ledger", str(descriptor), *options)
+        async with service(
+            folder, settings, command=(*command, "--", "app", "run"), inherits=[descriptor]
+        ) as running:
+            yield running
+
+
+async def verdict(
+    folder: Path, settings: dict[str, str], ledger: Ledger, influx: FakeInflux
+) -> Verdict:
+    """Let the service bring what it still holds, and hold the ledger against the database."""
+    influx.delay_s = 0.0
+    begun = time.perf_counter()
+    async with service(folder, settings) as running:
+        listening_s = time.perf_counter() - begun
+        health = await running.until("/health", lambda health: health["sinks"][0]["held"] == 0)
+        drained_s = time.perf_counter() - begun
+        assert await running.stop() == 0
+    found = compare(ledger.lines, influx.lines)
+    logger.info(
+        "Listening %.2f s after the start, %d points of the crash delivered after %.2f s; %s",
+        listening_s,
+        health["sinks"][0]["points_written"],
+        drained_s,
+        found,
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kills", "longest_s"),
+    [(10, 2.5), pytest.param(100, 5.0, marks=[pytest.mark.slow, pytest.mark.timeout(1_200)])],
+)
+async def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
+    settings: dict[str, str],
+    house: StillHouse,
+    influx: FakeInflux,
+    tmp_path: Path,
+    *,
+    kills: int,
+    longest_s: float,
+) -> None:
+    """Starting, streaming, with a backlog and while it drains; `SEED` repeats the moments."""
+    seed = int(os.environ.get("SEED", "0")) or random.randrange(1, 1_000_000)
+    chance = random.Random(seed)
+    ledger = Ledger()
+
+    async with changing(house, per_s=CHANGES_PER_S):
+        for number in range(kills):
+            # 500 points in 0.5 s: a backlog grows, and drains in the lives between.
+            influx.delay_s = 0.5 if number % 2 else 0.0
+            with contextlib.suppress(TimeoutError):
+                lives_s = chance.uniform(0.3, longest_s)
+                async with (
+                    asyncio.timeout(lives_s),  # from the start of the process
+                    observed(tmp_path, settings, ledger) as running,
+                ):
+                    ended = await running.process.wait()
+                    raise AssertionError(f"it ended by itself with status {ended}")
+    found = await verdict(tmp_path, settings, ledger, influx)
+
+    assert ledger.commits > kills, "too few lives came as far as a commit"
+    assert (found.lost, found.differing, found.in_order) == (0, 0, True), f"SEED={seed} {found}"
+
+
+async def test_a_kill_inside_every_step_of_the_journal_loses_nothing(
+    settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
+) -> None:
+    """One life after another, each killed at a place of its own; the next must carry on."""
+    ledger = Ledger()
+    ends: list[int] = []
+
+    async with changing(house, per_s=CHANGES_PER_S):
+        for place in PLACES:
+            async with observed(tmp_path, settings, ledger, "--at", place) as running:
+                await running.until(
+                    "/health", lambda health: health["sinks"][0]["points_written"] > 0
+                )
+                running.process.send_signal(signal.SIGUSR1)
+                async with asyncio.timeout(10):
+                    ends.append(await running.process.wait())
+    found = await verdict(tmp_path, settings, ledger, influx)
+
+    assert [-signal.SIGKILL] * len(PLACES) == ends
+    assert found.committed > 0
+    assert (found.lost, found.differing, found.in_order) == (0, 0, True), found

@@ -1,0 +1,83 @@
+"""`make demo`: the main job, with nothing but this repository."""
+
+import asyncio
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from tests.service.process import ROOT, service
+
+HOSTILE = {
+    # None of these may reach the demo.
+    "HOME_ASSISTANT_URL": "http://192.0.2.1:8123",
+    "HOME_ASSISTANT_TOKEN": "x" * 64,
+    "HA_WS_URL": "ws://192.0.2.1/api/websocket",
+    "INFLUXDB_URL": "http://192.0.2.1:8086",
+    "DATA_API_URL": "http://192.0.2.1:8006",
+}
+
+
+async def test_the_demo_streams_a_simulated_home_and_continues_where_it_ended(
+    tmp_path: Path,
+) -> None:
+    """It ignores the environment's neighbors, ends cleanly on Ctrl-C, and keeps its data."""
+    command = ("-m", "app", "demo")
+    environment = HOSTILE | {
+        "WEBSOCKET_INGESTION_PORT": "",
+        "LOG_LEVEL": "INFO",
+        "BATCH_TIMEOUT": "0.2",
+    }
+
+    async with service(tmp_path, environment, command=command, cwd=tmp_path) as first:
+        health = await first.until(
+            "/health", lambda health: health["sinks"][0]["points_written"] >= 8, timeout_s=60
+        )
+        page = await first.get("/api/v1/events?limit=1000")
+        status = await first.stop(signal.SIGINT)
+    printed = first.output.read_text()
+
+    assert health["status"] == "healthy", health["reasons"]
+    assert health["discovery"]["areas"] == 8
+    assert 30 <= health["discovery"]["devices"] <= 60
+    assert [sink["name"] for sink in health["sinks"]] == ["embedded"]
+    assert any(event["area_id"] for event in page["events"])
+    assert status == 0
+    for line in (f"Dashboard  {first.url}/", f"API        {first.url}/docs", "/health"):
+        assert line in printed
+    assert "192.0.2.1" not in printed
+    assert "Traceback" not in printed
+
+    async with service(tmp_path, environment, command=command, cwd=tmp_path) as second:
+        await second.until(
+            "/health", lambda health: health["sinks"][0]["points_written"] >= 1, timeout_s=60
+        )
+        before = {(event["entity_id"], event["time"]) for event in page["events"]}
+        after = await second.get("/api/v1/events?limit=1000")
+        status = await second.stop(signal.SIGINT)
+
+    assert status == 0
+    assert before & {(event["entity_id"], event["time"]) for event in after["events"]}
+
+
+async def test_a_taken_port_is_one_clear_message(tmp_path: Path) -> None:
+    """The port that was asked for is used or refused, never another one."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "app",
+            "demo",
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(ROOT), "WEBSOCKET_INGESTION_PORT": str(port)},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(30):
+            _, stderr = await process.communicate()
+
+    assert process.returncode == 2
+    (line,) = stderr.decode().splitlines()
+    assert line.startswith(
+        f"websocket-ingestion: WEBSOCKET_INGESTION_PORT: cannot listen on 127.0.0.1:{port}"
+    )

@@ -1,0 +1,156 @@
+"""The service with an InfluxDB: away, refusing, killed in between; nothing is lost."""
+
+import re
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.fakes.influx import FakeInflux
+from tests.fakes.still_house import StillHouse
+from tests.service.process import service
+
+_STATE = re.compile(rb'state_value="(\d+)"')
+
+
+@pytest.fixture
+async def influx() -> AsyncIterator[FakeInflux]:
+    """Serve an InfluxDB 2 that is well."""
+    async with FakeInflux().serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+    """Return settings that lead to both neighbors, with short waits."""
+    return environment | {
+        "INFLUXDB_URL": influx.url,
+        "INFLUXDB_TOKEN": influx.token,
+        "BATCH_TIMEOUT": "0.1",
+    }
+
+
+def states(influx: FakeInflux) -> list[int]:
+    """Return the numbers that were written, in the order of arrival."""
+    return [int(number) for line in influx.lines for number in _STATE.findall(line)]
+
+
+def count_up(house: StillHouse, numbers: range) -> None:
+    """Let one entity change so often."""
+    for number in numbers:
+        house.set_state("sensor.counter", str(number))
+
+
+async def test_every_change_is_written_once_and_in_order(
+    settings: dict[str, str], influx: FakeInflux, house: StillHouse, tmp_path: Path
+) -> None:
+    """The plain case; there is no embedded store then, and the API says so."""
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        count_up(house, range(1_000))
+        health = await running.until(
+            "/health", lambda health: health["sinks"][0]["points_written"] == 1_000
+        )
+        problem = await running.get("/api/v1/events")
+
+    assert states(influx) == list(range(1_000))
+    assert [sink["name"] for sink in health["sinks"]] == ["influxdb"]
+    assert problem["status"] == 409
+    assert "EMBEDDED_STORE" in problem["detail"]
+
+
+async def test_a_kill_while_the_database_is_away_loses_nothing_committed(
+    settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
+) -> None:
+    """What /health called journaled before the kill is in the database after the restart."""
+    away = settings | {"INFLUXDB_URL": "http://127.0.0.1:9"}
+    async with service(tmp_path, away) as first:
+        await first.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        count_up(house, range(500))
+        health = await first.until(
+            "/health", lambda health: health["accounting"]["events"]["journaled"] == 500
+        )
+        await first.stop(signal.SIGKILL)
+
+    assert health["sinks"][0]["points_written"] == 0
+    assert health["status"] == "degraded"
+    assert "InfluxDB" in " ".join(health["reasons"])
+
+    async with service(tmp_path, settings) as second:
+        health = await second.until("/health", lambda health: health["sinks"][0]["held"] == 0)
+
+    assert states(influx) == list(range(500))
+    assert health["sinks"][0]["points_written"] == 500
+
+
+async def test_a_wrong_token_holds_everything_until_it_is_mended(
+    settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
+) -> None:
+    """Nothing is put aside, and /health names the variable."""
+    wrong = settings | {"INFLUXDB_TOKEN": "wrong-token"}
+    async with service(tmp_path, wrong) as first:
+        await first.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        count_up(house, range(50))
+        health = await first.until(
+            "/health", lambda health: health["sinks"][0]["state"] == "holding"
+        )
+        metrics = await first.text("/metrics")
+        status = await first.stop()
+
+    assert status == 0
+    assert "INFLUXDB_TOKEN" in " ".join(health["reasons"])
+    assert "ingest_dead_letters 0.0" in metrics
+    assert "wrong-token" not in first.output.read_text()
+
+    async with service(tmp_path, settings) as second:
+        await second.until("/health", lambda health: health["status"] == "healthy")
+        await second.until("/health", lambda health: health["sinks"][0]["held"] == 0)
+
+    assert states(influx) == list(range(50))
+
+
+async def test_a_refused_point_is_put_aside_and_can_be_retried(
+    settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
+) -> None:
+    """Its neighbors are written at once; it follows when the database takes it."""
+    influx.refuses = lambda line: "no sevens" if b'state_value="7"' in line else None
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        count_up(house, range(20))
+        health = await running.until(
+            "/health", lambda health: health["sinks"][0]["points_written"] == 19
+        )
+        letters = await running.until("/api/v1/dead-letters", lambda letters: letters["count"] == 1)
+        influx.refuses = lambda _: None
+        async with httpx.AsyncClient(base_url=running.url) as client:
+            retried = await client.post("/api/v1/dead-letters/retry")
+        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 20)
+        left = await running.get("/api/v1/dead-letters")
+
+    assert health["sinks"][0]["held"] == 0
+    assert "no sevens" in str(letters)
+    assert retried.status_code == 200
+    assert left["count"] == 0
+    assert states(influx) == [*range(7), *range(8, 20), 7]
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_new"])
+async def test_a_journal_in_memory_works_and_says_what_it_is(
+    settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path, overflow: str
+) -> None:
+    """JOURNAL=memory: the same way of an event, and /health says that a crash loses it."""
+    memory = settings | {"JOURNAL": "memory", "INFLUXDB_OVERFLOW_STRATEGY": overflow}
+    async with service(tmp_path, memory) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        count_up(house, range(100))
+        health = await running.until(
+            "/health", lambda health: health["sinks"][0]["points_written"] == 100
+        )
+        status = await running.stop()
+
+    assert status == 0
+    assert health["journal"]["durable"] is False
+    assert states(influx) == list(range(100))
+    assert not (tmp_path / "data" / "journal.db").exists()

@@ -1,0 +1,229 @@
+"""`python -m app run` and `uvicorn app.main:app`: start, stop, and how they end."""
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.asyncio.client import connect
+
+from tests.fakes.still_house import StillHouse
+from tests.service.process import ROOT, TOKEN, service
+
+
+async def test_every_change_is_in_the_store_once_after_sigterm(
+    environment: dict[str, str], house: StillHouse, tmp_path: Path
+) -> None:
+    """Also those that were received right before the signal."""
+    async with service(tmp_path, environment) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        for number in range(500):
+            house.set_state("sensor.counter", str(number))
+        await running.until(
+            "/health", lambda health: health["subscription"]["total_events_received"] >= 500
+        )
+        status = await running.stop()
+
+    assert status == 0
+    with sqlite3.connect(tmp_path / "data" / "events.db") as database:
+        rows = database.execute("SELECT state FROM events ORDER BY time_ns").fetchall()
+    database.close()
+    assert [row[0] for row in rows] == [str(number) for number in range(500)]
+
+
+async def test_the_books_balance(
+    environment: dict[str, str], house: StillHouse, tmp_path: Path
+) -> None:
+    """Received = journaled + filtered + malformed + dropped + pending, at every moment."""
+    async with service(tmp_path, environment) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        for number in range(2_000):
+            house.set_state("sensor.counter", str(number))
+            if number % 100 == 0:
+                books = (await running.get("/health"))["accounting"]["events"]
+                assert books["received"] == sum(
+                    books[name] for name in ("journaled", "filtered", "malformed", "pending")
+                ) + sum(books["dropped"].values())
+        health = await running.until(
+            "/health", lambda health: health["sinks"][0]["points_written"] == 2_000
+        )
+
+    assert health["accounting"]["events"]["journaled"] == 2_000
+
+
+@contextlib.asynccontextmanager
+async def watcher(address: str) -> AsyncIterator[None]:
+    """Watch `/ws` and say nothing."""
+    async with connect(f"ws://{address}/ws") as socket:
+        await socket.recv()
+        yield
+
+
+@contextlib.asynccontextmanager
+async def slow_request(address: str) -> AsyncIterator[None]:
+    """Send a request whose body never ends."""
+    host, _, port = address.partition(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"POST /api/v1/dead-letters/retry HTTP/1.1\r\nHost: localhost\r\n")
+    writer.write(b"Content-Length: 100\r\n\r\n{")
+    await writer.drain()
+    try:
+        yield
+    finally:
+        writer.close()
+
+
+CLIENTS = {"a watcher": watcher, "a slow request": slow_request}
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+async def test_clients_do_not_hold_up_the_stop(
+    environment: dict[str, str], tmp_path: Path, client: str
+) -> None:
+    """The service ends within SHUTDOWN_TIMEOUT whoever is connected."""
+    async with service(tmp_path, environment) as running:
+        address = running.url.removeprefix("http://")
+        async with CLIENTS[client](address), asyncio.timeout(8):
+            status = await running.stop()
+
+    assert status == 0
+
+
+async def test_uvicorn_alone_runs_the_service(environment: dict[str, str], tmp_path: Path) -> None:
+    """`uvicorn app.main:app` works from settings alone."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with_port = ("-m", "uvicorn", "app.main:app", "--port", "0")
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *with_port,
+        cwd=ROOT,
+        env=environment | {"DATA_DIR": str(folder), "LOG_FORMAT": "text"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(30):
+        lines: list[bytes] = []
+        while b"Uvicorn running on" not in (line := await process.stdout.readline()):
+            assert line, b"".join(lines).decode()
+            lines.append(line)
+        url = line.decode().partition("http://")[2].split()[0]
+        async with httpx.AsyncClient(base_url=f"http://{url}") as client:
+            while (await client.get("/health")).json()["status"] != "healthy":
+                await asyncio.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+
+    assert process.returncode in {0, -signal.SIGTERM}
+    assert (folder / "journal.db").exists()
+
+
+@pytest.mark.parametrize("command", [("-m", "app", "run"), ("-m", "uvicorn", "app.main:app")])
+def test_bad_settings_end_it_with_status_2_and_one_line(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """No traceback: the line says which variable and how to mend it."""
+    ended = subprocess.run(
+        [sys.executable, *command],
+        check=False,
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "HOME_ASSISTANT_URL": "http://ha:8123"},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    (line,) = ended.stderr.splitlines()
+    assert ended.returncode == 2
+    assert line.startswith("websocket-ingestion: HOME_ASSISTANT_TOKEN or HA_TOKEN: is missing.")
+
+
+async def test_a_second_process_on_the_same_folder_is_refused(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Two writers would spoil the journal; the message names --workers and --reload too."""
+    async with service(tmp_path, environment) as first:
+        second = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "app",
+            "run",
+            cwd=ROOT,
+            env=environment | {"DATA_DIR": str(tmp_path / "data"), "WEBSOCKET_INGESTION_PORT": "0"},
+            stderr=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+        )
+        async with asyncio.timeout(30):
+            _, stderr = await second.communicate()
+        still = await first.get("/health/live")
+
+    assert second.returncode == 2
+    assert "another process already works in DATA_DIR" in stderr.decode()
+    assert "Traceback" not in stderr.decode()
+    assert still
+
+
+async def test_a_loop_that_gives_up_ends_the_process_with_status_1(tmp_path: Path) -> None:
+    """The reason is the last log line."""
+    environment = {
+        "HOME_ASSISTANT_URL": "http://127.0.0.1:9",
+        "HOME_ASSISTANT_TOKEN": TOKEN,
+        "WEBSOCKET_MAX_RETRIES": "1",
+    }
+    async with service(tmp_path, environment) as running, asyncio.timeout(20):
+        status = await running.process.wait()
+
+    last = running.output.read_text().splitlines()[-1]
+    assert status == 1
+    assert "CRITICAL" in last
+    assert "the source loop ended: SourceUnavailable" in last
+
+
+async def test_no_secret_is_in_what_it_prints(environment: dict[str, str], tmp_path: Path) -> None:
+    """Not in the log at DEBUG, not in any open route."""
+    secrets = {"API_KEY": "key-" + "k" * 40, "INFLUXDB_TOKEN": "influx-" + "i" * 40}
+    settings = environment | secrets | {"LOG_LEVEL": "DEBUG"}
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        headers = {"X-API-Key": secrets["API_KEY"]}
+        async with httpx.AsyncClient(base_url=running.url, headers=headers) as client:
+            texts = [
+                (await client.get(path)).text
+                for path in ("/health", "/metrics", "/openapi.json", "/api/v1/diagnostics")
+            ]
+        await running.stop()
+
+    everything = "".join(texts) + running.output.read_text()
+    assert [secret for secret in (*secrets.values(), TOKEN) if secret in everything] == []
+
+
+@pytest.mark.timeout(300)
+async def test_running_needs_no_development_packages(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """`uv sync --no-dev` is all that running needs."""
+    uv = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
+    venv = tmp_path / "venv"
+    sync = await asyncio.create_subprocess_exec(
+        uv,
+        *("sync", "--frozen", "--no-dev", "--quiet", "--python", sys.executable),
+        cwd=ROOT,
+        env=os.environ | {"UV_PROJECT_ENVIRONMENT": str(venv)},
+    )
+    assert await sync.wait() == 0
+
+    async with service(tmp_path, environment, python=str(venv / "bin" / "python")) as running:
+        health = await running.until("/health", lambda health: health["status"] == "healthy")
+        status = await running.stop()
+
+    assert health["connection"]["current_state"] == "connected"
+    assert status == 0

@@ -1,0 +1,306 @@
+"""SIGTERM in every phase: status 0 in time, and everything received is in one of two places."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import json
+import re
+import signal
+import socket
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from app.demo.home_assistant import FakeHomeAssistant
+from tests.fakes.influx import HANG, FakeInflux
+from tests.fakes.still_house import StillHouse
+from tests.service.pace import changing
+from tests.service.process import TOKEN, Service, service
+
+SHUTDOWN_TIMEOUT_S = 4.0
+
+_STATE = re.compile(rb'state_value="(\d+)"')
+
+
+@pytest.fixture
+async def influx() -> AsyncIterator[FakeInflux]:
+    """Serve an InfluxDB 2 that is well."""
+    async with FakeInflux().serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+    """Return settings that lead to both neighbors, and little time to stop."""
+    return environment | {
+        "INFLUXDB_URL": influx.url,
+        "INFLUXDB_TOKEN": influx.token,
+        "INFLUXDB_API": "v2",
+        "BATCH_TIMEOUT": "0.1",
+        "SHUTDOWN_TIMEOUT": str(SHUTDOWN_TIMEOUT_S),
+    }
+
+
+async def stopped_in_time(running: Service) -> None:
+    """Send SIGTERM; the process must end with status 0 within its SHUTDOWN_TIMEOUT."""
+    begun = time.monotonic()
+    status = await running.stop()
+    took_s = time.monotonic() - begun
+
+    assert status == 0, running.output.read_text()
+    assert took_s <= SHUTDOWN_TIMEOUT_S, f"it took {took_s:.2f} s"
+    assert not (running.output.parent / "data" / "journal.db-wal").exists(), "it was not closed"
+
+
+def kept(folder: Path, influx: FakeInflux) -> list[int]:
+    """Return the states that the database has and that the journal holds for it, sorted."""
+    with contextlib.closing(sqlite3.connect(folder / "data" / "journal.db")) as journal:
+        (settled,) = journal.execute("SELECT settled FROM cursors").fetchone()
+        rows = journal.execute("SELECT first, gzip FROM journal_rows").fetchall()
+    held = [
+        line
+        for first, packed in rows
+        for number, line in enumerate(gzip.decompress(packed).splitlines(), start=first)
+        if number > settled
+    ]
+    return sorted({int(state) for line in [*influx.lines, *held] for state in _STATE.findall(line)})
+
+
+def in_state(state: str) -> Callable[[Any], bool]:
+    """Return whether /health says that the connection is in a state."""
+    return lambda health: bool(health["connection"]["current_state"] == state)
+
+
+def received(count: int) -> Callable[[Any], bool]:
+    """Return whether /health says that so many events came."""
+    return lambda health: bool(health["subscription"]["total_events_received"] >= count)
+
+
+async def test_while_the_journal_opens(settings: dict[str, str], tmp_path: Path) -> None:
+    """The signal waits until what was opened can be closed again."""
+    driver = ("-m", "tests.service.driver", "--armed", "--signal", "SIGTERM")
+    command = (*driver, "--at", "before PRAGMA quick_check", "--", "app", "run")
+
+    async with service(tmp_path, settings, command=command) as running, asyncio.timeout(20):
+        status = await running.process.wait()
+
+    assert status == 0
+    assert not (tmp_path / "data" / "journal.db-wal").exists()
+
+
+async def test_while_connecting(settings: dict[str, str], tmp_path: Path) -> None:
+    """Home Assistant accepts the connection and says nothing at all."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        async with service(tmp_path, settings | {"HOME_ASSISTANT_URL": url}) as running:
+            await running.until("/health", in_state("connecting"))
+
+            await stopped_in_time(running)
+
+
+async def test_while_authenticating(
+    settings: dict[str, str], home_assistant: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Home Assistant opens the WebSocket and does not greet."""
+    home_assistant.fall_silent()
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", in_state("authenticating"))
+
+        await stopped_in_time(running)
+
+
+async def test_while_subscribing(settings: dict[str, str], tmp_path: Path) -> None:
+    """Home Assistant takes the token and answers no command."""
+
+    async def converse(connection: ServerConnection) -> None:
+        await connection.send(json.dumps({"type": "auth_required", "ha_version": "2026.11.0"}))
+        await connection.recv()
+        await connection.send(json.dumps({"type": "auth_ok", "ha_version": "2026.11.0"}))
+        await connection.wait_closed()
+
+    async with serve(converse, "127.0.0.1", 0) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        url = {"HOME_ASSISTANT_URL": f"http://127.0.0.1:{port}"}
+        async with service(tmp_path, settings | url) as running:
+            await running.until("/health", in_state("subscribing"))
+
+            await stopped_in_time(running)
+
+
+async def test_while_waiting_for_the_next_attempt(settings: dict[str, str], tmp_path: Path) -> None:
+    """Nobody listens where Home Assistant should be."""
+    away = settings | {"HOME_ASSISTANT_URL": "http://127.0.0.1:9"}
+    async with service(tmp_path, away) as running:
+        await running.until("/health", in_state("waiting"))
+
+        await stopped_in_time(running)
+
+
+async def test_while_events_wait_for_the_registries(
+    house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
+) -> None:
+    """On the very first start; what waits is written without areas rather than lost."""
+    slow = FakeHomeAssistant(house, token=TOKEN, unknown_commands=["config/area_registry/list"])
+    async with slow as home_assistant:
+        house.fire = home_assistant.fire
+        url = {"HOME_ASSISTANT_URL": home_assistant.url}
+        async with service(tmp_path, settings | url) as running:
+            await running.until("/health", in_state("connected"))
+            for number in range(300):
+                house.set_state("sensor.counter", str(number))
+            health = await running.until("/health", received(300))
+
+            await stopped_in_time(running)
+
+    assert health["accounting"]["events"]["pending"] == 300
+    assert kept(tmp_path, influx) == list(range(300))
+
+
+async def test_while_idle(
+    house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
+) -> None:
+    """Everything was delivered already."""
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", in_state("connected"))
+        for number in range(300):
+            house.set_state("sensor.counter", str(number))
+        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 300)
+
+        await stopped_in_time(running)
+
+    assert len(influx.lines) == 300
+    assert kept(tmp_path, influx) == list(range(300))
+
+
+async def test_while_events_stream(
+    house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
+) -> None:
+    """Reading stops at one event; those before it are all there, those after it are not."""
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", in_state("connected"))
+        async with changing(house, per_s=2_000):
+            await running.until("/health", received(1_000))
+            health = await running.get("/health")
+
+            await stopped_in_time(running)
+
+    found = kept(tmp_path, influx)
+    assert len(found) >= health["subscription"]["total_events_received"]
+    assert found == list(range(len(found)))
+
+
+async def test_while_a_backlog_drains_into_a_slow_database(
+    house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
+) -> None:
+    """What does not get through in time stays in the journal."""
+    influx.delay_s = 0.4
+    slow = settings | {"INFLUXDB_MAX_BATCH_POINTS": "100"}
+    async with service(tmp_path, slow) as running:
+        await running.until("/health", in_state("connected"))
+        for number in range(3_000):
+            house.set_state("sensor.counter", str(number))
+            if number % 500 == 0:
+                await asyncio.sleep(0)
+        await running.until("/health", received(3_000))
+
+        await stopped_in_time(running)
+
+    assert 0 < len(influx.lines) < 3_000
+    assert kept(tmp_path, influx) == list(range(3_000))
+
+
+async def test_while_a_request_to_the_database_hangs(
+    house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
+) -> None:
+    """What was under way is sent again at the next start."""
+    influx.script.append(HANG)
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", in_state("connected"))
+        for number in range(300):
+            house.set_state("sensor.counter", str(number))
+        await running.until("/health", received(300))
+        await influx.wait_for(lambda influx: influx.requests != [])
+
+        await stopped_in_time(running)
+
+    assert influx.lines == []
+    assert kept(tmp_path, influx) == list(range(300))
+
+
+async def test_while_a_client_sends_its_request_for_ever(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """A request that never ends is given up."""
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", in_state("connected"))
+        async with talking(running, SLOW_REQUEST) as reader:
+            await running.get("/health")  # answered later than the other came
+
+            await stopped_in_time(running)
+            await reader.read()
+
+
+async def test_while_watchers_do_not_read(
+    house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
+) -> None:
+    """Their connections are full of events, and nobody waits for them."""
+    async with service(tmp_path, settings) as running, contextlib.AsyncExitStack() as stack:
+        await running.until("/health", in_state("connected"))
+        for _ in range(5):
+            await stack.enter_async_context(talking(running, WATCH))
+        async with changing(house, per_s=2_000):
+            await running.until("/health", received(4_000))
+            health = await running.get("/health")
+
+            await stopped_in_time(running)
+
+    found = kept(tmp_path, influx)
+    assert health["status"] == "healthy"
+    assert len(found) >= 4_000
+    assert found == list(range(len(found)))
+
+
+async def test_twice_in_a_row(
+    house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
+) -> None:
+    """An impatient second signal does not spoil the orderly end."""
+    influx.script.append(HANG)
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", in_state("connected"))
+        house.set_state("sensor.counter", "0")
+        await influx.wait_for(lambda influx: influx.requests != [])
+        running.process.send_signal(signal.SIGTERM)
+
+        await stopped_in_time(running)
+
+    assert kept(tmp_path, influx) == [0]
+
+
+SLOW_REQUEST = (
+    b"POST /api/v1/dead-letters/retry HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+)
+WATCH = (
+    b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@contextlib.asynccontextmanager
+async def talking(running: Service, words: bytes) -> AsyncIterator[asyncio.StreamReader]:
+    """Say something to the service, and then neither write nor read."""
+    host, _, port = running.url.removeprefix("http://").partition(":")
+    # A small limit: what the service sends soon fills the sockets on both sides.
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1_024)
+    writer.write(words)
+    await writer.drain()
+    try:
+        yield reader
+    finally:
+        writer.transport.abort()

@@ -1,0 +1,170 @@
+"""A loop that ends takes the process with it, orderly; memory over its limit is an alarm."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from app.container import Container
+from app.main import running
+from app.settings import load_settings
+from app.supervisor import Loop, Supervisor
+from tests.fakes.influx import HANG, FakeInflux
+from tests.fakes.still_house import StillHouse
+from tests.service.driver import WHY
+from tests.service.process import service
+
+LOOPS = (
+    "source",
+    "discovery",
+    "intake",
+    "deliver[influxdb]",
+    "deliver[embedded]",
+    "journal",
+    "memory",
+    "retention",
+)
+ENDS_WITHIN_S = 5.0
+
+_UVICORN = re.compile(r"Uvicorn running on (http://\S+)")
+
+
+@pytest.fixture
+async def influx() -> AsyncIterator[FakeInflux]:
+    """Serve an InfluxDB 2 that is well."""
+    async with FakeInflux().serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+    """Return settings with both sinks, so that every loop runs."""
+    return environment | {
+        "INFLUXDB_URL": influx.url,
+        "INFLUXDB_TOKEN": influx.token,
+        "INFLUXDB_API": "v2",
+        "EMBEDDED_STORE": "on",
+        "BATCH_TIMEOUT": "0.1",
+    }
+
+
+def is_connected(health: Any) -> bool:
+    """Return whether events stream."""
+    return bool(health["subscription"]["is_subscribed"])
+
+
+async def test_the_loops_tried_here_are_all_there_are(
+    settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever adds a loop adds it to the list above."""
+    names: list[str] = []
+
+    class Noting(Supervisor):
+        @contextlib.asynccontextmanager
+        async def running(self, loops: Mapping[str, Loop], **rest: Any) -> AsyncIterator[None]:
+            names.extend(loops)
+            async with super().running(loops, **rest):
+                yield
+
+    for name, value in {**settings, "DATA_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    container = Container(settings=load_settings(None))
+    with container.supervisor.override(Noting(grace_s=1.0)):
+        async with running(container):
+            pass
+
+    assert sorted(names) == sorted(LOOPS)
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+async def test_a_loop_that_ends_early_ends_the_process(
+    settings: dict[str, str], tmp_path: Path, loop: str
+) -> None:
+    """With status 1, its reason as the last log line, within 5 s and with the journal closed."""
+    command = ("-m", "tests.service.driver", "--end", loop, "--", "app", "run")
+    async with service(tmp_path, settings, command=command) as running:
+        await running.until("/health", is_connected)
+        begun = time.monotonic()
+        status = await running.stop(signal.SIGUSR1)
+        took_s = time.monotonic() - begun
+
+    last = running.output.read_text().splitlines()[-1]
+    assert status == 1
+    assert last.endswith(f"Stopped with status 1: the {loop} loop ended: RuntimeError: {WHY}")
+    assert took_s <= ENDS_WITHIN_S
+    assert not (tmp_path / "data" / "journal.db-wal").exists()
+
+
+async def test_neither_a_database_that_hangs_nor_a_slow_client_delays_that_end(
+    settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
+) -> None:
+    """Not even when an operator gives an orderly stop a minute."""
+    influx.script.append(HANG)
+    command = ("-m", "tests.service.driver", "--end", "journal", "--", "app", "run")
+    patient = settings | {"SHUTDOWN_TIMEOUT": "60"}
+    async with service(tmp_path, patient, command=command) as running:
+        await running.until("/health", is_connected)
+        house.set_state("sensor.counter", "1")
+        await influx.wait_for(lambda influx: influx.requests != [])
+        host, _, port = running.url.removeprefix("http://").partition(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"POST /api/v1/dead-letters/retry HTTP/1.1\r\nHost: localhost\r\n")
+        writer.write(b"Content-Length: 100\r\n\r\n{")
+        await writer.drain()
+        await running.get("/health")  # answered later than the other came
+        begun = time.monotonic()
+        status = await running.stop(signal.SIGUSR1)
+        took_s = time.monotonic() - begun
+        writer.transport.abort()
+
+    assert status == 1
+    assert took_s <= ENDS_WITHIN_S
+
+
+async def test_under_uvicorn_it_ends_with_a_status_that_is_not_0(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """After the journal was closed; the reason stands in the log."""
+    command = ("-m", "tests.service.driver", "--end", "intake", "--")
+    uvicorn = ("uvicorn", "app.main:app", "--port", "0")
+    async with service(
+        tmp_path, settings, command=(*command, *uvicorn), listening=_UVICORN
+    ) as running:
+        await running.until("/health", is_connected)
+        begun = time.monotonic()
+        status = await running.stop(signal.SIGUSR1)
+        took_s = time.monotonic() - begun
+
+    assert status != 0
+    assert f"The intake loop ended: RuntimeError: {WHY}" in running.output.read_text()
+    assert took_s <= ENDS_WITHIN_S
+    assert not (tmp_path / "data" / "journal.db-wal").exists()
+
+
+async def test_memory_over_its_limit_is_an_alarm(settings: dict[str, str], tmp_path: Path) -> None:
+    """Once in the log, and in /health and /metrics for as long as it lasts; all goes on."""
+    async with service(tmp_path, settings | {"MAX_MEMORY_MB": "1"}) as running:
+        health = await running.until("/health", is_connected)
+        metrics = await running.text("/metrics")
+        async with httpx.AsyncClient(base_url=running.url) as client:
+            ready = await client.get("/health/ready")
+        await running.stop()
+
+    alarms = [line for line in running.output.read_text().splitlines() if "MAX_MEMORY_MB" in line]
+    (reason,) = health["reasons"]
+    assert health["status"] == "degraded"
+    assert re.fullmatch(r"Memory is \d+ MB, over MAX_MEMORY_MB = 1\. Raise .*", reason)
+    assert len(alarms) == 1
+    assert "ERROR" in alarms[0]
+    assert "ingest_memory_limit_bytes 1e+06" in metrics
+    assert 'ingest_health_status{ingest_health_status="degraded"} 1.0' in metrics
+    assert ready.status_code == 200
