@@ -1,0 +1,30 @@
+"""The real neighbors, started once for all tests here. A missing one fails; none is skipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.real.servers import HomeAssistant, Server, influxdb, victoria_metrics
+
+
+@pytest.fixture(scope="session")
+def home_assistant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HomeAssistant]:
+    """Return a real Home Assistant, onboarded and RUNNING."""
+    with HomeAssistant(tmp_path_factory.mktemp("home-assistant")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def victoria(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Return a real VictoriaMetrics, empty at first."""
+    with victoria_metrics(tmp_path_factory.mktemp("victoria-metrics")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def influx_1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Return a real InfluxDB 1, empty at first."""
+    with influxdb(tmp_path_factory.mktemp("influxdb")) as server:
+        yield server

@@ -1,0 +1,114 @@
+"""Write to, ask and empty a real InfluxDB 1, beside the service.
+
+https://archive.docs.influxdata.com/influxdb/v1.6/tools/api/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import httpx
+import msgspec
+
+from app.model import StoredPoint
+
+_Value = str | float | bool | int | None
+
+
+class _Series(msgspec.Struct):
+    columns: list[str]
+    values: list[list[_Value]]
+    name: str = ""
+    tags: dict[str, str] = {}
+
+
+class _Result(msgspec.Struct):
+    series: list[_Series] = []
+    error: str | None = None
+
+
+class _Answer(msgspec.Struct):
+    results: list[_Result]
+
+
+class Database:
+    """One database of an InfluxDB 1."""
+
+    def __init__(self, url: str, name: str) -> None:
+        """Take the server's address and the name of the database, which need not exist yet."""
+        self.name = name
+        self._url = url
+
+    def create(self) -> None:
+        """Make an empty database of it."""
+        self.run(f'DROP DATABASE "{self.name}"')
+        self.run(f'CREATE DATABASE "{self.name}"')
+
+    def write(self, lines: bytes, *, precision: str = "ns") -> None:
+        """Write lines as another program would.
+
+        Raises:
+            httpx.HTTPStatusError: some were refused.
+        """
+        httpx.post(
+            f"{self._url}/write",
+            params={"db": self.name, "precision": precision},
+            content=lines,
+            timeout=30,
+        ).raise_for_status()
+
+    def points(self, query: str = "SELECT * FROM /.*/ GROUP BY *") -> list[StoredPoint]:
+        """Return what the query finds, by series and time; it must group by every tag."""
+        return [point for series in self._ask(query) for point in _points(series)]
+
+    def rows(self, query: str) -> list[dict[str, _Value]]:
+        """Return what the query finds as rows, the tags it groups by among their columns."""
+        return [
+            {**series.tags, **dict(zip(series.columns, row, strict=True))}
+            for series in self._ask(query)
+            for row in series.values
+        ]
+
+    def count(self, query: str) -> int:
+        """Return the only number that the query finds; 0 when it finds nothing."""
+        values = [row[-1] for series in self._ask(query) for row in series.values]
+        assert len(values) <= 1, values
+        return int(values[0] or 0) if values else 0
+
+    def run(self, query: str) -> None:
+        """Change something."""
+        self._ask(query)
+
+    def _ask(self, query: str) -> list[_Series]:
+        answer = httpx.post(
+            f"{self._url}/query",
+            params={"db": self.name, "epoch": "ns"},
+            data={"q": query},
+            timeout=60,
+        ).raise_for_status()
+        # It writes the float minus zero as `-0`, which a parser of JSON takes for the integer 0.
+        document = json.loads(answer.content, parse_int=_number)
+        (result,) = msgspec.convert(document, _Answer).results
+        assert result.error is None, result.error
+        return result.series
+
+
+def _number(text: str) -> int | float:
+    return -0.0 if text == "-0" else int(text)
+
+
+def _points(series: _Series) -> Iterator[StoredPoint]:
+    for time_ns, *values in series.values:
+        assert isinstance(time_ns, int), time_ns
+        yield StoredPoint(
+            measurement=series.name,
+            # A series without a tag that others have is told to have an empty one.
+            tags={key: value for key, value in series.tags.items() if value},
+            fields={
+                key: value
+                for key, value in zip(series.columns[1:], values, strict=True)
+                if value is not None
+            },
+            time_ns=time_ns,
+        )

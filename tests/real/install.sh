@@ -1,0 +1,142 @@
+#!/usr/bin/env bash
+# Install the real neighbors that tests/real needs, on Debian 12 or 13. Run it again at will:
+# what is there already is left alone.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+REAL="${REAL_SERVERS_DIR:-.real}"
+UV="$(command -v uv || echo .uv/bin/uv)"
+
+fail() {
+  echo "real-servers: $*" >&2
+  exit 1
+}
+
+as_root() {
+  if [ "$(id -u)" -eq 0 ]; then
+    "$@"
+  elif command -v sudo >/dev/null; then
+    sudo "$@"
+  else
+    fail "neither root nor sudo; as root, run: $*"
+  fi
+}
+
+# --- Debian packages -------------------------------------------------------------------
+
+# A program, and the package it comes from.
+declare -A PACKAGE_OF=(
+  [influxd]=influxdb
+  [influx]=influxdb-client
+  [victoria-metrics]=victoria-metrics
+  [strace]=strace
+  [chromium]=chromium
+)
+UNITS=(influxdb victoria-metrics)
+POLICY=/usr/sbin/policy-rc.d
+
+install_packages() {
+  local missing=() program package
+  for program in "${!PACKAGE_OF[@]}"; do
+    command -v "$program" >/dev/null || missing+=("${PACKAGE_OF[$program]}")
+  done
+  [ "${#missing[@]}" -gt 0 ] || return 0
+
+  command -v apt-get >/dev/null || fail "no apt-get here; install by hand: ${missing[*]}"
+  as_root apt-get update -q
+  for package in "${missing[@]}"; do
+    [ -n "$(apt-cache madison "$package")" ] ||
+      fail "the package sources of $(. /etc/os-release && echo "$PRETTY_NAME") have no $package;" \
+        "add a Debian release that has it, or put its program on PATH"
+  done
+  without_starting_services as_root env DEBIAN_FRONTEND=noninteractive \
+    apt-get install -q -y --no-install-recommends "${missing[@]}"
+  for package in "${missing[@]}"; do
+    keep_stopped "$package"
+  done
+}
+
+# Debian starts a service when it is installed, unless this policy forbids it (101).
+without_starting_services() {
+  if [ -e "$POLICY" ]; then
+    "$@"
+    return
+  fi
+  printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
+  as_root chmod 755 "$POLICY"
+  local status=0
+  "$@" || status=$?
+  as_root rm -f "$POLICY"
+  return "$status"
+}
+
+# The tests start the programs themselves, each in a folder of its own.
+keep_stopped() {
+  local unit
+  for unit in "${UNITS[@]}"; do
+    [ "$unit" = "$1" ] || continue
+    if [ -d /run/systemd/system ]; then
+      as_root systemctl disable --quiet --now "$unit" || true
+    elif [ -x "/etc/init.d/$unit" ]; then
+      as_root "/etc/init.d/$unit" stop >/dev/null 2>&1 || true
+    fi
+  done
+}
+
+# --- Home Assistant ----------------------------------------------------------------------
+
+# The newest release that a Python of this version can run.
+release_for() {
+  case "$1" in
+    3.11.*) echo "homeassistant==2024.3.3 josepy<2" ;;
+    # This one does not declare all that its demo devices import.
+    3.12.*) echo "homeassistant==2025.1.4 ha-ffmpeg mutagen pymicro-vad<2 pyspeex-noise" ;;
+    3.13.*) echo "homeassistant==2025.4.4" ;;
+    *) echo "homeassistant==2026.11.0" ;;
+  esac
+}
+
+# Print "3.13.0 /path/to/python" for the newest Python of this machine.
+newest_python() {
+  local candidate version
+  for candidate in \
+    $(compgen -c python3 | sort -u) \
+    "$HOME"/.pyenv/versions/*/bin/python3.[0-9]* \
+    /usr/bin/python3.[0-9]*; do
+    candidate="$(command -v "$candidate" || true)"
+    [[ "$candidate" =~ python3(\.[0-9]+)?$ ]] || continue
+    # A shim of pyenv is on PATH also for versions that are not chosen; it only fails.
+    version="$("$candidate" -c 'import platform; print(platform.python_version())' 2>/dev/null)" ||
+      continue
+    echo "$version $candidate"
+  done | grep -E '^3\.(1[1-9]|[2-9][0-9])\.[0-9]+ ' | sort -V | tail -n 1
+}
+
+install_home_assistant() {
+  local found version python wanted target="$REAL/home-assistant"
+  found="$(newest_python)" || fail "no Python 3.11 or newer on this machine"
+  version="${found%% *}" python="${found#* }"
+  read -r -a wanted <<<"$(release_for "$version")"
+  if [ "$(cat "$target/installed" 2>/dev/null)" = "$version ${wanted[*]}" ]; then
+    return 0
+  fi
+
+  echo "real-servers: installing ${wanted[*]} with $python ($version)"
+  rm -rf "$target"
+  mkdir -p "$REAL"
+  if [ -x "$UV" ]; then
+    "$UV" venv --quiet --no-project --python "$python" "$target" &&
+      "$UV" pip install --quiet --python "$target/bin/python" "${wanted[@]}"
+  else
+    "$python" -m venv "$target" &&
+      "$target/bin/pip" install --quiet --disable-pip-version-check "${wanted[@]}"
+  fi || fail "${wanted[*]} cannot be installed with $python; see above"
+  # Home Assistant fetches what its components need when it first starts.
+  .venv/bin/python -m tests.real.servers
+  echo "$version ${wanted[*]}" >"$target/installed"
+}
+
+[ -x .venv/bin/python ] || fail "run: make real-servers"
+install_packages
+install_home_assistant
+echo "real-servers: all there"

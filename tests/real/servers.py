@@ -1,0 +1,424 @@
+"""Start and stop the real neighbors: Home Assistant, InfluxDB and VictoriaMetrics.
+
+Each runs on a free loopback port in a folder of its own and ends when its `with` block does.
+`python -m tests.real.servers` starts and stops them once, so that what Home Assistant fetches
+at its very first start is there before a test waits for it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import msgspec
+from websockets.sync.client import connect
+
+PROJECT = Path(__file__).parents[2]
+_LOAD_GENERATOR = Path(__file__).parent / "load_generator"
+_CLIENT_ID = "http://127.0.0.1/"
+
+
+class ServerMissing(AssertionError):
+    """A real server is not installed; the message says what to run."""
+
+
+class ServerFailed(AssertionError):
+    """A process ended or was not ready in time; the message has the end of its log."""
+
+
+def program(name: str) -> Path:
+    """Return the path of a program that `make real-servers` installs.
+
+    Raises:
+        ServerMissing: it is not there.
+    """
+    folder = Path(os.environ.get("REAL_SERVERS_DIR") or PROJECT / ".real")
+    path = folder / "home-assistant/bin/hass" if name == "hass" else shutil.which(name)
+    if path is None or not Path(path).exists():
+        raise ServerMissing(f"{name} is not installed; run: make real-servers")
+    return Path(path)
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_until(met: Callable[[], bool], what: str, *, timeout_s: float) -> None:
+    """Return once the condition is met; it is asked every 50 ms.
+
+    Raises:
+        AssertionError: it was not met in time; the message says `what` was waited for.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not met():
+        assert time.monotonic() < deadline, f"not within {timeout_s:.0f} s: {what}"
+        time.sleep(0.05)
+
+
+class Server:
+    """One process with a log file, started and ended by `with`, or by hand in between."""
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        folder: Path,
+        url: str,
+        ready: str,
+        environment: Mapping[str, str] | None = None,
+        timeout_s: float = 60.0,
+    ) -> None:
+        """Take the command and its folder; it is ready when `url` + `ready` is answered.
+
+        `timeout_s` bounds starting; without an environment it gets that of the tests.
+        """
+        self.url = url
+        self.log = folder / "log.txt"
+        self._command = [str(part) for part in command]
+        self._folder = folder
+        self._ready = url + ready
+        self._environment = environment
+        self._timeout_s = timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End it; a failed block also shows how its log ends."""
+        self.stop(timeout_s=3.0)  # nobody will miss what it has not written
+        if error is not None:
+            error.add_note(self._story())
+
+    def start(self) -> None:
+        """Start the process and wait until it is ready.
+
+        Raises:
+            ServerFailed: it ended, or was not ready in time.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                env=self._environment,
+            )
+        deadline = time.monotonic() + self._timeout_s
+        while not _answered(self._ready):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise ServerFailed(f"not ready at {self._ready}\n{self._story()}")
+            time.sleep(0.1)
+
+    def stop(self, *, timeout_s: float = 60.0) -> int | None:
+        """Ask the process to end, make it after `timeout_s`, and return its exit status."""
+        process, self._process = self._process, None
+        if process is None:
+            return None
+        process.terminate()
+        try:
+            return process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return process.wait()
+
+    def _story(self) -> str:
+        lines = self.log.read_text(errors="replace").splitlines()[-40:]
+        return "\n".join([f"{' '.join(self._command)} said:", *lines])
+
+
+def victoria_metrics(folder: Path) -> Server:
+    """Return a VictoriaMetrics that keeps everything it is sent, not yet started."""
+    port = free_port()
+    return Server(
+        [
+            program("victoria-metrics"),
+            f"-httpListenAddr=127.0.0.1:{port}",
+            f"-storageDataPath={folder / 'data'}",
+            "-retentionPeriod=100y",
+        ],
+        folder=folder,
+        url=f"http://127.0.0.1:{port}",
+        ready="/health",
+    )
+
+
+def influxdb(folder: Path) -> Server:
+    """Return an InfluxDB 1, not yet started."""
+    port = free_port()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / "influxdb.conf"
+    config.write_text(
+        f"""
+        reporting-disabled = true
+        bind-address = "127.0.0.1:{free_port()}"
+        [meta]
+          dir = "{folder}/meta"
+        [data]
+          dir = "{folder}/data"
+          wal-dir = "{folder}/wal"
+        [http]
+          bind-address = "127.0.0.1:{port}"
+        """
+    )
+    return Server(
+        [program("influxd"), "-config", config],
+        folder=folder,
+        url=f"http://127.0.0.1:{port}",
+        ready="/ping",
+    )
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Emitted:
+    """A state change as Home Assistant itself knew it."""
+
+    entity_id: str
+    last_updated: datetime
+    state: str
+
+
+class HomeAssistant:
+    """A real Home Assistant with its demo devices and our load generator, after onboarding."""
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        self.token = ""
+        """A long-lived token of the owner."""
+        self.read_only_token = ""
+        """A long-lived token of a user who may only read."""
+        self._folder = folder
+        self._config = folder / "config"
+        self.server = Server(
+            [program("hass"), "--config", self._config],
+            folder=folder,
+            url=f"http://127.0.0.1:{port}",
+            ready="/auth/providers",
+            timeout_s=100.0,
+        )
+        self._port = port
+
+    @property
+    def url(self) -> str:
+        """The address that a person would type."""
+        return self.server.url
+
+    def __enter__(self) -> Self:
+        """Start it, with an owner, a user who may only read, and a token for each."""
+        self._configure()
+        self.server.start()
+        try:
+            self._onboard()
+            self._wait_until_running()
+        except BaseException as exc:
+            self.__exit__(type(exc), exc, exc.__traceback__)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End it; a failed block also shows how its log ends."""
+        self.server.__exit__(kind, error, traceback)
+
+    def restart(self) -> None:
+        """Stop it as an operator would, and start it again at the same address."""
+        self.server.stop()
+        self.server.start()
+        self._wait_until_running()
+
+    def emit(self, count: int, *, rate: int, sensors: int) -> list[Emitted]:
+        """Have it emit `count` changes, `rate` a second; return them as it knew them.
+
+        `sensor.load_0` and so on, `sensors` of them, take turns; no state occurs twice.
+        """
+        before = self.emitted()
+        httpx.post(
+            f"{self.url}/api/services/load_generator/emit",
+            headers={"Authorization": f"Bearer {self.token}"},
+            json={"count": count, "rate": rate, "sensors": sensors, "first": len(before)},
+            timeout=60 + count / rate,
+        ).raise_for_status()
+        return self.emitted()[len(before) :]
+
+    def emitted(self) -> list[Emitted]:
+        """Return all that was emitted so far, in order, from Home Assistant's own notes."""
+        notes = self._config / "emitted.jsonl"
+        if not notes.exists():
+            return []
+        decoder = msgspec.json.Decoder(Emitted)
+        return decoder.decode_lines(notes.read_bytes())
+
+    def call(self, command: str, *, token: str, **parameters: object) -> object:
+        """Send one WebSocket command with a token and return its result."""
+        with connect(f"ws://127.0.0.1:{self._port}/api/websocket", compression=None) as socket:
+            socket.recv(timeout=10)
+            socket.send(msgspec.json.encode({"type": "auth", "access_token": token}), text=True)
+            socket.recv(timeout=10)
+            socket.send(msgspec.json.encode({"id": 1, "type": command, **parameters}), text=True)
+            answer = msgspec.json.decode(socket.recv(timeout=30))
+        assert answer["success"], answer
+        return answer["result"]
+
+    def _configure(self) -> None:
+        components = self._config / "custom_components"
+        shutil.copytree(_LOAD_GENERATOR, components / "load_generator")
+        (self._config / "configuration.yaml").write_text(
+            f"""
+http:
+  server_host: 127.0.0.1
+  server_port: {self._port}
+api:
+websocket_api:
+config:
+onboarding:
+recorder:
+  commit_interval: 1
+history:
+demo:
+load_generator:
+"""
+        )
+
+    def _onboard(self) -> None:
+        # https://developers.home-assistant.io/docs/auth_api
+        answer = httpx.post(
+            f"{self.url}/api/onboarding/users",
+            json={
+                "client_id": _CLIENT_ID,
+                "name": "Owner",
+                "username": "owner",
+                "password": "correct horse",
+                "language": "en",
+            },
+            timeout=30,
+        ).raise_for_status()
+        owner = self._access_token(answer.json()["auth_code"])
+        self.token = str(
+            self.call("auth/long_lived_access_token", token=owner, client_name="tests", lifespan=1)
+        )
+        self.read_only_token = self._reader_token()
+
+    def _reader_token(self) -> str:
+        answer = self.call(
+            "config/auth/create",
+            token=self.token,
+            name="Reader",
+            group_ids=["system-read-only"],
+        )
+        user_id = msgspec.convert(answer, _CreatedUser).user.id
+        self.call(
+            "config/auth_provider/homeassistant/create",
+            token=self.token,
+            user_id=user_id,
+            username="reader",
+            password="battery staple",
+        )
+        reader = self._access_token(self._log_in("reader", "battery staple"))
+        return str(
+            self.call("auth/long_lived_access_token", token=reader, client_name="tests", lifespan=1)
+        )
+
+    def _log_in(self, username: str, password: str) -> str:
+        flow = httpx.post(
+            f"{self.url}/auth/login_flow",
+            json={
+                "client_id": _CLIENT_ID,
+                "handler": ["homeassistant", None],
+                "redirect_uri": _CLIENT_ID,
+            },
+            timeout=30,
+        ).raise_for_status()
+        answer = httpx.post(
+            f"{self.url}/auth/login_flow/{flow.json()['flow_id']}",
+            json={"client_id": _CLIENT_ID, "username": username, "password": password},
+            timeout=30,
+        ).raise_for_status()
+        return str(answer.json()["result"])
+
+    def _access_token(self, code: str) -> str:
+        answer = httpx.post(
+            f"{self.url}/auth/token",
+            data={"grant_type": "authorization_code", "code": code, "client_id": _CLIENT_ID},
+            timeout=30,
+        ).raise_for_status()
+        return str(answer.json()["access_token"])
+
+    def _wait_until_running(self) -> None:
+        wait_until(
+            lambda: _state(self.call("get_config", token=self.token)) == "RUNNING",
+            "Home Assistant is RUNNING",
+            timeout_s=60,
+        )
+
+
+class _User(msgspec.Struct):
+    id: str
+
+
+class _CreatedUser(msgspec.Struct):
+    user: _User
+
+
+def _state(config: object) -> object:
+    return config.get("state") if isinstance(config, dict) else None
+
+
+def _answered(url: str) -> bool:
+    try:
+        status = httpx.get(url, timeout=2).status_code
+    except httpx.TransportError:
+        return False
+    # 404: it listens, but this part of it is not there yet; any other answer comes from it.
+    return status < httpx.codes.INTERNAL_SERVER_ERROR and status != httpx.codes.NOT_FOUND
+
+
+def main() -> None:
+    """Start and stop every neighbor once, and say how long each took."""
+    with tempfile.TemporaryDirectory() as folder:
+        home_assistant = HomeAssistant(Path(folder) / "home-assistant")
+        neighbors: dict[str, Server | HomeAssistant] = {
+            "InfluxDB": influxdb(Path(folder) / "influxdb"),
+            "VictoriaMetrics": victoria_metrics(Path(folder) / "victoria-metrics"),
+            "Home Assistant": home_assistant,
+        }
+        for name, neighbor in neighbors.items():
+            started = time.monotonic()
+            with neighbor:
+                took_s = time.monotonic() - started
+                if neighbor is home_assistant:
+                    devices = neighbor.call("config/device_registry/list", token=neighbor.token)
+                    assert devices, "Home Assistant runs without its demo devices"
+            sys.stdout.write(f"{name} starts ({took_s:.1f} s)\n")
+
+
+if __name__ == "__main__":
+    main()
