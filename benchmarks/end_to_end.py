@@ -1,0 +1,316 @@
+"""The whole service under load: a fake Home Assistant, the real process, a fake database.
+
+`python -m benchmarks.end_to_end --rate 10000 --seconds 60 --uncoalesced --check`
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import tempfile
+import time
+from array import array
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+import psutil
+from websockets.asyncio.client import connect
+
+from benchmarks.corpus import ENTITIES
+from benchmarks.house import Played
+from benchmarks.peers import HELPER_TOKEN, Peer, Where, Written, peer
+from benchmarks.sink import Count, Latencies
+from benchmarks.tables import percentile, print_table
+from tests.service.process import Service, service
+
+_SAMPLE_S = 0.1
+_DRAIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the service is put through."""
+
+    rate: float = 10_000
+    """Events per second; 0 for as many as it takes."""
+    seconds: float = 60
+    coalesced: bool = True
+    """50 events per frame, else one."""
+    watchers: int = 1
+    """Clients of `/ws?coalesce=1`."""
+    answer_delay_s: float = 0.0
+    """How long the database takes to answer."""
+    max_pending_points: int = 20_000
+    """The setting INFLUXDB_MAX_PENDING_POINTS: beyond it the service drops."""
+    patient: bool = False
+    """Home Assistant waits when the service lags, instead of hanging up."""
+    check: bool = False
+    """Compare every point in the database with what happened."""
+
+    @property
+    def name(self) -> str:
+        """Return a few words for a table."""
+        rate = f"{self.rate:,.0f}/s" if self.rate else "full speed"
+        frames = "coalesced" if self.coalesced else "one per frame"
+        watchers = f", {self.watchers} watching" if self.watchers else ""
+        slow = f", database in {self.answer_delay_s * 1000:.0f} ms" if self.answer_delay_s else ""
+        return f"{rate}, {frames}{watchers}{slow}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of it."""
+
+    name: str
+    events: int
+    events_per_s: float
+    cpu_us_per_event: float
+    """CPU time of all threads of the service, from the first event until all were written."""
+    core_percent: float
+    """The same as a share of one core while events came."""
+    rss_max_mb: float
+    disconnects: int
+    database_p50_ms: float
+    database_p99_ms: float
+    watcher_p50_ms: float
+    watcher_p99_ms: float
+    watcher_dropped: int
+    drained_s: float
+    """From the last event until all were in the database."""
+    written: int
+    missing: int
+    """Points that happened and are not in the database; the difference in numbers unchecked."""
+    repeated: int
+    """Points that are there twice, or never happened."""
+    requests: int
+    house_cpu_us_per_event: float
+
+
+async def measure(load: Load, folder: Path) -> Outcome:
+    """Put the service through a load, with its DATA_DIR in `folder`.
+
+    Raises:
+        TimeoutError: the service did not connect, or did not write everything.
+    """
+    house_arguments = [] if load.coalesced else ["--uncoalesced"]
+    sink_arguments = ["--answer-delay", str(load.answer_delay_s)]
+    if load.check:
+        sink_arguments.append("--keep")
+    async with (
+        peer("benchmarks.house", *house_arguments) as house,
+        peer("benchmarks.sink", *sink_arguments) as sink,
+    ):
+        environment = {
+            "HOME_ASSISTANT_URL": (await house.ask(Where, "where")).url,
+            "HOME_ASSISTANT_TOKEN": HELPER_TOKEN,
+            "INFLUXDB_URL": (await sink.ask(Where, "where")).url,
+            "INFLUXDB_TOKEN": HELPER_TOKEN,
+            "INFLUXDB_MAX_PENDING_POINTS": str(load.max_pending_points),
+        }
+        async with service(folder, environment) as running:
+            await running.until("/health", _is_connected)
+            return await _measure(load, folder, running, house, sink)
+
+
+async def _measure(load: Load, folder: Path, running: Service, house: Peer, sink: Peer) -> Outcome:
+    process = psutil.Process(running.process.pid)
+    memory = _Memory(process)
+    watched = _Watched()
+    async with contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(_beside(memory.sample()))
+        for _ in range(load.watchers):
+            ready = asyncio.Event()
+            await stack.enter_async_context(_beside(watched.watch(running.url, ready)))
+            await ready.wait()
+        before_s = _cpu_s(process)
+        played = await house.ask(
+            Played, "play", rate=load.rate, seconds=load.seconds, patient=load.patient
+        )
+        end = time.perf_counter()
+        playing_s = _cpu_s(process) - before_s
+        count = await _drained(sink, played.events)
+        drained_s = time.perf_counter() - end
+        cpu_s = _cpu_s(process) - before_s
+    latencies = await sink.ask(Latencies, "latencies")
+    missing, repeated = max(0, played.events - count.lines), max(0, count.lines - played.events)
+    if load.check:
+        missing, repeated = await _compare(house, sink, folder)
+    return Outcome(
+        name=load.name,
+        events=played.events,
+        events_per_s=played.events / played.seconds,
+        cpu_us_per_event=cpu_s / played.events * 1e6,
+        core_percent=playing_s / played.seconds * 100,
+        rss_max_mb=memory.max_bytes / 1e6,
+        disconnects=max(played.cut_off, played.subscriptions - 1),
+        database_p50_ms=latencies.p50_ms,
+        database_p99_ms=latencies.p99_ms,
+        watcher_p50_ms=percentile(watched.latencies_ms, 0.5),
+        watcher_p99_ms=percentile(watched.latencies_ms, 0.99),
+        watcher_dropped=watched.dropped,
+        drained_s=drained_s,
+        written=count.lines,
+        missing=missing,
+        repeated=repeated,
+        requests=count.requests,
+        house_cpu_us_per_event=played.cpu_s / played.events * 1e6,
+    )
+
+
+def _is_connected(health: dict[str, dict[str, object]]) -> bool:
+    return health["discovery"]["entities"] == ENTITIES and bool(
+        health["subscription"]["is_subscribed"]
+    )
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
+
+
+async def _drained(sink: Peer, events: int) -> Count:
+    """Wait until all is in the database, or no more comes; what is missing is a result."""
+    give_up_at = time.monotonic() + _DRAIN_S
+    count = await sink.ask(Count, "count")
+    while count.lines < events and time.monotonic() < give_up_at:
+        await asyncio.sleep(0.02)
+        count = await sink.ask(Count, "count")
+    return count
+
+
+async def _compare(house: Peer, sink: Peer, folder: Path) -> tuple[int, int]:
+    """Return how many points are missing, and how many there are too many."""
+    happened, arrived = folder / "happened.txt", folder / "arrived.txt"
+    await house.ask(Written, "write_identities", path=str(happened))
+    await sink.ask(Written, "write_identities", path=str(arrived))
+    expected = Counter(happened.read_bytes().splitlines())
+    found = Counter(arrived.read_bytes().splitlines())
+    return (expected - found).total(), (found - expected).total()
+
+
+@contextlib.asynccontextmanager
+async def _beside(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+    """Do something until the block ends; if it has failed by then, raise why."""
+    task = asyncio.create_task(work, name="benchmark.beside")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.result()
+
+
+class _Memory:
+    """The most memory a process ever took, as far as one sees by looking now and then."""
+
+    def __init__(self, process: psutil.Process) -> None:
+        self.max_bytes = 0
+        self._process = process
+
+    async def sample(self) -> None:
+        """Look, for ever."""
+        while True:
+            self.max_bytes = max(self.max_bytes, self._process.memory_info().rss)
+            await asyncio.sleep(_SAMPLE_S)
+
+
+class _WatchedEvent(msgspec.Struct, frozen=True, gc=False):
+    time: datetime
+
+
+class _WatchedMessage(msgspec.Struct, frozen=True, gc=False):
+    type: str
+    event: _WatchedEvent | None = None
+    count: int = 0
+
+
+_decoder = msgspec.json.Decoder(list[_WatchedMessage] | _WatchedMessage)
+
+
+class _Watched:
+    """What the clients of `/ws` saw."""
+
+    def __init__(self) -> None:
+        self.latencies_ms = array("d")
+        self.dropped = 0
+
+    async def watch(self, url: str, ready: asyncio.Event) -> None:
+        """Watch until cancelled; set `ready` after the greeting."""
+        address = url.replace("http", "ws", 1) + "/ws?coalesce=1"
+        async with connect(address, compression=None, max_size=None) as socket:
+            while True:
+                frame = await socket.recv(decode=False)
+                self._take(frame, time.time())
+                ready.set()
+
+    def _take(self, frame: bytes | str, now: float) -> None:
+        messages = _decoder.decode(frame)
+        for message in messages if isinstance(messages, list) else [messages]:
+            if message.event is not None:
+                self.latencies_ms.append((now - message.event.time.timestamp()) * 1000)
+            elif message.type == "dropped":
+                self.dropped += message.count
+
+
+def outcome_rows(outcomes: Sequence[Outcome]) -> list[list[str]]:
+    """Return a table: a column for each outcome, a row for each figure."""
+    figures: Mapping[str, Callable[[Outcome], str]] = {
+        "events": lambda outcome: f"{outcome.events:,}",
+        "events/s": lambda outcome: f"{outcome.events_per_s:,.0f}",
+        "CPU µs per event": lambda outcome: f"{outcome.cpu_us_per_event:.1f}",
+        "share of one core": lambda outcome: f"{outcome.core_percent:.0f} %",
+        "memory at most (RSS)": lambda outcome: f"{outcome.rss_max_mb:.0f} MB",
+        "disconnects": lambda outcome: str(outcome.disconnects),
+        "missing, repeated points": lambda outcome: f"{outcome.missing}, {outcome.repeated}",
+        "event to database p50 / p99": lambda outcome: (
+            f"{outcome.database_p50_ms:.0f} / {outcome.database_p99_ms:.0f} ms"
+        ),
+        "event to /ws p50 / p99": lambda outcome: (
+            f"{outcome.watcher_p50_ms:.0f} / {outcome.watcher_p99_ms:.0f} ms"
+        ),
+        "all in the database after": lambda outcome: f"{outcome.drained_s:.1f} s",
+        "lines per request": lambda outcome: f"{outcome.written / max(1, outcome.requests):,.0f}",
+    }
+    return [[name, *(figure(outcome) for outcome in outcomes)] for name, figure in figures.items()]
+
+
+async def run(*loads: Load) -> list[Outcome]:
+    """Measure one load after the other, each with a new service, and print each as it ends."""
+    outcomes = []
+    for load in loads:
+        # /tmp may be in memory; the journal must meet a disk.
+        with tempfile.TemporaryDirectory(prefix="benchmark-", dir="/var/tmp") as folder:
+            outcome = await measure(load, Path(folder))
+        print_table(["end to end", outcome.name], outcome_rows([outcome]))
+        outcomes.append(outcome)
+    return outcomes
+
+
+def _load_of_arguments() -> Load:
+    plain = Load()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rate", type=float, default=plain.rate, help="events/s; 0: full speed")
+    parser.add_argument("--seconds", type=float, default=plain.seconds)
+    parser.add_argument("--uncoalesced", action="store_true", help="one event per frame")
+    parser.add_argument("--watchers", type=int, default=plain.watchers, help="clients of /ws")
+    parser.add_argument("--answer-delay", type=float, default=0.0, help="of the database, s")
+    parser.add_argument("--check", action="store_true", help="prove that each point came once")
+    chosen = parser.parse_args()
+    return Load(
+        rate=chosen.rate,
+        seconds=chosen.seconds,
+        coalesced=not chosen.uncoalesced,
+        watchers=chosen.watchers,
+        answer_delay_s=chosen.answer_delay,
+        check=chosen.check,
+    )
+
+
+if __name__ == "__main__":
+    asyncio.run(run(_load_of_arguments()))
