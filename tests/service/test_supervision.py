@@ -166,5 +166,5 @@ async def test_memory_over_its_limit_is_an_alarm(settings: dict[str, str], tmp_p
     assert len(alarms) == 1
     assert "ERROR" in alarms[0]
     assert "ingest_memory_limit_bytes 1e+06" in metrics
-    assert 'ingest_health_status{ingest_health_status="degraded"} 1.0' in metrics
+    assert 'ingest_health_status{state="degraded"} 1.0' in metrics
     assert ready.status_code == 200
