@@ -9,16 +9,19 @@ from typing import TypeAlias
 from dependency_injector import containers, providers
 from prometheus_client import CollectorRegistry
 
+from app.backfill import Backfill, Schema
 from app.discovery.catalog import Catalog
 from app.fanout.hub import Hub
+from app.journal.coverage import Coverage
 from app.journal.intake import Intake
+from app.journal.last_states import LastStates
 from app.journal.memory import MemoryJournal
 from app.journal.sqlite import SqliteJournal
 from app.normalize.changes import Normalizer
 from app.observer import Observer
 from app.pipeline import Pipeline, ask_registries
 from app.resilience import Backoff, Breaker
-from app.schema.homeiq import HomeiqEncoder
+from app.schema.homeiq import HomeiqEncoder, identity_of, last_state_of
 from app.schema.line_protocol import parse_line
 from app.settings import Settings
 from app.sink.dead_letters import DeadLetters
@@ -56,6 +59,10 @@ def _source(settings: Settings, telemetry: Telemetry) -> HomeAssistantSource:
     )
 
 
+def _is_running(source: HomeAssistantSource) -> bool:
+    return source.is_running
+
+
 def _embedded_store(settings: Settings) -> EmbeddedStore | None:
     if not settings.embedded_store:
         return None
@@ -91,6 +98,8 @@ def _journal(
     settings: Settings,
     sinks: Sequence[InfluxSink | EmbeddedStore],
     telemetry: Telemetry,
+    coverage: Coverage,
+    last_states: LastStates,
 ) -> Journal:
     names = tuple(sink.name for sink in sinks)
     overflow = settings.influx.overflow_strategy
@@ -109,6 +118,30 @@ def _journal(
         min_free_bytes=settings.journal.min_free_mb * _MEGABYTE,
         overflow=overflow,
         telemetry=telemetry,
+        coverage=coverage,
+        last_states=last_states,
+    )
+
+
+def _coverage(settings: Settings) -> Coverage:
+    return Coverage(kept=settings.journal.kind == "sqlite")
+
+
+def _encoder(settings: Settings) -> HomeiqEncoder:
+    return HomeiqEncoder(
+        settings.influx.measurement,
+        instance=settings.home_assistant.instance_name,
+        attribute_fields=settings.influx.attribute_fields,
+    )
+
+
+def _backfill_schema(settings: Settings) -> Schema:
+    return Schema(
+        # An encoder of its own: old names and classes would push today's out of the other's cache.
+        encode=_encoder(settings).encode,
+        parse=parse_line,
+        identity_of=identity_of,
+        last_state_of=last_state_of,
     )
 
 
@@ -152,12 +185,15 @@ class Container(containers.DeclarativeContainer):
     dead_letters = providers.Singleton(
         DeadLetters, settings.provided.journal.data_dir.joinpath.call("dead_letters.db")
     )
-    journal = providers.Singleton(_journal, settings, sinks, telemetry)
+    coverage = providers.Singleton(_coverage, settings)
+    last_states = providers.Singleton(LastStates)
+    journal = providers.Singleton(_journal, settings, sinks, telemetry, coverage, last_states)
     deliveries = providers.Singleton(_deliveries, settings, sinks, journal, dead_letters, telemetry)
     intake = providers.Singleton(
         Intake,
         journal,
         telemetry=telemetry,
+        coverage=coverage,
         commit_interval_s=settings.provided.journal.commit_interval_s,
         max_pending_points=settings.provided.influx.max_pending_points,
         overflow=settings.provided.influx.overflow_strategy,
@@ -167,12 +203,7 @@ class Container(containers.DeclarativeContainer):
     catalog = providers.Singleton(Catalog)
     source = providers.Singleton(_source, settings, telemetry)
     normalizer = providers.Singleton(Normalizer, catalog.provided.placement)
-    encoder = providers.Singleton(
-        HomeiqEncoder,
-        settings.provided.influx.measurement,
-        instance=settings.provided.home_assistant.instance_name,
-        attribute_fields=settings.provided.influx.attribute_fields,
-    )
+    encoder = providers.Singleton(_encoder, settings)
     pipeline = providers.Singleton(
         Pipeline,
         ask_registries=providers.Factory(partial, ask_registries, source),
@@ -180,15 +211,35 @@ class Container(containers.DeclarativeContainer):
         normalizer=normalizer,
         encoder=encoder,
         intake=intake,
+        coverage=coverage,
+        last_states=last_states,
         hub=hub,
         telemetry=telemetry,
         discovery_backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         hold_events=settings.provided.influx.max_pending_points,
     )
+    backfill = providers.Singleton(
+        Backfill,
+        commands=source.provided.commands,
+        streaming=pipeline.provided.streaming,
+        is_running=providers.Factory(partial, _is_running, source),
+        coverage=coverage,
+        last_states=last_states,
+        journal=journal,
+        intake=intake,
+        schema=providers.Singleton(_backfill_schema, settings),
+        placement_of=catalog.provided.placement,
+        telemetry=telemetry,
+        backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
+        enabled=settings.provided.backfill.enabled,
+        max_hours=settings.provided.backfill.max_hours,
+        points_per_s=settings.provided.backfill.points_per_s,
+    )
     observer = providers.Singleton(
         Observer,
         source=source,
         pipeline=pipeline,
+        backfill=backfill,
         intake=intake,
         journal=journal,
         deliveries=deliveries,

@@ -49,7 +49,7 @@ async def running(container: Container) -> AsyncIterator[None]:
     supervisor = container.supervisor()
     embedded, deliveries = container.embedded_store(), container.deliveries()
     intake, pipeline = container.intake(), container.pipeline()
-    journal, source = container.journal(), container.source()
+    journal, source, backfill = container.journal(), container.source(), container.backfill()
 
     def finish_deliveries() -> None:
         for delivery in deliveries:
@@ -75,7 +75,10 @@ async def running(container: Container) -> AsyncIterator[None]:
             supervisor.running({"intake": intake.run}, finish=intake.close)
         )
         stack.callback(pipeline.finish)
-        await stack.enter_async_context(supervisor.running({"discovery": pipeline.discover}))
+        await backfill.recall()
+        await stack.enter_async_context(
+            supervisor.running({"discovery": pipeline.discover, "backfill": backfill.run})
+        )
         await stack.enter_async_context(
             supervisor.running({"source": partial(source.run, pipeline)})
         )
@@ -103,6 +106,7 @@ def _components(container: Container) -> Components:
         registry=container.registry(),
         event_store=container.embedded_store(),
         dead_letters=container.dead_letters(),
+        coverage=container.coverage(),
         access=AccessRules(
             api_key=serving.api_key.get_secret_value() if serving.api_key else None,
             trusted_peers=serving.trusted_peers,

@@ -5,13 +5,30 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Annotated
+from datetime import UTC, datetime
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
 Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
 """A point in time with an offset, to the microsecond, as Home Assistant writes it."""
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def nanoseconds(moment: datetime) -> int:
+    """Return nanoseconds since the epoch, exact to the microsecond."""
+    since_epoch = moment - _EPOCH
+    seconds = since_epoch.days * 86_400 + since_epoch.seconds
+    # Whole numbers: microseconds since the epoch do not fit a float's 53 bits for ever.
+    return (seconds * 1_000_000 + since_epoch.microseconds) * 1_000
+
+
+def moment_of(time_ns: int) -> datetime:
+    """Return the moment, to the microsecond, that many nanoseconds after the epoch."""
+    seconds, rest_ns = divmod(time_ns, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1_000)
 
 
 class Context(msgspec.Struct, frozen=True, gc=False):
@@ -35,6 +52,22 @@ class State(msgspec.Struct, frozen=True, gc=False):
     attributes: msgspec.Raw = msgspec.Raw(b"{}")
     """The JSON object, unread: most of it is only passed on."""
     context: Context | None = None
+
+
+class RecordedState(msgspec.Struct, frozen=True, gc=False):
+    """One row of the recorder's history, as the WebSocket API shows it.
+
+    https://developers.home-assistant.io/docs/api/websocket/ calls these states compressed.
+    """
+
+    s: str | None
+    """The state; None or empty when the entity was removed."""
+    lu: float
+    """`last_updated`, in seconds since the epoch."""
+    lc: float | None = None
+    """`last_changed`; None when it is the same."""
+    a: msgspec.Raw = msgspec.Raw(b"{}")
+    """The attributes that the recorder keeps, as a JSON object."""
 
 
 class EventData(msgspec.Struct, frozen=True, gc=False):
@@ -103,6 +136,8 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     placement: Placement
     event_type: str = "state_changed"
     backfilled: bool = False
+    changed_ns: int | None = None
+    """When the entity came into this state, `last_changed`; None when nobody said."""
 
     @property
     def removed(self) -> bool:
@@ -117,6 +152,13 @@ _LINE = re.compile(
 )
 
 
+class Times(NamedTuple):
+    """The span of Home Assistant's time in which some changes happened, both ends included."""
+
+    oldest_ns: int
+    newest_ns: int
+
+
 @dataclass(frozen=True, slots=True)
 class Lines:
     """Encoded points: line protocol, each line ended by a newline.
@@ -126,6 +168,8 @@ class Lines:
 
     data: bytes
     points: int
+    times: Times | None = None
+    """When they happened; None for points that did not come live from Home Assistant."""
 
     def split(self) -> list[bytes]:
         """Return the lines one by one, without their final newline."""
@@ -161,4 +205,52 @@ class StoredPoint:
     measurement: str
     tags: Mapping[str, str]
     fields: Mapping[str, str | float | bool | int]
+    time_ns: int
+
+
+GapReason = Literal[
+    "restart", "disconnect", "clock", "journal_stalled", "journal_full", "damage", "requested"
+]
+"""Why nothing was captured: the service was not running, the connection was lost, the clock of
+Home Assistant was set back, points were dropped before they were durable, a damaged journal took
+them with it; or a person asks for history from before."""
+
+GapState = Literal["open", "filled", "unfillable"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """A span of Home Assistant's time that the journal does not cover, both ends included."""
+
+    id: int
+    start_ns: int
+    end_ns: int
+    reason: GapReason
+    found_at: float
+    """Seconds since the epoch, on our clock."""
+    edge_at: float
+    """When the last point before it was received, in seconds since the epoch on our clock."""
+    state: GapState = "open"
+    filled_ns: int | None = None
+    """Up to where it is filled; None when nothing is yet."""
+    changes: int = 0
+    """How many changes were read back."""
+    entities: int = 0
+    """Of how many entities."""
+    unrecorded: tuple[str, ...] = ()
+    """Entities that changed in it and have no recorded history."""
+    entity_ids: tuple[str, ...] = ()
+    """Only these are to be read back; empty for all."""
+    detail: str | None = None
+    """Why it cannot be filled, or what the last attempt said."""
+    closed_at: float | None = None
+    """When it was filled or given up; None while open."""
+
+
+@dataclass(frozen=True, slots=True)
+class LastState:
+    """What is remembered of an entity's newest change."""
+
+    state: str | None
+    changed_ns: int | None
     time_ns: int

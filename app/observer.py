@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import psutil
 
 from app import __version__
+from app.backfill import Backfill
 from app.discovery.catalog import Catalog
 from app.fanout.hub import Hub
 from app.journal.intake import Intake
@@ -39,6 +40,7 @@ class Observer:
         *,
         source: HomeAssistantSource,
         pipeline: Pipeline,
+        backfill: Backfill,
         intake: Intake,
         journal: SqliteJournal | MemoryJournal,
         deliveries: Sequence[Delivery],
@@ -56,6 +58,7 @@ class Observer:
         """
         self._source = source
         self._pipeline = pipeline
+        self._backfill = backfill
         self._intake = intake
         self._journal = journal
         self._deliveries = deliveries
@@ -83,6 +86,7 @@ class Observer:
             journal=self._journal_status(),
             sinks=tuple(delivery.status() for delivery in self._deliveries),
             discovery=self._catalog.status(),
+            gaps=self._backfill.status(),
             events=EventAccounting(
                 received=telemetry.received,
                 journaled=telemetry.journaled,

@@ -7,14 +7,17 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 
 from app.discovery.catalog import Catalog
 from app.discovery.registries import Registries, list_registries
 from app.errors import SourceError
 from app.fanout.hub import Hub
+from app.journal.coverage import Coverage
 from app.journal.intake import Intake
+from app.journal.last_states import LastStates
 from app.logs import Brake
-from app.model import Event
+from app.model import Event, Lines, Times, nanoseconds
 from app.normalize.changes import Malformed, Normalizer
 from app.resilience import Backoff
 from app.schema.homeiq import HomeiqEncoder
@@ -49,6 +52,8 @@ class Pipeline:
         normalizer: Normalizer,
         encoder: HomeiqEncoder,
         intake: Intake,
+        coverage: Coverage,
+        last_states: LastStates,
         hub: Hub,
         telemetry: Telemetry,
         discovery_backoff: Backoff,
@@ -61,12 +66,17 @@ class Pipeline:
         self._normalizer = normalizer
         self._encoder = encoder
         self._intake = intake
+        self._coverage = coverage
+        self._last_states = last_states
         self._hub = hub
         self._telemetry = telemetry
         self._backoff = discovery_backoff
         self._hold_s = hold_s
         self._hold_events = hold_events
         self._brake = Brake(every_s=60.0)
+        self._is_live = self._has_streamed = False
+        self.streaming = asyncio.Event()
+        """Set while events stream and the registries were listed over this connection."""
         self._connected = asyncio.Event()
         # On the very first start nothing is known of areas and devices, and tags are
         # identity in InfluxDB: events wait here until the registries were listed.
@@ -94,15 +104,25 @@ class Pipeline:
         """Note that a registry changed."""
         logger.debug("Registry changed: %s", event.event_type)
 
-    def connected(self) -> None:
-        """Ask for the registries, now that events stream."""
+    def connected(self, at: datetime) -> None:
+        """Begin a span of the journal, and ask for the registries, now that events stream."""
+        gap = self._coverage.began(
+            nanoseconds(at),
+            reason="disconnect" if self._has_streamed else "restart",
+            last=self._last_states.values,
+        )
+        if gap is not None:
+            self._last_states.freeze(gap)
+        self._is_live = self._has_streamed = True
         self._connected.set()
         if self._held is not None and self._release is None:
             self._release = asyncio.get_running_loop().call_later(self._hold_s, self._let_go)
 
     def lost(self) -> None:
         """Stop asking for registries until the next connection."""
+        self._is_live = False
         self._connected.clear()
+        self.streaming.clear()
 
     async def discover(self) -> None:
         """List the registries once for every connection, for ever."""
@@ -125,6 +145,8 @@ class Pipeline:
                 status.entities,
                 status.areas,
             )
+            if self._is_live:
+                self.streaming.set()
             self._let_go()
 
     def finish(self) -> None:
@@ -163,7 +185,10 @@ class Pipeline:
         for problem in malformed:
             self._report_malformed(problem)
         if changes:
-            self._intake.put(lines, received_at=received_at)
+            times_ns = [change.time_ns for change in changes]
+            times = Times(min(times_ns), max(times_ns))
+            self._last_states.update(changes)
+            self._intake.put(Lines(lines.data, lines.points, times), received_at=received_at)
             self._hub.publish(changes)
 
     def _report_malformed(self, problem: Malformed) -> None:

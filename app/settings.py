@@ -324,6 +324,26 @@ class ResilienceSettings(_Section):
     )
 
 
+class BackfillSettings(_Section):
+    """How what was missed is read back from Home Assistant's recorder."""
+
+    enabled: bool = Field(
+        True,
+        validation_alias="BACKFILL_ENABLED",
+        description="Whether what was missed is read back from Home Assistant's recorder",
+    )
+    max_hours: Annotated[float, Field(gt=0, le=87_600)] = Field(
+        240.0,
+        validation_alias="BACKFILL_MAX_HOURS",
+        description="Hours back that are read; the recorder keeps 240 unless told otherwise",
+    )
+    points_per_s: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        2_000.0,
+        validation_alias="BACKFILL_RATE",
+        description="Points per second that are read back, at most",
+    )
+
+
 class LogSettings(_Section):
     """What is written to the log, and the memory alarm."""
 
@@ -366,6 +386,7 @@ class Settings(BaseModel):
     journal: JournalSettings
     batch: BatchSettings
     resilience: ResilienceSettings
+    backfill: BackfillSettings
     log: LogSettings
 
     @property

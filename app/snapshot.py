@@ -96,6 +96,19 @@ class DiscoveryStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GapsStatus:
+    """Spans of Home Assistant's time in which nothing was captured."""
+
+    open: int = 0
+    filled: int = 0
+    unfillable: int = 0
+    backfilled: int = 0
+    """Points read back from the recorder since the start of the process."""
+    reason: str | None = None
+    """One sentence when what was missed cannot be read back now; None when all is well."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventAccounting:
     """Where every received event went: received is the sum of all the others."""
 
@@ -124,6 +137,7 @@ class Snapshot:
     journal: JournalStatus
     sinks: Sequence[SinkStatus]
     discovery: DiscoveryStatus
+    gaps: GapsStatus
     events: EventAccounting
     events_per_minute: float
     last_event: datetime | None
@@ -177,6 +191,7 @@ class Snapshot:
             self.journal.reason,
             *(sink.reason for sink in self.sinks),
             self.discovery.reason,
+            self.gaps.reason,
         ]
         reasons = [reason for reason in parts if reason]
         if self.dead_letters:

@@ -46,6 +46,8 @@ class Telemetry:
         """By cause, for example `journal_stalled`."""
         self.unplaced = 0
         """Journaled without areas and devices, because the registries could not be listed."""
+        self.backfilled = 0
+        """Points read back from the recorder and journaled; they are no received events."""
         self.last_event_at: float | None = None
         self.commit_failures = 0
         self._sinks: dict[str, SinkCounts] = {}
@@ -102,6 +104,10 @@ class Telemetry:
     def events_unplaced(self, count: int) -> None:
         """Count changes that waited for the registries in vain and went on without them."""
         self.unplaced += count
+
+    def points_backfilled(self, points: int) -> None:
+        """Count points that were read back from the recorder and are durable now."""
+        self.backfilled += points
 
     def batch_committed(self, points: int, *, seconds: float, received_at: float) -> None:
         """Count points that are durable now; `received_at` is that of the oldest."""

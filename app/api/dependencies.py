@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 from app.api.access import AccessRules
 from app.api.stores import DeadLetterBox, EventStore
 from app.fanout.hub import Hub
+from app.journal.coverage import Coverage
 from app.model import Lines
 from app.snapshot import Snapshot
 from app.telemetry import Telemetry
@@ -29,6 +30,7 @@ class Components:
     event_store: EventStore | None
     """None when EMBEDDED_STORE is off."""
     dead_letters: DeadLetterBox
+    coverage: Coverage
     access: AccessRules
     diagnostics: Callable[[], Mapping[str, object]]
     append: Callable[[Lines], Awaitable[None]]

@@ -138,7 +138,11 @@ def render(snapshot: Snapshot) -> Health:
                 pending=events.pending,
             )
         ),
-        gaps=GapsHealth(open=0, filled=0, unfillable=0),
+        gaps=GapsHealth(
+            open=snapshot.gaps.open,
+            filled=snapshot.gaps.filled,
+            unfillable=snapshot.gaps.unfillable,
+        ),
         performance=PerformanceHealth(
             memory_mb=round(snapshot.memory_mb, 1), cpu_percent=round(snapshot.cpu_percent, 1)
         ),

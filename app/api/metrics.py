@@ -19,8 +19,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from app.api.dependencies import ComponentsDep
+from app.model import GapState
 from app.resilience import BreakerState
-from app.snapshot import ConnectionState, SinkState, SinkStatus, Snapshot, Status
+from app.snapshot import ConnectionState, GapsStatus, SinkState, SinkStatus, Snapshot, Status
 
 router = APIRouter(tags=["health"])
 
@@ -60,6 +61,7 @@ class SnapshotCollector(Collector):
         yield from _events(snapshot)
         yield from _connection(snapshot)
         yield from _journal(snapshot)
+        yield from _gaps(snapshot.gaps)
         yield from _sinks(snapshot.sinks)
 
 
@@ -135,6 +137,18 @@ def _journal(snapshot: Snapshot) -> Iterator[Metric]:
         journal.oldest_pending_seconds,
     )
     yield _gauge("ingest_journal_salvaged", "Rows saved from a damaged file", journal.salvaged)
+
+
+def _gaps(gaps: GapsStatus) -> Iterator[Metric]:
+    states = GaugeMetricFamily(
+        "ingest_gaps", "Spans of time in which nothing was captured", labels=["state"]
+    )
+    for state in get_args(GapState):
+        states.add_metric([state], getattr(gaps, state))
+    yield states
+    yield _counter(
+        "ingest_backfilled_points", "Points read back from the recorder", gaps.backfilled
+    )
 
 
 _SINK_COUNTERS: Mapping[str, tuple[str, Callable[[SinkStatus], int]]] = {

@@ -15,6 +15,7 @@ TAGS = [
     {"name": "health", "description": "Open to everyone; nothing personal is in it."},
     {"name": "live", "description": "Events as they happen."},
     {"name": "events", "description": "History, from the embedded store."},
+    {"name": "gaps", "description": "What was missed, and what became of it."},
     {"name": "dead letters", "description": "Points that a database refused for good."},
     {"name": "status", "description": "For people and dashboards."},
 ]

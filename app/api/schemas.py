@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
+from app.model import GapReason, GapState
 from app.resilience import BreakerState
 from app.snapshot import ConnectionState, SinkState, Status
 
@@ -439,3 +440,59 @@ class Deleted(BaseModel):
     """What is gone for good."""
 
     deleted: int = Field(examples=[1])
+
+
+class GapDocument(BaseModel):
+    """A span of Home Assistant's time in which nothing was captured."""
+
+    model_config = ConfigDict(title="Gap")
+
+    id: int = Field(examples=[3])
+    start: datetime = Field(examples=["2026-11-23T10:02:11.123456Z"])
+    end: datetime = Field(examples=["2026-11-23T10:07:40Z"])
+    reason: GapReason = Field(examples=["restart"], description="Why nothing was captured")
+    state: GapState = Field(examples=["filled"])
+    filled_through: datetime | None = Field(
+        examples=["2026-11-23T10:07:40Z"], description="Up to where it is filled"
+    )
+    changes: int = Field(examples=[1234], description="Changes read back from the recorder")
+    entities: int = Field(examples=[87], description="Entities that have recorded history in it")
+    unrecorded: list[str] = Field(
+        examples=[["sensor.secret"]],
+        description="Entities that changed in it without recorded history; their newest state"
+        " is written, what came before it cannot be known",
+    )
+    entity_ids: list[str] = Field(
+        examples=[[]], description="Only these are read back; empty for all"
+    )
+    detail: str | None = Field(examples=[None], description="Why it cannot be filled")
+    found_at: datetime = Field(examples=["2026-11-23T10:07:40Z"])
+    closed_at: datetime | None = Field(examples=["2026-11-23T10:07:55Z"])
+
+
+class GapList(BaseModel):
+    """All gaps that are remembered, newest first."""
+
+    gaps: list[GapDocument]
+    count: int = Field(examples=[1])
+
+
+class BackfillRequest(BaseModel):
+    """History to read back."""
+
+    since: AwareDatetime = Field(examples=["2026-11-01T00:00:00Z"])
+    until: AwareDatetime | None = Field(
+        None, examples=["2026-11-20T00:00:00Z"], description="Now, when left out"
+    )
+    entity_ids: list[Annotated[str, Field(max_length=255)]] = Field(
+        default_factory=list,
+        max_length=1_000,
+        examples=[["sensor.kitchen_temperature"]],
+        description="Only of these; empty for all",
+    )
+
+
+class BackfillStarted(BaseModel):
+    """What will be filled; none when all of it was captured."""
+
+    gaps: list[GapDocument]

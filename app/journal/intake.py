@@ -7,12 +7,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import Literal, Protocol
 
 from app.errors import JournalFull, StorageError
+from app.journal.coverage import Coverage
 from app.journal.ledger import Overflow
 from app.logs import Brake
-from app.model import Lines
+from app.model import Lines, Times
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class Intake:
         journal: Journal,
         *,
         telemetry: Telemetry,
+        coverage: Coverage | None = None,
         commit_interval_s: float = 0.1,
         commit_points: int = 1000,
         max_pending_points: int = 20_000,
@@ -47,7 +49,8 @@ class Intake:
     ) -> None:
         """Take the rules of a commit, the bound, and seconds between attempts on a sick disk.
 
-        `clock` gives seconds since the epoch, as `received_at` does.
+        `coverage` is told when points are dropped, so that they can be read back; `clock` gives
+        seconds since the epoch, as `received_at` does.
         """
         self.durable = True
         """False while the journal cannot make points durable."""
@@ -55,6 +58,7 @@ class Intake:
         """One sentence for a person while commits fail."""
         self._journal = journal
         self._telemetry = telemetry
+        self._coverage = coverage or Coverage(kept=False)
         self._commit_interval_s = commit_interval_s
         self._commit_points = commit_points
         self._max_pending_points = max_pending_points
@@ -91,7 +95,7 @@ class Intake:
             self._telemetry.events_dropped(points, cause="shutdown")
             return
         if self._pending_points + points > self._max_pending_points and not self._fits(points):
-            self._drop(points, cause="journal_stalled")
+            self._drop(lines, cause="journal_stalled")
             return
         if not self._pending_points:
             self._oldest_at = received_at
@@ -140,7 +144,7 @@ class Intake:
                 await self._enough.wait()
 
     def _merged(self, first: Lines) -> Lines:
-        data, points = [first.data], first.points
+        data, points, times = [first.data], first.points, first.times
         while points < self._commit_points and not self._queue.empty():
             batch = self._queue.get_nowait()
             if batch is None:
@@ -148,8 +152,9 @@ class Intake:
                 break
             data.append(batch[0].data)
             points += batch[0].points
+            times = _spanned(times, batch[0].times)
             self._queued_points -= batch[0].points
-        return Lines(b"".join(data), points) if len(data) > 1 else first
+        return Lines(b"".join(data), points, times) if len(data) > 1 else first
 
     async def _commit(self, lines: Lines, received_at: float) -> bool:
         """Append once; return whether the batch is done with, one way or the other."""
@@ -168,7 +173,7 @@ class Intake:
             await self._journal.append(lines, received_at=received_at)
         except JournalFull:
             self._pending_points -= lines.points
-            self._drop(lines.points, cause="journal_full")
+            self._drop(lines, cause="journal_full")
             return True
         except StorageError as exc:
             self._failed(exc)
@@ -189,15 +194,16 @@ class Intake:
             assert oldest is not None, "nothing is put after close"
             self._pending_points -= oldest[0].points
             self._queued_points -= oldest[0].points
-            self._drop(oldest[0].points, cause="journal_stalled")
+            self._drop(oldest[0], cause="journal_stalled")
         return True
 
-    def _drop(self, points: int, *, cause: str) -> None:
-        self._telemetry.events_dropped(points, cause=cause)
+    def _drop(self, lines: Lines, *, cause: Literal["journal_stalled", "journal_full"]) -> None:
+        self._telemetry.events_dropped(lines.points, cause=cause)
+        self._coverage.lost(lines.times, cause)
         if (held_back := self._brake.admit(cause)) is not None:
             logger.error(
                 "Dropped %d events before they were durable: %s (%d more times since the last)",
-                points,
+                lines.points,
                 cause,
                 held_back,
             )
@@ -217,3 +223,10 @@ class Intake:
             logger.info("The journal makes events durable again")
         self.durable = True
         self.reason = None
+
+
+def _spanned(some: Times | None, others: Times | None) -> Times | None:
+    """Return the span that holds both."""
+    if some is None or others is None:
+        return some or others
+    return Times(min(some.oldest_ns, others.oldest_ns), max(some.newest_ns, others.newest_ns))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Self
 
 from app.errors import JournalFull
@@ -84,6 +84,12 @@ class MemoryJournal:
     def cursor(self, sink: str) -> int:
         """Return the last sequence number the sink has settled."""
         return self._ledger.cursors[sink]
+
+    async def kept(self, *, after: int = 0, since: float = 0.0) -> AsyncIterator[Row]:
+        """Yield the rows that some sink has not settled; memory keeps no others."""
+        for row in self._rows.all():
+            if row.last > after and row.received_at >= since:
+                yield row
 
     def settle(self, sink: str, through: int) -> None:
         """Note that the sink is done with every point up to `through`."""

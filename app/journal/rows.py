@@ -10,7 +10,7 @@ from itertools import islice
 
 from isal import igzip
 
-from app.model import Lines, Row
+from app.model import Lines, Row, Times
 
 _ROW_POINTS = 2000
 """An append of more is cut, so that whoever reads whole rows has a bound on memory."""
@@ -49,6 +49,12 @@ def numbered(members: Sequence[Member], *, first: int, received_at: float) -> li
     return rows
 
 
+def times_of(lines: Lines) -> Times:
+    """Return when the oldest and the newest of some points happened; there must be one."""
+    times_ns = [int(line.rpartition(b" ")[2]) for line in lines.split()]
+    return Times(min(times_ns), max(times_ns))
+
+
 class RowBuffer:
     """Consecutive rows in memory, oldest first."""
 
@@ -77,6 +83,10 @@ class RowBuffer:
         """Remove the oldest rows until the rest fits."""
         while self.bytes > max_bytes:
             self.popleft()
+
+    def all(self) -> list[Row]:
+        """Return the rows that are here now, oldest first."""
+        return list(self._rows)
 
     def holding(self, sequence: int) -> Row | None:
         """Return the row that holds a sequence number, or None when none does."""

@@ -14,7 +14,10 @@ from pathlib import Path
 
 from app import storage
 from app.errors import StorageDamaged, StorageError
-from app.model import Row
+from app.journal.coverage import Coverage, Covered
+from app.journal.remembered import Remembered, load, save_covered, save_gaps, save_states
+from app.journal.rows import times_of
+from app.model import Lines, Row, Times
 from app.storage import Connection, Database
 
 logger = logging.getLogger(__name__)
@@ -44,10 +47,11 @@ class Salvage:
 
 @dataclass(frozen=True, slots=True)
 class _Books:
-    """What a damaged file still says about its cursors and its tail."""
+    """What a damaged file still says about its cursors, its tail, and what it covers."""
 
     cursors: dict[str, int]
     tail: int | None
+    remembered: Remembered | None
 
     @property
     def settled(self) -> int:
@@ -100,7 +104,13 @@ def _books(damaged: Connection) -> _Books:
             cursors = dict(damaged.execute("SELECT sink, settled FROM cursors"))
     except StorageError as exc:
         logger.warning("The cursors of the damaged journal cannot be read: %s", exc)
-    return _Books(cursors, tail)
+    remembered = None
+    try:
+        with storage.translated_errors():
+            remembered = load(damaged)
+    except StorageError as exc:
+        logger.warning("What the damaged journal covers cannot be read: %s", exc)
+    return _Books(cursors, tail, remembered)
 
 
 def _readable_rows(damaged: Connection, books: _Books) -> Iterator[Row]:
@@ -161,5 +171,41 @@ def _settle_books(connection: Connection, books: _Books, sinks: Sequence[str]) -
     connection.execute("UPDATE journal SET tail = ?", (tail,))
     connection.executemany("INSERT INTO cursors VALUES (?, ?)", cursors.items())
     start = min(cursors.values(), default=tail)
+    _settle_coverage(connection, books.remembered or Remembered(), start=start, tail=tail)
     held = points - max(0, start - before)
     return held, max(0, tail - start - held)
+
+
+def _settle_coverage(
+    connection: Connection, remembered: Remembered, *, start: int, tail: int
+) -> None:
+    """Save what the file covers, and a gap for the time of the points that are lost.
+
+    Points lost at the end are in no gap here: the journal then covers no further than the
+    last one saved, and the next connection finds the gap.
+    """
+    coverage = Coverage()
+    coverage.open(None, remembered.gaps, edge_at=None)
+    newest_ns = max((state.time_ns for state in remembered.states.values()), default=None)
+    expected, through_ns = start + 1, None
+    for row in _saved_rows(connection):
+        times = times_of(Lines(zlib.decompress(row.gzip, _GZIP_WINDOW), row.points))
+        if row.first > expected:
+            since_ns = through_ns or newest_ns or times.oldest_ns
+            coverage.lost(Times(since_ns, max(since_ns, times.newest_ns)), "damage")
+        expected = row.last + 1
+        through_ns = max(through_ns or 0, times.newest_ns)
+    covered, end_ns = remembered.covered, through_ns or newest_ns
+    if end_ns is not None and (covered is None or expected <= tail):
+        covered = Covered(covered.since_ns if covered else end_ns, end_ns)
+    if covered is not None:
+        save_covered(connection, covered)
+    save_gaps(connection, coverage.gaps())
+    save_states(connection, remembered.states, remembered.states_through)
+
+
+def _saved_rows(connection: Connection) -> Iterator[Row]:
+    for columns in connection.execute(
+        "SELECT first, points, gzip, received_at FROM journal_rows ORDER BY first"
+    ):
+        yield Row(*columns)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
 
 from app.errors import JournalFull, StorageDamaged, StorageError
+from app.journal.coverage import Coverage, Unsaved
+from app.journal.last_states import LastStates
 from app.journal.ledger import Hole, Ledger, Overflow, Pending
+from app.journal.remembered import MIGRATION, Remembered, load, save_coverage, save_states
 from app.journal.rows import RowBuffer, compress, numbered, take
 from app.journal.salvage import Salvage, finish_salvage, salvage
 from app.logs import Brake
-from app.model import Lines, Row
+from app.model import LastState, Lines, Row
 from app.snapshot import JournalStatus
 from app.storage import Connection, Database, pragma, shrink, size_of
 from app.telemetry import Telemetry
@@ -36,11 +41,13 @@ _MIGRATIONS = (
     INSERT INTO journal VALUES (0);
     CREATE TABLE cursors (sink TEXT PRIMARY KEY, settled INTEGER NOT NULL) STRICT
     """,
+    MIGRATION,
 )
 
 _ROWS_PER_DELETE = 100
 _ROWS_PER_DROP = 2
 _PAGES_PER_SHRINK = 256
+_ROWS_PER_PAGE = 50
 _MAX_WAL_BYTES = 4_000_000
 
 _FULL_REASONS: dict[Overflow, str] = {
@@ -74,22 +81,29 @@ class SqliteJournal:
         sinks: Sequence[str],
         max_bytes: int,
         telemetry: Telemetry,
+        coverage: Coverage | None = None,
+        last_states: LastStates | None = None,
         min_free_bytes: int = 0,
         overflow: Overflow = "drop_oldest",
         recent_bytes: int = 8_000_000,
         housekeeping_s: float = 1.0,
+        save_states_s: float = 10.0,
         free_bytes: Callable[[Path], int] = free_disk_bytes,
     ) -> None:
         """Take the bounds: of the file with its WAL, and of the disk that is never used.
 
         The newest rows stay in memory up to `recent_bytes`, so that a sink that keeps up
-        costs no reading. `housekeeping_s` is how long a settled cursor may stay unsaved.
+        costs no reading. `housekeeping_s` is how long a settled cursor may stay unsaved,
+        `save_states_s` how long the newest states of entities may.
         """
         self._path = path
         self._sinks = tuple(sinks)
         self._bounds = _Bounds(path, max_bytes, min_free_bytes, overflow, free_bytes)
         self._recent_bytes = recent_bytes
         self._housekeeping_s = housekeeping_s
+        self._save_states_s = save_states_s
+        self._coverage = coverage or Coverage()
+        self._last_states = last_states or LastStates()
         self._ledger = Ledger(sinks, telemetry=telemetry)
         self._recent = RowBuffer()
         self._order = asyncio.Lock()
@@ -97,7 +111,9 @@ class SqliteJournal:
         self._closing = contextlib.AsyncExitStack()
         self._database: Database | None = None
         self._saved: Mapping[str, int] = {}
-        self._deleted_through = 0
+        self._tidied = (0, 0.0)
+        """Up to which number, and until which time of receipt, rows were deleted."""
+        self._states_saved_at = time.monotonic()
         self._oldest_at: dict[str, float | None] = {}
         self._bytes = 0
         self._full = False
@@ -128,7 +144,7 @@ class SqliteJournal:
             await asyncio.wait(self._appending)
         async with self._closing:
             try:
-                await self._tidy()
+                await self._tidy(closing=True)
             except StorageError as exc:
                 # Nothing is lost: what was settled since the last save is delivered once more.
                 logger.warning("The cursors of the journal were not saved: %s", exc)
@@ -193,6 +209,25 @@ class SqliteJournal:
         """
         self._ledger.settle(sink, through)
 
+    async def kept(self, *, after: int = 0, since: float = 0.0) -> AsyncIterator[Row]:
+        """Yield the rows in the file, settled or not, that hold a point after a number.
+
+        With `since` only those received from then on; in order. They stay for two minutes,
+        and as long as a gap is open that they touch.
+
+        Raises:
+            StorageError: the rows cannot be read.
+        """
+        while True:
+            rows = await self._open_database().read(
+                partial(_kept_rows, after=after, since=since, limit=_ROWS_PER_PAGE)
+            )
+            for row in rows:
+                yield row
+                after = row.last
+            if len(rows) < _ROWS_PER_PAGE:
+                return
+
     def pending(self, sink: str) -> Pending:
         """Return what the sink has not settled, and its age as of the last read."""
         points = self._ledger.held(sink)
@@ -252,6 +287,10 @@ class SqliteJournal:
         self._database = database
         self._ledger.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
         self._saved = stock.cursors
+        self._coverage.open(
+            stock.remembered.covered, stock.remembered.gaps, edge_at=stock.newest_at
+        )
+        self._last_states.open(stock.remembered.states, through=stock.remembered.states_through)
         self._oldest_at = dict(stock.oldest_at)
         self._bytes = stock.bytes
         for sink in self._ledger.orphaned:
@@ -261,11 +300,13 @@ class SqliteJournal:
     async def _append(self, lines: Lines, received_at: float) -> None:
         async with self._order:  # rows come back in the order of their sequence numbers
             cursors = dict(self._ledger.cursors)
+            unsaved = self._coverage.unsaved(lines.times)
             work = partial(
                 _append_lines,
                 lines=lines,
                 received_at=received_at,
                 cursors=cursors,
+                unsaved=unsaved,
                 configured=self._ledger.settled_by_configured,
                 bounds=self._bounds,
             )
@@ -277,6 +318,7 @@ class SqliteJournal:
             # From here on nothing waits: rows, cursors and counters are of one moment.
             self._full = self._still_full(appended)
             self._saved = cursors
+            self._coverage.saved(unsaved, received_at=received_at)
             self._bytes = appended.bytes
             if appended.dropped_through:
                 self._drop(appended.dropped_through, appended.oldest_at)
@@ -305,18 +347,42 @@ class SqliteJournal:
                 held_back,
             )
 
-    async def _tidy(self) -> None:
-        through = self._ledger.settled_by_all
-        if self._saved == self._ledger.cursors and self._deleted_through == through:
+    async def _tidy(self, *, closing: bool = False) -> None:
+        """Save what changed since the last time, and delete what nobody needs any more."""
+        deletable = (self._ledger.settled_by_all, self._coverage.keep_from)
+        states = self._states_to_save(closing=closing)
+        unsaved = self._coverage.unsaved()
+        if (
+            self._saved == self._ledger.cursors
+            and self._tidied == deletable
+            and not (states or unsaved.covered or unsaved.gaps)
+        ):
             return
         more = True
         while more:  # each block is a transaction of its own, so that appends come between
-            cursors = dict(self._ledger.cursors)
-            more, self._bytes = await self._open_database().write(
-                partial(_tidy_block, cursors=cursors, through=through, path=self._path)
+            tidying = _Tidying(
+                cursors=dict(self._ledger.cursors),
+                deletable=deletable,
+                unsaved=unsaved,
+                states=states,
+                # What is not yet appended is recalled from the rows behind this number.
+                states_through=self._ledger.tail,
             )
-            self._saved = cursors
-        self._deleted_through = through
+            more, self._bytes = await self._open_database().write(
+                partial(_tidy_block, tidying=tidying, path=self._path)
+            )
+            self._saved = tidying.cursors
+            self._coverage.saved(unsaved)
+            self._last_states.saved(states)
+            unsaved, states = self._coverage.unsaved(), {}
+        self._tidied = deletable
+
+    def _states_to_save(self, *, closing: bool) -> Mapping[str, LastState]:
+        now_s = time.monotonic()
+        if not closing and now_s - self._states_saved_at < self._save_states_s:
+            return {}
+        self._states_saved_at = now_s
+        return self._last_states.unsaved()
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,7 +413,9 @@ class _Stock:
     cursors: Mapping[str, int]
     holes: Sequence[Hole]
     oldest_at: Mapping[str, float | None]
+    newest_at: float | None
     bytes: int
+    remembered: Remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +429,18 @@ class _Appended:
     bytes: int
     room: int
     """How many bytes more could be appended without a drop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Tidying:
+    """What one transaction of housekeeping does."""
+
+    cursors: Mapping[str, int]
+    deletable: tuple[int, float]
+    """Rows up to this number that were received before this time."""
+    unsaved: Unsaved
+    states: Mapping[str, LastState]
+    states_through: int
 
 
 def _follow(rows: Sequence[Row], cursor: int, ledger: Ledger) -> bool:
@@ -387,7 +467,9 @@ def _take_stock(connection: Connection, sinks: Sequence[str], bounds: _Bounds) -
         cursors=cursors,
         holes=list(_holes(connection, min(cursors.values(), default=tail), tail)),
         oldest_at={sink: _oldest_at(connection, cursors[sink]) for sink in cursors},
+        newest_at=_newest_at(connection),
         bytes=_bytes(connection, bounds.path),
+        remembered=load(connection),
     )
 
 
@@ -409,6 +491,7 @@ def _append_lines(
     received_at: float,
     cursors: Mapping[str, int],
     configured: int,
+    unsaved: Unsaved,
     bounds: _Bounds,
 ) -> _Appended:
     rows = numbered(compress(lines), first=_tail(connection) + 1, received_at=received_at)
@@ -420,6 +503,7 @@ def _append_lines(
         [(row.first, row.points, row.received_at, row.gzip) for row in rows],
     )
     connection.execute("UPDATE journal SET tail = tail + ?", (lines.points,))
+    save_coverage(connection, unsaved)
     lost = dropped > min(cursors.values(), default=dropped)
     return _Appended(
         rows=rows,
@@ -454,21 +538,27 @@ def _make_room(
     return through
 
 
-def _tidy_block(
-    connection: Connection, cursors: Mapping[str, int], through: int, path: Path
-) -> tuple[bool, int]:
-    _save_cursors(connection, cursors)
-    more = _delete_rows(connection, through, _ROWS_PER_DELETE) is not None
+def _tidy_block(connection: Connection, tidying: _Tidying, path: Path) -> tuple[bool, int]:
+    _save_cursors(connection, tidying.cursors)
+    save_coverage(connection, tidying.unsaved)
+    if tidying.states:
+        save_states(connection, tidying.states, tidying.states_through)
+    through, received_before = tidying.deletable
+    deleted = _delete_rows(connection, through, _ROWS_PER_DELETE, received_before=received_before)
+    more = deleted is not None
     shrink(connection, pages=_PAGES_PER_SHRINK)
     return more, _bytes(connection, path)
 
 
-def _delete_rows(connection: Connection, through: int, limit: int) -> int | None:
+def _delete_rows(
+    connection: Connection, through: int, limit: int, *, received_before: float = math.inf
+) -> int | None:
     """Delete the oldest rows that end at or before `through`; return the last number, if any."""
     (last,) = connection.execute(
-        "SELECT max(first + points - 1) FROM (SELECT first, points FROM journal_rows"
-        " WHERE first <= :through AND first + points - 1 <= :through ORDER BY first LIMIT :limit)",
-        {"through": through, "limit": limit},
+        "SELECT max(first + points - 1) FROM (SELECT first, points, received_at FROM journal_rows"
+        " WHERE first <= :through AND first + points - 1 <= :through ORDER BY first LIMIT :limit)"
+        " WHERE received_at < :received_before",
+        {"through": through, "limit": limit, "received_before": received_before},
     ).fetchone()
     if last is not None:
         connection.execute("DELETE FROM journal_rows WHERE first <= ?", (last,))
@@ -502,6 +592,23 @@ def _oldest_at(connection: Connection, cursor: int) -> float | None:
         {"next": cursor + 1},
     ).fetchone()
     return oldest[0] if oldest else None
+
+
+def _newest_at(connection: Connection) -> float | None:
+    """Return when the newest row was received."""
+    newest = connection.execute(
+        "SELECT received_at FROM journal_rows ORDER BY first DESC LIMIT 1"
+    ).fetchone()
+    return newest[0] if newest else None
+
+
+def _kept_rows(connection: Connection, after: int, since: float, limit: int) -> list[Row]:
+    found = connection.execute(
+        "SELECT first, points, gzip, received_at FROM journal_rows"
+        " WHERE first + points - 1 > ? AND received_at >= ? ORDER BY first LIMIT ?",
+        (after, since, limit),
+    )
+    return [Row(*columns) for columns in found]
 
 
 def _bytes(connection: Connection, path: Path) -> int:

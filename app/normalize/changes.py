@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
 
-from app.model import Change, Event, Placement, State
+from app.model import Change, Event, Placement, State, nanoseconds
 from app.normalize.attributes import NO_ATTRIBUTES, Attributes, read_attributes
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_TIME_NS = 2**63 - 2
 """InfluxDB's first and last nanosecond are this far from the epoch."""
 
@@ -68,10 +66,7 @@ class Normalizer:
         changed = event.time_fired if new is None else new.last_changed
         if updated is None or changed is None:
             raise _Unusable("time")
-        since_epoch = updated - _EPOCH
-        seconds = since_epoch.days * 86_400 + since_epoch.seconds
-        # Whole numbers: microseconds since the epoch do not fit a float's 53 bits for ever.
-        time_ns = (seconds * 1_000_000 + since_epoch.microseconds) * 1_000
+        time_ns = nanoseconds(updated)
         if not -_MAX_TIME_NS <= time_ns <= _MAX_TIME_NS:
             raise _Unusable("time")
 
@@ -101,6 +96,7 @@ class Normalizer:
             event.context or state.context,
             placement,
             event.event_type,
+            changed_ns=time_ns if changed == updated else nanoseconds(changed),
         )
 
     def _learn(self, entity_id: str, *, new: State | None, old: State | None) -> _Known:

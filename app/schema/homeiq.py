@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from app.model import Change, Lines, Placement
+from app.model import Change, LastState, Lines, Placement, StoredPoint
 from app.schema.line_protocol import (
     escape_field_key,
     escape_measurement,
@@ -293,3 +293,30 @@ def _attribute_field(key: bytes, value: bytes) -> dict[bytes, bytes]:
 
 _BOOLEANS = {b"true": 1.0, b"false": 0.0}
 _QUOTE = ord('"')
+
+
+_ENTITY_ID = re.compile(rb",entity_id=((?:[^,= \\]|\\.)+)")
+_ESCAPED = re.compile(r"\\([,= ])")
+
+
+def identity_of(line: bytes) -> tuple[str, int] | None:
+    """Return the entity id and the nanoseconds of a line; None when it is not one of ours."""
+    # Far cheaper than reading the whole line, and a restart may read hundreds of thousands.
+    match = _ENTITY_ID.search(line)
+    if match is None:
+        return None
+    return _ESCAPED.sub(r"\1", match[1].decode()), int(line[line.rfind(b" ") + 1 :])
+
+
+def last_state_of(point: StoredPoint, former: LastState | None) -> LastState:
+    """Return what a point, read back, says of its entity; `former` is what the one before said."""
+    state, previous = (_text(point.fields.get(name)) for name in ("state_value", "previous_state"))
+    if previous != state or point.fields.get("duration_in_state_seconds"):
+        changed_ns: int | None = point.time_ns
+    else:
+        changed_ns = former.changed_ns if former else None
+    return LastState(state, changed_ns, point.time_ns)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -8,7 +8,8 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -53,8 +54,11 @@ class Listener(Protocol):
         """Take one `*_registry_updated` event."""
         ...
 
-    def connected(self) -> None:
-        """Note that events stream from now on."""
+    def connected(self, at: datetime) -> None:
+        """Note that events stream since `at`, which Home Assistant's own clock says.
+
+        It may be a second early, because the clock tells only whole seconds.
+        """
         ...
 
     def lost(self) -> None:
@@ -162,6 +166,11 @@ class HomeAssistantSource:
             ),
         )
 
+    @property
+    def is_running(self) -> bool:
+        """Whether Home Assistant has said that it is RUNNING, over this connection."""
+        return self._ha_state == _RUNNING
+
     async def run(self, listener: Listener) -> None:
         """Hand events to the listener until cancelled, reconnecting whenever it is needed.
 
@@ -201,13 +210,14 @@ class HomeAssistantSource:
         self._subscribed = self._proved = False
         self._state = "connecting"
         async with self._open() as socket:
+            clock = _Clock(socket)
             session = Session(self._token)
             self._state = "authenticating"
             await self._authenticate(socket, session)
             self._ha_version = session.ha_version
             self._state = "subscribing"
             first = await self._subscribe(socket, session)
-            with self._streaming(listener):
+            with self._streaming(listener, since=clock.now()):
                 async with self._watching_readiness():
                     for step in first:
                         self._deliver(step, listener)
@@ -277,7 +287,7 @@ class HomeAssistantSource:
         return steps
 
     @contextlib.contextmanager
-    def _streaming(self, listener: Listener) -> Iterator[None]:
+    def _streaming(self, listener: Listener, *, since: datetime) -> Iterator[None]:
         self._state = "connected"
         self._subscribed = True
         self._successes += 1
@@ -287,7 +297,7 @@ class HomeAssistantSource:
         # start anew only when an event has come, or on a quiet home after a while.
         proving = asyncio.get_running_loop().call_later(self._steady_s, self._prove)
         logger.info("Connected to Home Assistant %s at %s", self._ha_version, _shown(self._url))
-        listener.connected()
+        listener.connected(since)
         try:
             yield
         finally:
@@ -460,6 +470,25 @@ class _Config(msgspec.Struct, frozen=True):
     """The part of `get_config` that is read."""
 
     state: str
+
+
+class _Clock:
+    """Home Assistant's clock: the `Date` of its handshake, and what has passed since then.
+
+    https://www.rfc-editor.org/rfc/rfc9110#field.date
+    """
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._read_at = time.monotonic()
+        date = socket.response.headers.get("Date") if socket.response else None
+        try:
+            self._date = parsedate_to_datetime(date) if date else datetime.now(UTC)
+        except ValueError:
+            self._date = datetime.now(UTC)  # a proxy that garbles it: ours is the next best
+
+    def now(self) -> datetime:
+        """Return what it shows now, up to a second early."""
+        return self._date + timedelta(seconds=time.monotonic() - self._read_at)
 
 
 async def _exchange(socket: ClientConnection, session: Session) -> Step:

@@ -20,6 +20,7 @@ from app.api.application import build_api
 from app.api.dependencies import Components
 from app.errors import StorageError
 from app.fanout.hub import Hub
+from app.journal.coverage import Coverage
 from app.model import Lines
 from app.sink.dead_letters import DeadLetters
 from app.telemetry import Telemetry
@@ -40,6 +41,7 @@ def components(**changes: object) -> Components:
         registry=registry,
         event_store=None,
         dead_letters=DeadLetters(Path("never-opened.db")),
+        coverage=Coverage(),
         access=AccessRules(),
         diagnostics=dict,
         append=_no_journal,

@@ -11,6 +11,7 @@ from app.snapshot import (
     ConnectionStatus,
     DiscoveryStatus,
     EventAccounting,
+    GapsStatus,
     JournalStatus,
     SinkStatus,
     Snapshot,
@@ -50,6 +51,7 @@ HEALTHY = Snapshot(
             last_write=NOON,
         ),
     ),
+    gaps=GapsStatus(filled=2, backfilled=12),
     discovery=DiscoveryStatus(devices=31, entities=108, areas=8, last_refresh=NOON),
     events=EventAccounting(
         received=15,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from app.demo.home_assistant import (
@@ -21,8 +21,13 @@ NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 class StillHouse:
     """Fixed states and registries; each change is one millisecond after the one before."""
 
-    def __init__(self, *, fire: Fire | None = None) -> None:
-        """Take where to fire events; None, or set `fire` later, for a house without listeners."""
+    def __init__(
+        self, *, fire: Fire | None = None, clock: Callable[[], datetime] | None = None
+    ) -> None:
+        """Take where to fire events; None, or set `fire` later, for a house without listeners.
+
+        With a `clock` changes happen when it says, and none at the same moment.
+        """
         self.fire = fire
         self.ha_state = "RUNNING"
         self.rows: dict[RegistryKind, list[JsonObject]] = {}
@@ -30,7 +35,7 @@ class StillHouse:
         self.backlog = 0
         self.recorded: dict[str, list[JsonObject]] = {}
         """Every state each entity ever had, oldest first: what the recorder keeps."""
-        self._moments = (NOON + timedelta(milliseconds=n) for n in itertools.count())
+        self._moments = _moments_of(clock) if clock else _made_up()
         self._states: dict[str, JsonObject] = {}
 
     def set_state(
@@ -102,6 +107,22 @@ class StillHouse:
         if self.fire:
             self.fire(event)
         return event
+
+
+def now() -> datetime:
+    """Return the time, for a house in which it passes."""
+    return datetime.now(UTC)
+
+
+def _made_up() -> Iterator[datetime]:
+    return (NOON + timedelta(milliseconds=n) for n in itertools.count())
+
+
+def _moments_of(clock: Callable[[], datetime]) -> Iterator[datetime]:
+    last = clock()
+    while True:
+        last = max(clock(), last + timedelta(microseconds=1))
+        yield last
 
 
 def _object(value: object) -> JsonObject:

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -44,6 +45,7 @@ class Ear:
         """The new state of each change, in order."""
         self.registry_events: list[str] = []
         self.connections: list[str] = []
+        self.connected_at: list[datetime] = []
 
     def changed(self, events: Sequence[Event]) -> None:
         """Remember the states."""
@@ -54,9 +56,10 @@ class Ear:
         """Remember the type."""
         self.registry_events.append(event.event_type)
 
-    def connected(self) -> None:
+    def connected(self, at: datetime) -> None:
         """Remember it."""
         self.connections.append("connected")
+        self.connected_at.append(at)
 
     def lost(self) -> None:
         """Remember it."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import StorageDamaged, StorageError
+from app.journal.coverage import Coverage
 from app.journal.ledger import Overflow
 from app.journal.salvage import finish_salvage
 from app.journal.sqlite import SqliteJournal, free_disk_bytes
@@ -46,6 +47,8 @@ def journal_at(
         sinks=sinks,
         telemetry=telemetry or new_telemetry(),
         max_bytes=max_bytes,
+        # What is settled may go at once; the two minutes it stays have tests of their own.
+        coverage=Coverage(compare_s=-1.0),
         overflow=overflow,
         recent_bytes=recent_bytes,
         housekeeping_s=housekeeping_s,

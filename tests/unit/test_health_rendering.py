@@ -79,7 +79,7 @@ def test_health_is_exactly_the_agreed_json() -> None:
                 "pending": 2,
             }
         },
-        "gaps": {"open": 0, "filled": 0, "unfillable": 0},
+        "gaps": {"open": 0, "filled": 2, "unfillable": 0},
         "performance": {"memory_mb": 90.2, "cpu_percent": 2.3},
     }
 

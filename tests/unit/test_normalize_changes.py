@@ -65,6 +65,7 @@ def test_a_change_tells_what_the_event_did() -> None:
         friendly_name="Meter",
         context=Context(id="c1"),
         placement=placement,
+        changed_ns=NOON_NS,
     )
     assert change.placement is placement
 
@@ -116,6 +117,7 @@ def test_a_removal_happens_when_its_event_fired() -> None:
         friendly_name="Meter",
         context=Context(id="old"),
         placement=NOWHERE,
+        changed_ns=NOON_NS,
     )
     assert change.removed
 

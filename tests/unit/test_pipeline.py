@@ -11,7 +11,9 @@ from app.discovery.catalog import Catalog
 from app.discovery.registries import AreaRow, EntityRow, Registries
 from app.errors import SourceUnavailable
 from app.fanout.hub import Hub
+from app.journal.coverage import Coverage
 from app.journal.intake import Intake
+from app.journal.last_states import LastStates
 from app.model import Change, Event, EventData, Lines, State
 from app.normalize.changes import Normalizer
 from app.pipeline import Pipeline
@@ -62,6 +64,7 @@ class Rig:
         self.telemetry: Telemetry = new_telemetry()
         self.journal = ListJournal()
         self.catalog = Catalog()
+        self.coverage, self.last_states = Coverage(), LastStates()
         self.intake = Intake(self.journal, telemetry=self.telemetry, commit_interval_s=0)
         self.pipeline = Pipeline(
             ask_registries=ask_registries,
@@ -69,6 +72,8 @@ class Rig:
             normalizer=Normalizer(self.catalog.placement),
             encoder=encoder("events", instance=None, attribute_fields=()),
             intake=self.intake,
+            coverage=self.coverage,
+            last_states=self.last_states,
             hub=Hub(),
             telemetry=self.telemetry,
             discovery_backoff=Backoff(max_s=0.01, first_s=0.01),
@@ -105,7 +110,7 @@ async def test_events_wait_for_the_registries_on_the_first_start() -> None:
     """Tags are identity in InfluxDB: without the area a second series would begin."""
     rig = Rig(listed)
     discovery = asyncio.create_task(rig.pipeline.discover())
-    rig.pipeline.connected()
+    rig.pipeline.connected(NOON)
 
     rig.pipeline.changed([event()])
     assert rig.pipeline.held_events == 1
@@ -123,8 +128,8 @@ async def test_events_wait_for_the_registries_on_the_first_start() -> None:
 async def test_events_wait_at_most_so_long(caplog: pytest.LogCaptureFixture) -> None:
     """Then they go on without areas, counted."""
     rig = Rig(never, hold_s=0.01)
-    rig.pipeline.connected()
-    rig.pipeline.connected()
+    rig.pipeline.connected(NOON)
+    rig.pipeline.connected(NOON)
     rig.pipeline.changed([event(), event(second=1)])
 
     async with asyncio.timeout(5):
@@ -149,7 +154,7 @@ async def test_only_so_many_events_wait() -> None:
 async def test_what_still_waits_at_the_end_goes_on() -> None:
     """Stopping loses nothing that was received."""
     rig = Rig(never)
-    rig.pipeline.connected()
+    rig.pipeline.connected(NOON)
     rig.pipeline.changed([event()])
 
     rig.pipeline.finish()
@@ -169,7 +174,7 @@ async def test_discovery_is_tried_again_until_it_works(caplog: pytest.LogCapture
 
     rig = Rig(second_time_lucky)
     discovery = asyncio.create_task(rig.pipeline.discover())
-    rig.pipeline.connected()
+    rig.pipeline.connected(NOON)
 
     async with asyncio.timeout(5):
         while not rig.catalog.status().areas:
@@ -192,7 +197,7 @@ async def test_every_connection_lists_the_registries_again() -> None:
     discovery = asyncio.create_task(rig.pipeline.discover())
     async with asyncio.timeout(5):
         for connection in (1, 2):
-            rig.pipeline.connected()
+            rig.pipeline.connected(NOON)
             while len(asked) < connection:
                 await asyncio.sleep(0)
             rig.pipeline.lost()

@@ -1,0 +1,60 @@
+"""Gaps: spans of time in which nothing was captured, and history that a person asks for."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from fastapi import APIRouter
+
+from app.api.dependencies import ComponentsDep
+from app.api.problems import Problem, ProblemRaised
+from app.api.schemas import BackfillRequest, BackfillStarted, GapDocument, GapList
+from app.model import Gap, Times, moment_of, nanoseconds
+
+router = APIRouter(prefix="/api/v1", tags=["gaps"])
+
+_NO_SPAN = Problem(
+    status=422,
+    code="empty_span",
+    detail="`since` must lie before `until`, and in the past.",
+)
+
+
+@router.get("/gaps", summary="Spans of time in which nothing was captured")
+async def gaps(components: ComponentsDep) -> GapList:
+    """Return all that are remembered, newest first: what became of each, and why."""
+    found = [_told(gap) for gap in components.coverage.gaps()]
+    return GapList(gaps=found, count=len(found))
+
+
+@router.post("/backfill", summary="Read history back from Home Assistant's recorder")
+async def backfill(components: ComponentsDep, wanted: BackfillRequest) -> BackfillStarted:
+    """Open what is not covered in this span; `/api/v1/gaps` shows how far it is filled.
+
+    That is all before the service began to capture, and gaps that were given up. What was
+    captured is not read again.
+    """
+    until = wanted.until or datetime.now(UTC)
+    times = Times(nanoseconds(wanted.since), nanoseconds(until))
+    if times.oldest_ns >= times.newest_ns:
+        raise ProblemRaised(_NO_SPAN)
+    opened = components.coverage.request(times, entity_ids=wanted.entity_ids)
+    return BackfillStarted(gaps=[_told(gap) for gap in opened])
+
+
+def _told(gap: Gap) -> GapDocument:
+    return GapDocument(
+        id=gap.id,
+        start=moment_of(gap.start_ns),
+        end=moment_of(gap.end_ns),
+        reason=gap.reason,
+        state=gap.state,
+        filled_through=None if gap.filled_ns is None else moment_of(gap.filled_ns),
+        changes=gap.changes,
+        entities=gap.entities,
+        unrecorded=list(gap.unrecorded),
+        entity_ids=list(gap.entity_ids),
+        detail=gap.detail,
+        found_at=datetime.fromtimestamp(gap.found_at, UTC),
+        closed_at=None if gap.closed_at is None else datetime.fromtimestamp(gap.closed_at, UTC),
+    )

@@ -1,0 +1,318 @@
+"""Fills gaps: what was missed is read back from Home Assistant's recorder and journaled.
+
+One gap at a time, the oldest first, while events stream. A gap that is half filled when the
+connection or the process ends goes on from there: it is a row of the journal, and what was
+written twice by then is the same point.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from app.errors import CommandFailed, SourceError, StorageError
+from app.journal.coverage import Coverage
+from app.journal.last_states import LastStates
+from app.model import Change, Gap, LastState, Lines, Placement, Row, StoredPoint, Times, moment_of
+from app.normalize.recorded import Identity, Recovery
+from app.resilience import Backoff
+from app.snapshot import GapsStatus
+from app.source.backfill import Call, Patience, Recorder
+from app.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+_SECOND_NS = 1_000_000_000
+_GZIP_WINDOW = 31
+_CHANGES_PER_APPEND = 200
+_RECEIVED_WITHIN_S = 2.0
+_STALLED_S = 60.0
+_STARTING_S = 600.0
+
+
+class Commands(Protocol):
+    """A connection to Home Assistant for questions."""
+
+    @property
+    def call(self) -> Call:
+        """What sends a command."""
+        ...
+
+
+class Journal(Protocol):
+    """What is needed of the journal."""
+
+    async def append(self, lines: Lines, *, received_at: float) -> None:
+        """Make points durable, or raise a `StorageError`."""
+
+    def kept(self, *, after: int = 0, since: float = 0.0) -> AsyncIterator[Row]:
+        """Yield the rows that are still there, settled or not, in order."""
+        ...
+
+
+class Waiting(Protocol):
+    """The intake, as far as one must know what it still holds."""
+
+    @property
+    def oldest_at(self) -> float | None:
+        """When the oldest event that is not yet durable was received."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schema:
+    """How changes become lines, and what can be read from a line again."""
+
+    encode: Callable[[Sequence[Change]], Lines]
+    parse: Callable[[bytes], StoredPoint]
+    identity_of: Callable[[bytes], Identity | None]
+    last_state_of: Callable[[StoredPoint, LastState | None], LastState]
+
+
+class Backfill:
+    """Fills one open gap after the other."""
+
+    def __init__(
+        self,
+        *,
+        commands: Callable[[], AbstractAsyncContextManager[Commands]],
+        streaming: asyncio.Event,
+        is_running: Callable[[], bool],
+        coverage: Coverage,
+        last_states: LastStates,
+        journal: Journal,
+        intake: Waiting,
+        schema: Schema,
+        placement_of: Callable[[str], Placement],
+        telemetry: Telemetry,
+        backoff: Backoff,
+        enabled: bool = True,
+        max_hours: float = 240.0,
+        points_per_s: float = 2_000.0,
+        patience: Patience | None = None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Take the parts and the settings BACKFILL_*.
+
+        `streaming` is set while events stream and the registries are known; `is_running` says
+        whether Home Assistant is. `clock` gives seconds since the epoch.
+        """
+        self._commands = commands
+        self._streaming = streaming
+        self._is_running = is_running
+        self._coverage = coverage
+        self._last_states = last_states
+        self._journal = journal
+        self._intake = intake
+        self._schema = schema
+        self._placement_of = placement_of
+        self._telemetry = telemetry
+        self._backoff = backoff
+        self._enabled = enabled
+        self._max_hours = max_hours
+        self._points_per_s = points_per_s
+        self._patience = patience or Patience()
+        self._clock = clock
+        self._sleep = sleep
+        self._reason: str | None = None
+
+    def status(self) -> GapsStatus:
+        """Return this part of the snapshot."""
+        return GapsStatus(
+            open=self._coverage.count("open"),
+            filled=self._coverage.count("filled"),
+            unfillable=self._coverage.count("unfillable"),
+            backfilled=self._telemetry.backfilled,
+            reason=self._reason,
+        )
+
+    async def recall(self) -> None:
+        """Bring what is remembered of each entity up to date from the journal's newest points.
+
+        Raises:
+            StorageError: the journal cannot be read.
+        """
+        states: dict[str, LastState] = {}
+        async for row in self._journal.kept(after=self._last_states.through):
+            await asyncio.to_thread(self._recall, row, states)
+        for entity_id, state in states.items():
+            self._last_states.recall(entity_id, state)
+
+    async def run(self) -> None:
+        """Fill what is open, for ever; what fails is tried again, later and later."""
+        while True:
+            await self._streaming.wait()
+            gap = self._next()
+            if gap is None:
+                self._coverage.opened.clear()
+                await self._coverage.opened.wait()
+                continue
+            try:
+                await self._fill(gap)
+            except (SourceError, StorageError) as exc:
+                await self._failed(gap, exc)
+            else:
+                self._backoff.reset()
+                self._reason = None
+
+    def _next(self) -> Gap | None:
+        gaps = self._coverage.open_gaps()
+        # A person who asks for history is served also where nothing is filled by itself.
+        return next((gap for gap in gaps if self._enabled or gap.reason == "requested"), None)
+
+    async def _failed(self, gap: Gap, exc: SourceError | StorageError) -> None:
+        if not self._streaming.is_set():
+            return  # the connection was lost, which is said elsewhere
+        wait_s = self._backoff.next_s()
+        self._reason = (
+            f"What was missed {_span(gap)} cannot be read back from Home Assistant: {exc}."
+            " It is tried again by itself; see /api/v1/gaps."
+        )
+        logger.warning("Backfill of %s failed, next attempt in %.1fs: %s", _span(gap), wait_s, exc)
+        await self._sleep(wait_s)
+
+    async def _fill(self, gap: Gap) -> None:
+        self._coverage.take(gap)
+        gap = self._within_reach(gap)
+        if gap.state != "open":
+            return
+        await self._until_running()
+        async with self._commands() as commands:
+            recorder = Recorder(
+                commands.call, patience=self._patience, clock=self._clock, sleep=self._sleep
+            )
+            gap = await self._recover(gap, recorder)
+        self._last_states.thaw(gap)
+        _tell(gap)
+
+    def _within_reach(self, gap: Gap) -> Gap:
+        """Give up what is older than the recorder keeps, and return the rest."""
+        if gap.reason == "requested" or gap.filled_ns is not None:
+            return gap
+        oldest_ns = int((self._clock() - self._max_hours * 3600) * _SECOND_NS)
+        detail = f"Older than BACKFILL_MAX_HOURS ({self._max_hours:g})"
+        if gap.end_ns <= oldest_ns:
+            return self._coverage.close(gap, "unfillable", detail=detail)
+        if gap.start_ns < oldest_ns:
+            return self._coverage.too_old(gap, oldest_ns, detail=detail)
+        return gap
+
+    async def _until_running(self) -> None:
+        """Wait for Home Assistant: while it starts its history is not there yet."""
+        until = self._clock() + _STARTING_S
+        while not self._is_running() and self._streaming.is_set() and self._clock() < until:
+            await self._sleep(1.0)
+
+    async def _recover(self, gap: Gap, recorder: Recorder) -> Gap:
+        """Journal what the recorder has of the gap, then close it."""
+        committed = await self._committed(gap)
+        await recorder.until_written()
+        newest = await recorder.newest_states()
+        entity_ids = gap.entity_ids or sorted({*newest, *self._last_states.entity_ids()})
+        start_ns = gap.start_ns if gap.filled_ns is None else gap.filled_ns + 1
+        times = Times(start_ns, max(start_ns, gap.end_ns))
+        recovery = Recovery(
+            times,
+            changed_from_ns=gap.start_ns,
+            placement_of=self._placement_of,
+            before=self._last_states.before(gap),
+            newest=newest,
+        )
+        unknown = {name for name in entity_ids if not recovery.knows_before(name)}
+        detail = None
+        try:
+            async with aclosing(recorder.history(times, entity_ids, with_start=unknown)) as answers:
+                async for answer in answers:
+                    changes = [
+                        change
+                        for entity_id, rows in answer.history.items()
+                        for change in recovery.changes(entity_id, rows, committed=committed)
+                    ]
+                    await self._journal_slowly(changes)
+                    gap = self._progressed(gap, len(changes), answer.through_ns)
+        except CommandFailed as exc:
+            detail = f"Home Assistant shows no history: {exc}"
+        changes = recovery.unrecorded(entity_ids, committed=committed)
+        await self._journal_slowly(changes)
+        gap = replace(
+            gap,
+            entities=max(gap.entities, len(recovery.recorded)),
+            unrecorded=tuple(change.entity_id for change in changes),
+        )
+        return self._coverage.close(gap, "unfillable" if detail else "filled", detail=detail)
+
+    async def _committed(self, gap: Gap) -> set[Identity]:
+        """Return what the journal has of the time of the gap: it came live, near its edges."""
+        # What came in the first seconds of the connection may be on its way to the journal.
+        edge_at = gap.found_at + _RECEIVED_WITHIN_S
+        until = max(self._clock(), edge_at) + _STALLED_S
+        while self._clock() < edge_at or (self._intake.oldest_at or edge_at) < edge_at:
+            if self._clock() > until:
+                raise StorageError("the journal takes no points")
+            await self._sleep(0.1)
+        found: set[Identity] = set()
+        async for row in self._journal.kept(since=self._coverage.keep_from):
+            found |= await asyncio.to_thread(self._identities, row, gap)
+        return found
+
+    async def _journal_slowly(self, changes: Sequence[Change]) -> None:
+        """Journal changes, no faster than BACKFILL_RATE and never many at once."""
+        for start in range(0, len(changes), _CHANGES_PER_APPEND):
+            lines = self._schema.encode(changes[start : start + _CHANGES_PER_APPEND])
+            await self._journal.append(lines, received_at=self._clock())
+            self._telemetry.points_backfilled(lines.points)
+            await self._sleep(lines.points / self._points_per_s)
+
+    def _progressed(self, gap: Gap, changes: int, through_ns: int | None) -> Gap:
+        filled_ns = gap.filled_ns if through_ns is None else through_ns
+        return self._coverage.update(
+            replace(gap, changes=gap.changes + changes, filled_ns=filled_ns)
+        )
+
+    def _recall(self, row: Row, states: dict[str, LastState]) -> None:
+        for line in _lines(row):
+            with contextlib.suppress(ValueError):  # not a line of ours
+                point = self._schema.parse(line)
+                entity_id = point.tags.get("entity_id")
+                former = states.get(entity_id or "")
+                if entity_id and (former is None or former.time_ns <= point.time_ns):
+                    states[entity_id] = self._schema.last_state_of(point, former)
+
+    def _identities(self, row: Row, gap: Gap) -> set[Identity]:
+        identities = (self._schema.identity_of(line) for line in _lines(row))
+        return {
+            identity
+            for identity in identities
+            if identity is not None and gap.start_ns <= identity[1] <= gap.end_ns
+        }
+
+
+def _tell(gap: Gap) -> None:
+    logger.info(
+        "Backfilled %s: %s changes of %s entities; %s entities have no recorded history",
+        _span(gap),
+        f"{gap.changes:,}",
+        f"{gap.entities:,}",
+        f"{len(gap.unrecorded):,}",
+    )
+    if gap.detail:
+        logger.warning("The gap %s cannot be filled: %s", _span(gap), gap.detail)
+
+
+def _span(gap: Gap) -> str:
+    """Return the bounds for a person: hours only when both are of the same day."""
+    start, end = moment_of(gap.start_ns), moment_of(gap.end_ns)
+    form = "%H:%M:%S" if start.date() == end.date() else "%Y-%m-%d %H:%M:%S"
+    return f"{start:{form}}\N{EN DASH}{end:{form}}"
+
+
+def _lines(row: Row) -> list[bytes]:
+    return Lines(zlib.decompress(row.gzip, _GZIP_WINDOW), row.points).split()

@@ -1,0 +1,86 @@
+"""The newest change of each entity: what stood before a gap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from app.model import Change, Gap, LastState
+
+_MAX_FROZEN = 20
+
+
+class LastStates:
+    """Remembers the newest change of every entity; the journal saves it now and then.
+
+    What is saved may be some seconds old: `recall` brings it up to date from the journal's
+    newest points.
+    """
+
+    def __init__(self) -> None:
+        self.through = 0
+        """The number of the newest point that is known here; later ones are to be recalled."""
+        self._known: dict[str, LastState] = {}
+        self._unsaved: dict[str, LastState] = {}
+        self._fresh: dict[str, Change] = {}
+        """What came since `unsaved` was asked."""
+        self._frozen: dict[int, Mapping[str, LastState]] = {}
+        """As it was when a gap was found, by the gap's id."""
+
+    def open(self, states: Mapping[str, LastState], *, through: int) -> None:
+        """Continue where an earlier process stopped."""
+        self._known = dict(states)
+        self.through = through
+
+    def update(self, changes: Sequence[Change]) -> None:
+        """Take changes as they come; on the hot path, see `make bench`."""
+        self._fresh.update([(change.entity_id, change) for change in changes])
+
+    def recall(self, entity_id: str, state: LastState) -> None:
+        """Take a change that an earlier process made durable, in their order."""
+        self._known[entity_id] = state
+
+    def freeze(self, gap: Gap) -> None:
+        """Keep how everything was before this gap, until it is closed."""
+        while len(self._frozen) >= _MAX_FROZEN:
+            del self._frozen[next(iter(self._frozen))]
+        self._frozen[gap.id] = self._all()
+
+    def thaw(self, gap: Gap) -> None:
+        """Forget what was kept for this gap."""
+        self._frozen.pop(gap.id, None)
+
+    def before(self, gap: Gap) -> Mapping[str, LastState]:
+        """Return the newest change before the gap of each entity of which it is known."""
+        frozen = self._frozen.get(gap.id)
+        if frozen is not None:
+            return frozen
+        states = self._all().items()
+        return {name: state for name, state in states if state.time_ns <= gap.start_ns}
+
+    def values(self) -> Iterable[LastState]:
+        """Return the newest change of each entity."""
+        return self._all().values()
+
+    def entity_ids(self) -> set[str]:
+        """Return all entities that are remembered."""
+        return {*self._known, *self._fresh}
+
+    def unsaved(self) -> Mapping[str, LastState]:
+        """Return what has changed since the last save that went well."""
+        fresh, self._fresh = self._fresh, {}
+        for name, change in fresh.items():
+            self._known[name] = self._unsaved[name] = _state_of(change)
+        return dict(self._unsaved)
+
+    def saved(self, states: Mapping[str, LastState]) -> None:
+        """Note that these are saved."""
+        for name, state in states.items():
+            if self._unsaved.get(name) is state:  # else it has changed since
+                del self._unsaved[name]
+
+    def _all(self) -> dict[str, LastState]:
+        return self._known | {name: _state_of(change) for name, change in self._fresh.items()}
+
+
+def _state_of(change: Change) -> LastState:
+    return LastState(change.state, change.changed_ns, change.time_ns)

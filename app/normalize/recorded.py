@@ -1,0 +1,181 @@
+"""From the recorder's rows to changes: the same rules as for live events, row after row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import msgspec
+
+from app.model import (
+    Change,
+    Event,
+    EventData,
+    LastState,
+    Placement,
+    RecordedState,
+    State,
+    Times,
+    moment_of,
+    nanoseconds,
+)
+from app.normalize.changes import Normalizer
+
+Identity = tuple[str, int]
+"""An entity id and `last_updated` in nanoseconds: what tells one change from all others."""
+
+
+class Recovery:
+    """Makes changes of what is read back for one gap; asked window after window, in order."""
+
+    def __init__(
+        self,
+        times: Times,
+        *,
+        changed_from_ns: int,
+        placement_of: Callable[[str], Placement],
+        before: Mapping[str, LastState],
+        newest: Mapping[str, State],
+    ) -> None:
+        """Take the bounds and what is known of the gap's two sides.
+
+        Args:
+            times: from when to when changes are made, both included; rows before that only
+                say what was true.
+            changed_from_ns: where the gap begins; earlier than `times` when it is half filled.
+            placement_of: tells the placement of an entity.
+            before: the newest change before the gap, of each entity of which it is known.
+            newest: the states as they are now.
+        """
+        self._times = times
+        self._changed_from_ns = changed_from_ns
+        self._before = before
+        self._newest = newest
+        self._normalizer = Normalizer(placement_of)
+        self._last: dict[str, _Last] = {}
+        """The row before the next, of entities that have had one."""
+        self.recorded: set[str] = set()
+        """The entities that have a row in the gap."""
+
+    def knows_before(self, entity_id: str) -> bool:
+        """Whether the row before the next one is known."""
+        return entity_id in self._last or entity_id in self._before
+
+    def changes(
+        self, entity_id: str, rows: Sequence[RecordedState], *, committed: Collection[Identity]
+    ) -> list[Change]:
+        """Return the changes of an entity's next rows that lie in the gap, oldest first.
+
+        Those whose identity is in `committed` are left out, and are the row before all the same.
+        """
+        found = []
+        for row in rows:
+            updated = datetime.fromtimestamp(row.lu, UTC)
+            if nanoseconds(updated) < self._times.oldest_ns:
+                self._begin_with(entity_id, row, updated)
+            elif nanoseconds(updated) <= self._times.newest_ns:
+                self.recorded.add(entity_id)
+                change = self._change(entity_id, self._state(entity_id, row, updated), at=updated)
+                if change is not None and (entity_id, change.time_ns) not in committed:
+                    found.append(change)
+        return found
+
+    def unrecorded(
+        self, entity_ids: Iterable[str], *, committed: Collection[Identity]
+    ) -> list[Change]:
+        """Return the newest state of each entity that changed in the gap and has no row in it.
+
+        Changes that came and went without being recorded cannot be known.
+        """
+        found = []
+        for entity_id in entity_ids:
+            state = self._newest.get(entity_id)
+            if state is None or entity_id in self.recorded or not self._changed_inside(state):
+                continue
+            if (entity_id, nanoseconds(state.last_updated)) not in committed:
+                change = self._change(entity_id, state, at=state.last_updated)
+                found += [change] if change is not None else []
+        return found
+
+    def _changed_inside(self, state: State) -> bool:
+        changed_ns, updated_ns = nanoseconds(state.last_changed), nanoseconds(state.last_updated)
+        last = self._before.get(state.entity_id)
+        is_known = last is not None and (last.state, last.changed_ns) == (state.state, changed_ns)
+        # A later update of nothing but attributes came live, and brought the state with it.
+        return (
+            not is_known
+            and self._changed_from_ns <= changed_ns
+            and updated_ns <= self._times.newest_ns
+        )
+
+    def _begin_with(self, entity_id: str, row: RecordedState, at: datetime) -> None:
+        if not self.knows_before(entity_id) and row.s is not None:
+            state = State(entity_id, row.s, at, at, _own(row.a))
+            self._last[entity_id] = _Last(state, says_since=False)
+
+    def _state(self, entity_id: str, row: RecordedState, updated: datetime) -> State | None:
+        if row.s is None:
+            return None
+        newest = self._newest.get(entity_id)
+        if newest is not None and newest.last_updated == updated and newest.state == row.s:
+            return newest  # with all attributes, and the context, which the recorder does not tell
+        changed = updated if row.lc is None else datetime.fromtimestamp(row.lc, UTC)
+        return State(entity_id, row.s, changed, updated, _own(row.a))
+
+    def _change(self, entity_id: str, state: State | None, *, at: datetime) -> Change | None:
+        """Return the change to this state, or to none, and make it the row before the next."""
+        last = self._last.get(entity_id) or self._last_before(entity_id)
+        event = Event(
+            "state_changed",
+            EventData(entity_id=entity_id, old_state=last.state, new_state=state),
+            time_fired=at,
+        )
+        self._last[entity_id] = self._nothing(entity_id) if state is None else _Last(state)
+        for change in self._normalizer.changes((event,))[0]:
+            return msgspec.structs.replace(
+                change,
+                backfilled=True,
+                previous_state=change.previous_state if last.says_state else None,
+                duration_s=change.duration_s if last.says_state and last.says_since else None,
+            )
+        return None
+
+    def _last_before(self, entity_id: str) -> _Last:
+        last = self._before.get(entity_id)
+        if last is None or last.state is None:
+            return self._nothing(entity_id)
+        changed = moment_of(last.time_ns if last.changed_ns is None else last.changed_ns)
+        state = State(
+            entity_id, last.state, changed, moment_of(last.time_ns), self._attributes(entity_id)
+        )
+        return _Last(state, says_since=last.changed_ns is not None)
+
+    def _nothing(self, entity_id: str) -> _Last:
+        start = moment_of(self._times.oldest_ns)
+        state = State(entity_id, "", start, start, self._attributes(entity_id))
+        return _Last(state, says_state=False)
+
+    def _attributes(self, entity_id: str) -> msgspec.Raw:
+        """Return today's attributes: they tell the class and the unit of the series.
+
+        A row that says `unavailable` has none, and must stay in its series.
+        """
+        newest = self._newest.get(entity_id)
+        return newest.attributes if newest else msgspec.Raw(b"{}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    """The row before the next one."""
+
+    state: State
+    says_state: bool = True
+    """False when nothing is known, or there was none."""
+    says_since: bool = True
+    """False when it is not known how long it had lasted."""
+
+
+def _own(raw: msgspec.Raw) -> msgspec.Raw:
+    # A copy: what came is a part of the whole answer, and would keep it in memory.
+    return msgspec.Raw(bytes(raw))
