@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON ?= $(shell command -v python3)
 RUN := .venv/bin/
 
-.PHONY: help setup demo run test check fix coverage real-servers test-real bench bench-smoke clean
+.PHONY: help setup demo run backfill test check fix coverage real-servers test-real bench bench-smoke clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -27,6 +27,10 @@ demo: setup ## Run everything against a simulated home, with the embedded store
 
 run: setup ## Run the service with the settings of .env
 	@exec $(RUN)python -m app run
+
+backfill: setup ## Read history back: make backfill SINCE=2026-11-01 [UNTIL=…] [ENTITIES="…"]
+	@exec $(RUN)python -m app backfill --since "$(SINCE)" $(if $(UNTIL),--until "$(UNTIL)") \
+	  $(if $(ENTITIES),--entities $(ENTITIES))
 
 test: setup ## Run all unit, integration and service tests
 	$(RUN)pytest tests/unit tests/integration tests/service

@@ -1,4 +1,4 @@
-"""`python -m app run | demo`: owns the server, the signals and the exit status."""
+"""`python -m app run | demo | …`: owns the server, the signals and the exit status."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import uvicorn
 
 from app import settings
-from app.commands import dead_letters
+from app.commands import backfill, dead_letters
 from app.container import Container
 from app.demo.home_assistant import FakeHomeAssistant
 from app.demo.house import DemoHouse
@@ -25,8 +25,9 @@ from app.main import ENV_FILE, configure_logs, create_app, running
 from app.settings import Settings
 from app.supervisor import Supervisor
 
-OK, FAILED, UNUSABLE = 0, 1, 2
-"""Exit status: stopped as asked, a loop failed, the settings or the folder cannot be used."""
+OK, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
+"""Exit status: stopped as asked, a loop or a command failed, the settings or the folder cannot
+be used, a command was ended by Ctrl-C."""
 
 _DEMO_DIR = Path("data/demo")
 _DEMO_TOKEN = "demo-" + "0" * 32
@@ -45,12 +46,17 @@ def main(arguments: list[str] | None = None) -> int:
     dead_letters.add_arguments(
         commands.add_parser("dead-letters", help="see, retry, export or delete what was refused")
     )
+    backfill.add_arguments(
+        commands.add_parser("backfill", help="read history back from Home Assistant's recorder")
+    )
     parsed = parser.parse_args(arguments)
     try:
         return asyncio.run(_do(parsed))
     except (SettingsError, StorageError) as exc:
         sys.stderr.write(f"websocket-ingestion: {exc}\n")
         return UNUSABLE
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 async def _do(parsed: argparse.Namespace) -> int:
@@ -59,6 +65,9 @@ async def _do(parsed: argparse.Namespace) -> int:
             return await _run()
         case "demo":
             return await _demo()
+        case "backfill":
+            chosen = settings.load_settings(ENV_FILE)
+            return OK if await backfill.run(parsed, chosen, sys.stdout) else FAILED
         case _:
             await dead_letters.run(parsed, settings.load_settings(ENV_FILE), sys.stdout.buffer)
             return OK

@@ -23,7 +23,7 @@ _NO_SPAN = Problem(
 @router.get("/gaps", summary="Spans of time in which nothing was captured")
 async def gaps(components: ComponentsDep) -> GapList:
     """Return all that are remembered, newest first: what became of each, and why."""
-    found = [_told(gap) for gap in components.coverage.gaps()]
+    found = [document_of(gap) for gap in components.coverage.gaps()]
     return GapList(gaps=found, count=len(found))
 
 
@@ -39,10 +39,11 @@ async def backfill(components: ComponentsDep, wanted: BackfillRequest) -> Backfi
     if times.oldest_ns >= times.newest_ns:
         raise ProblemRaised(_NO_SPAN)
     opened = components.coverage.request(times, entity_ids=wanted.entity_ids)
-    return BackfillStarted(gaps=[_told(gap) for gap in opened])
+    return BackfillStarted(gaps=[document_of(gap) for gap in opened])
 
 
-def _told(gap: Gap) -> GapDocument:
+def document_of(gap: Gap) -> GapDocument:
+    """Return a gap as the API shows it."""
     return GapDocument(
         id=gap.id,
         start=moment_of(gap.start_ns),

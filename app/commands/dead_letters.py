@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, contextmanager, nullcontext
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias
-
-import httpx
+from typing import BinaryIO, Protocol
 
 from app.api.schemas import DeadLetterPage, Deleted, Retried
+from app.commands.running_service import Query, RunningService, running_service
 from app.container import Container
 from app.errors import SettingsError, StorageLocked
 from app.model import Lines
@@ -24,11 +23,8 @@ from app.settings import Settings
 from app.sink.dead_letters import DeadLetters, RefusedPoint
 from app.storage import owned_folder
 
-Query: TypeAlias = Mapping[str, str | int | Sequence[int]]
-
 _PAGE = 1_000
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
-_TIMEOUT = httpx.Timeout(10.0, read=300.0)
+_PATH = "/api/v1/dead-letters"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,8 +96,7 @@ async def _box(stack: AsyncExitStack, chosen: Settings, *, url: str | None) -> B
     try:
         stack.enter_context(owned_folder(chosen.journal.data_dir))
     except StorageLocked:
-        client = await stack.enter_async_context(_client(chosen))
-        return _ServiceBox(client, url=url.rstrip("/") if url else _url(chosen))
+        return _ServiceBox(await stack.enter_async_context(running_service(chosen, url=url)))
     container = Container(settings=chosen)
     return _FileBox(await stack.enter_async_context(container.dead_letters()), container)
 
@@ -172,15 +167,14 @@ class _FileBox:
 class _ServiceBox:
     """The service that holds the folder, asked over HTTP."""
 
-    def __init__(self, client: httpx.AsyncClient, *, url: str) -> None:
-        self._client = client
-        self._url = f"{url}/api/v1/dead-letters"
+    def __init__(self, service: RunningService) -> None:
+        self._service = service
 
     async def newest(
         self, *, limit: int, before_id: int | None, sink: str | None
     ) -> list[RefusedPoint]:
         query = _query(limit=limit, cursor=before_id, sink=sink)
-        answer = await self._ask("GET", "", query)
+        answer = await self._service.ask("GET", _PATH, query)
         return [
             RefusedPoint(
                 id=letter.id,
@@ -193,79 +187,17 @@ class _ServiceBox:
             for letter in DeadLetterPage.model_validate_json(answer.content).dead_letters
         ]
 
-    async def export(self, *, sink: str | None) -> AsyncGenerator[bytes, None]:
-        url = f"{self._url}/export"
-        with self._translated_errors():
-            async with self._client.stream("GET", url, params=_query(sink=sink)) as answer:
-                if answer.is_error:
-                    await answer.aread()
-                self._check(answer)
-                async for block in answer.aiter_bytes():
-                    yield block
+    def export(self, *, sink: str | None) -> AsyncGenerator[bytes, None]:
+        return self._service.stream(f"{_PATH}/export", _query(sink=sink))
 
     async def retry(self, *, sink: str | None) -> int:
-        answer = await self._ask("POST", "/retry", _query(sink=sink))
+        answer = await self._service.ask("POST", f"{_PATH}/retry", _query(sink=sink))
         return Retried.model_validate_json(answer.content).retried
 
     async def delete(self, ids: Sequence[int] | None, *, sink: str | None) -> int:
-        answer = await self._ask("DELETE", "", _query(sink=sink, id=ids))
+        answer = await self._service.ask("DELETE", _PATH, _query(sink=sink, id=ids))
         return Deleted.model_validate_json(answer.content).deleted
-
-    async def _ask(self, method: str, path: str, query: Query) -> httpx.Response:
-        with self._translated_errors():
-            answer = await self._client.request(method, self._url + path, params=query)
-        return self._check(answer)
-
-    @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except httpx.HTTPError as exc:
-            raise StorageLocked(
-                f"a service holds DATA_DIR and does not answer at {self._url}: {exc}."
-                " Check WEBSOCKET_INGESTION_HOST and WEBSOCKET_INGESTION_PORT, or say --url"
-            ) from exc
-
-    def _check(self, answer: httpx.Response) -> httpx.Response:
-        if answer.is_success:
-            return answer
-        raise StorageLocked(
-            f"the service that holds DATA_DIR answered {answer.status_code} at"
-            f" {self._url}: {_detail(answer)}"
-        )
 
 
 def _query(**values: str | int | Sequence[int] | None) -> Query:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _detail(answer: httpx.Response) -> str:
-    try:
-        document = answer.json()
-    except ValueError:
-        document = None
-    match document:
-        case {"detail": str() as detail}:
-            return detail
-        case _:
-            return answer.reason_phrase
-
-
-def _client(chosen: Settings) -> httpx.AsyncClient:
-    key = chosen.serving.api_key
-    return httpx.AsyncClient(
-        headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
-        timeout=_TIMEOUT,
-        trust_env=False,  # a proxy for the internet does not reach this machine
-    )
-
-
-def _url(chosen: Settings) -> str:
-    host, port = chosen.serving.host, chosen.serving.port
-    if not port:
-        raise SettingsError(
-            "WEBSOCKET_INGESTION_PORT: is 0, so only the log of the running service knows its"
-            " port. Say it with --url"
-        )
-    host = _EVERYWHERE.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

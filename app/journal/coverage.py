@@ -174,8 +174,9 @@ class Coverage:
         end_ns = times.newest_ns
         if self._kept and self._covered is not None:
             end_ns = min(end_ns, self._covered.since_ns)
-        if times.oldest_ns < end_ns:
-            found.append(self._open(Times(times.oldest_ns, end_ns), "requested", entity_ids))
+        wanted = Times(times.oldest_ns, end_ns)
+        if times.oldest_ns < end_ns and not self._was_read_back(wanted, entity_ids):
+            found.append(self._open(wanted, "requested", entity_ids))
         if found:
             self.opened.set()
         return found
@@ -232,6 +233,14 @@ class Coverage:
         assert self._covered is not None
         times_ns = [state.time_ns for state in last() if state.time_ns <= at_ns]
         return max(times_ns, default=min(self._covered.since_ns, at_ns))
+
+    def _was_read_back(self, times: Times, entity_ids: Sequence[str]) -> bool:
+        for gap in self._gaps.values():
+            spans = gap.start_ns <= times.oldest_ns and gap.end_ns >= times.newest_ns
+            names = not gap.entity_ids or (entity_ids and {*entity_ids} <= {*gap.entity_ids})
+            if gap.reason == "requested" and gap.state == "filled" and spans and names:
+                return True
+        return False
 
     def _cover(self, covered: Covered) -> None:
         self._covered = covered

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from app.schema.homeiq import identity_of
+from app.demo.home_assistant import FakeHomeAssistant
 from app.schema.line_protocol import parse_line
 from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse, now
-from tests.service.process import service
+from tests.service.process import ROOT, service
 
 SENSOR = "sensor.counter"
 
@@ -55,18 +60,33 @@ def connected(health: Any) -> bool:
     return bool(health["subscription"]["is_subscribed"])
 
 
+def states(influx: FakeInflux, entity_id: str = SENSOR) -> list[object]:
+    """Return the states of an entity in the order of time, after a check that each came once.
+
+    A line that a killed service sent again is the same point, which changes nothing.
+    """
+    points = sorted(map(parse_line, set(influx.lines)), key=lambda point: point.time_ns)
+    own = [point for point in points if point.tags["entity_id"] == entity_id]
+    assert len(own) == len({point.time_ns for point in own})
+    return [point.fields["state_value"] for point in own]
+
+
+def count(house: StillHouse, numbers: Iterable[int]) -> None:
+    """Let the sensor count."""
+    for number in numbers:
+        house.set_state(SENSOR, str(number), {"unit_of_measurement": "W"})
+
+
 async def test_what_changed_while_the_service_was_away_is_written_after_its_start(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """Each change once, with what stood before it, and told apart from live ones."""
     async with service(tmp_path, settings) as running:
         await running.until("/health", connected)
-        for number in range(5):
-            house.set_state(SENSOR, str(number), {"unit_of_measurement": "W"})
+        count(house, range(5))
         await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
         assert await running.stop() == 0
-    for number in range(5, 10):
-        house.set_state(SENSOR, str(number))
+    count(house, range(5, 10))
     house.set_state("sensor.secret", "hidden")
     house.recorded.pop("sensor.secret")  # the recorder was told to leave it out
     async with service(tmp_path, settings) as running:
@@ -79,9 +99,7 @@ async def test_what_changed_while_the_service_was_away_is_written_after_its_star
     points = sorted(map(parse_line, influx.lines), key=lambda point: point.time_ns)
     counted = [point for point in points if point.tags["entity_id"] == SENSOR]
     (hidden,) = (point for point in points if point.tags["entity_id"] == "sensor.secret")
-    assert [str(number) for number in range(11)] == [
-        point.fields["state_value"] for point in counted
-    ]
+    assert [*map(str, range(11))] == states(influx)
     assert [None, *map(str, range(10))] == [point.fields.get("previous_state") for point in counted]
     assert [number for number, point in enumerate(counted) if point.fields.get("backfilled")] == [
         5,
@@ -93,11 +111,10 @@ async def test_what_changed_while_the_service_was_away_is_written_after_its_star
     assert all(
         point.fields["duration_in_state_seconds"]
         == pytest.approx((point.time_ns - before.time_ns) / 1e9)
-        for before, point in itertools.pairwise(counted)
+        for before, point in pairwise(counted)
     )
     assert {"W"} == {point.tags["unit_of_measurement"] for point in counted}
     assert (hidden.fields["state_value"], hidden.fields["backfilled"]) == ("hidden", True)
-    assert len(influx.lines) == len({identity_of(line) for line in influx.lines})
     (gap,) = gaps["gaps"]
     assert (
         gap["reason"],
@@ -105,3 +122,129 @@ async def test_what_changed_while_the_service_was_away_is_written_after_its_star
         gap["changes"],
         gap["unrecorded"],
     ) == ("restart", "filled", 5, ["sensor.secret"])
+
+
+async def test_a_kill_and_a_lost_connection_leave_two_gaps_and_no_hole(
+    house: StillHouse,
+    home_assistant: FakeHomeAssistant,
+    settings: dict[str, str],
+    influx: FakeInflux,
+    tmp_path: Path,
+) -> None:
+    """Each is filled by itself, with what happened in it and nothing else."""
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", connected)
+        count(house, range(5))
+        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        await running.stop(signal.SIGKILL)
+    count(house, range(5, 10))
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", connected)
+        count(house, range(10, 15))
+        await running.until("/health", lambda health: health["sinks"][0]["points_written"] >= 5)
+        home_assistant.refusing = True
+        home_assistant.abort()
+        await running.until("/health", lambda health: not connected(health))
+        count(house, range(15, 20))
+        home_assistant.refusing = False
+        await running.until("/health", connected)
+        count(house, range(20, 25))
+        await running.until(
+            "/health", lambda health: health["gaps"]["filled"] == 2 and filled(health), timeout_s=60
+        )
+        gaps = await running.get("/api/v1/gaps")
+        metrics = await running.text("/metrics")
+        assert await running.stop() == 0
+
+    assert [*map(str, range(25))] == states(influx)
+    assert [(gap["reason"], gap["state"]) for gap in gaps["gaps"]] == [
+        ("disconnect", "filled"),
+        ("restart", "filled"),
+    ]
+    assert 'ingest_gaps{state="filled"} 2.0' in metrics
+    assert "ingest_backfilled_points_total 10.0" in metrics
+
+
+async def test_a_journal_in_memory_names_the_command_and_the_command_reads_back(
+    house: StillHouse,
+    home_assistant: FakeHomeAssistant,
+    settings: dict[str, str],
+    influx: FakeInflux,
+    tmp_path: Path,
+) -> None:
+    """Nothing keeps account of what was missed, so a person decides; the service fills it."""
+    async with service(tmp_path, settings | {"JOURNAL": "memory"}) as running:
+        await running.until("/health", connected)
+        count(house, range(5))
+        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        home_assistant.refusing = True
+        home_assistant.abort()
+        await running.until("/health", lambda health: not connected(health))
+        count(house, range(5, 10))
+        home_assistant.refusing = False
+        await running.until("/health", connected)
+        command = re.search(r"app (backfill --since \S+ --until \S+)", running.output.read_text())
+        assert command is not None
+        status, said = await run_command(
+            tmp_path, settings, *command[1].split(), "--url", running.url
+        )
+        await running.until("/health", filled)
+        assert await running.stop() == 0
+
+    assert [*map(str, range(10))] == sorted(set(states_as_sent(influx)), key=int)
+    assert status == 0
+    assert "Read back" in said
+
+
+async def test_history_from_before_the_service_is_read_back_by_the_command_alone(
+    house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
+) -> None:
+    """Without a service that runs, and again without doing anything twice."""
+    since = now().isoformat()
+    count(house, range(10))
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", connected)
+        count(house, range(10, 15))
+        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        assert await running.stop() == 0
+    first = await run_command(tmp_path, settings, "backfill", "--since", since)
+    before = len(influx.lines)
+    second = await run_command(tmp_path, settings, "backfill", "--since", since)
+
+    assert [*map(str, range(15))] == states(influx)
+    assert before == len(influx.lines) == 15
+    assert (first[0], second[0]) == (0, 0)
+    assert "Read back 10 changes; 0 entities have no recorded history" in first[1]
+    assert "Nothing to read back" in second[1]
+
+
+async def test_a_span_that_is_none_is_refused(settings: dict[str, str], tmp_path: Path) -> None:
+    """With one line and status 2."""
+    status, said = await run_command(tmp_path, settings, "backfill", "--since", "2999-01-01")
+
+    assert status == 2
+    assert "--since must lie before --until" in said
+
+
+def states_as_sent(influx: FakeInflux) -> list[str]:
+    """Return the states of the sensor as they came, what came twice included."""
+    return [str(parse_line(line).fields["state_value"]) for line in influx.lines]
+
+
+async def run_command(
+    folder: Path, settings: dict[str, str], *arguments: str
+) -> tuple[int | None, str]:
+    """Run `python -m app …` on the DATA_DIR of `service` and return status and output."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "app",
+        *arguments,
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], "DATA_DIR": str(folder / "data"), **settings},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(60):
+        output, _ = await process.communicate()
+    return process.returncode, output.decode()

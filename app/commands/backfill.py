@@ -1,0 +1,166 @@
+"""`python -m app backfill`: history from before the service captured anything.
+
+A DATA_DIR belongs to one process. While a service holds it the command asks that service to
+read history back; else it runs the parts of the service itself, without its pages, until that
+is done. What is half read goes on when the command or the service is started again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import TextIO
+
+from app.api.gaps import document_of
+from app.api.schemas import BackfillRequest, BackfillStarted, GapDocument, GapList, Health
+from app.commands.running_service import RunningService, running_service
+from app.container import Container
+from app.errors import SettingsError, StorageLocked
+from app.main import running
+from app.model import Times, nanoseconds
+from app.settings import Settings
+from app.supervisor import Supervisor
+
+_LOOK_EVERY_S = 0.5
+_BAR_WIDTH = 30
+_TENTHS = 10
+
+Look = Callable[[], Awaitable[tuple[list[GapDocument], Sequence[str]]]]
+"""Returns the gaps that are being filled, and what `/health` says is wrong."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line."""
+    parser.add_argument(
+        "--since",
+        type=_moment,
+        required=True,
+        help="first moment, ISO 8601; in this machine's time zone unless it names an offset",
+    )
+    parser.add_argument("--until", type=_moment, help="last moment; without it, now")
+    parser.add_argument("--entities", nargs="+", default=[], help="only these, by entity id")
+    parser.add_argument(
+        "--url", help="address of the running service, when the settings do not say it"
+    )
+
+
+async def run(arguments: argparse.Namespace, chosen: Settings, out: TextIO) -> bool:
+    """Read history back and show how far it is; return whether all of it could be read.
+
+    What was captured is not read again, and neither is what an earlier run has read.
+
+    Raises:
+        SettingsError: the command line or the settings do not allow it.
+        StorageLocked: a service holds the folder and cannot be asked.
+        StorageError: the files cannot be read or written.
+    """
+    until = arguments.until or datetime.now(UTC)
+    if arguments.since >= until:
+        raise SettingsError("backfill: --since must lie before --until, and in the past")
+    wanted = BackfillRequest(since=arguments.since, until=until, entity_ids=arguments.entities)
+    container = Container(settings=chosen)
+    failed = asyncio.Event()
+    container.supervisor.override(
+        Supervisor(grace_s=chosen.resilience.shutdown_timeout_s, on_failure=failed.set)
+    )
+    try:
+        async with running(container):
+            return await _read_here(container, wanted, out, failed=failed)
+    except StorageLocked:
+        async with running_service(chosen, url=arguments.url) as service:
+            return await _ask_the_service(service, wanted, out)
+
+
+async def _read_here(
+    container: Container, wanted: BackfillRequest, out: TextIO, *, failed: asyncio.Event
+) -> bool:
+    coverage, observer = container.coverage(), container.observer()
+    assert wanted.until is not None
+    times = Times(nanoseconds(wanted.since), nanoseconds(wanted.until))
+    ids = {gap.id for gap in coverage.request(times, entity_ids=wanted.entity_ids)}
+
+    async def look() -> tuple[list[GapDocument], Sequence[str]]:
+        if failed.is_set():
+            raise SettingsError(" ".join(observer.snapshot().reasons))
+        gaps = [document_of(gap) for gap in coverage.gaps() if gap.id in ids]
+        return gaps, observer.snapshot().reasons
+
+    done = await _watch(look, out)
+    while any(  # noqa: ASYNC110 - several parts together, and none of them tells
+        sink.held and sink.state == "ok" for sink in observer.snapshot().sinks
+    ):
+        await asyncio.sleep(_LOOK_EVERY_S)
+    return done
+
+
+async def _ask_the_service(service: RunningService, wanted: BackfillRequest, out: TextIO) -> bool:
+    answer = await service.ask("POST", "/api/v1/backfill", body=wanted.model_dump(mode="json"))
+    ids = {gap.id for gap in BackfillStarted.model_validate_json(answer.content).gaps}
+
+    async def look() -> tuple[list[GapDocument], Sequence[str]]:
+        gaps = await service.ask("GET", "/api/v1/gaps")
+        health = await service.ask("GET", "/health")
+        found = GapList.model_validate_json(gaps.content).gaps
+        return (
+            [gap for gap in found if gap.id in ids],
+            Health.model_validate_json(health.content).reasons,
+        )
+
+    return await _watch(look, out)
+
+
+async def _watch(look: Look, out: TextIO) -> bool:
+    """Show the progress until nothing is open any more; return whether all could be filled."""
+    shown, said = "", set[str]()
+    while True:
+        gaps, reasons = await look()
+        for reason in reasons:
+            if reason not in said and any(gap.state == "open" for gap in gaps):
+                said.add(reason)
+                out.write(f"{_fresh(out)}{reason}\n")
+        if (bar := _bar(gaps, fine=out.isatty())) != shown:
+            shown = bar
+            out.write(f"\r{bar}" if out.isatty() else f"{bar}\n")
+            out.flush()
+        if all(gap.state != "open" for gap in gaps):
+            break
+        await asyncio.sleep(_LOOK_EVERY_S)
+    out.write(f"{_fresh(out)}{_summary(gaps)}\n")
+    return all(gap.state == "filled" for gap in gaps)
+
+
+def _fresh(out: TextIO) -> str:
+    return "\n" if out.isatty() else ""
+
+
+def _bar(gaps: Sequence[GapDocument], *, fine: bool) -> str:
+    """Return a line; unless `fine` it changes ten times on the way, and not with every look."""
+    part = _part_done(gaps)
+    part = part if fine else int(part * _TENTHS) / _TENTHS
+    filled = "#" * int(part * _BAR_WIDTH)
+    changes = f"  {sum(gap.changes for gap in gaps):,} changes" if fine else ""
+    return f"[{filled:.<{_BAR_WIDTH}}] {part:4.0%}{changes}"
+
+
+def _part_done(gaps: Sequence[GapDocument]) -> float:
+    whole = sum((gap.end - gap.start).total_seconds() for gap in gaps)
+    done = 0.0
+    for gap in gaps:
+        through = gap.end if gap.state != "open" else (gap.filled_through or gap.start)
+        done += (through - gap.start).total_seconds()
+    return done / whole if whole else 1.0
+
+
+def _summary(gaps: Sequence[GapDocument]) -> str:
+    if not gaps:
+        return "Nothing to read back: all of it was captured, or read back before"
+    changes, unrecorded = sum(gap.changes for gap in gaps), sum(len(g.unrecorded) for g in gaps)
+    lines = [f"Read back {changes:,} changes; {unrecorded:,} entities have no recorded history"]
+    lines += [f"Not to be had from {gap.start}: {gap.detail}" for gap in gaps if gap.detail]
+    return "\n".join(lines)
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
