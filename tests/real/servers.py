@@ -7,19 +7,21 @@ at its very first start is there before a test waits for it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import httpx
 import msgspec
@@ -203,6 +205,15 @@ class Emitted:
     state: str
 
 
+class Recorded(NamedTuple):
+    """A row of the recorder's database."""
+
+    entity_id: str
+    last_updated: datetime
+    state: str | None
+    """None when the entity was removed."""
+
+
 class HomeAssistant:
     """A real Home Assistant with its demo devices and our load generator, after onboarding."""
 
@@ -276,6 +287,20 @@ class HomeAssistant:
             return []
         decoder = msgspec.json.Decoder(Emitted)
         return decoder.decode_lines(notes.read_bytes())
+
+    def recorded(self, start: datetime, end: datetime) -> list[Recorded]:
+        """Return every row of the recorder's own database between two moments."""
+        with contextlib.closing(sqlite3.connect(self._config / "home-assistant_v2.db")) as database:
+            rows = database.execute(
+                "SELECT states_meta.entity_id, last_updated_ts, state FROM states"
+                " JOIN states_meta USING (metadata_id)"
+                " WHERE last_updated_ts > ? AND last_updated_ts < ?",
+                (start.timestamp(), end.timestamp()),
+            ).fetchall()
+        return [
+            Recorded(entity_id, datetime.fromtimestamp(updated, UTC), state)
+            for entity_id, updated, state in rows
+        ]
 
     def call(self, command: str, *, token: str, **parameters: object) -> object:
         """Send one WebSocket command with a token and return its result."""
