@@ -16,6 +16,8 @@ import httpx
 import pytest
 from websockets.asyncio.client import connect
 
+from app.demo.home_assistant import FakeHomeAssistant
+from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse
 from tests.service.process import ROOT, TOKEN, service
 
@@ -268,6 +270,37 @@ async def test_no_secret_is_in_what_it_prints(environment: dict[str, str], tmp_p
 
     everything = "".join(texts) + running.output.read_text()
     assert [secret for secret in (*secrets.values(), TOKEN) if secret in everything] == []
+
+
+async def test_no_payload_is_in_the_log_above_debug(
+    environment: dict[str, str],
+    home_assistant: FakeHomeAssistant,
+    house: StillHouse,
+    tmp_path: Path,
+) -> None:
+    """Whatever goes wrong with an event, the log names its entity and none of its values."""
+    influx = FakeInflux()
+    influx.refuses = lambda line: f"no to {line.decode()}" if b"sensor.refused" in line else None
+    settings = environment | {"INFLUXDB_TOKEN": influx.token, "BATCH_TIMEOUT": "0.1"}
+
+    async with influx.serving():
+        async with service(tmp_path, settings | {"INFLUXDB_URL": influx.url}) as running:
+            await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+            for entity_id in ("sensor.fine", "sensor.refused", "unusable"):
+                house.set_state(entity_id, "s3cret", {"note": "s3cret"})
+                house.set_state(entity_id, "s3cret too", {"note": "s3cret"})
+            home_assistant.send_raw(b'{"type": "event", "event": {"data": {"note": "s3cret"')
+            home_assistant.send_raw(b'{"type": "event", "id": "s3cret", "event": "s3cret"}')
+            await running.until("/api/v1/dead-letters", lambda letters: letters["count"] == 2)
+            health = await running.get("/health")
+            await running.stop()
+
+    log = running.output.read_text()
+    assert health["accounting"]["events"]["malformed"] == 4
+    assert len(influx.lines) == 2
+    assert "state_changed of 'unusable'" in log
+    assert "is a dead letter of influxdb" in log
+    assert "s3cret" not in log + str(health)
 
 
 @pytest.mark.timeout(300)
