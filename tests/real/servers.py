@@ -153,7 +153,10 @@ class Server:
 
 
 def victoria_metrics(folder: Path) -> Server:
-    """Return a VictoriaMetrics that keeps everything it is sent, not yet started."""
+    """Return a VictoriaMetrics that keeps everything it is sent, not yet started.
+
+    It keeps once what it is sent twice, which it only does when told to.
+    """
     port = free_port()
     return Server(
         [
@@ -161,6 +164,7 @@ def victoria_metrics(folder: Path) -> Server:
             f"-httpListenAddr=127.0.0.1:{port}",
             f"-storageDataPath={folder / 'data'}",
             "-retentionPeriod=100y",
+            "-dedup.minScrapeInterval=1ms",
         ],
         folder=folder,
         url=f"http://127.0.0.1:{port}",

@@ -283,17 +283,19 @@ async def test_no_payload_is_in_the_log_above_debug(
     influx.refuses = lambda line: f"no to {line.decode()}" if b"sensor.refused" in line else None
     settings = environment | {"INFLUXDB_TOKEN": influx.token, "BATCH_TIMEOUT": "0.1"}
 
-    async with influx.serving():
-        async with service(tmp_path, settings | {"INFLUXDB_URL": influx.url}) as running:
-            await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
-            for entity_id in ("sensor.fine", "sensor.refused", "unusable"):
-                house.set_state(entity_id, "s3cret", {"note": "s3cret"})
-                house.set_state(entity_id, "s3cret too", {"note": "s3cret"})
-            home_assistant.send_raw(b'{"type": "event", "event": {"data": {"note": "s3cret"')
-            home_assistant.send_raw(b'{"type": "event", "id": "s3cret", "event": "s3cret"}')
-            await running.until("/api/v1/dead-letters", lambda letters: letters["count"] == 2)
-            health = await running.get("/health")
-            await running.stop()
+    async with (
+        influx.serving(),
+        service(tmp_path, settings | {"INFLUXDB_URL": influx.url}) as running,
+    ):
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        for entity_id in ("sensor.fine", "sensor.refused", "unusable"):
+            house.set_state(entity_id, "s3cret", {"note": "s3cret"})
+            house.set_state(entity_id, "s3cret too", {"note": "s3cret"})
+        home_assistant.send_raw(b'{"type": "event", "event": {"data": {"note": "s3cret"')
+        home_assistant.send_raw(b'{"type": "event", "id": "s3cret", "event": "s3cret"}')
+        await running.until("/api/v1/dead-letters", lambda letters: letters["count"] == 2)
+        health = await running.get("/health")
+        await running.stop()
 
     log = running.output.read_text()
     assert health["accounting"]["events"]["malformed"] == 4
