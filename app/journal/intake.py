@@ -53,6 +53,8 @@ class Intake:
         """False while the journal cannot make points durable."""
         self.reason: str | None = None
         """One sentence for a person while commits fail."""
+        self.losing = False
+        """True once events were dropped while commits fail: disk and memory both refuse."""
         self._journal = journal
         self._telemetry = telemetry
         self._commit_interval_s = commit_interval_s
@@ -194,6 +196,7 @@ class Intake:
 
     def _drop(self, points: int, *, cause: str) -> None:
         self._telemetry.events_dropped(points, cause=cause)
+        self.losing = self.losing or not self.durable
         if (held_back := self._brake.admit(cause)) is not None:
             logger.error(
                 "Dropped %d events before they were durable: %s (%d more times since the last)",
@@ -216,4 +219,5 @@ class Intake:
         if not self.durable:
             logger.info("The journal makes events durable again")
         self.durable = True
+        self.losing = False
         self.reason = None
