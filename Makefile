@@ -4,10 +4,11 @@ SHELL := /bin/bash
 
 # uv from PATH when it is there, else from a small environment of its own.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
-# The first Python that is new enough: of old systems it is not the one called python3.
+# The first Python that is new enough: on old systems it is not the one called python3. It says
+# itself where it really is: uv would set up .venv anew, each time, for the path of a shim.
+WHERE := import os, sys; sys.exit(1) if sys.version_info < (3, 11) else print(os.path.realpath(sys.executable))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
-  $$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && \
-  command -v $$each && break; done)
+  $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
 .PHONY: help python setup demo run test check fix coverage real-servers test-real bench bench-smoke clean

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 from tests.service.process import ROOT
 
@@ -39,3 +42,42 @@ def test_ci_runs_what_the_readme_names() -> None:
 
     assert set(steps) - _named_in_readme() == set()
     assert {"check", "test", "coverage", "test-real", "bench-smoke"} - set(steps) == set()
+
+
+def test_make_names_the_python_itself_and_no_shim_of_it(tmp_path: Path) -> None:
+    """For the path of a shim uv removes and makes .venv anew, under whatever runs in it."""
+    shim = tmp_path / "python3"
+    shim.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    shim.chmod(0o755)
+
+    commands = subprocess.run(
+        ["make", "--dry-run", "setup"],
+        cwd=ROOT,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    ).stdout
+
+    assert f"--python {Path(sys.executable).resolve()}\n" in commands
+
+
+def test_make_says_that_it_needs_a_python(tmp_path: Path) -> None:
+    """One line, before anything is begun."""
+    (tmp_path / "sh").symlink_to("/bin/sh")
+    make = shutil.which("make")
+    assert make is not None
+
+    ended = subprocess.run(
+        [make, "python"],
+        cwd=ROOT,
+        env={"PATH": str(tmp_path)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("make: needs Python 3.11 or newer; PYTHON=… names one\n")
