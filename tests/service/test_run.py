@@ -15,6 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
 from app.demo.home_assistant import FakeHomeAssistant
 from tests.fakes.influx import FakeInflux
@@ -303,6 +305,20 @@ async def test_no_payload_is_in_the_log_above_debug(
     assert "state_changed of 'unusable'" in log
     assert "is a dead letter of influxdb" in log
     assert "s3cret" not in log + str(health)
+
+
+async def test_a_refused_watcher_is_no_error(environment: dict[str, str], tmp_path: Path) -> None:
+    """Whoever may not watch is told so; that is nothing a person must act on."""
+    async with service(tmp_path, environment) as running:
+        address = running.url.removeprefix("http://")
+        for _ in range(3):
+            with pytest.raises(InvalidStatus, match="403"):
+                await connect(f"ws://{address}/ws", origin=Origin("http://elsewhere.example"))
+        await running.stop()
+
+    log = running.output.read_text()
+    assert log.count("connection rejected (403 Forbidden)") == 3
+    assert "ERROR" not in log
 
 
 @pytest.mark.timeout(300)
