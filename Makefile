@@ -4,22 +4,29 @@ SHELL := /bin/bash
 
 # uv from PATH when it is there, else from a small environment of its own.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
-PYTHON ?= $(shell command -v python3)
+# The first Python that is new enough: on old systems it is not the one called python3. It says
+# itself where it really is: uv would set up .venv anew, each time, for the path of a shim.
+WHERE := import os, sys; sys.exit(1) if sys.version_info < (3, 11) else print(os.path.realpath(sys.executable))
+PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help setup demo run backfill test check fix coverage real-servers test-real bench bench-smoke clean
+.PHONY: help python setup demo run backfill test check fix coverage real-servers test-real bench bench-smoke clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
-.uv/bin/uv:
+python:
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer; PYTHON=… names one" >&2; exit 1; }
+
+.uv/bin/uv: | python
 	$(PYTHON) -m venv .uv
 	.uv/bin/pip install --quiet --disable-pip-version-check uv
 
 ifeq ($(UV),.uv/bin/uv)
 setup: .uv/bin/uv
 endif
-setup:
+setup: python
 	@$(UV) sync --frozen --quiet --python $(PYTHON)
 
 demo: setup ## Run everything against a simulated home, with the embedded store

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import uvicorn
@@ -33,6 +34,7 @@ _DEMO_DIR = Path("data/demo")
 _DEMO_TOKEN = "demo-" + "0" * 32
 _DEMO_IGNORES = ("HOME_ASSISTANT_", "HA_", "INFLUXDB_", "DATA_API_")
 _DEMO_PORTS = range(8001, 8100)
+_LAST_PORT = 65_535
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +77,7 @@ async def _do(parsed: argparse.Namespace) -> int:
 
 async def _run() -> int:
     chosen = settings.load_settings(ENV_FILE)
-    configure_logs(chosen)
-    for warning in settings.warnings(ENV_FILE):
-        logger.warning("%s", warning)
+    configure_logs(chosen, env_file=ENV_FILE)
     return await _serve(chosen, listen=_listen(chosen.serving.host, [chosen.serving.port]))
 
 
@@ -153,23 +153,33 @@ class _Server(uvicorn.Server):
         self._on_started()
 
 
-def _listen(host: str, ports: Iterator[int] | range | list[int]) -> socket.socket:
-    refusal: OSError | None = None
+def _listen(host: str, ports: Sequence[int]) -> socket.socket:
+    refusal: OSError | TypeError | None = None
     for port in ports:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         candidate = socket.socket(family, socket.SOCK_STREAM)
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             candidate.bind((host, port))
-        except OSError as exc:
+        except (OSError, TypeError) as exc:  # the latter for a name that no machine can have
             candidate.close()
             refusal = exc
         else:
             return candidate
     assert refusal is not None
-    raise SettingsError(
-        f"WEBSOCKET_INGESTION_PORT: cannot listen on {host}:{port} ({refusal.strerror})."
-        " Stop what listens there, or set another port"
+    raise _refused(refusal, host=host, port=ports[-1])
+
+
+def _refused(exc: OSError | TypeError, *, host: str, port: int) -> SettingsError:
+    why = exc.strerror if isinstance(exc, OSError) else "not a name of a machine"
+    if isinstance(exc, OSError) and exc.errno in {errno.EADDRINUSE, errno.EACCES}:
+        return SettingsError(
+            f"WEBSOCKET_INGESTION_PORT: cannot listen on {host}:{port} ({why})."
+            " Stop what listens there, or set another port"
+        )
+    return SettingsError(
+        f"WEBSOCKET_INGESTION_HOST: cannot listen on {host} ({why})."
+        " Set an address of this machine, or 0.0.0.0 for all"
     )
 
 
@@ -181,12 +191,14 @@ def _say_where(listen: socket.socket, started: Callable[[str], None] | None) -> 
         started(address)
 
 
-def _demo_ports() -> range | list[int]:
+def _demo_ports() -> Sequence[int]:
     chosen = os.environ.get("WEBSOCKET_INGESTION_PORT")
     if not chosen:
         return _DEMO_PORTS
-    if not chosen.isdecimal():
-        raise SettingsError(f"WEBSOCKET_INGESTION_PORT: {chosen!r} is not a port number")
+    if not chosen.isdecimal() or int(chosen) > _LAST_PORT:
+        raise SettingsError(
+            f"WEBSOCKET_INGESTION_PORT: {chosen!r} is not a port number; set one up to {_LAST_PORT}"
+        )
     return [int(chosen)]
 
 

@@ -47,6 +47,7 @@ def configure(
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
+    logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
 
 
 class JsonLine(logging.Formatter):
@@ -95,6 +96,11 @@ class Brake:
             return None
         self._last[kind] = now
         return self._held.pop(kind, 0)
+
+
+def _is_no_refusal(record: logging.LogRecord) -> bool:
+    """Leave out what uvicorn takes for an error: a WebSocket that was refused with an answer."""
+    return record.msg != "ASGI callable returned without completing handshake."
 
 
 def _writable(line: str) -> str:

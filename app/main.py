@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import sys
 import time
@@ -25,6 +26,8 @@ from app.storage import owned_folder
 ENV_FILE = Path(".env")
 
 _MEGABYTE = 1_000_000
+
+logger = logging.getLogger(__name__)
 
 
 def create_app(container: Container) -> FastAPI:
@@ -85,16 +88,28 @@ async def running(container: Container) -> AsyncIterator[None]:
         yield
 
 
-def configure_logs(chosen: Settings) -> None:
-    """Send the log where the settings say, and warn of settings that mean nothing."""
-    logs.configure(
-        level=chosen.log.level,
-        log_format=chosen.log.format,
-        output=chosen.log.output,
-        file=chosen.log_file,
-        max_bytes=chosen.log.max_mb * _MEGABYTE,
-        backups=chosen.log.backups,
-    )
+def configure_logs(chosen: Settings, *, env_file: Path | None = None) -> None:
+    """Send the log where the settings say, and warn there of settings that mean nothing.
+
+    Raises:
+        SettingsError: the log file cannot be written.
+    """
+    try:
+        logs.configure(
+            level=chosen.log.level,
+            log_format=chosen.log.format,
+            output=chosen.log.output,
+            file=chosen.log_file,
+            max_bytes=chosen.log.max_mb * _MEGABYTE,
+            backups=chosen.log.backups,
+        )
+    except OSError as exc:
+        raise SettingsError(
+            f"LOG_FILE or DATA_DIR: cannot write the log file {chosen.log_file} ({exc.strerror})."
+            " Set a file that can be written, or LOG_OUTPUT=stdout"
+        ) from exc
+    for warning in settings.warnings(env_file):
+        logger.warning("%s", warning)
 
 
 def _components(container: Container) -> Components:
@@ -136,10 +151,10 @@ def __getattr__(name: str) -> FastAPI:
         raise AttributeError(name)
     try:
         chosen = settings.load_settings(ENV_FILE)
+        configure_logs(chosen, env_file=ENV_FILE)
     except SettingsError as exc:
         sys.stderr.write(f"websocket-ingestion: {exc}\n")
         raise SystemExit(2) from None
-    configure_logs(chosen)
     app = create_app(Container(settings=chosen))
     globals()["app"] = app
     return app

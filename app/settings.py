@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 from dotenv import dotenv_values
 from pydantic import (
@@ -67,14 +67,30 @@ def _http_url(value: str) -> str:
     url = urlsplit(value)
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise ValueError("must be a URL that starts with http:// or https://")
+    _check_host(url)
+    return value.rstrip("/")
+
+
+def _check_host(url: SplitResult) -> None:
     try:
         # Both raise: on a port above 65535, on a host like `a..b` or with a label too long.
-        reachable = url.port != 0 and bool(url.hostname.encode("idna"))
+        reachable = url.port != 0 and bool((url.hostname or "").encode("idna"))
     except ValueError:
         reachable = False
-    if not reachable or re.search(r"\s", value):
+    if not reachable or re.search(r"\s", url.geturl()):
         raise ValueError("must name a host and, if any, a port from 1 to 65535")
-    return value.rstrip("/")
+
+
+def _origins(value: object) -> object:
+    parts = _comma_separated(value)
+    if not isinstance(parts, tuple):
+        return value
+    for part in parts:
+        url = urlsplit(part)
+        if url.scheme not in {"http", "https"} or part != f"{url.scheme}://{url.netloc}":
+            raise ValueError(f"{part!r} is not an origin like https://panel.example:8443")
+        _check_host(url)
+    return parts
 
 
 def websocket_url(value: str) -> str:
@@ -88,6 +104,7 @@ def websocket_url(value: str) -> str:
     scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(url.scheme)
     if scheme is None or not url.hostname:
         raise ValueError("must be a host, or a URL of http, https, ws or wss")
+    _check_host(url)
     netloc = url.netloc
     if bare and url.port is None:
         netloc = f"{netloc}:{_HOME_ASSISTANT_PORT}"
@@ -102,6 +119,7 @@ Count: TypeAlias = Annotated[int, Field(gt=0)]
 HttpUrl: TypeAlias = Annotated[str, AfterValidator(_http_url)]
 WebsocketUrl: TypeAlias = Annotated[str, AfterValidator(websocket_url)]
 Strings: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
+Origins: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
 Networks: TypeAlias = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
 HomeAssistantToken: TypeAlias = Annotated[SecretStr, AfterValidator(_token)]
 
@@ -165,7 +183,7 @@ class ServingSettings(_Section):
         validation_alias="TRUSTED_PEERS",
         description="Networks that are answered without a key, separated by commas",
     )
-    cors_origins: Strings = Field(
+    cors_origins: Origins = Field(
         (),
         validation_alias="CORS_ORIGINS",
         description="Origins whose pages may use the API, separated by commas",

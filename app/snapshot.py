@@ -54,6 +54,8 @@ class JournalStatus:
     bytes: int = 0
     durable: bool = True
     """False while commits fail, or when the journal is in memory."""
+    losing: bool = False
+    """Whether events are dropped because neither disk nor memory takes them."""
     salvaged: int = 0
     appended_points: int = 0
     """Points appended since the start of the process."""
@@ -180,10 +182,15 @@ class Snapshot:
         return not self._broken()
 
     def _broken(self) -> tuple[str, ...]:
-        return tuple(
+        reasons = [
             f"The {name} loop ended: {why}. The service is stopping; see the log."
             for name, why in self.failures.items()
-        )
+        ]
+        if self.journal.losing:
+            reasons.append(
+                "Events are being dropped: neither the disk nor memory takes any more of them."
+            )
+        return tuple(reasons)
 
     def _troubled(self) -> tuple[str, ...]:
         parts = [

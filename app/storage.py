@@ -296,9 +296,15 @@ def owned_folder(path: Path) -> Iterator[None]:
         StorageLocked: another process holds it.
         StorageError: it cannot be created or written.
     """
-    with translated_errors():
-        path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with translated_errors():
+            path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except StorageError as exc:
+        raise type(exc)(
+            f"DATA_DIR: the folder {path} cannot be written: {exc}."
+            " Mend it, or set DATA_DIR to another one"
+        ) from exc
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from datetime import timedelta
 
 from fastapi import APIRouter, Response
@@ -25,12 +24,10 @@ from app.api.schemas import (
     SinkHealth,
     SubscriptionHealth,
 )
+from app.sink.trouble import impersonal
 from app.snapshot import Snapshot
 
 router = APIRouter(tags=["health"])
-
-_QUOTED_POINT = re.compile(r""",\w+=.*|\b\w+=".*""", re.DOTALL)
-"""From the first tag, or the first field of text, to the end: values may hold anything."""
 
 
 @router.get(
@@ -116,7 +113,7 @@ def render(snapshot: Snapshot) -> Health:
                 lag_seconds=round(sink.lag_seconds, 3),
                 drained_in_seconds=_rounded(sink.drained_in_seconds),
                 last_write=sink.last_write,
-                last_error=_impersonal(sink.last_error or "") or None,
+                last_error=impersonal(sink.last_error or "") or None,
                 breaker=sink.breaker.state,
             )
             for sink in snapshot.sinks
@@ -150,15 +147,7 @@ def render(snapshot: Snapshot) -> Health:
 
 
 def _reasons(snapshot: Snapshot) -> list[str]:
-    return [_impersonal(reason) for reason in snapshot.reasons]
-
-
-def _impersonal(words: str) -> str:
-    """Cut off the point that a database quotes: everyone may read this, and it names a home.
-
-    The whole of it stands in the log and beside the dead letters.
-    """
-    return _QUOTED_POINT.sub("…", words)
+    return [impersonal(reason) for reason in snapshot.reasons]
 
 
 def _rounded(seconds: float | None) -> float | None:

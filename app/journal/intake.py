@@ -56,6 +56,8 @@ class Intake:
         """False while the journal cannot make points durable."""
         self.reason: str | None = None
         """One sentence for a person while commits fail."""
+        self.losing = False
+        """True once events were dropped while commits fail: disk and memory both refuse."""
         self._journal = journal
         self._telemetry = telemetry
         self._coverage = coverage or Coverage(kept=False)
@@ -200,6 +202,7 @@ class Intake:
     def _drop(self, lines: Lines, *, cause: Literal["journal_stalled", "journal_full"]) -> None:
         self._telemetry.events_dropped(lines.points, cause=cause)
         self._coverage.lost(lines.times, cause)
+        self.losing = self.losing or not self.durable
         if (held_back := self._brake.admit(cause)) is not None:
             logger.error(
                 "Dropped %d events before they were durable: %s (%d more times since the last)",
@@ -222,6 +225,7 @@ class Intake:
         if not self.durable:
             logger.info("The journal makes events durable again")
         self.durable = True
+        self.losing = False
         self.reason = None
 
 

@@ -22,7 +22,7 @@ class Malformed(NamedTuple):
     kind: str
     """What is missing or wrong: `entity_id`, `state`, `time` or `attributes`."""
     excerpt: str
-    """The beginning of the event, for a person."""
+    """Which event it was, for a person; none of its values."""
 
 
 class Normalizer:
@@ -50,7 +50,7 @@ class Normalizer:
             try:
                 changes.append(self._change(event))
             except _Unusable as exc:
-                malformed.append(Malformed(str(exc), repr(event)[:_MAX_EXCERPT_LENGTH]))
+                malformed.append(Malformed(str(exc), _excerpt(event)))
         return changes, malformed
 
     def _change(self, event: Event) -> Change:
@@ -190,6 +190,12 @@ def _read_old(raw: msgspec.Raw) -> Attributes:
         return read_attributes(bytes(raw))
     except ValueError:
         return NO_ATTRIBUTES  # the new state is what counts
+
+
+def _excerpt(event: Event) -> str:
+    """Name the event without its states and attributes: they say what goes on in a home."""
+    named = f"{event.event_type} of {event.data.entity_id!r}, fired at {event.time_fired}"
+    return named[:_MAX_EXCERPT_LENGTH]
 
 
 def _domain(entity_id: str) -> str:

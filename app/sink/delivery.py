@@ -41,7 +41,7 @@ from app.sink.steps import (
     refusing,
     step,
 )
-from app.sink.trouble import Pace, Trouble
+from app.sink.trouble import Pace, Trouble, impersonal
 from app.snapshot import BreakerStatus, SinkStatus
 from app.telemetry import Telemetry
 
@@ -310,7 +310,7 @@ class Delivery:
                 part.first,
                 self.name,
                 held_back,
-                reason,
+                impersonal(reason),
             )
 
     def _settle(self, part: Part) -> int:
@@ -358,7 +358,8 @@ class Delivery:
             case _:
                 self._breaker.failed(answer.reason)
         advice = answer.advice if isinstance(answer, Held | Refused) else None
-        self._note(_said(answer), advice=advice)
+        said = _said(answer)
+        self._note(said and impersonal(said), advice=advice)
 
     def _note(self, said: str | None, *, advice: str | None = None) -> None:
         """Keep what a person should read, and log when it changes."""

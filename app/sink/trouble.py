@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 _TITLES = {"influxdb": "InfluxDB", "embedded": "The embedded store"}
 _SMOOTHED_OVER_S = 10.0
+_QUOTED_POINT = re.compile(r""",\w+=.*|\b\w+=".*""", re.DOTALL)
+"""From the first tag, or the first field of text, to the end: values may hold anything."""
+
+
+def impersonal(words: str) -> str:
+    """Cut off the point that a database quotes: log and health have many readers.
+
+    The whole of it stands beside the dead letters.
+    """
+    return _QUOTED_POINT.sub("…", words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

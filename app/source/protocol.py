@@ -323,7 +323,7 @@ def _torn(text: str) -> Iterator[bytes]:
 
 # What people may read in a log: words of the protocol and entity ids, and nothing that says
 # what the home is like, or that opens it.
-_TELLING_KEYS = frozenset({"type", "event_type", "entity_id", "id", "success", "code", "action"})
+_TELLING_KEYS = frozenset({"type", "event_type", "entity_id", "success"})
 _OPAQUE = re.compile(r"(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{32,}")
 _JSON_TOKEN = re.compile(
     r'"(?P<text>(?:[^"\\]|\\.)*)(?:"(?P<colon>\s*:)?|\Z)|(?P<number>-?\d[\d.eE+-]*)', re.DOTALL
@@ -339,6 +339,8 @@ def _without_values(piece: bytes) -> str:
         if match["colon"]:
             key = match["text"]
             return match[0]
-        return match[0] if key in _TELLING_KEYS else "…"
+        # Commands have numbers for ids; what else is called so is a context, or an attribute.
+        is_telling = key in _TELLING_KEYS or (key == "id" and match["number"] is not None)
+        return match[0] if is_telling else "…"
 
     return _JSON_TOKEN.sub(shown, piece[:1000].decode(errors="replace"))

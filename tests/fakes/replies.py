@@ -24,7 +24,8 @@ class Reply:
     """Whether the lines are stored all the same, as by a server that fails afterwards."""
     act: Act = "answer"
     """`reset` cuts the connection, `hang` never answers, `early` answers before reading, `half`
-    ends within the headers, `cut` within the body, `slow` takes half a second."""
+    ends within the headers, `cut` within the body, `slow` takes `slow_s`."""
+    slow_s: float = 0.5
 
 
 def error(status: int, message: str, *, code: str = "invalid", **headers: str) -> Reply:
@@ -53,7 +54,6 @@ HTML_500 = Reply(
     headers={"Content-Type": "text/html"},
 )
 
-_SLOW_S = 0.5
 _BEGINNINGS = {
     "half": b"HTTP/1.1 204 No Content\r\nX-Influxdb-Ver",
     "cut": b'HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\n{"code":"inv',
@@ -75,7 +75,7 @@ async def play(request: web.Request, reply: Reply, *, ended: asyncio.Event) -> w
             await ended.wait()
         case "slow":
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), _SLOW_S)
+                await asyncio.wait_for(ended.wait(), reply.slow_s)
         case _:
             pass
     response = web.Response(

@@ -426,6 +426,53 @@ async def test_pruning_goes_in_small_steps_beside_writing(tmp_path: Path) -> Non
         assert states((await store.events()).events) == ["21.5", "1199"]
 
 
+async def test_a_step_of_pruning_is_small(tmp_path: Path) -> None:
+    """A write waits for one step at most, however much is too old."""
+    async with store_at(tmp_path, retention_days=0.0) as store:
+        await store.write(batch_of(*series(1201)))
+        left = []
+        for _ in range(3):
+            more = await store.prune()
+            left.append((more, len((await store.events(limit=5000, end_ns=NOON_NS)).events)))
+
+    assert left == [(True, 700), (True, 200), (False, 0)]
+
+
+async def steps_of(store: EmbeddedStore, *, entity_id: str, start_ns: int) -> int:
+    """Ask for an entity's events and return how many steps SQLite's machine took, in tens."""
+    steps = 0
+
+    def count() -> None:
+        nonlocal steps
+        steps += 1
+
+    await store._opened().read(lambda it: it.set_progress_handler(count, 10))
+    page = await store.events(entity_id=entity_id, start_ns=start_ns, limit=1000)
+    assert len(page.events) == 300
+    return steps
+
+
+_CROWD = """
+WITH RECURSIVE numbers(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?1 - 1)
+INSERT INTO events (time_ns, entity_id, event_type, domain, area_id)
+SELECT ?2 - n * 1000000, 'sensor.other_' || n % 500, 'state_changed', 'sensor', 'hall' FROM numbers
+"""
+
+
+async def test_a_question_costs_what_its_answer_holds(tmp_path: Path) -> None:
+    """One entity's last day is found by an index, in milliseconds among a million events.
+
+    SQLite's own steps are counted: they say the same on every machine.
+    """
+    async with store_at(tmp_path) as store:
+        await store.write(batch_of(*series(300)))
+        alone = await steps_of(store, entity_id="sensor.kitchen", start_ns=NOON_NS - DAY)
+        await store._opened().write(lambda it: it.execute(_CROWD, (50_000, NOON_NS - SECOND)))
+        crowded = await steps_of(store, entity_id="sensor.kitchen", start_ns=NOON_NS - DAY)
+
+    assert crowded <= alone + 100
+
+
 async def test_retention_survives_a_sick_disk(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

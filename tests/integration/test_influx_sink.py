@@ -70,7 +70,7 @@ async def answers_to(server: FakeInflux, *, timeout_s: float = 5.0) -> Answer:
 
 
 async def test_rows_are_sent_as_they_are_and_arrive_as_lines() -> None:
-    """A gzip stream of several members, in nanoseconds, with the token."""
+    """As one gzip member, in nanoseconds, with the token."""
     async with FakeInflux().serving() as server:
         assert await answers_to(server) == Accepted()
 
@@ -84,6 +84,26 @@ async def test_rows_are_sent_as_they_are_and_arrive_as_lines() -> None:
     assert request.headers["Content-Encoding"] == "gzip"
     assert request.headers["Content-Type"].startswith("text/plain")
     assert request.headers["Authorization"] == f"Token {server.token}"
+
+
+async def test_compressing_does_not_happen_on_the_event_loop() -> None:
+    """Several rows are compressed anew, for milliseconds that the reader must not wait."""
+    here = asyncio.get_running_loop()
+    found: list[bool] = []
+
+    class WatchedRows(WholeRows):
+        def gzip_body(self) -> bytes:
+            try:
+                found.append(asyncio.get_running_loop() is here)
+            except RuntimeError:
+                found.append(False)
+            return super().gzip_body()
+
+    async with FakeInflux().serving() as server, sink_to(server) as sink:
+        assert await sink.write(WatchedRows(batch_of().rows)) == Accepted()
+
+    assert found == [False]
+    assert server.lines == LINES
 
 
 async def test_many_writes_use_one_connection() -> None:

@@ -664,6 +664,26 @@ async def accept(socket: ServerConnection) -> None:
     await socket.send('{"type":"auth_ok","ha_version":"1"}')
 
 
+async def test_the_connection_is_direct_and_not_compressed(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compression costs the receiver as much again; a proxy is meant for downloads."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    offered: list[str | None] = []
+
+    async def converse(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        offered.append(socket.request.headers.get("Sec-WebSocket-Extensions"))
+        await accept(socket)
+        await socket.wait_closed()
+
+    async with serving(converse) as url, parts.source(url).commands():
+        pass
+
+    assert offered == [None]
+
+
 async def test_a_subscription_without_an_answer_ends_the_attempt(ear: Ear, parts: Parts) -> None:
     """Waiting has a bound everywhere."""
 

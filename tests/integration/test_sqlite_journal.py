@@ -661,6 +661,20 @@ def test_finishing_a_salvage_leaves_a_whole_journal_alone(path: Path) -> None:
     assert path.read_bytes() == b"the journal"
 
 
+async def test_a_commit_reaches_the_disk_before_it_is_acknowledged(path: Path) -> None:
+    """In the mode of SQLite that syncs the write-ahead log at each commit; see also test-real."""
+
+    def modes(connection: Connection) -> tuple[object, ...]:
+        pragmas = ("journal_mode", "synchronous")
+        return tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas)
+
+    async with journal_at(path, "a") as journal:
+        found = await journal._open_database().write(modes)
+
+    full = 2
+    assert found == ("wal", full)
+
+
 def test_a_row_knows_its_last_number() -> None:
     """Rows hold consecutive points."""
     assert Row(10, 5, b"", 0.0).last == 14

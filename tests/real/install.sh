@@ -43,14 +43,15 @@ install_packages() {
   [ "${#missing[@]}" -gt 0 ] || return 0
 
   command -v apt-get >/dev/null || fail "no apt-get here; install by hand: ${missing[*]}"
-  as_root apt-get update -q
+  # A machine that has just been set up may be busy with updates of its own.
+  as_root apt-get -o DPkg::Lock::Timeout=300 update -q
   for package in "${missing[@]}"; do
     [ -n "$(apt-cache madison "$package")" ] ||
       fail "the package sources of $(. /etc/os-release && echo "$PRETTY_NAME") have no $package;" \
         "add a Debian release that has it, or put its program on PATH"
   done
   without_starting_services as_root env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -q -y --no-install-recommends "${missing[@]}"
+    apt-get -o DPkg::Lock::Timeout=300 install -q -y --no-install-recommends "${missing[@]}"
   for package in "${missing[@]}"; do
     keep_stopped "$package"
   done

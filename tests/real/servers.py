@@ -155,7 +155,10 @@ class Server:
 
 
 def victoria_metrics(folder: Path) -> Server:
-    """Return a VictoriaMetrics that keeps everything it is sent, not yet started."""
+    """Return a VictoriaMetrics that keeps everything it is sent, not yet started.
+
+    It keeps once what it is sent twice, which it only does when told to.
+    """
     port = free_port()
     return Server(
         [
@@ -163,6 +166,7 @@ def victoria_metrics(folder: Path) -> Server:
             f"-httpListenAddr=127.0.0.1:{port}",
             f"-storageDataPath={folder / 'data'}",
             "-retentionPeriod=100y",
+            "-dedup.minScrapeInterval=1ms",
         ],
         folder=folder,
         url=f"http://127.0.0.1:{port}",
@@ -217,7 +221,8 @@ class Recorded(NamedTuple):
 class HomeAssistant:
     """A real Home Assistant with its demo devices and our load generator, after onboarding."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, timeout_s: float = 100.0) -> None:
+        """Take a folder of its own, and how long it may take to listen, then to be RUNNING."""
         port = free_port()
         self.token = ""
         """A long-lived token of the owner."""
@@ -230,9 +235,10 @@ class HomeAssistant:
             folder=folder,
             url=f"http://127.0.0.1:{port}",
             ready="/auth/providers",
-            timeout_s=100.0,
+            timeout_s=timeout_s,
         )
         self._port = port
+        self._timeout_s = timeout_s
 
     @property
     def url(self) -> str:
@@ -401,7 +407,7 @@ load_generator:
         wait_until(
             lambda: _state(self.call("get_config", token=self.token)) == "RUNNING",
             "Home Assistant is RUNNING",
-            timeout_s=60,
+            timeout_s=self._timeout_s,
         )
 
 
@@ -429,7 +435,8 @@ def _answered(url: str) -> bool:
 def main() -> None:
     """Start and stop every neighbor once, and say how long each took."""
     with tempfile.TemporaryDirectory() as folder:
-        home_assistant = HomeAssistant(Path(folder) / "home-assistant")
+        # The very first start waits for downloads.
+        home_assistant = HomeAssistant(Path(folder) / "home-assistant", timeout_s=600.0)
         neighbors: dict[str, Server | HomeAssistant] = {
             "InfluxDB": influxdb(Path(folder) / "influxdb"),
             "VictoriaMetrics": victoria_metrics(Path(folder) / "victoria-metrics"),

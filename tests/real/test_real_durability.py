@@ -120,8 +120,10 @@ async def traced(folder: Path, *options: str, commits: int) -> Found:
                 while ledger.commits < commits:
                     await asyncio.sleep(0.05)
             assert await running.stop() == 0
+            # A short number is followed by more than one space.
+            exited = re.compile(rf"^{running.process.pid} +\+\+\+ exited", re.MULTILINE)
             async with asyncio.timeout(20):
-                while f"{running.process.pid} +++ exited" not in trace.read_text():
+                while not exited.search(trace.read_text()):
                     await asyncio.sleep(0.05)
     with trace.open() as lines:
         return read_trace(lines)

@@ -14,7 +14,11 @@ import httpx
 import msgspec
 import pytest
 
-from tests.contracts.sink import Database, SinkContract, Stored
+from app.settings import InfluxSettings
+from app.sink.answers import Accepted
+from tests.contracts.sink import Database, SinkContract, Stored, batch_of, with_first_line
+from tests.fakes.faults import FaultServer
+from tests.fakes.replies import Reply
 from tests.real.influx_1 import Database as Influx1
 from tests.real.servers import Server
 
@@ -132,3 +136,25 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 class TestRealDatabases(SinkContract):
     """In `make test-real`."""
+
+
+async def test_an_answer_that_takes_20_s_is_waited_for(influx_1: Server) -> None:
+    """INFLUXDB_TIMEOUT is 30 s by default: a database that is busy for 20 is not sent it twice."""
+    patience_s = InfluxSettings.model_fields["timeout_s"].default
+    database = Database(
+        version="v1",
+        url=influx_1.url,
+        stored=partial(_in_influx_1, influx_1.url),
+        wants_credentials=False,
+    )
+    await with_first_line(database)
+
+    slow = Reply(act="slow", slow_s=20.0, keeps=True)
+    async with (
+        FaultServer(database.url, slow).serving() as server,
+        database.sink(url=server.url, timeout_s=patience_s) as sink,
+    ):
+        answer = await sink.write(batch_of([database.line(1)]))
+
+    assert answer == Accepted()
+    assert await database.holds(0, 1)

@@ -1,10 +1,14 @@
 """`make demo`: the main job, with nothing but this repository."""
 
 import asyncio
+import contextlib
 import signal
 import socket
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
 
 from tests.service.process import ROOT, service
 
@@ -15,6 +19,9 @@ HOSTILE = {
     "HA_WS_URL": "ws://192.0.2.1/api/websocket",
     "INFLUXDB_URL": "http://192.0.2.1:8086",
     "DATA_API_URL": "http://192.0.2.1:8006",
+    # These are not even usable.
+    "HA_SSL_VERIFY": "perhaps",
+    "INFLUXDB_API": "v9",
 }
 
 
@@ -28,6 +35,7 @@ async def test_the_demo_streams_a_simulated_home_and_continues_where_it_ended(
         "LOG_LEVEL": "INFO",
         "BATCH_TIMEOUT": "0.2",
     }
+    (tmp_path / ".env").write_text("BATCH_SIZE=none\nINFLUXDB_URL=http://192.0.2.1:8086\n")
 
     async with service(tmp_path, environment, command=command, cwd=tmp_path) as first:
         health = await first.until(
@@ -48,6 +56,9 @@ async def test_the_demo_streams_a_simulated_home_and_continues_where_it_ended(
     assert "192.0.2.1" not in printed
     assert "Traceback" not in printed
 
+    assert urlsplit(first.url).port in range(8001, 8100)
+    assert not (tmp_path / "data" / "journal.db").exists()
+
     async with service(tmp_path, environment, command=command, cwd=tmp_path) as second:
         await second.until(
             "/health", lambda health: health["sinks"][0]["points_written"] >= 1, timeout_s=60
@@ -60,24 +71,56 @@ async def test_the_demo_streams_a_simulated_home_and_continues_where_it_ended(
     assert before & {(event["entity_id"], event["time"]) for event in after["events"]}
 
 
+async def test_the_next_free_port_is_taken_when_none_was_asked_for(tmp_path: Path) -> None:
+    """Something else may listen at 8001: here it does, whoever it is."""
+    with contextlib.ExitStack() as others:
+        with contextlib.suppress(OSError):
+            others.enter_context(socket.create_server(("127.0.0.1", 8001)))
+        settings = {"WEBSOCKET_INGESTION_PORT": "", "LOG_LEVEL": "INFO"}
+        async with service(
+            tmp_path, settings, command=("-m", "app", "demo"), cwd=tmp_path
+        ) as running:
+            alive = await running.get("/health/live")
+            status = await running.stop(signal.SIGINT)
+
+    assert urlsplit(running.url).port in range(8002, 8100)
+    assert alive == {"status": "alive"}
+    assert status == 0
+
+
+async def refused(folder: Path, port: int | str) -> str:
+    """Start the demo at a port that it cannot have, and return the one line it prints."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "app",
+        "demo",
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT), "WEBSOCKET_INGESTION_PORT": str(port)},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(30):
+        _, stderr = await process.communicate()
+    (line,) = stderr.decode().splitlines()
+    assert process.returncode == 2
+    return line
+
+
 async def test_a_taken_port_is_one_clear_message(tmp_path: Path) -> None:
     """The port that was asked for is used or refused, never another one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "app",
-            "demo",
-            cwd=tmp_path,
-            env={"PYTHONPATH": str(ROOT), "WEBSOCKET_INGESTION_PORT": str(port)},
-            stderr=asyncio.subprocess.PIPE,
-        )
-        async with asyncio.timeout(30):
-            _, stderr = await process.communicate()
+        line = await refused(tmp_path, port)
 
-    assert process.returncode == 2
-    (line,) = stderr.decode().splitlines()
     assert line.startswith(
         f"websocket-ingestion: WEBSOCKET_INGESTION_PORT: cannot listen on 127.0.0.1:{port}"
+    )
+
+
+@pytest.mark.parametrize("port", ["8001x", "-1", "65536"])
+async def test_a_port_that_is_none_is_one_clear_message(tmp_path: Path, port: str) -> None:
+    """It names the variable and what may stand there."""
+    assert await refused(tmp_path, port) == (
+        f"websocket-ingestion: WEBSOCKET_INGESTION_PORT: {port!r} is not a port number;"
+        " set one up to 65535"
     )

@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -109,6 +110,25 @@ async def test_a_wrong_token_holds_everything_until_it_is_mended(
         await second.until("/health", lambda health: health["sinks"][0]["held"] == 0)
 
     assert states(influx) == list(range(50))
+
+
+async def test_capture_does_not_wait_for_a_server_to_say_what_it_is(
+    settings: dict[str, str], house: StillHouse, tmp_path: Path
+) -> None:
+    """INFLUXDB_API=auto asks before the first write; meanwhile events become durable."""
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        unknown = settings | {"INFLUXDB_URL": url, "INFLUXDB_TOKEN": "", "SHUTDOWN_TIMEOUT": "2"}
+        async with service(tmp_path, unknown) as running:
+            await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+            count_up(house, range(50))
+            health = await running.until(
+                "/health", lambda health: health["accounting"]["events"]["journaled"] == 50
+            )
+            status = await running.stop()
+
+    assert health["sinks"][0]["held"] == 50
+    assert status == 0
 
 
 async def test_a_refused_point_is_put_aside_and_can_be_retried(

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -14,7 +15,11 @@ from pathlib import Path
 import httpx
 import pytest
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
+from websockets.typing import Origin
 
+from app.demo.home_assistant import FakeHomeAssistant
+from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse
 from tests.service.process import ROOT, TOKEN, service
 
@@ -127,24 +132,87 @@ async def test_uvicorn_alone_runs_the_service(environment: dict[str, str], tmp_p
     assert (folder / "journal.db").exists()
 
 
-@pytest.mark.parametrize("command", [("-m", "app", "run"), ("-m", "uvicorn", "app.main:app")])
-def test_bad_settings_end_it_with_status_2_and_one_line(
-    tmp_path: Path, command: tuple[str, ...]
-) -> None:
-    """No traceback: the line says which variable and how to mend it."""
-    ended = subprocess.run(
+def ended(
+    tmp_path: Path, settings: dict[str, str], command: tuple[str, ...] = ("-m", "app", "run")
+) -> subprocess.CompletedProcess[str]:
+    """Start it with a Home Assistant that is away, and wait for its end."""
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "HOME_ASSISTANT_URL": "http://127.0.0.1:9",
+        "HOME_ASSISTANT_TOKEN": TOKEN,
+        "DATA_DIR": str(tmp_path / "data"),
+        "WEBSOCKET_INGESTION_PORT": "0",
+    }
+    return subprocess.run(
         [sys.executable, *command],
         check=False,
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "HOME_ASSISTANT_URL": "http://ha:8123"},
+        env=environment | settings,
         capture_output=True,
         text=True,
         timeout=30,
     )
 
-    (line,) = ended.stderr.splitlines()
-    assert ended.returncode == 2
+
+@pytest.mark.parametrize("command", [("-m", "app", "run"), ("-m", "uvicorn", "app.main:app")])
+def test_bad_settings_end_it_with_status_2_and_one_line(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """No traceback: the line says which variable and how to mend it."""
+    process = ended(tmp_path, {"HOME_ASSISTANT_TOKEN": ""}, command)
+
+    (line,) = process.stderr.splitlines()
+    assert process.returncode == 2
     assert line.startswith("websocket-ingestion: HOME_ASSISTANT_TOKEN or HA_TOKEN: is missing.")
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"DATA_DIR": "file/data"},
+            "DATA_DIR: the folder file/data cannot be written: .*Mend it, or set DATA_DIR",
+        ),
+        (
+            {"LOG_OUTPUT": "file", "LOG_FILE": "file/service.log"},
+            r"LOG_FILE or DATA_DIR: cannot write the log file file/service.log \(.*Set a file",
+        ),
+        (
+            {"WEBSOCKET_INGESTION_HOST": "192.0.2.1"},
+            r"WEBSOCKET_INGESTION_HOST: cannot listen on 192.0.2.1 \(.*Set an address of this",
+        ),
+        (
+            {"WEBSOCKET_INGESTION_HOST": "ä..b"},
+            r"WEBSOCKET_INGESTION_HOST: cannot listen on ä..b \(not a name of a machine\)",
+        ),
+    ],
+)
+def test_what_the_machine_does_not_allow_is_told_like_a_bad_setting(
+    tmp_path: Path, settings: dict[str, str], line: str
+) -> None:
+    """Folder, log file and address are only tried at the start; they too end it with status 2."""
+    (tmp_path / "file").write_text("in the way")
+
+    process = ended(tmp_path, settings)
+
+    (told,) = process.stderr.splitlines()
+    assert process.returncode == 2
+    assert re.match(f"websocket-ingestion: {line}", told), told
+
+
+@pytest.mark.parametrize(
+    "command", [("-m", "app", "run"), ("-m", "uvicorn", "app.main:app", "--port", "0")]
+)
+def test_a_misspelt_name_is_warned_about_in_the_log(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """However the service is started."""
+    settings = {"BATCH_SIZ": "5", "WEBSOCKET_MAX_RETRIES": "0"}
+
+    process = ended(tmp_path, settings, command)
+
+    assert process.returncode != 0
+    assert "BATCH_SIZ is not a setting; did you mean BATCH_SIZE?" in process.stdout
 
 
 async def test_a_second_process_on_the_same_folder_is_refused(
@@ -204,6 +272,53 @@ async def test_no_secret_is_in_what_it_prints(environment: dict[str, str], tmp_p
 
     everything = "".join(texts) + running.output.read_text()
     assert [secret for secret in (*secrets.values(), TOKEN) if secret in everything] == []
+
+
+async def test_no_payload_is_in_the_log_above_debug(
+    environment: dict[str, str],
+    home_assistant: FakeHomeAssistant,
+    house: StillHouse,
+    tmp_path: Path,
+) -> None:
+    """Whatever goes wrong with an event, the log names its entity and none of its values."""
+    influx = FakeInflux()
+    influx.refuses = lambda line: f"no to {line.decode()}" if b"sensor.refused" in line else None
+    settings = environment | {"INFLUXDB_TOKEN": influx.token, "BATCH_TIMEOUT": "0.1"}
+
+    async with (
+        influx.serving(),
+        service(tmp_path, settings | {"INFLUXDB_URL": influx.url}) as running,
+    ):
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        for entity_id in ("sensor.fine", "sensor.refused", "unusable"):
+            house.set_state(entity_id, "s3cret", {"note": "s3cret"})
+            house.set_state(entity_id, "s3cret too", {"note": "s3cret"})
+        home_assistant.send_raw(b'{"type": "event", "event": {"data": {"note": "s3cret"')
+        home_assistant.send_raw(b'{"type": "event", "id": "s3cret", "event": "s3cret"}')
+        await running.until("/api/v1/dead-letters", lambda letters: letters["count"] == 2)
+        health = await running.get("/health")
+        await running.stop()
+
+    log = running.output.read_text()
+    assert health["accounting"]["events"]["malformed"] == 4
+    assert len(influx.lines) == 2
+    assert "state_changed of 'unusable'" in log
+    assert "is a dead letter of influxdb" in log
+    assert "s3cret" not in log + str(health)
+
+
+async def test_a_refused_watcher_is_no_error(environment: dict[str, str], tmp_path: Path) -> None:
+    """Whoever may not watch is told so; that is nothing a person must act on."""
+    async with service(tmp_path, environment) as running:
+        address = running.url.removeprefix("http://")
+        for _ in range(3):
+            with pytest.raises(InvalidStatus, match="403"):
+                await connect(f"ws://{address}/ws", origin=Origin("http://elsewhere.example"))
+        await running.stop()
+
+    log = running.output.read_text()
+    assert log.count("connection rejected (403 Forbidden)") == 3
+    assert "ERROR" not in log
 
 
 @pytest.mark.timeout(300)

@@ -279,6 +279,25 @@ async def test_a_full_journal_loses_the_batch_and_goes_on() -> None:
     assert books.waits_s == []
 
 
+async def test_a_sick_disk_and_a_full_memory_are_one_loss() -> None:
+    """What does not fit while commits fail is lost, and that is over with the next commit."""
+    journal = FakeJournal(*[StorageFull("disk full")] * 3)
+    books = Books(journal, commit_interval_s=0.0, max_pending_points=5)
+    seen = []
+    books.put(1, 6)
+    seen.append(books.intake.losing)
+    async with books.running():
+        books.put(7, 5)
+        await books.until(lambda: not books.intake.durable)
+        seen.append(books.intake.losing)
+        books.put(12, 1)
+        seen.append(books.intake.losing)
+        await books.until(lambda: journal.sizes != [])
+        seen.append(books.intake.losing)
+
+    assert seen == [False, False, True, False]
+
+
 async def test_closing_commits_what_is_left() -> None:
     """`run` ends by itself, without waiting for an interval, once all is durable."""
     books = Books(FakeJournal())

@@ -276,13 +276,27 @@ def test_unreadable_attributes_of_an_old_state_do_not_matter() -> None:
     ],
 )
 def test_an_unusable_event_is_malformed(event: Event, kind: str) -> None:
-    """It says what is wrong, shows the beginning, and costs its neighbors nothing."""
+    """It says what is wrong and with which entity, and costs its neighbors nothing."""
     good = _event(_state())
 
     changes, malformed = Normalizer(lambda _: NOWHERE).changes([good, event, good])
 
     assert changes == [_change(good), _change(good)]
-    assert malformed == [Malformed(kind, repr(event)[:200])]
+    entity_id = event.data.entity_id
+    fired = f"state_changed of {entity_id!r}, fired at {event.time_fired}"
+    assert malformed == [Malformed(kind, fired)]
+
+
+def test_what_is_said_of_an_unusable_event_holds_no_value_of_it() -> None:
+    """It goes to the log, where nobody looks for what goes on in a home."""
+    secret = _state("s3cret", attributes=b'{"code": "s3cret", broken')
+    event = _event(secret, secret, entity_id="sensor." + "x" * 300)
+
+    (problem,) = Normalizer(lambda _: NOWHERE).changes([event])[1]
+
+    assert "s3cret" not in problem.excerpt
+    assert problem.excerpt.startswith("state_changed of 'sensor.xxx")
+    assert len(problem.excerpt) == 200
 
 
 def test_a_malformed_event_takes_nothing_away() -> None:

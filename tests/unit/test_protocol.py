@@ -452,6 +452,7 @@ def test_an_excerpt_keeps_secrets_and_lives_private() -> None:
         attributes={"latitude": 52.37, "access_token": "s3cret", "note": f"is {TOKEN}"},
         context={"id": "01M84RV0EN92NQ8968Z0FMC459"},
     )
+    door = {"id": 7, "type": "event", "event": {"id": "front", "code": "4711", "action": "open"}}
 
     (problem,) = streaming().feed(frame(message)).malformed
 
@@ -460,6 +461,8 @@ def test_an_excerpt_keeps_secrets_and_lives_private() -> None:
     assert len(problem.excerpt) <= 200
     for private in ("52.37", "s3cret", TOKEN, "anna is"):
         assert private not in problem.excerpt
+    (problem,) = streaming().feed(frame(door)).malformed
+    assert problem.excerpt.endswith('{"id":7,"type":"event","event":{"id":…,"code":…,"action":…}}')
 
 
 @pytest.mark.parametrize(
