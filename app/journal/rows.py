@@ -68,6 +68,10 @@ class RowBuffer:
         self.bytes -= _size(row)
         return row
 
+    def all(self) -> Sequence[Row]:
+        """Return all rows, oldest first."""
+        return self._rows
+
     def forget(self, through: int) -> None:
         """Remove the rows that end at or before `through`."""
         while self._rows and self._rows[0].last <= through:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Self
 
 from app.errors import JournalFull, StorageDamaged, StorageError
 from app.journal.ledger import Hole, Ledger, Overflow, Pending
+from app.journal.lent import LentRows
 from app.journal.rows import RowBuffer, compress, numbered, take
 from app.journal.salvage import Salvage, finish_salvage, salvage
 from app.logs import Brake
@@ -92,6 +93,8 @@ class SqliteJournal:
         self._housekeeping_s = housekeeping_s
         self._ledger = Ledger(sinks, telemetry=telemetry)
         self._recent = RowBuffer()
+        self._lent = LentRows(self._ledger)
+        self._durable_through = 0
         self._order = asyncio.Lock()
         self._appending: set[asyncio.Task[None]] = set()
         self._closing = contextlib.AsyncExitStack()
@@ -127,6 +130,7 @@ class SqliteJournal:
         if self._appending:
             await asyncio.wait(self._appending)
         async with self._closing:
+            await self._commit_at_last()
             try:
                 await self._tidy()
             except StorageError as exc:
@@ -153,10 +157,37 @@ class SqliteJournal:
             JournalFull: there is no room and the policy is `drop_new`; nothing was taken.
             StorageError: nothing was taken; try again.
         """
-        task = asyncio.create_task(self._append(lines, received_at), name="journal.append")
-        self._appending.add(task)
-        task.add_done_callback(self._appending.discard)
-        await asyncio.shield(task)
+        await self._to_its_end(self._append(lines, received_at))
+
+    @property
+    def lent_points(self) -> int:
+        """How many points sinks may have although they are only in memory."""
+        return self._lent.points
+
+    @property
+    def lent_since(self) -> float | None:
+        """When the oldest of them was received, in seconds since the epoch."""
+        return self._lent.since
+
+    async def lend(self, lines: Lines, *, received_at: float) -> None:
+        """Let the sinks have points at the tail that could not be appended; see `commit`.
+
+        They are numbered for good in this process. One that ends before they are durable
+        loses what no sink has taken, and gives their numbers to others in its next life.
+        """
+        members = await asyncio.to_thread(compress, lines)
+        async with self._order:  # nobody is giving out numbers now
+            first = self._ledger.tail + 1
+            self._lent.lend(numbered(members, first=first, received_at=received_at))
+
+    async def commit(self) -> None:
+        """Make what is lent durable, as far as a sink still needs it.
+
+        Raises:
+            StorageError: it cannot be yet; nothing was changed.
+        """
+        if self._ledger.tail > self._durable_through:
+            await self._to_its_end(self._append(Lines(b"", 0), 0.0))
 
     async def read(self, sink: str, *, max_points: int) -> list[Row]:
         """Return the next rows the sink has not settled, in order, at least one if any.
@@ -170,6 +201,8 @@ class SqliteJournal:
         while ledger.held(sink):
             cursor = ledger.cursors[sink]
             rows = self._recent.after(cursor, max_points=max_points)
+            if rows is None:
+                rows = self._lent.after(cursor, max_points=max_points)
             if rows is None:
                 work = partial(_rows_after, cursor=cursor, max_points=max_points)
                 rows = await self._open_database().read(work)
@@ -192,13 +225,16 @@ class SqliteJournal:
         It is on disk with the next append, or within a second.
         """
         self._ledger.settle(sink, through)
+        if self._lent.points and not self._order.locked():
+            self._lent.release()
 
     def pending(self, sink: str) -> Pending:
         """Return what the sink has not settled, and its age as of the last read."""
         points = self._ledger.held(sink)
         if not points:
             return Pending(points=0, oldest_at=None)
-        row = self._recent.holding(self._ledger.cursors[sink] + 1)
+        next_number = self._ledger.cursors[sink] + 1
+        row = self._recent.holding(next_number) or self._lent.holding(next_number)
         oldest_at = self._oldest_at.get(sink) if row is None else row.received_at
         return Pending(points=points, oldest_at=oldest_at)
 
@@ -251,6 +287,7 @@ class SqliteJournal:
             self._closing = stack.pop_all()
         self._database = database
         self._ledger.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
+        self._durable_through = stock.tail
         self._saved = stock.cursors
         self._oldest_at = dict(stock.oldest_at)
         self._bytes = stock.bytes
@@ -258,12 +295,27 @@ class SqliteJournal:
             held = self._ledger.held(sink)
             logger.warning("The journal holds %d points for %r, which is not set up", held, sink)
 
+    async def _to_its_end(self, work: Coroutine[object, object, None]) -> None:
+        """Do something that goes on when the caller is cancelled; closing waits for it."""
+        task = asyncio.create_task(work, name="journal.append")
+        self._appending.add(task)
+        task.add_done_callback(self._appending.discard)
+        await asyncio.shield(task)
+
+    async def _commit_at_last(self) -> None:
+        with contextlib.suppress(StorageError):
+            await self.commit()
+        if self._lent.points:
+            logger.error("Lost %d points that were never durable", self._lent.points)
+
     async def _append(self, lines: Lines, received_at: float) -> None:
         async with self._order:  # rows come back in the order of their sequence numbers
             cursors = dict(self._ledger.cursors)
             work = partial(
                 _append_lines,
+                lent=tuple(self._lent.rows),
                 lines=lines,
+                tail=self._ledger.tail,
                 received_at=received_at,
                 cursors=cursors,
                 configured=self._ledger.settled_by_configured,
@@ -271,8 +323,9 @@ class SqliteJournal:
             )
             try:
                 appended = await self._open_database().write(work)
-            except JournalFull:
-                self._full = True
+            except StorageError as exc:
+                self._full = self._full or isinstance(exc, JournalFull)
+                self._lent.release()  # what was settled while they were being written
                 raise
             # From here on nothing waits: rows, cursors and counters are of one moment.
             self._full = self._still_full(appended)
@@ -281,9 +334,11 @@ class SqliteJournal:
             if appended.dropped_through:
                 self._drop(appended.dropped_through, appended.oldest_at)
             self._recent.forget(self._ledger.settled_by_all)
+            self._recent.extend(self._lent.written())
             self._recent.extend(appended.rows)
             self._recent.shrink(self._recent_bytes)
             self._ledger.appended(lines.points)
+            self._durable_through = self._ledger.tail
 
     def _still_full(self, appended: _Appended) -> bool:
         """Whether a person should look: not only in the very moment of a drop."""
@@ -311,7 +366,11 @@ class SqliteJournal:
             return
         more = True
         while more:  # each block is a transaction of its own, so that appends come between
-            cursors = dict(self._ledger.cursors)
+            # A cursor may stand among the lent rows; the tail on disk is before them.
+            cursors = {
+                sink: min(cursor, self._durable_through)
+                for sink, cursor in self._ledger.cursors.items()
+            }
             more, self._bytes = await self._open_database().write(
                 partial(_tidy_block, cursors=cursors, through=through, path=self._path)
             )
@@ -355,6 +414,7 @@ class _Appended:
     """What one append did."""
 
     rows: Sequence[Row]
+    """Those of its own lines; what was lent is known already."""
     dropped_through: int
     """The last sequence number dropped from some sink, or 0."""
     oldest_at: float | None
@@ -405,13 +465,16 @@ def _holes(connection: Connection, cursor: int, tail: int) -> Iterator[Hole]:
 def _append_lines(
     connection: Connection,
     *,
+    lent: Sequence[Row],
     lines: Lines,
+    tail: int,
     received_at: float,
     cursors: Mapping[str, int],
     configured: int,
     bounds: _Bounds,
 ) -> _Appended:
-    rows = numbered(compress(lines), first=_tail(connection) + 1, received_at=received_at)
+    new = numbered(compress(lines), first=tail + 1, received_at=received_at) if lines.points else []
+    rows = [*lent, *new]
     _save_cursors(connection, cursors)
     dropped = _make_room(connection, rows, configured, bounds)
     connection.execute("UPDATE cursors SET settled = max(settled, ?)", (dropped,))
@@ -419,10 +482,10 @@ def _append_lines(
         "INSERT INTO journal_rows VALUES (?, ?, ?, ?)",
         [(row.first, row.points, row.received_at, row.gzip) for row in rows],
     )
-    connection.execute("UPDATE journal SET tail = tail + ?", (lines.points,))
+    connection.execute("UPDATE journal SET tail = ?", (tail + lines.points,))
     lost = dropped > min(cursors.values(), default=dropped)
     return _Appended(
-        rows=rows,
+        rows=new,
         dropped_through=dropped if lost else 0,
         oldest_at=_oldest_at(connection, dropped) if lost else None,
         bytes=_bytes(connection, bounds.path),
