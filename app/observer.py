@@ -124,7 +124,7 @@ class Observer:
             pending_points=self._intake.pending_points + self._pipeline.held_events,
             oldest_pending_seconds=max(0.0, time.time() - oldest_at) if oldest_at else 0.0,
             durable=status.durable and self._intake.durable,
-            reason=status.reason or self._intake.reason,
+            reason=self._intake.reason or status.reason,
         )
 
 

@@ -189,11 +189,18 @@ def opened_as_it_is(path: Path) -> Iterator[Connection]:
 
     Work on it belongs under `translated_errors`.
     """
-    connection = _connect(path, lambda _: None)
+    # Without the pragma SQLite reads nothing of a file that is shorter than its header says.
+    connection = _connect(path, lambda raw: raw.execute("PRAGMA writable_schema = ON"))
     try:
         yield connection
     finally:
         connection.close()
+
+
+def is_emptied(path: Path) -> bool:
+    """Say whether a closed database is there and holds not even a header."""
+    with translated_errors():
+        return path.exists() and path.stat().st_size == 0 and not _companion(path, "-wal").exists()
 
 
 def set_aside(path: Path) -> Path:
@@ -296,9 +303,14 @@ def owned_folder(path: Path) -> Iterator[None]:
         StorageLocked: another process holds it.
         StorageError: it cannot be created or written.
     """
-    with translated_errors():
+    try:
         path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise StorageError(
+            f"DATA_DIR: {path} cannot be written ({exc.strerror}). Mend the disk or the"
+            " permissions of the folder, or set another one"
+        ) from exc
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

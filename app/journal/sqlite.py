@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from app.errors import JournalFull, StorageDamaged, StorageError
+from app.errors import JournalFull, StorageDamaged, StorageError, StorageFull
 from app.journal.ledger import Hole, Ledger, Overflow, Pending
 from app.journal.lent import LentRows
 from app.journal.rows import RowBuffer, compress, numbered, take
@@ -20,7 +20,7 @@ from app.journal.salvage import Salvage, finish_salvage, salvage
 from app.logs import Brake
 from app.model import Lines, Row
 from app.snapshot import JournalStatus
-from app.storage import Connection, Database, pragma, shrink, size_of
+from app.storage import Connection, Database, Size, is_emptied, pragma, shrink, size_of
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -276,6 +276,8 @@ class SqliteJournal:
         return self._database
 
     async def _open(self) -> None:
+        if is_emptied(self._path):  # SQLite would take it for a new file and start over
+            raise StorageDamaged("the file is empty")
         async with contextlib.AsyncExitStack() as stack:
             wal_bytes = min(_MAX_WAL_BYTES, self._bounds.max_bytes // 8)
             database = await stack.enter_async_context(
@@ -393,9 +395,11 @@ class _Bounds:
         size = size_of(connection, self.path)
         # A WAL shrinks only when the file is closed; it may never take the whole bound.
         bound = max(self.max_bytes - size.wal_bytes, self.max_bytes // 2)
-        # Freed pages are used again, so they are room even on a disk that is full.
-        disk = size.free_bytes + max(0, self.free_bytes(self.path) - self.min_free_bytes)
-        return min(bound - size.live_bytes, disk)
+        return min(bound - size.live_bytes, self.disk_room(size))
+
+    def disk_room(self, size: Size) -> int:
+        """Return how many bytes the disk has for it; freed pages are used again, so they count."""
+        return size.free_bytes + max(0, self.free_bytes(self.path) - self.min_free_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,6 +516,8 @@ def _make_room(
             if last is None:
                 break
             through = last
+    if bounds.disk_room(size_of(connection, bounds.path)) < needed:
+        raise StorageFull("the disk has no more than JOURNAL_MIN_FREE_MB left")
     if bounds.room(connection) < needed:
         raise JournalFull(f"{needed} bytes are needed and the journal is at its bound")
     return through

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import StorageDamaged, StorageError
+from app.errors import JournalFull, StorageDamaged, StorageError, StorageFull
 from app.journal.ledger import Overflow
 from app.journal.salvage import finish_salvage
 from app.journal.sqlite import SqliteJournal, free_disk_bytes
@@ -530,6 +530,21 @@ async def test_a_disk_that_runs_full_is_a_bound_too(path: Path) -> None:
         assert "JOURNAL_MIN_FREE_MB" in str(journal.status().reason)
 
 
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_new"])
+async def test_a_full_disk_is_no_reason_to_drop_what_is_new(path: Path, overflow: Overflow) -> None:
+    """The database may be well: what does not fit is lent, not lost."""
+    telemetry = new_telemetry()
+    async with journal_at(
+        path, "a", overflow=overflow, telemetry=telemetry, min_free_bytes=1, free_bytes=lambda _: 0
+    ) as journal:
+        with pytest.raises(StorageFull, match="JOURNAL_MIN_FREE_MB") as raised:
+            await journal.append(bulky_lines(1, 100), received_at=1.0)
+
+        assert not isinstance(raised.value, JournalFull)
+        assert telemetry.sink("a").dropped == 0
+        assert journal.status().reason is None
+
+
 async def test_settled_rows_are_no_reason_to_refuse(path: Path) -> None:
     """`drop_new` makes room from what is settled before it refuses anything."""
     async with journal_at(path, "a", max_bytes=400_000, overflow="drop_new") as journal:
@@ -700,6 +715,38 @@ async def test_rows_around_the_damage_are_saved(
     async with journal_at(path, "a") as journal:
         assert [*saved, 601] == await numbers_held(journal, "a")
         assert journal.status().salvaged == 0
+    assert len(set_aside(path)) == 1
+
+
+@pytest.mark.parametrize("left", [0.2, 0.5, 0.9])
+async def test_a_file_cut_short_keeps_what_is_left(path: Path, left: float) -> None:
+    """Rows in the missing part are counted, those before it are saved."""
+    await filled(path)
+    os.truncate(path, int(path.stat().st_size * left))
+
+    async with journal_at(path, "a") as journal:
+        saved = await numbers_held(journal, "a")
+        status = journal.status()
+
+        assert sorted(set(saved)) == saved
+        assert (200 if left >= 0.5 else 0) <= len(saved) < 600
+        assert len(saved) + journal.missing_points == 600
+        assert "is damaged" in str(status.reason) or "was damaged" in str(status.reason)
+        await append(journal, 601, 1)
+        assert [*saved, 601] == await numbers_held(journal, "a")
+    assert len(set_aside(path)) == 1
+
+
+async def test_an_emptied_file_is_not_taken_for_a_new_one(path: Path) -> None:
+    """It is said, and numbers that were given out are not given out again."""
+    await filled(path, rows=5)
+    os.truncate(path, 0)
+
+    async with journal_at(path, "a") as journal:
+        assert "0 points were saved" in str(journal.status().reason)
+        await append(journal, 1, 1)
+        (row,) = await journal.read("a", max_points=1)
+        assert row.first > 50
     assert len(set_aside(path)) == 1
 
 
