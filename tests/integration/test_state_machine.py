@@ -406,6 +406,9 @@ class MemoryMachine(RuleBasedStateMachine):
         self.now.put_points += points
         self.now.intake.put(Lines(data, points), received_at=0.0)
         self.play(self.now.rest())
+        # A second has passed: where commits fail, the intake lends what came, and tries again.
+        self.now.journal.wake()
+        self.play(self.now.rest())
 
     @rule()
     def stall(self) -> None:
@@ -562,16 +565,17 @@ class SqliteMachine(MemoryMachine):
         self.now.journal.is_sick = True
 
     @rule()
-    def try_again(self) -> None:
-        """A second has passed: the intake lends what came meanwhile, and tries a commit."""
-        self.now.journal.wake()
-        self.play(self.now.rest())
+    def tidy(self) -> None:
+        """The journal saves its cursors and deletes what is settled, however sick the rest is."""
+        assert isinstance(self.now.journal.inner, SqliteJournal)
+        self.play(self.now.journal.inner._tidy())
 
     @rule()
     def mend(self) -> None:
         """The disk is well again, and a second has passed."""
         self.now.journal.is_sick = False
-        self.try_again()
+        self.now.journal.wake()
+        self.play(self.now.rest())
 
     def teardown(self) -> None:
         """Leave nothing behind."""
