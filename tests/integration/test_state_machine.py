@@ -397,9 +397,10 @@ class MemoryMachine(RuleBasedStateMachine):
         self.overflow = overflow
         self.play(self.begin(SINKS))
 
-    @rule(points=st.integers(1, 30))
-    def receive(self, points: int) -> None:
-        """Events come in."""
+    @rule(points=st.integers(1, 30), is_sick=st.booleans())
+    def receive(self, points: int, *, is_sick: bool) -> None:
+        """Events come in, and from now on every commit fails or succeeds; memory is never sick."""
+        self.now.journal.is_sick = is_sick and isinstance(self.now.journal.inner, SqliteJournal)
         numbers = range(self.events, self.events + points)
         self.events += points
         data = b"".join(line_of(number) + b"\n" for number in numbers)
@@ -558,11 +559,6 @@ class SqliteMachine(MemoryMachine):
     def restart(self, sinks: tuple[str, ...], *, is_killed: bool) -> None:
         """The process ends, in order or not, and starts again with other sinks perhaps."""
         self.play(self._restart(sinks, is_killed=is_killed))
-
-    @rule()
-    def sicken(self) -> None:
-        """From now on every commit fails, until the disk is mended."""
-        self.now.journal.is_sick = True
 
     @rule()
     def tidy(self) -> None:
