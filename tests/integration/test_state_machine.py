@@ -555,16 +555,20 @@ class SqliteMachine(MemoryMachine):
         self.folders = tempfile.TemporaryDirectory()
         self.lives = 0
 
-    @rule(sinks=st.sampled_from([("a",), ("b",), SINKS]), is_killed=st.booleans())
-    def restart(self, sinks: tuple[str, ...], *, is_killed: bool) -> None:
-        """The process ends, in order or not, and starts again with other sinks perhaps."""
-        self.play(self._restart(sinks, is_killed=is_killed))
+    @rule(
+        sinks=st.sampled_from([("a",), ("b",), SINKS]),
+        is_killed=st.booleans(),
+        is_tidy=st.booleans(),
+    )
+    def restart(self, sinks: tuple[str, ...], *, is_killed: bool, is_tidy: bool) -> None:
+        """The process ends, in order or not, and starts again with other sinks perhaps.
 
-    @rule()
-    def tidy(self) -> None:
-        """The journal saves its cursors and deletes what is settled, however sick the rest is."""
-        assert isinstance(self.now.journal.inner, SqliteJournal)
-        self.play(self.now.journal.inner._tidy())
+        Cursors may have been saved just before, however sick the commits are.
+        """
+        if is_tidy:
+            assert isinstance(self.now.journal.inner, SqliteJournal)
+            self.play(self.now.journal.inner._tidy())
+        self.play(self._restart(sinks, is_killed=is_killed))
 
     @rule()
     def mend(self) -> None:

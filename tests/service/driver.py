@@ -32,7 +32,7 @@ When = Literal["before", "after"]
 
 
 class Failpoint:
-    """A signal to this very process before or after the next statement that begins so."""
+    """A signal to this very process before or after the next statement, or step, that begins so."""
 
     def __init__(self, place: str, *, number: signal.Signals, armed: bool) -> None:
         """Take the place, such as `before COMMIT`; without `armed`, SIGUSR1 arms it."""
@@ -89,6 +89,18 @@ def instrument_statements(
         return plain(path, **options, factory=Watched if watched else sqlite3.Connection)
 
     sqlite3.connect = connect  # type: ignore[assignment]
+
+
+def instrument_settling(failpoint: Failpoint) -> None:
+    """Pass `before settle` and `after settle`: a sink has accepted, and only memory knows."""
+    settle = SqliteJournal.settle
+
+    def settled(self: SqliteJournal, sink: str, through: int) -> None:
+        failpoint.passes("before", "settle")
+        settle(self, sink, through)
+        failpoint.passes("after", "settle")
+
+    SqliteJournal.settle = settled  # type: ignore[method-assign]
 
 
 def acknowledge_to(ledger: int) -> None:
@@ -152,6 +164,7 @@ def main() -> None:
     if chosen.at:
         number = signal.Signals[chosen.signal]
         failpoint = Failpoint(chosen.at, number=number, armed=chosen.armed)
+        instrument_settling(failpoint)
     instrument_statements(failpoint=failpoint, synchronous=chosen.synchronous, ledger=chosen.ledger)
     if chosen.ledger is not None:
         acknowledge_to(chosen.ledger)

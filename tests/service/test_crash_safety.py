@@ -28,12 +28,14 @@ PLACES = (
     "after UPDATE journal SET tail",
     "before COMMIT",
     "after COMMIT",
+    "before settle",
+    "after settle",
     "before UPDATE cursors",
     "after UPDATE cursors",
     "before DELETE FROM journal_rows",
     "after DELETE FROM journal_rows",
 )
-"""Inside an append, inside the moving of a cursor, and inside the deletion of what is settled."""
+"""Inside an append, between a sink's acceptance and the cursor on disk, and inside a deletion."""
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +130,7 @@ async def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
     assert (found.lost, found.differing, found.in_order) == (0, 0, True), f"SEED={seed} {found}"
 
 
+@pytest.mark.timeout(300)  # eleven lives
 async def test_a_kill_inside_every_step_of_the_journal_loses_nothing(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -116,6 +117,11 @@ async def takes_writes(running: Service) -> None:
     )
 
 
+def asked_again(requests: int) -> Callable[[FakeInflux], bool]:
+    """Return whether there were more requests."""
+    return lambda influx: len(influx.requests) > requests
+
+
 async def all_received(running: Service, count: Count) -> None:
     """Wait until everything that changed is durable."""
     await running.until(
@@ -156,10 +162,7 @@ async def test_every_fault_of_a_database_costs_nothing_but_time(
                     if fault.sentence is not None:
                         await says(running, fault.sentence)
                     else:
-                        before = len(influx.requests)
-                        await influx.wait_for(
-                            lambda influx, before=before: len(influx.requests) > before + 1
-                        )
+                        await influx.wait_for(asked_again(len(influx.requests) + 1))
                     influx.fault = None
                     await takes_writes(running)
                     assert process.memory_info().rss < RSS_MAX_MB * 1e6, name
