@@ -211,6 +211,19 @@ async def test_a_database_that_cannot_be_reached_costs_nothing_but_time(
             await assert_all_is_there(running, influx, count.changes)
 
 
+async def test_without_any_neighbor_the_service_is_live_and_ready(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    """Nobody should restart it for what others do; /health says what is the matter."""
+    alone = {"HOME_ASSISTANT_URL": "http://127.0.0.1:9", "INFLUXDB_URL": "http://127.0.0.1:9"}
+    async with service(tmp_path, settings | alone) as running:
+        health = await running.until("/health", lambda health: health["status"] == "degraded")
+        live, ready = await running.get("/health/live"), await running.get("/health/ready")
+
+    assert (live["status"], ready["status"]) == ("alive", "ready")
+    assert "Home Assistant" in health["reasons"][0]
+
+
 @pytest.mark.parametrize(
     ("seconds", "backlog"),
     [(5, 50_000), pytest.param(600, 500_000, marks=[pytest.mark.slow, pytest.mark.timeout(1_800)])],
