@@ -159,6 +159,13 @@ class Times(NamedTuple):
     newest_ns: int
 
 
+def spanned(some: Times | None, others: Times | None) -> Times | None:
+    """Return the span that holds both."""
+    if some is None or others is None:
+        return some or others
+    return Times(min(some.oldest_ns, others.oldest_ns), max(some.newest_ns, others.newest_ns))
+
+
 @dataclass(frozen=True, slots=True)
 class Lines:
     """Encoded points: line protocol, each line ended by a newline.

@@ -129,7 +129,7 @@ class Observer:
             oldest_pending_seconds=max(0.0, time.time() - oldest_at) if oldest_at else 0.0,
             durable=status.durable and self._intake.durable,
             losing=self._intake.losing,
-            reason=status.reason or self._intake.reason,
+            reason=self._intake.reason or status.reason,
         )
 
 

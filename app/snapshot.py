@@ -49,7 +49,7 @@ class JournalStatus:
     """What waits between receipt and the sinks."""
 
     pending_points: int = 0
-    """Received and not yet committed."""
+    """Received and not yet committed, those that sinks may have from memory included."""
     oldest_pending_seconds: float = 0.0
     bytes: int = 0
     durable: bool = True
@@ -73,7 +73,7 @@ class SinkStatus:
     points_dead_lettered: int = 0
     points_dropped: int = 0
     held: int = 0
-    """Points committed and not yet settled by this sink."""
+    """Points journaled, or lent while commits fail, and not yet settled by this sink."""
     lag_seconds: float = 0.0
     """Age of the oldest held point."""
     drained_in_seconds: float | None = None

@@ -117,13 +117,14 @@ class Database:
         return _connect(self.path, self._prepare_writer)
 
     def _prepare_writer(self, connection: Connection) -> None:
+        _refuse_newer(connection, self.path, self._migrations)  # before anything is written
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         connection.execute(f"PRAGMA cache_size = -{self._cache_bytes // 1024}")
         wal_pages = self._wal_bytes // pragma(connection, "page_size")
         connection.execute(f"PRAGMA wal_autocheckpoint = {max(1, wal_pages)}")
-        _migrate(connection, self.path, self._migrations)
+        _migrate(connection, self._migrations)
 
     def _open_for_reading(self) -> Connection:
         return _connect(self.path, lambda reader: reader.execute("PRAGMA query_only = ON"))
@@ -189,11 +190,18 @@ def opened_as_it_is(path: Path) -> Iterator[Connection]:
 
     Work on it belongs under `translated_errors`.
     """
-    connection = _connect(path, lambda _: None)
+    # Without the pragma SQLite reads nothing of a file that is shorter than its header says.
+    connection = _connect(path, lambda raw: raw.execute("PRAGMA writable_schema = ON"))
     try:
         yield connection
     finally:
         connection.close()
+
+
+def is_emptied(path: Path) -> bool:
+    """Say whether a closed database is there and holds not even a header."""
+    with translated_errors():
+        return path.exists() and path.stat().st_size == 0 and not _companion(path, "-wal").exists()
 
 
 def set_aside(path: Path) -> Path:
@@ -274,14 +282,18 @@ def _in_transaction(connection: Connection, work: Callable[[Connection], Work]) 
     return result
 
 
-def _migrate(connection: Connection, path: Path, migrations: Sequence[str]) -> None:
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
+def _refuse_newer(connection: Connection, path: Path, migrations: Sequence[str]) -> None:
+    version = pragma(connection, "user_version")
     if version > len(migrations):
         raise StorageNewer(
             f"{path} was written by a newer version of this service"
             f" (its tables are of version {version}, this one knows {len(migrations)});"
             " start that version again, or move the file away"
         )
+
+
+def _migrate(connection: Connection, migrations: Sequence[str]) -> None:
+    version = pragma(connection, "user_version")
     for number, script in enumerate(migrations[version:], start=version + 1):
         connection.executescript(
             f"BEGIN IMMEDIATE;\n{script};\nPRAGMA user_version={number};COMMIT;"
@@ -297,12 +309,11 @@ def owned_folder(path: Path) -> Iterator[None]:
         StorageError: it cannot be created or written.
     """
     try:
-        with translated_errors():
-            path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except StorageError as exc:
-        raise type(exc)(
-            f"DATA_DIR: the folder {path} cannot be written: {exc}."
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise StorageError(
+            f"DATA_DIR: the folder {path} cannot be written ({exc.strerror})."
             " Mend it, or set DATA_DIR to another one"
         ) from exc
     try:

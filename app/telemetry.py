@@ -39,6 +39,7 @@ class Telemetry:
         self.started_at = clock()
         self.received = 0
         self.journaled = 0
+        """Durable in the journal, or settled by every sink before the journal could have them."""
         self.filtered = 0
         self.malformed: Counter[str] = Counter()
         """By kind: what was wrong with the message."""
@@ -114,6 +115,10 @@ class Telemetry:
         self.journaled += points
         self._commit_seconds.observe(seconds)
         self._commit_delay.observe(max(0.0, self._clock() - received_at))
+
+    def lent_points_secured(self, points: int) -> None:
+        """Count points that sinks had from memory and that a crash cannot take any more."""
+        self.journaled += points
 
     def commit_failed(self) -> None:
         """Count an append that the journal refused or could not make durable."""

@@ -113,38 +113,38 @@ async def measure(load: Load, folder: Path) -> Outcome:
             "INFLUXDB_MAX_PENDING_POINTS": str(load.max_pending_points),
         }
         async with service(folder, environment) as running:
-            await running.until("/health", _is_connected)
+            await running.until("/health", is_connected)
             return await _measure(load, folder, running, house, sink)
 
 
 async def _measure(load: Load, folder: Path, running: Service, house: Peer, sink: Peer) -> Outcome:
     process = psutil.Process(running.process.pid)
-    memory = _Memory(process)
+    memory = Memory(process)
     watched = _Watched()
     async with contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(_beside(memory.sample()))
+        await stack.enter_async_context(beside(memory.sample()))
         for _ in range(load.watchers):
             ready = asyncio.Event()
-            await stack.enter_async_context(_beside(watched.watch(running.url, ready)))
+            await stack.enter_async_context(beside(watched.watch(running.url, ready)))
             await ready.wait()
-        before_s = _cpu_s(process)
+        before_s = cpu_s(process)
         played = await house.ask(
             Played, "play", rate=load.rate, seconds=load.seconds, patient=load.patient
         )
         end = time.perf_counter()
-        playing_s = _cpu_s(process) - before_s
+        playing_s = cpu_s(process) - before_s
         count = await _drained(sink, played.events)
         drained_s = time.perf_counter() - end
-        cpu_s = _cpu_s(process) - before_s
+        spent_s = cpu_s(process) - before_s
     latencies = await sink.ask(Latencies, "latencies")
     missing, repeated = max(0, played.events - count.lines), max(0, count.lines - played.events)
     if load.check:
-        missing, repeated = await _compare(house, sink, folder)
+        missing, repeated = await compare(house, sink, folder)
     return Outcome(
         name=load.name,
         events=played.events,
         events_per_s=played.events / played.seconds,
-        cpu_us_per_event=cpu_s / played.events * 1e6,
+        cpu_us_per_event=spent_s / played.events * 1e6,
         core_percent=playing_s / played.seconds * 100,
         rss_max_mb=memory.max_bytes / 1e6,
         disconnects=max(played.cut_off, played.subscriptions - 1),
@@ -162,13 +162,15 @@ async def _measure(load: Load, folder: Path, running: Service, house: Peer, sink
     )
 
 
-def _is_connected(health: dict[str, dict[str, object]]) -> bool:
+def is_connected(health: dict[str, dict[str, object]]) -> bool:
+    """Return whether /health says that events stream and the registries are known."""
     return health["discovery"]["entities"] == ENTITIES and bool(
         health["subscription"]["is_subscribed"]
     )
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def cpu_s(process: psutil.Process) -> float:
+    """Return the CPU time that a process has spent."""
     times = process.cpu_times()
     return times.user + times.system
 
@@ -183,7 +185,7 @@ async def _drained(sink: Peer, events: int) -> Count:
     return count
 
 
-async def _compare(house: Peer, sink: Peer, folder: Path) -> tuple[int, int]:
+async def compare(house: Peer, sink: Peer, folder: Path) -> tuple[int, int]:
     """Return how many points are missing, and how many there are too many."""
     happened, arrived = folder / "happened.txt", folder / "arrived.txt"
     await house.ask(Written, "write_identities", path=str(happened))
@@ -194,7 +196,7 @@ async def _compare(house: Peer, sink: Peer, folder: Path) -> tuple[int, int]:
 
 
 @contextlib.asynccontextmanager
-async def _beside(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
+async def beside(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
     """Do something until the block ends; if it has failed by then, raise why."""
     task = asyncio.create_task(work, name="benchmark.beside")
     try:
@@ -206,7 +208,7 @@ async def _beside(work: Coroutine[object, object, None]) -> AsyncIterator[None]:
             task.result()
 
 
-class _Memory:
+class Memory:
     """The most memory a process ever took, as far as one sees by looking now and then."""
 
     def __init__(self, process: psutil.Process) -> None:

@@ -40,6 +40,8 @@ class Ledger:
 
     def __init__(self, *, keep: bool, answer_delay_s: float) -> None:
         self.url = ""
+        self.is_away = False
+        """Whether every connection is cut."""
         self._keep = keep
         self._answer_delay_s = answer_delay_s
         self._lines = 0
@@ -49,6 +51,8 @@ class Ledger:
 
     async def write(self, request: web.Request) -> web.Response:
         """Take a body and say that it is stored."""
+        if self.is_away:
+            return _cut(request)
         body = await request.read()
         arrived_ns = time.time_ns()
         if request.headers.get("Content-Encoding") == "gzip":
@@ -61,12 +65,19 @@ class Ledger:
             await asyncio.sleep(self._answer_delay_s)
         return web.Response(status=204)
 
-    async def ping(self, _: web.Request) -> web.Response:
+    async def ping(self, request: web.Request) -> web.Response:
         """Answer as InfluxDB 2 does."""
+        if self.is_away:
+            return _cut(request)
         return web.Response(status=204, headers={"X-Influxdb-Version": "v2.7.0"})
 
     async def where(self) -> Where:
         """Say where to write."""
+        return Where(self.url)
+
+    async def be_away(self, *, away: bool) -> Where:
+        """Cut every connection from now on, or answer again."""
+        self.is_away = away
         return Where(self.url)
 
     async def count(self) -> Count:
@@ -94,6 +105,12 @@ class Ledger:
         self._latencies.extend((arrived_ns - int(time_ns)) / 1e6 for time_ns in times)
 
 
+def _cut(request: web.Request) -> web.Response:
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=503)
+
+
 async def main(*, keep: bool, answer_delay_s: float) -> None:
     """Serve until standard input ends."""
     ledger = Ledger(keep=keep, answer_delay_s=answer_delay_s)
@@ -108,6 +125,7 @@ async def main(*, keep: bool, answer_delay_s: float) -> None:
         await answer_commands(
             {
                 "where": ledger.where,
+                "be_away": ledger.be_away,
                 "count": ledger.count,
                 "latencies": ledger.latencies,
                 "write_identities": ledger.write_identities,

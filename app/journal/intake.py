@@ -9,25 +9,50 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Literal, Protocol
 
-from app.errors import JournalFull, StorageError
+from app.errors import JournalFull, StorageDamaged, StorageError
 from app.journal.coverage import Coverage
 from app.journal.ledger import Overflow
 from app.logs import Brake
-from app.model import Lines, Times
+from app.model import Lines, spanned
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
+
+_LOOK_AT_THE_DISK = "Look at the disk of DATA_DIR; the commit is tried again every second."
+_ADVICE: dict[type[StorageError], str] = {
+    StorageDamaged: "Check the disk and restart the service: it saves all that can be read.",
+}
 
 
 class Journal(Protocol):
     """What the intake needs of a journal."""
 
+    @property
+    def lent_points(self) -> int:
+        """How many points sinks may have although they are not durable."""
+        ...
+
+    @property
+    def lent_since(self) -> float | None:
+        """When the oldest of them was received, in seconds since the epoch."""
+        ...
+
     async def append(self, lines: Lines, *, received_at: float) -> None:
         """Make points durable, or raise `JournalFull` or another `StorageError`."""
+
+    async def lend(self, lines: Lines, *, received_at: float) -> None:
+        """Let the sinks have points that could not be made durable."""
+
+    async def commit(self) -> None:
+        """Make what is lent durable, or raise a `StorageError`."""
 
 
 class Intake:
     """A bounded queue in front of the journal, so that the reader never waits.
+
+    While commits fail, points are lent to the sinks in the same order, and a commit is tried
+    again every `retry_s`. At most half of the bound is lent at once: what else comes waits in
+    the queue, where the overflow policy decides who is lost.
 
     What leaves it is counted in the same synchronous stretch in which `pending_points`
     shrinks: taken in = journaled + dropped + pending, at any moment.
@@ -80,12 +105,15 @@ class Intake:
 
     @property
     def pending_points(self) -> int:
-        """Points received and not yet committed, those of a commit under way included."""
-        return self._pending_points
+        """Points received and not safe yet, those of a commit under way and lent ones included."""
+        return self._pending_points + self._journal.lent_points
 
     @property
     def oldest_at(self) -> float | None:
         """When the oldest pending point was received, or None when none is pending."""
+        lent_since = self._journal.lent_since
+        if lent_since is not None:
+            return lent_since
         return self._oldest_at if self._pending_points else None
 
     def put(self, lines: Lines, *, received_at: float) -> None:
@@ -96,7 +124,7 @@ class Intake:
         if self._closed:
             self._telemetry.events_dropped(points, cause="shutdown")
             return
-        if self._pending_points + points > self._max_pending_points and not self._fits(points):
+        if self.pending_points + points > self._max_pending_points and not self._fits(points):
             self._drop(lines, cause="journal_stalled")
             return
         if not self._pending_points:
@@ -120,9 +148,51 @@ class Intake:
         `commit_interval_s` after the oldest of them was received.
         """
         while (batch := await self._next()) is not None:
-            lines, received_at = batch
-            while not await self._commit(lines, received_at):
-                await self._sleep(self._retry_s)
+            if not await self._commit(*batch):
+                await self._bridge(*batch)
+
+    async def _bridge(self, lines: Lines, received_at: float) -> None:
+        """Lend points to the sinks until the journal can commit again.
+
+        Once closed, everything left is lent and a commit tried a last time: the sinks have
+        the rest of the time to stop, and the journal tries once more when it is closed.
+        """
+        await self._lend(lines, received_at)
+        is_last = False
+        while not is_last:
+            await self._sleep(self._retry_s)
+            is_last = self._closed
+            while (self._closed or self._may_lend()) and (batch := self._at_hand()) is not None:
+                await self._lend(*batch)
+            if await self._commit_lent():
+                return
+
+    def _may_lend(self) -> bool:
+        return 2 * self._journal.lent_points < self._max_pending_points
+
+    def _at_hand(self) -> tuple[Lines, float] | None:
+        """Take what waits, up to a commit's worth, without waiting for more."""
+        if self._queue.empty():
+            return None
+        if (first := self._queue.get_nowait()) is None:
+            self._queue.put_nowait(None)  # closed: `_next` shall see it, too
+            return None
+        lines, self._oldest_at = first
+        self._queued_points -= lines.points
+        return self._merged(lines), self._oldest_at
+
+    async def _lend(self, lines: Lines, received_at: float) -> None:
+        await self._journal.lend(lines, received_at=received_at)
+        self._pending_points -= lines.points
+
+    async def _commit_lent(self) -> bool:
+        try:
+            await self._journal.commit()
+        except StorageError as exc:
+            self._failed(exc)
+            return False
+        self._recovered()
+        return True
 
     async def _next(self) -> tuple[Lines, float] | None:
         first = await self._queue.get()
@@ -154,7 +224,7 @@ class Intake:
                 break
             data.append(batch[0].data)
             points += batch[0].points
-            times = _spanned(times, batch[0].times)
+            times = spanned(times, batch[0].times)
             self._queued_points -= batch[0].points
         return Lines(b"".join(data), points, times) if len(data) > 1 else first
 
@@ -188,10 +258,10 @@ class Intake:
 
     def _fits(self, points: int) -> bool:
         """Make room by the policy; what a commit has in hand stays."""
-        in_hand = self._pending_points - self._queued_points
+        in_hand = self.pending_points - self._queued_points
         if self._overflow == "drop_new" or in_hand + points > self._max_pending_points:
             return False
-        while self._pending_points + points > self._max_pending_points:
+        while self.pending_points + points > self._max_pending_points:
             oldest = self._queue.get_nowait()
             assert oldest is not None, "nothing is put after close"
             self._pending_points -= oldest[0].points
@@ -214,11 +284,11 @@ class Intake:
     def _failed(self, exc: StorageError) -> None:
         self._telemetry.commit_failed()
         if self.durable:
-            logger.error("The journal cannot make events durable, trying again: %s", exc)
+            logger.error("Events are not durable, the commit is tried again: %s", exc)
         self.durable = False
         self.reason = (
-            f"Events cannot be made durable: {exc}. They wait in memory"
-            " (INFLUXDB_MAX_PENDING_POINTS); look at the disk of DATA_DIR."
+            f"Events are not durable: {exc}. They go to the sinks from memory"
+            f" (INFLUXDB_MAX_PENDING_POINTS). {_ADVICE.get(type(exc), _LOOK_AT_THE_DISK)}"
         )
 
     def _recovered(self) -> None:
@@ -227,10 +297,3 @@ class Intake:
         self.durable = True
         self.losing = False
         self.reason = None
-
-
-def _spanned(some: Times | None, others: Times | None) -> Times | None:
-    """Return the span that holds both."""
-    if some is None or others is None:
-        return some or others
-    return Times(min(some.oldest_ns, others.oldest_ns), max(some.newest_ns, others.newest_ns))

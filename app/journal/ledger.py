@@ -24,7 +24,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Sequence numbers whose points were lost with a damaged file."""
+    """Sequence numbers whose points are not there: lost with a damaged file, or never written."""
 
     first: int
     points: int
@@ -112,6 +112,23 @@ class Ledger:
             if cursor < through:
                 self._telemetry.points_dropped(sink, self.points_between(cursor, through))
                 self._cursors[sink] = through
+
+    def skipped(self, first: int, points: int) -> None:
+        """Note numbers that no row on disk will hold; whoever still needed them loses them."""
+        behind = [sink for sink, cursor in self._cursors.items() if cursor < first]
+        for sink in behind:
+            self._telemetry.points_dropped(sink, points)
+        if not behind:
+            return
+        if self.holes and self.holes[-1].first + self.holes[-1].points == first:
+            *before, last = self.holes
+            self.holes = (*before, Hole(last.first, last.points + points))
+        else:
+            self.holes = (*self.holes, Hole(first, points))
+
+    def secured(self, points: int) -> None:
+        """Count lent points that are durable now, or in every sink that is configured."""
+        self._telemetry.lent_points_secured(points)
 
     async def grown(self, sink: str, *, points: int) -> None:
         """Wait until the sink holds at least `points`."""

@@ -74,6 +74,27 @@ class MemoryJournal:
         self._rows.extend(rows)
         self._ledger.appended(lines.points)
 
+    @property
+    def lent_points(self) -> int:
+        """Return 0: what is appended is as safe as it will be."""
+        return 0
+
+    @property
+    def lent_since(self) -> float | None:
+        """Return None, for the same reason."""
+        return None
+
+    async def lend(self, lines: Lines, *, received_at: float) -> None:
+        """Take points as `append` does.
+
+        Raises:
+            JournalFull: there is no room and the policy is `drop_new`; nothing was taken.
+        """
+        await self.append(lines, received_at=received_at)
+
+    async def commit(self) -> None:
+        """Do nothing: nothing here is ever durable."""
+
     async def read(self, sink: str, *, max_points: int) -> list[Row]:
         """Return the next rows the sink has not settled, in order, at least one if any.
 
@@ -87,7 +108,7 @@ class MemoryJournal:
 
     async def kept(self, *, after: int = 0, since: float = 0.0) -> AsyncIterator[Row]:
         """Yield the rows that some sink has not settled; memory keeps no others."""
-        for row in self._rows.all():
+        for row in tuple(self._rows.all()):
             if row.last > after and row.received_at >= since:
                 yield row
 

@@ -74,6 +74,10 @@ class RowBuffer:
         self.bytes -= _size(row)
         return row
 
+    def all(self) -> Sequence[Row]:
+        """Return all rows, oldest first."""
+        return self._rows
+
     def forget(self, through: int) -> None:
         """Remove the rows that end at or before `through`."""
         while self._rows and self._rows[0].last <= through:
@@ -83,10 +87,6 @@ class RowBuffer:
         """Remove the oldest rows until the rest fits."""
         while self.bytes > max_bytes:
             self.popleft()
-
-    def all(self) -> list[Row]:
-        """Return the rows that are here now, oldest first."""
-        return list(self._rows)
 
     def holding(self, sequence: int) -> Row | None:
         """Return the row that holds a sequence number, or None when none does."""

@@ -8,23 +8,24 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Self
 
-from app.errors import JournalFull, StorageDamaged, StorageError
+from app.errors import JournalFull, StorageDamaged, StorageError, StorageFull
 from app.journal.coverage import Coverage, Unsaved
 from app.journal.last_states import LastStates
 from app.journal.ledger import Hole, Ledger, Overflow, Pending
+from app.journal.lent import LentRows
 from app.journal.remembered import MIGRATION, Remembered, load, save_coverage, save_states
 from app.journal.rows import RowBuffer, compress, numbered, take
 from app.journal.salvage import Salvage, finish_salvage, salvage
 from app.logs import Brake
-from app.model import LastState, Lines, Row
+from app.model import LastState, Lines, Row, Times, spanned
 from app.snapshot import JournalStatus
-from app.storage import Connection, Database, pragma, shrink, size_of
+from app.storage import Connection, Database, Size, is_emptied, pragma, shrink, size_of
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,10 @@ class SqliteJournal:
         self._last_states = last_states or LastStates()
         self._ledger = Ledger(sinks, telemetry=telemetry)
         self._recent = RowBuffer()
+        self._lent = LentRows(self._ledger)
+        self._lent_times: Times | None = None
+        """When what was lent since the last commit happened."""
+        self._durable_through = 0
         self._order = asyncio.Lock()
         self._appending: set[asyncio.Task[None]] = set()
         self._closing = contextlib.AsyncExitStack()
@@ -143,6 +148,7 @@ class SqliteJournal:
         if self._appending:
             await asyncio.wait(self._appending)
         async with self._closing:
+            await self._commit_at_last()
             try:
                 await self._tidy(closing=True)
             except StorageError as exc:
@@ -169,10 +175,38 @@ class SqliteJournal:
             JournalFull: there is no room and the policy is `drop_new`; nothing was taken.
             StorageError: nothing was taken; try again.
         """
-        task = asyncio.create_task(self._append(lines, received_at), name="journal.append")
-        self._appending.add(task)
-        task.add_done_callback(self._appending.discard)
-        await asyncio.shield(task)
+        await self._to_its_end(self._append(lines, received_at))
+
+    @property
+    def lent_points(self) -> int:
+        """How many points sinks may have although they are only in memory."""
+        return self._lent.points
+
+    @property
+    def lent_since(self) -> float | None:
+        """When the oldest of them was received, in seconds since the epoch."""
+        return self._lent.since
+
+    async def lend(self, lines: Lines, *, received_at: float) -> None:
+        """Let the sinks have points at the tail that could not be appended; see `commit`.
+
+        They are numbered for good in this process. One that ends before they are durable
+        loses what no sink has taken, and gives their numbers to others in its next life.
+        """
+        members = await asyncio.to_thread(compress, lines)
+        async with self._order:  # nobody is giving out numbers now
+            first = self._ledger.tail + 1
+            self._lent_times = spanned(self._lent_times, lines.times)
+            self._lent.lend(numbered(members, first=first, received_at=received_at))
+
+    async def commit(self) -> None:
+        """Make what is lent durable, as far as a sink still needs it.
+
+        Raises:
+            StorageError: it cannot be yet; nothing was changed.
+        """
+        if self._ledger.tail > self._durable_through:
+            await self._to_its_end(self._append(Lines(b"", 0), 0.0))
 
     async def read(self, sink: str, *, max_points: int) -> list[Row]:
         """Return the next rows the sink has not settled, in order, at least one if any.
@@ -186,6 +220,8 @@ class SqliteJournal:
         while ledger.held(sink):
             cursor = ledger.cursors[sink]
             rows = self._recent.after(cursor, max_points=max_points)
+            if rows is None:
+                rows = self._lent.after(cursor, max_points=max_points)
             if rows is None:
                 work = partial(_rows_after, cursor=cursor, max_points=max_points)
                 rows = await self._open_database().read(work)
@@ -208,6 +244,8 @@ class SqliteJournal:
         It is on disk with the next append, or within a second.
         """
         self._ledger.settle(sink, through)
+        if self._lent.points and not self._order.locked():
+            self._lent.release()
 
     async def kept(self, *, after: int = 0, since: float = 0.0) -> AsyncIterator[Row]:
         """Yield the rows in the file, settled or not, that hold a point after a number.
@@ -233,7 +271,8 @@ class SqliteJournal:
         points = self._ledger.held(sink)
         if not points:
             return Pending(points=0, oldest_at=None)
-        row = self._recent.holding(self._ledger.cursors[sink] + 1)
+        next_number = self._ledger.cursors[sink] + 1
+        row = self._recent.holding(next_number) or self._lent.holding(next_number)
         oldest_at = self._oldest_at.get(sink) if row is None else row.received_at
         return Pending(points=points, oldest_at=oldest_at)
 
@@ -275,6 +314,8 @@ class SqliteJournal:
         return self._database
 
     async def _open(self) -> None:
+        if is_emptied(self._path):  # SQLite would take it for a new file and start over
+            raise StorageDamaged("the file is empty")
         async with contextlib.AsyncExitStack() as stack:
             wal_bytes = min(_MAX_WAL_BYTES, self._bounds.max_bytes // 8)
             database = await stack.enter_async_context(
@@ -286,6 +327,7 @@ class SqliteJournal:
             self._closing = stack.pop_all()
         self._database = database
         self._ledger.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
+        self._durable_through = stock.tail
         self._saved = stock.cursors
         self._coverage.open(
             stock.remembered.covered, stock.remembered.gaps, edge_at=stock.newest_at
@@ -297,13 +339,28 @@ class SqliteJournal:
             held = self._ledger.held(sink)
             logger.warning("The journal holds %d points for %r, which is not set up", held, sink)
 
+    async def _to_its_end(self, work: Coroutine[object, object, None]) -> None:
+        """Do something that goes on when the caller is cancelled; closing waits for it."""
+        task = asyncio.create_task(work, name="journal.append")
+        self._appending.add(task)
+        task.add_done_callback(self._appending.discard)
+        await asyncio.shield(task)
+
+    async def _commit_at_last(self) -> None:
+        with contextlib.suppress(StorageError):
+            await self.commit()
+        if self._lent.points:
+            logger.error("Lost %d points that were never durable", self._lent.points)
+
     async def _append(self, lines: Lines, received_at: float) -> None:
         async with self._order:  # rows come back in the order of their sequence numbers
             cursors = dict(self._ledger.cursors)
-            unsaved = self._coverage.unsaved(lines.times)
+            unsaved = self._coverage.unsaved(spanned(self._lent_times, lines.times))
             work = partial(
                 _append_lines,
+                lent=tuple(self._lent.rows),
                 lines=lines,
+                tail=self._ledger.tail,
                 received_at=received_at,
                 cursors=cursors,
                 unsaved=unsaved,
@@ -312,20 +369,24 @@ class SqliteJournal:
             )
             try:
                 appended = await self._open_database().write(work)
-            except JournalFull:
-                self._full = True
+            except StorageError as exc:
+                self._full = self._full or isinstance(exc, JournalFull)
+                self._lent.release()  # what was settled while they were being written
                 raise
             # From here on nothing waits: rows, cursors and counters are of one moment.
             self._full = self._still_full(appended)
             self._saved = cursors
-            self._coverage.saved(unsaved, received_at=received_at)
+            self._lent_times = None
+            self._coverage.saved(unsaved, received_at=received_at or None)
             self._bytes = appended.bytes
             if appended.dropped_through:
                 self._drop(appended.dropped_through, appended.oldest_at)
             self._recent.forget(self._ledger.settled_by_all)
+            self._recent.extend(self._lent.written())
             self._recent.extend(appended.rows)
             self._recent.shrink(self._recent_bytes)
             self._ledger.appended(lines.points)
+            self._durable_through = self._ledger.tail
 
     def _still_full(self, appended: _Appended) -> bool:
         """Whether a person should look: not only in the very moment of a drop."""
@@ -361,12 +422,16 @@ class SqliteJournal:
         more = True
         while more:  # each block is a transaction of its own, so that appends come between
             tidying = _Tidying(
-                cursors=dict(self._ledger.cursors),
+                # A cursor may stand among the lent rows; the tail on disk is before them.
+                cursors={
+                    sink: min(cursor, self._durable_through)
+                    for sink, cursor in self._ledger.cursors.items()
+                },
                 deletable=deletable,
                 unsaved=unsaved,
                 states=states,
                 # What is not yet appended is recalled from the rows behind this number.
-                states_through=self._ledger.tail,
+                states_through=self._durable_through,
             )
             more, self._bytes = await self._open_database().write(
                 partial(_tidy_block, tidying=tidying, path=self._path)
@@ -400,9 +465,11 @@ class _Bounds:
         size = size_of(connection, self.path)
         # A WAL shrinks only when the file is closed; it may never take the whole bound.
         bound = max(self.max_bytes - size.wal_bytes, self.max_bytes // 2)
-        # Freed pages are used again, so they are room even on a disk that is full.
-        disk = size.free_bytes + max(0, self.free_bytes(self.path) - self.min_free_bytes)
-        return min(bound - size.live_bytes, disk)
+        return min(bound - size.live_bytes, self.disk_room(size))
+
+    def disk_room(self, size: Size) -> int:
+        """Return how many bytes the disk has for it; freed pages are used again, so they count."""
+        return size.free_bytes + max(0, self.free_bytes(self.path) - self.min_free_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,6 +490,7 @@ class _Appended:
     """What one append did."""
 
     rows: Sequence[Row]
+    """Those of its own lines; what was lent is known already."""
     dropped_through: int
     """The last sequence number dropped from some sink, or 0."""
     oldest_at: float | None
@@ -487,14 +555,17 @@ def _holes(connection: Connection, cursor: int, tail: int) -> Iterator[Hole]:
 def _append_lines(
     connection: Connection,
     *,
+    lent: Sequence[Row],
     lines: Lines,
+    tail: int,
     received_at: float,
     cursors: Mapping[str, int],
     configured: int,
     unsaved: Unsaved,
     bounds: _Bounds,
 ) -> _Appended:
-    rows = numbered(compress(lines), first=_tail(connection) + 1, received_at=received_at)
+    new = numbered(compress(lines), first=tail + 1, received_at=received_at) if lines.points else []
+    rows = [*lent, *new]
     _save_cursors(connection, cursors)
     dropped = _make_room(connection, rows, configured, bounds)
     connection.execute("UPDATE cursors SET settled = max(settled, ?)", (dropped,))
@@ -502,11 +573,11 @@ def _append_lines(
         "INSERT INTO journal_rows VALUES (?, ?, ?, ?)",
         [(row.first, row.points, row.received_at, row.gzip) for row in rows],
     )
-    connection.execute("UPDATE journal SET tail = tail + ?", (lines.points,))
+    connection.execute("UPDATE journal SET tail = ?", (tail + lines.points,))
     save_coverage(connection, unsaved)
     lost = dropped > min(cursors.values(), default=dropped)
     return _Appended(
-        rows=rows,
+        rows=new,
         dropped_through=dropped if lost else 0,
         oldest_at=_oldest_at(connection, dropped) if lost else None,
         bytes=_bytes(connection, bounds.path),
@@ -533,6 +604,8 @@ def _make_room(
             if last is None:
                 break
             through = last
+    if bounds.disk_room(size_of(connection, bounds.path)) < needed:
+        raise StorageFull("the disk has no more than JOURNAL_MIN_FREE_MB left")
     if bounds.room(connection) < needed:
         raise JournalFull(f"{needed} bytes are needed and the journal is at its bound")
     return through

@@ -113,6 +113,10 @@ def answer(reply: Reply, *, dialect: Advises, secrets: Sequence[str] = ()) -> An
 def failure(exc: Exception) -> TimedOut | Unavailable | Held:
     """Say what it means that no response came."""
     match exc:
+        case aiohttp.ClientConnectorCertificateError():  # which is a ValueError, too
+            cause = exc.certificate_error
+            why = getattr(cause, "verify_message", None) or str(cause)
+            return Unavailable(reason=_one_line(f"the certificate of {exc.host} is refused: {why}"))
         case ValueError():
             # Its text may hold what must not be shown: a password in the address, the token.
             return Held(

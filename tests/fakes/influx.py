@@ -14,6 +14,7 @@ import base64
 import gzip
 import json
 import re
+import ssl
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -96,6 +97,8 @@ class FakeInflux:
         self.may_create_buckets = True
         self.delay_s = 0.0
         """How long every write takes."""
+        self.fault: Reply | None = None
+        """What every write is answered after the script, whatever the rules say."""
         self.pings = 0
         self.alive = True
         """Whether `/ping` says so."""
@@ -113,7 +116,9 @@ class FakeInflux:
         return [request.status for request in self.requests]
 
     @asynccontextmanager
-    async def serving(self, *, port: int = 0) -> AsyncIterator[Self]:
+    async def serving(
+        self, *, port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator[Self]:
         """Listen on a port of 127.0.0.1 until the block ends; may be entered again."""
         self._ended.clear()
         app = web.Application(client_max_size=0)
@@ -123,10 +128,10 @@ class FakeInflux:
         runner = web.AppRunner(app, shutdown_timeout=1.0, auto_decompress=False)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, "127.0.0.1", port)
+            site = web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls)
             await site.start()
             bound = runner.addresses[0][1]
-            self.url = f"http://127.0.0.1:{bound}"
+            self.url = f"{'https' if tls else 'http'}://127.0.0.1:{bound}"
             yield self
         finally:
             self._ended.set()
@@ -154,7 +159,7 @@ class FakeInflux:
         )
 
     async def _write(self, request: web.Request) -> web.StreamResponse:
-        reply = self.script.popleft() if self.script else None
+        reply = self.script.popleft() if self.script else self.fault
         if reply is not None and reply.act == "early":
             self._record(request, [], reply.status)
             return await play(request, reply, ended=self._ended)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from pathlib import Path
 
 import pytest
 
@@ -29,6 +31,7 @@ from app.sink.influx import InfluxSink
 from tests.fakes import influx as fake
 from tests.fakes.influx import FakeInflux
 
+CERTIFICATES = Path(fake.__file__).with_name("certificates")
 LINES = [b'm,e=a s="x\ny" 1', b"m,e=b v=2 2", b"m,e=c v=3 3"]
 
 
@@ -174,6 +177,19 @@ async def test_settings_no_request_can_be_made_of_hold(url: str, token: str) -> 
     assert isinstance(held, Held)
     assert "INFLUXDB_URL" in held.advice
     assert token not in held.reason
+
+
+async def test_an_expired_certificate_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no fault of the settings, and points wait until it is renewed."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATES / "authority.pem"))
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(CERTIFICATES / "expired.pem")
+    async with FakeInflux().serving(tls=tls) as server, sink_to(server) as sink:
+        answer = await sink.write(batch_of())
+
+    assert answer == Unavailable(
+        reason="the certificate of 127.0.0.1 is refused: certificate has expired"
+    )
 
 
 async def test_a_server_without_tls_is_no_answer() -> None:

@@ -357,6 +357,28 @@ async def test_settling_makes_room_again(workshop: Workshop) -> None:
         assert journal.status().reason is None
 
 
+async def test_lent_points_are_read_like_all_others(workshop: Workshop) -> None:
+    """In order behind what was appended, and durable, where anything is, after a commit."""
+    async with workshop.journal("a", "b") as journal, asyncio.timeout(5):
+        await append(journal, 1, 5)
+        waiting = asyncio.create_task(journal.grown("a", points=10), name="waiting")
+        await journal.lend(numbered_lines(6, 5), received_at=2.0)
+        await waiting
+        journal.settle("a", 5)
+        rows = await journal.read("a", max_points=100)
+
+        assert spans(rows) == [(6, 10)]
+        assert journal.pending("a") == Pending(points=5, oldest_at=2.0)
+        journal.settle("a", 7)
+        await journal.commit()
+        await append(journal, 11, 5)
+
+        assert (journal.lent_points, journal.lent_since) == (0, None)
+        assert list(range(6, 16)) == numbers_in(await journal.read("a", max_points=100))
+        assert_balanced(journal, workshop.telemetry, "a", settled=7)
+        assert_balanced(journal, workshop.telemetry, "b", settled=0)
+
+
 @pytest.mark.parametrize("overflow", ["drop_oldest", "drop_new"])
 async def test_an_append_larger_than_the_bound_is_refused(
     workshop: Workshop, overflow: Overflow

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import StorageDamaged, StorageError
+from app.errors import JournalFull, StorageDamaged, StorageError, StorageFull
 from app.journal.coverage import Coverage
 from app.journal.ledger import Overflow
 from app.journal.salvage import finish_salvage
@@ -297,6 +297,164 @@ async def test_settled_rows_leave_memory_with_the_next_append(path: Path) -> Non
         assert journal._recent.holding(6) is not None
 
 
+# Lent rows, while the disk is sick
+
+
+async def lend(journal: SqliteJournal, first: int, count: int) -> None:
+    """Lend numbered points."""
+    await journal.lend(numbered_lines(first, count), received_at=2.0)
+
+
+async def test_lent_points_are_on_disk_after_a_commit(path: Path) -> None:
+    """With the cursors that stand among them, so that a restart goes on there."""
+    telemetry = new_telemetry()
+    async with journal_at(path, "a", "b", telemetry=telemetry) as journal:
+        await append(journal, 1, 5)
+        await lend(journal, 6, 5)
+        await lend(journal, 11, 5)
+        journal.settle("a", 12)
+        assert (journal.lent_points, journal.lent_since) == (10, 2.0)
+        assert await on_disk(journal, "SELECT tail FROM journal") == [(5,)]
+
+        await journal.commit()
+
+        assert journal.lent_points == 0
+        assert telemetry.journaled == 10
+        assert await on_disk(journal, "SELECT tail FROM journal") == [(15,)]
+
+    async with journal_at(path, "a", "b") as journal:
+        assert list(range(11, 16)) == await numbers_held(journal, "a")
+        assert list(range(1, 16)) == await numbers_held(journal, "b")
+
+
+async def test_what_every_sink_has_settled_is_never_written(path: Path) -> None:
+    """It is in the databases; only its numbers are taken for good."""
+    telemetry = new_telemetry()
+    async with journal_at(path, "a", "b", telemetry=telemetry) as journal:
+        await append(journal, 1, 5)
+        await lend(journal, 6, 5)
+        await lend(journal, 11, 5)
+        journal.settle("a", 15)
+        assert journal.lent_points == 10
+        journal.settle("b", 10)
+        assert (journal.lent_points, telemetry.journaled) == (5, 5)
+
+        await journal.commit()
+
+        assert await on_disk(journal, "SELECT first FROM journal_rows") == [(1,), (11,)]
+        assert list(range(11, 16)) == await numbers_held(journal, "b")
+
+    async with journal_at(path, "a", "b") as journal:
+        assert journal.missing_points == 0
+        await append(journal, 16, 1)
+        assert [*range(11, 17)] == await numbers_held(journal, "b")
+        assert await numbers_held(journal, "a") == [16]
+
+
+async def test_a_kill_before_the_commit_skips_no_point_of_the_next_life(
+    path: Path, tmp_path: Path
+) -> None:
+    """No cursor on disk is ever ahead of the tail on disk: numbers are given out again."""
+    killed = tmp_path / "killed"
+    async with journal_at(path, "a", housekeeping_s=0.001) as journal, housekeeping(journal):
+        await append(journal, 1, 5)
+        await lend(journal, 6, 5)
+        journal.settle("a", 10)
+
+        async def saved() -> bool:
+            return await on_disk(journal, "SELECT settled FROM cursors") == [(5,)]
+
+        await until(saved)
+        shutil.copytree(tmp_path, killed)
+
+    async with journal_at(killed / "journal.db", "a") as journal:
+        await append(journal, 11, 3)
+        assert await numbers_held(journal, "a") == [11, 12, 13]
+
+
+async def test_a_failed_commit_changes_nothing_and_is_tried_again(path: Path) -> None:
+    """What was settled while it was tried is let go of afterwards."""
+    telemetry = new_telemetry()
+    async with journal_at(path, "a", telemetry=telemetry) as journal:
+        await make_read_only(journal, read_only=True)
+        await lend(journal, 1, 5)
+        await lend(journal, 6, 5)
+        committing = asyncio.create_task(journal.commit(), name="committing")
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert journal._order.locked()
+        journal.settle("a", 5)
+        assert journal.lent_points == 10
+        with pytest.raises(StorageError):
+            await committing
+        assert (journal.lent_points, telemetry.journaled) == (5, 5)
+
+        await make_read_only(journal, read_only=False)
+        await journal.commit()
+
+        assert (journal.lent_points, telemetry.journaled) == (0, 10)
+        assert list(range(6, 11)) == await numbers_held(journal, "a")
+
+
+async def test_an_append_takes_what_is_lent_along(path: Path) -> None:
+    """Retried dead letters are appended, whatever else goes on."""
+    async with journal_at(path, "a") as journal:
+        await lend(journal, 1, 5)
+        await append(journal, 6, 2)
+
+        assert journal.lent_points == 0
+        assert await on_disk(journal, "SELECT first, points FROM journal_rows ORDER BY first") == [
+            (1, 5),
+            (6, 2),
+        ]
+
+
+async def test_closing_commits_what_is_lent(path: Path) -> None:
+    """The disk may have recovered since the last attempt."""
+    async with journal_at(path, "a") as journal:
+        await lend(journal, 1, 5)
+
+    async with journal_at(path, "a") as journal:
+        assert journal.held_at_start("a") == 5
+
+
+async def test_closing_on_a_sick_disk_says_what_is_lost(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither a disk nor a sink took them."""
+    async with journal_at(path, "a") as journal:
+        await lend(journal, 1, 5)
+        await make_read_only(journal, read_only=True)
+
+    assert "Lost 5 points that were never durable" in caplog.text
+
+
+async def test_a_sink_that_is_not_set_up_loses_what_was_only_lent(path: Path) -> None:
+    """Counted; it keeps what is on disk. Memory cannot wait for somebody who may never come."""
+    async with journal_at(path, "a", "b") as journal:
+        await append(journal, 1, 5)
+
+    telemetry = new_telemetry()
+    async with journal_at(path, "a", telemetry=telemetry) as journal:
+        for first in (6, 11):
+            await lend(journal, first, 5)
+            journal.settle("a", first + 4)
+        assert telemetry.sink("b").dropped == 10
+        assert journal.pending("b").points == 5
+        await journal.commit()
+        await append(journal, 16, 1)
+        assert journal.pending("b").points == 6
+
+    async with journal_at(path, "a", "b") as journal:
+        assert journal.missing_points == 10
+        seen: list[int] = []
+        while rows := await journal.read("b", max_points=1):
+            seen += numbers_in(rows)
+            journal.settle("b", rows[-1].last)
+
+        assert [*range(1, 6), 16] == seen
+
+
 # Bounds
 
 
@@ -373,6 +531,21 @@ async def test_a_disk_that_runs_full_is_a_bound_too(path: Path) -> None:
         assert telemetry.sink("a").dropped + journal.pending("a").points == 300
         assert pages == await on_disk(journal, "PRAGMA page_count")
         assert "JOURNAL_MIN_FREE_MB" in str(journal.status().reason)
+
+
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_new"])
+async def test_a_full_disk_is_no_reason_to_drop_what_is_new(path: Path, overflow: Overflow) -> None:
+    """The database may be well: what does not fit is lent, not lost."""
+    telemetry = new_telemetry()
+    async with journal_at(
+        path, "a", overflow=overflow, telemetry=telemetry, min_free_bytes=1, free_bytes=lambda _: 0
+    ) as journal:
+        with pytest.raises(StorageFull, match="JOURNAL_MIN_FREE_MB") as raised:
+            await journal.append(bulky_lines(1, 100), received_at=1.0)
+
+        assert not isinstance(raised.value, JournalFull)
+        assert telemetry.sink("a").dropped == 0
+        assert journal.status().reason is None
 
 
 async def test_settled_rows_are_no_reason_to_refuse(path: Path) -> None:
@@ -545,6 +718,38 @@ async def test_rows_around_the_damage_are_saved(
     async with journal_at(path, "a") as journal:
         assert [*saved, 601] == await numbers_held(journal, "a")
         assert journal.status().salvaged == 0
+    assert len(set_aside(path)) == 1
+
+
+@pytest.mark.parametrize("left", [0.2, 0.5, 0.9])
+async def test_a_file_cut_short_keeps_what_is_left(path: Path, left: float) -> None:
+    """Rows in the missing part are counted, those before it are saved."""
+    await filled(path)
+    os.truncate(path, int(path.stat().st_size * left))
+
+    async with journal_at(path, "a") as journal:
+        saved = await numbers_held(journal, "a")
+        status = journal.status()
+
+        assert sorted(set(saved)) == saved
+        assert (200 if left >= 0.5 else 0) <= len(saved) < 600
+        assert len(saved) + journal.missing_points == 600
+        assert "is damaged" in str(status.reason) or "was damaged" in str(status.reason)
+        await append(journal, 601, 1)
+        assert [*saved, 601] == await numbers_held(journal, "a")
+    assert len(set_aside(path)) == 1
+
+
+async def test_an_emptied_file_is_not_taken_for_a_new_one(path: Path) -> None:
+    """It is said, and numbers that were given out are not given out again."""
+    await filled(path, rows=5)
+    os.truncate(path, 0)
+
+    async with journal_at(path, "a") as journal:
+        assert "0 points were saved" in str(journal.status().reason)
+        await append(journal, 1, 1)
+        (row,) = await journal.read("a", max_points=1)
+        assert row.first > 50
     assert len(set_aside(path)) == 1
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import os
 import runpy
 import signal
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from app.journal.coverage import Coverage
 from app.journal.sqlite import SqliteJournal
 from app.model import Lines
 from app.supervisor import Loop, Supervisor
@@ -32,7 +34,7 @@ When = Literal["before", "after"]
 
 
 class Failpoint:
-    """A signal to this very process before or after the next statement that begins so."""
+    """A signal to this very process before or after the next statement, or step, that begins so."""
 
     def __init__(self, place: str, *, number: signal.Signals, armed: bool) -> None:
         """Take the place, such as `before COMMIT`; without `armed`, SIGUSR1 arms it."""
@@ -91,6 +93,18 @@ def instrument_statements(
     sqlite3.connect = connect  # type: ignore[assignment]
 
 
+def instrument_settling(failpoint: Failpoint) -> None:
+    """Pass `before settle` and `after settle`: a sink has accepted, and only memory knows."""
+    settle = SqliteJournal.settle
+
+    def settled(self: SqliteJournal, sink: str, through: int) -> None:
+        failpoint.passes("before", "settle")
+        settle(self, sink, through)
+        failpoint.passes("after", "settle")
+
+    SqliteJournal.settle = settled  # type: ignore[method-assign]
+
+
 def acknowledge_to(ledger: int) -> None:
     """Write what the journal has made durable to a descriptor, when its `append` returns."""
     append = SqliteJournal.append
@@ -120,6 +134,11 @@ def end_loop(name: str) -> None:
     Supervisor.running = running  # type: ignore[method-assign]
 
 
+def forget_at_once() -> None:
+    """Let the journal delete what is settled, and not keep it for two minutes."""
+    Coverage.keep_from = property(lambda _: math.inf)  # type: ignore[assignment]
+
+
 async def _until_told(loop: Loop) -> None:
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, told.set)
@@ -145,6 +164,7 @@ def main() -> None:
     parser.add_argument("--at", help='"before" or "after", and how a statement begins')
     parser.add_argument("--signal", default="SIGKILL", help="what is sent there")
     parser.add_argument("--armed", action="store_true", help="without waiting for SIGUSR1")
+    parser.add_argument("--forget", action="store_true", help="delete settled rows at once")
     parser.add_argument("--end", help="the name of a loop that raises at SIGUSR1")
     parser.add_argument("module", nargs=argparse.REMAINDER, help="-- MODULE ARGUMENTS")
     chosen = parser.parse_args()
@@ -152,9 +172,12 @@ def main() -> None:
     if chosen.at:
         number = signal.Signals[chosen.signal]
         failpoint = Failpoint(chosen.at, number=number, armed=chosen.armed)
+        instrument_settling(failpoint)
     instrument_statements(failpoint=failpoint, synchronous=chosen.synchronous, ledger=chosen.ledger)
     if chosen.ledger is not None:
         acknowledge_to(chosen.ledger)
+    if chosen.forget:
+        forget_at_once()
     if chosen.end:
         end_loop(chosen.end)
     _, module, *arguments = chosen.module

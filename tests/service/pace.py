@@ -14,10 +14,22 @@ _TURN_S = 0.01
 _MOST_PER_TURN = 500
 
 
+class Count:
+    """How many changes there were: their states are the numbers before this one."""
+
+    def __init__(self, changes: int = 0) -> None:
+        self.changes = changes
+
+
 @contextlib.asynccontextmanager
-async def changing(house: StillHouse, *, per_s: float) -> AsyncIterator[None]:
-    """Let the home change so often until the block ends; each state occurs once."""
-    task = asyncio.create_task(_change(house, per_s), name="pace")
+async def changing(
+    house: StillHouse, *, per_s: float, count: Count | None = None
+) -> AsyncIterator[None]:
+    """Let the home change so often until the block ends; each state occurs once.
+
+    With a `count` it goes on where an earlier block with the same one ended.
+    """
+    task = asyncio.create_task(_change(house, per_s, count or Count()), name="pace")
     try:
         yield
     finally:
@@ -27,12 +39,11 @@ async def changing(house: StillHouse, *, per_s: float) -> AsyncIterator[None]:
         task.result()
 
 
-async def _change(house: StillHouse, per_s: float) -> None:
-    begun = time.perf_counter()
-    changes = 0
+async def _change(house: StillHouse, per_s: float, count: Count) -> None:
+    begun, before = time.perf_counter(), count.changes
     while True:
-        due = int((time.perf_counter() - begun) * per_s)
-        for number in range(changes, min(due, changes + _MOST_PER_TURN)):
+        due = before + int((time.perf_counter() - begun) * per_s)
+        for number in range(count.changes, min(due, count.changes + _MOST_PER_TURN)):
             house.set_state(f"sensor.number_{number % _ENTITIES}", str(number))
-            changes = number + 1
+            count.changes = number + 1
         await asyncio.sleep(_TURN_S)

@@ -8,7 +8,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,13 +43,19 @@ class Service:
         return answer.text
 
     async def until(
-        self, path: str, condition: Callable[[Any], bool], *, timeout_s: float = 20
+        self,
+        path: str,
+        condition: Callable[[Any], bool],
+        *,
+        timeout_s: float = 20,
+        ask: Callable[[str], Awaitable[Any]] | None = None,
     ) -> Any:
-        """Ask a route until its JSON fulfils the condition, and return that JSON."""
+        """Ask a route until its JSON, or what `ask` returns, fulfils the condition; return it."""
+        ask = ask or self.get
         seen: object = None
         try:
             async with asyncio.timeout(timeout_s):
-                while not condition(seen := await self.get(path)):
+                while not condition(seen := await ask(path)):
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(f"{path} stayed {seen}\n{self.output.read_text()}") from None

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -163,6 +164,38 @@ async def test_a_kill_and_a_lost_connection_leave_two_gaps_and_no_hole(
     ]
     assert 'ingest_gaps{state="filled"} 2.0' in metrics
     assert "ingest_backfilled_points_total 10.0" in metrics
+
+
+async def test_a_stop_while_a_gap_is_filled_is_orderly_and_it_is_filled_later(
+    house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
+) -> None:
+    """Status 0, at once; the next life goes on with it, and finds the gap of the stop, too."""
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", connected)
+        count(house, range(5))
+        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        assert await running.stop() == 0
+    count(house, range(5, 300))
+    async with service(tmp_path, settings | {"BACKFILL_RATE": "50"}) as running:
+        await running.until("/metrics", backfilling, ask=running.text)
+        begun = time.monotonic()
+        assert await running.stop() == 0
+        took_s = time.monotonic() - begun
+    sent_before = len(influx.lines)
+    async with service(tmp_path, settings) as running:
+        health = await running.until("/health", filled, timeout_s=60)
+        assert await running.stop() == 0
+
+    assert sent_before < 300
+    assert [*map(str, range(300))] == states(influx)
+    assert health["gaps"]["filled"] == 2
+    assert took_s < 8
+
+
+def backfilling(metrics: str) -> bool:
+    """Return whether something was read back already."""
+    match = re.search(r"^ingest_backfilled_points_total (\S+)", metrics, re.MULTILINE)
+    return match is not None and float(match[1]) > 0
 
 
 async def test_a_journal_in_memory_names_the_command_and_the_command_reads_back(

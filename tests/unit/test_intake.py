@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app.errors import JournalFull, StorageError, StorageFull
+from app.errors import JournalFull, StorageDamaged, StorageError, StorageFull
 from app.journal.intake import Intake
 from app.journal.ledger import Overflow
 from app.model import Lines
@@ -24,9 +24,15 @@ class FakeJournal:
 
     def __init__(self, *failures: StorageError) -> None:
         self.appended: list[tuple[Lines, float]] = []
+        self.lent: list[tuple[Lines, float]] = []
+        """What the sinks have from memory and no disk has yet."""
+        self.lent_sizes: list[int] = []
+        """The points of each loan there ever was."""
         self.begun = 0
         self.letting_through = asyncio.Event()
         self.letting_through.set()
+        self.telemetry = new_telemetry()
+        """Set to that of the intake."""
         self._failures = list(failures)
 
     async def append(self, lines: Lines, *, received_at: float) -> None:
@@ -36,6 +42,33 @@ class FakeJournal:
         if self._failures:
             raise self._failures.pop(0)
         self.appended.append((lines, received_at))
+
+    async def lend(self, lines: Lines, *, received_at: float) -> None:
+        """Note what is lent."""
+        self.lent.append((lines, received_at))
+        self.lent_sizes.append(lines.points)
+
+    async def commit(self) -> None:
+        """Append what is lent, or raise the next failure."""
+        if self._failures:
+            raise self._failures.pop(0)
+        self.secure()
+
+    def secure(self) -> None:
+        """Say that nothing is lent any more: it is durable, or in every sink."""
+        self.telemetry.lent_points_secured(self.lent_points)
+        self.appended += self.lent
+        self.lent = []
+
+    @property
+    def lent_points(self) -> int:
+        """How many points are lent."""
+        return sum(lines.points for lines, _ in self.lent)
+
+    @property
+    def lent_since(self) -> float | None:
+        """When the oldest of them was received."""
+        return self.lent[0][1] if self.lent else None
 
     @property
     def sizes(self) -> list[int]:
@@ -63,6 +96,7 @@ class Books:
     ) -> None:
         self.journal = journal
         self.telemetry: Telemetry = new_telemetry()
+        journal.telemetry = self.telemetry
         self.put_points = 0
         self.waits_s: list[float] = []
         self.intake = Intake(
@@ -245,15 +279,13 @@ async def test_a_batch_that_can_never_fit_is_dropped() -> None:
 
 
 async def test_a_sick_disk_keeps_the_batch(caplog: pytest.LogCaptureFixture) -> None:
-    """It is tried again every second, said once, and nothing is lost or counted twice."""
+    """The commit is tried again every second, said once, and nothing is lost or counted twice."""
     journal = FakeJournal(StorageFull("disk full"), StorageError("locked"), StorageFull("again"))
     books = Books(journal, commit_interval_s=0.0)
-    seen: list[bool] = []
     async with books.running():
         books.put(1, 3)
         await books.until(lambda: not books.intake.durable)
-        seen.append(books.intake.durable)
-        assert "Events cannot be made durable: disk full" in str(books.intake.reason)
+        assert "Events are not durable: disk full" in str(books.intake.reason)
         await books.until(lambda: journal.sizes == [3])
 
     assert books.waits_s == [1.0, 1.0, 1.0]
@@ -261,7 +293,92 @@ async def test_a_sick_disk_keeps_the_batch(caplog: pytest.LogCaptureFixture) -> 
     assert books.telemetry.journaled == 3
     assert books.intake.durable
     assert books.intake.reason is None
-    assert caplog.text.count("cannot make events durable") == 1
+    assert caplog.text.count("Events are not durable") == 1
+
+
+async def test_while_commits_fail_the_sinks_are_fed_in_order() -> None:
+    """What comes meanwhile is lent behind what was lent before, and is pending until it is safe."""
+    journal = FakeJournal(*[StorageError("sick")] * 1000)
+    books = Books(journal, commit_interval_s=0.0, max_pending_points=100)
+    async with books.running():
+        books.put(1, 3)
+        await books.until(lambda: journal.lent_points == 3)
+        books.put(4, 2)
+        books.put(6, 4)
+        await books.until(lambda: journal.lent_points == 9)
+        assert books.intake.pending_points == 9
+        assert books.intake.oldest_at == NOW
+        journal._failures.clear()
+        await books.until(lambda: books.intake.durable)
+        books.put(10, 10)
+        await books.until(lambda: books.intake.pending_points == 0)
+
+    assert journal.data == numbered_lines(1, 19).data
+    assert books.telemetry.journaled == 19
+
+
+async def test_what_every_sink_has_needs_no_disk() -> None:
+    """A disk may stay sick for ever: the bound is for what is in danger."""
+    journal = FakeJournal(*[StorageError("sick")] * 100_000)
+    books = Books(journal, commit_interval_s=0.0, max_pending_points=20)
+    async with books.running():
+        for first in range(1, 1001, 10):
+            books.put(first, 10)
+            await books.until(lambda: journal.lent_points == 10)
+            journal.secure()
+            books.check()
+        assert not books.intake.durable
+        journal._failures.clear()
+
+    assert books.telemetry.dropped.total() == 0
+    assert journal.data == numbered_lines(1, 1000).data
+
+
+@pytest.mark.parametrize(
+    ("overflow", "kept"),
+    [("drop_oldest", [*range(1, 11), *range(15, 25)]), ("drop_new", [*range(1, 21)])],
+)
+async def test_disk_and_sinks_away_at_once_leave_the_policy(
+    overflow: Overflow, kept: list[int]
+) -> None:
+    """Half of the bound is lent, the other half waits where the policy can choose."""
+    journal = FakeJournal(*[StorageError("sick")] * 1000)
+    books = Books(
+        journal, commit_interval_s=0.0, commit_points=2, max_pending_points=20, overflow=overflow
+    )
+    async with books.running():
+        for first in range(1, 25, 2):
+            books.put(first, 2)
+            await books.until(lambda first=first: journal.lent_points == min(first + 1, 10))  # type: ignore[misc]
+        assert journal.lent_points == 10
+        assert books.intake.pending_points == 20
+        journal._failures.clear()
+
+    assert dict(books.telemetry.dropped) == {"journal_stalled": 4}
+    assert journal.data == b"".join(numbered_lines(number, 1).data for number in kept)
+
+
+async def test_closing_on_a_sick_disk_lends_all_that_is_left() -> None:
+    """After one more attempt the loop ends: what remains of the time to stop is the sinks'."""
+    journal = FakeJournal(*[StorageError("sick")] * 1000)
+    books = Books(journal, commit_interval_s=0.0, max_pending_points=20)
+    async with books.running():
+        for first in range(1, 20, 2):
+            books.put(first, 2)
+        await books.until(lambda: not books.intake.durable)
+
+    assert journal.appended == []
+    assert 20 == journal.lent_points == books.intake.pending_points
+
+
+async def test_a_damaged_file_asks_for_a_restart() -> None:
+    """It does not mend itself while it is open."""
+    books = Books(FakeJournal(StorageDamaged("malformed")), commit_interval_s=0.0)
+    async with books.running():
+        books.put(1, 1)
+        await books.until(lambda: not books.intake.durable)
+
+        assert "restart the service" in str(books.intake.reason)
 
 
 async def test_a_full_journal_loses_the_batch_and_goes_on() -> None:

@@ -34,10 +34,18 @@ class ListJournal:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
+        self.lent_points = 0
+        self.lent_since: float | None = None
 
     async def append(self, lines: Lines, *, received_at: float) -> None:
         """Keep the lines."""
         self.lines += lines.split()
+
+    async def lend(self, lines: Lines, *, received_at: float) -> None:
+        """Take nothing: this journal is never sick."""
+
+    async def commit(self) -> None:
+        """Have nothing to commit."""
 
 
 class FragileEncoder(HomeiqEncoder):

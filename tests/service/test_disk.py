@@ -1,0 +1,276 @@
+"""A full, read-only, forbidden or damaged disk: the service goes on, says so, and recovers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.influx import FakeInflux
+from tests.fakes.still_house import StillHouse
+from tests.service.disk import Disk, every_write_failing, small_disk
+from tests.service.pace import changing
+from tests.service.process import Service
+
+CHANGES_PER_S = 500
+USER_VERSION_AT = 60
+"""https://www.sqlite.org/fileformat2.html#the_database_header"""
+
+_STATE = re.compile(rb'state_value="(\d+)"')
+
+
+@pytest.fixture
+async def influx() -> AsyncIterator[FakeInflux]:
+    """Serve an InfluxDB 2 that is well."""
+    async with FakeInflux().serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
+    """Mount 6 MB."""
+    async with small_disk(tmp_path, megabytes=6) as mounted:
+        yield mounted
+
+
+@pytest.fixture
+def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+    """Return settings that lead to both neighbors; the journal may fill the disk."""
+    return environment | {
+        "INFLUXDB_URL": influx.url,
+        "INFLUXDB_TOKEN": influx.token,
+        "INFLUXDB_API": "v2",
+        "BATCH_TIMEOUT": "0.1",
+        "JOURNAL_MIN_FREE_MB": "0",
+    }
+
+
+def states(influx: FakeInflux) -> list[int]:
+    """Return the numbers that were written, in the order of arrival."""
+    return [int(number) for line in influx.lines for number in _STATE.findall(line)]
+
+
+def is_durable(health: Any) -> bool:
+    """Return whether commits succeed."""
+    return bool(health["journal"]["durable"])
+
+
+def written(count: int) -> Any:
+    """Return whether InfluxDB has so many points."""
+    return lambda health: health["sinks"][0]["points_written"] >= count
+
+
+async def fed_while_sick(running: Service) -> tuple[Any, Any]:
+    """Wait until commits fail and as many points as in a second came through all the same.
+
+    Return /health and what /metrics says of it.
+    """
+    sick = await running.until("/health", lambda health: not is_durable(health))
+    before = sick["sinks"][0]["points_written"]
+    health = await running.until("/health", written(before + CHANGES_PER_S))
+    return health, await running.text("/metrics")
+
+
+async def well_again(running: Service) -> Any:
+    """Wait until commits succeed again, and return /health."""
+    return await running.until("/health", lambda h: is_durable(h) and h["status"] == "healthy")
+
+
+def assert_nothing_is_missing(health: Any, influx: FakeInflux) -> None:
+    """Every change is in the database, once and in order, and the books balance."""
+    events = health["accounting"]["events"]
+    assert events["received"] == events["journaled"] + events["pending"]
+    assert events["dropped"] == {}
+    found = states(influx)
+    assert found == list(range(len(found)))
+
+
+@pytest.mark.parametrize(
+    "trouble", ["full", "forbidden", pytest.param("broken", marks=pytest.mark.slow)]
+)
+async def test_while_commits_fail_the_database_is_fed_in_order(
+    settings: dict[str, str],
+    house: StillHouse,
+    influx: FakeInflux,
+    disk: Disk,
+    tmp_path: Path,
+    *,
+    trouble: str,
+) -> None:
+    """No room, no permission, or every write an error: nothing is lost, and it ends by itself."""
+    async with disk.service(tmp_path, settings) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        async with changing(house, per_s=CHANGES_PER_S):
+            await running.until("/health", written(100))
+            with contextlib.ExitStack() as stack:
+                match trouble:
+                    case "full":
+                        disk.fill()
+                        stack.callback(disk.empty)
+                    case "forbidden":
+                        disk.path.chmod(0o000)
+                        stack.callback(disk.path.chmod, 0o700)
+                    case _:
+                        stack.enter_context(every_write_failing(running))
+                health, metrics = await fed_while_sick(running)
+            await well_again(running)
+        after = await running.until("/health", lambda health: health["sinks"][0]["held"] == 0)
+        status = await running.stop()
+
+    assert status == 0
+    assert health["status"] == "degraded"
+    assert "Events are not durable: " in " ".join(health["reasons"])
+    assert "ingest_journal_durable 0.0" in metrics
+    assert "ingest_ready 1.0" in metrics
+    assert_nothing_is_missing(after, influx)
+
+
+async def test_points_lent_before_a_stop_are_delivered_or_committed(
+    settings: dict[str, str], house: StillHouse, influx: FakeInflux, disk: Disk, tmp_path: Path
+) -> None:
+    """SIGTERM on a sick disk: the database takes what it can, within SHUTDOWN_TIMEOUT."""
+    patient = settings | {"BATCH_TIMEOUT": "60", "BATCH_SIZE": "5000"}
+    async with disk.service(tmp_path, patient) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        disk.fill()
+        for number in range(700):
+            house.set_state("sensor.counter", str(number))
+        health = await running.until("/health", lambda health: not is_durable(health))
+        assert health["sinks"][0]["points_written"] == 0
+        status = await running.stop()
+
+    assert status == 0
+    assert states(influx) == list(range(700))
+
+
+async def test_a_kill_on_a_sick_disk_neither_skips_nor_repeats_in_the_next_life(
+    settings: dict[str, str], house: StillHouse, influx: FakeInflux, disk: Disk, tmp_path: Path
+) -> None:
+    """What was lent and delivered is there; the next life goes on with what comes then."""
+    async with disk.service(tmp_path, settings) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        disk.fill()
+        for number in range(700):
+            house.set_state("sensor.counter", str(number))
+        await running.until("/health", written(700))
+        await running.stop(signal.SIGKILL)
+    disk.empty()
+
+    async with disk.service(tmp_path, settings) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        for number in range(700, 800):
+            house.set_state("sensor.counter", str(number))
+        health = await running.until("/health", written(100))
+
+    assert health["status"] == "healthy"
+    assert list(dict.fromkeys(states(influx))) == list(range(800))
+
+
+@pytest.mark.parametrize("trouble", ["read-only", "forbidden"])
+async def test_a_folder_that_cannot_be_written_ends_the_start_with_one_line(
+    settings: dict[str, str], disk: Disk, trouble: str
+) -> None:
+    """Status 2; the line names DATA_DIR and says why."""
+    if trouble == "read-only":
+        await disk.remount("ro")
+    else:
+        disk.path.chmod(0o000)
+
+    status, said = await disk.refused(settings)
+
+    assert status == 2
+    assert re.fullmatch(
+        r"websocket-ingestion: DATA_DIR: the folder \S+ cannot be written"
+        r" \((Read-only file system|Permission denied)\)\. .*\n",
+        said,
+    )
+
+
+async def test_a_journal_of_a_newer_version_is_left_alone(
+    settings: dict[str, str], disk: Disk, tmp_path: Path
+) -> None:
+    """Status 2 and one line, and not a byte of the file is changed."""
+    async with disk.service(tmp_path, settings) as running:
+        assert await running.stop() == 0
+    path = disk.path / "journal.db"
+    with path.open("r+b") as file:  # SQLite itself would not find the namespace
+        file.seek(USER_VERSION_AT)
+        file.write((99).to_bytes(4))
+    before = path.read_bytes()
+
+    status, said = await disk.refused(settings)
+
+    assert status == 2
+    assert said.count("\n") == 1
+    assert "was written by a newer version of this service" in said
+    assert before == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "cut short",
+        pytest.param("a corrupt page", marks=pytest.mark.slow),
+        pytest.param("emptied", marks=pytest.mark.slow),
+    ],
+)
+async def test_a_damaged_journal_is_said_and_costs_only_what_is_unreadable(
+    settings: dict[str, str],
+    house: StillHouse,
+    influx: FakeInflux,
+    disk: Disk,
+    tmp_path: Path,
+    *,
+    damage: str,
+) -> None:
+    """The rest is delivered, the missing are counted, and new events follow."""
+    away = settings | {"INFLUXDB_URL": "http://127.0.0.1:9", "JOURNAL_COMMIT_INTERVAL": "0.01"}
+    async with disk.service(tmp_path, away) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        for number in range(2_000):
+            house.set_state("sensor.counter", str(number))
+            if number % 20 == 0:
+                await asyncio.sleep(0.001)
+        await running.until(
+            "/health", lambda health: health["accounting"]["events"]["journaled"] == 2_000
+        )
+        assert await running.stop() == 0
+    spoil(disk.path / "journal.db", damage)
+
+    async with disk.service(tmp_path, settings) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        house.set_state("sensor.counter", "2000")
+        health = await running.until("/health", lambda health: health["sinks"][0]["held"] == 0)
+        assert await running.stop() == 0
+
+    found = states(influx)
+    (said,) = (reason for reason in health["reasons"] if "was damaged" in reason)
+    saved, missing = map(int, re.findall(r"(\d+) points were saved, (\d+) are missing", said)[0])
+    assert found == sorted(set(found))
+    assert found[-1] == 2_000
+    assert len(found) == saved + 1
+    assert health["journal"]["salvaged"] == saved
+    # Of an emptied file not even the numbers are known.
+    assert saved + missing == (0 if damage == "emptied" else 2_000)
+    assert len(list(disk.path.glob("journal.db.damaged-*"))) == 1
+
+
+def spoil(path: Path, damage: str) -> None:
+    """Damage a closed file."""
+    size = path.stat().st_size
+    match damage:
+        case "a corrupt page":
+            with path.open("r+b") as file:
+                file.seek(size // 2 // 4096 * 4096)
+                file.write(os.urandom(4096))
+        case "cut short":
+            os.truncate(path, size * 3 // 4)
+        case _:
+            os.truncate(path, 0)
