@@ -117,6 +117,20 @@ async def test_a_taken_port_is_one_clear_message(tmp_path: Path) -> None:
     )
 
 
+async def test_a_second_demo_beside_the_first_is_refused(tmp_path: Path) -> None:
+    """It says why, and touches nothing of the first one's house."""
+    settings = {"WEBSOCKET_INGESTION_PORT": "", "LOG_LEVEL": "INFO"}
+    async with service(tmp_path, settings, command=("-m", "app", "demo"), cwd=tmp_path) as first:
+        await first.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        house = tmp_path / "data" / "demo" / "house"
+        before = {path: path.stat().st_mtime_ns for path in house.rglob("*")}
+        line = await refused(tmp_path, "")
+        after = {path: path.stat().st_mtime_ns for path in house.rglob("*")}
+
+    assert "another process already works in DATA_DIR data/demo" in line
+    assert before == after
+
+
 @pytest.mark.parametrize("port", ["8001x", "-1", "65536"])
 async def test_a_port_that_is_none_is_one_clear_message(tmp_path: Path, port: str) -> None:
     """It names the variable and what may stand there."""
