@@ -72,6 +72,16 @@ async def observed(
             yield running
 
 
+async def starting_s(folder: Path, settings: dict[str, str]) -> float:
+    """Start the service once, and return the seconds until it streams."""
+    begun = time.perf_counter()
+    async with service(folder, settings) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        took_s = time.perf_counter() - begun
+        assert await running.stop() == 0
+    return took_s
+
+
 async def verdict(
     folder: Path, settings: dict[str, str], ledger: Ledger, influx: FakeInflux
 ) -> Verdict:
@@ -96,7 +106,7 @@ async def verdict(
 
 @pytest.mark.parametrize(
     ("kills", "longest_s"),
-    [(10, 2.5), pytest.param(100, 5.0, marks=[pytest.mark.slow, pytest.mark.timeout(1_200)])],
+    [(10, 1.0), pytest.param(100, 3.0, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])],
 )
 async def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
     settings: dict[str, str],
@@ -107,10 +117,14 @@ async def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
     kills: int,
     longest_s: float,
 ) -> None:
-    """Starting, streaming, with a backlog and while it drains; `SEED` repeats the moments."""
+    """Starting, streaming, with a backlog and while it drains; `SEED` repeats the moments.
+
+    The longest life is so many seconds longer than a start takes, however slow the machine is.
+    """
     seed = int(os.environ.get("SEED", "0")) or random.randrange(1, 1_000_000)
     chance = random.Random(seed)
     ledger = Ledger()
+    longest_s += await starting_s(tmp_path, settings)
 
     async with changing(house, per_s=CHANGES_PER_S):
         for number in range(kills):
