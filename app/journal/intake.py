@@ -17,6 +17,10 @@ from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
+_LATE_COMMITS = 5
+"""How many commits' worth a late one may take at once: what a busy machine makes slow is the
+commit, not the point (`benchmarks.outage`)."""
+
 _LOOK_AT_THE_DISK = "Look at the disk of DATA_DIR; the commit is tried again every second."
 _ADVICE: dict[type[StorageError], str] = {
     StorageDamaged: "Check the disk and restart the service: it saves all that can be read.",
@@ -211,7 +215,7 @@ class Intake:
 
     def _merged(self, first: Lines) -> Lines:
         data, points = [first.data], first.points
-        while points < self._commit_points and not self._queue.empty():
+        while points < _LATE_COMMITS * self._commit_points and not self._queue.empty():
             batch = self._queue.get_nowait()
             if batch is None:
                 self._queue.put_nowait(None)  # closed: the next round shall see it, too
