@@ -54,7 +54,7 @@ class Intake:
     """A bounded queue in front of the journal, so that the reader never waits.
 
     While commits fail, points are lent to the sinks in the same order, and a commit is tried
-    again every `retry_s`. At most half of the bound is lent at once: what else comes waits in
+    again every `retry_s`. Once half of the bound is lent no more is: what else comes waits in
     the queue, where the overflow policy decides who is lost.
 
     What leaves it is counted in the same synchronous stretch in which `pending_points`
