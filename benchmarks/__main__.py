@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from benchmarks import outage
 from benchmarks.baseline import entities_by_id, write_plainly
 from benchmarks.corpus import make_corpus, make_frames
 from benchmarks.end_to_end import Load, Outcome, run
@@ -15,7 +16,7 @@ from benchmarks.peers import Where, peer
 from benchmarks.stages import EVENTS_PER_FRAME, make_material, measure_stages, print_stages
 from benchmarks.tables import machine, print_table, save
 
-_NAMES = ("stages", "baseline", "end-to-end")
+_NAMES = ("stages", "baseline", "end-to-end", "outage")
 _LEAST_RATIO = 3.0
 _SMOKE_EVENTS = 4_000
 _BASELINE_ROUNDS = 3
@@ -36,6 +37,7 @@ _SMOKE_LOADS = (
     replace(_FULL_SPEED, seconds=3),
     replace(_FULL_SPEED, seconds=3),
 )
+_SMOKE_OUTAGE = outage.Outage(seconds=3, backlog_events=50_000)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +112,11 @@ async def main(names: Sequence[str], *, smoke: bool) -> int:
     if baseline is not None:
         print_ratios(baseline, outcomes)
     found = misses(baseline, outcomes) if smoke and baseline and outcomes else []
+    if "outage" in names:
+        away = _SMOKE_OUTAGE if smoke else outage.Outage()
+        figures = await outage.run(away)
+        save("outage", figures, published=not smoke)
+        found += outage.misses(figures) if smoke else []
     for miss in found:
         print(f"MISSED: {miss}", file=sys.stderr)
     return 1 if found else 0

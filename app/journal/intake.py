@@ -18,6 +18,10 @@ from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
+_LATE_COMMITS = 5
+"""How many commits' worth a late one may take at once: what a busy machine makes slow is the
+commit, not the point (`benchmarks.outage`)."""
+
 _LOOK_AT_THE_DISK = "Look at the disk of DATA_DIR; the commit is tried again every second."
 _ADVICE: dict[type[StorageError], str] = {
     StorageDamaged: "Check the disk and restart the service: it saves all that can be read.",
@@ -51,7 +55,7 @@ class Intake:
     """A bounded queue in front of the journal, so that the reader never waits.
 
     While commits fail, points are lent to the sinks in the same order, and a commit is tried
-    again every `retry_s`. At most half of the bound is lent at once: what else comes waits in
+    again every `retry_s`. Once half of the bound is lent no more is: what else comes waits in
     the queue, where the overflow policy decides who is lost.
 
     What leaves it is counted in the same synchronous stretch in which `pending_points`
@@ -217,7 +221,7 @@ class Intake:
 
     def _merged(self, first: Lines) -> Lines:
         data, points, times = [first.data], first.points, first.times
-        while points < self._commit_points and not self._queue.empty():
+        while points < _LATE_COMMITS * self._commit_points and not self._queue.empty():
             batch = self._queue.get_nowait()
             if batch is None:
                 self._queue.put_nowait(None)  # closed: the next round shall see it, too

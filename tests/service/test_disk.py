@@ -150,6 +150,7 @@ async def test_points_lent_before_a_stop_are_delivered_or_committed(
     assert states(influx) == list(range(700))
 
 
+@pytest.mark.slow  # the journal alone is killed so in every run
 async def test_a_kill_on_a_sick_disk_neither_skips_nor_repeats_in_the_next_life(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, disk: Disk, tmp_path: Path
 ) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.outage import JOURNAL_MAX_MB, Outage, measure
+from benchmarks.outage import JOURNAL_MAX_MB, MOST_CPU_US_PER_POINT, Outage, measure
 from tests.fakes import replies as fake
 from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse
@@ -141,46 +142,62 @@ async def assert_all_is_there(running: Service, influx: FakeInflux, changes: int
     assert "ingest_dead_letters 0.0" in metrics
 
 
+async def weather(running: Service, influx: FakeInflux, faults: Sequence[str]) -> None:
+    """Let the database have one fault after the other, at last an absurd Retry-After for good."""
+    await takes_writes(running)
+    process = psutil.Process(running.process.pid)
+    rss_at_first = process.memory_info().rss
+    for name in faults:
+        fault = FAULTS[name]
+        influx.fault = fault.reply
+        if fault.sentence is not None:
+            await says(running, fault.sentence)
+        else:
+            await influx.wait_for(asked_again(len(influx.requests) + 1))
+        influx.fault = None
+        await takes_writes(running)
+        assert process.memory_info().rss < RSS_MAX_MB * 1e6, name
+    influx.max_body_bytes = 600
+    await influx.wait_for(lambda influx: 413 in influx.statuses[-3:])
+    influx.max_body_bytes = None
+    await takes_writes(running)
+    influx.fault = retry_after("99999999999")
+    await says(running, WAITS.format("429 slow down"))
+    assert process.memory_info().rss - rss_at_first < RSS_GROWTH_MB * 1e6
+
+
+@pytest.mark.timeout(300)  # sixteen faults; on a busy machine each takes its time
 async def test_every_fault_of_a_database_costs_nothing_but_time(
     settings: dict[str, str], house: StillHouse, tmp_path: Path
 ) -> None:
     """One after the other, 500 events a second all the while; memory stays where it was.
 
-    At last an absurd Retry-After, which would hold for five minutes, and a restart.
+    Half of them with each of two services, to save time. Then a restart, because nobody waits
+    for the five minutes that an absurd Retry-After may hold.
     """
-    count = Count()
-    async with FakeInflux().serving() as influx:
-        reached = settings | {"INFLUXDB_URL": influx.url}
-        async with service(tmp_path, reached) as running:
-            process = psutil.Process(running.process.pid)
-            await running.until("/health", lambda h: h["subscription"]["is_subscribed"])
+    names, count = list(FAULTS), Count()
+    halves = [names[::2], names[1::2]]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    async with contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(FakeInflux().serving()) for _ in halves]
+        reached = [settings | {"INFLUXDB_URL": server.url} for server in servers]
+        async with contextlib.AsyncExitStack() as life:
+            services = []
+            for folder, environment in zip(folders, reached, strict=True):
+                folder.mkdir()
+                services.append(await life.enter_async_context(service(folder, environment)))
+            for running in services:
+                await running.until("/health", lambda h: h["subscription"]["is_subscribed"])
             async with changing(house, per_s=CHANGES_PER_S, count=count):
-                await takes_writes(running)
-                rss_at_first = process.memory_info().rss
-                for name, fault in FAULTS.items():
-                    influx.fault = fault.reply
-                    if fault.sentence is not None:
-                        await says(running, fault.sentence)
-                    else:
-                        await influx.wait_for(asked_again(len(influx.requests) + 1))
-                    influx.fault = None
-                    await takes_writes(running)
-                    assert process.memory_info().rss < RSS_MAX_MB * 1e6, name
-                influx.max_body_bytes = 600
-                await influx.wait_for(lambda influx: 413 in influx.statuses[-3:])
-                influx.max_body_bytes = None
-                await takes_writes(running)
-                influx.fault = retry_after("99999999999")
-                await says(running, WAITS.format("429 slow down"))
-            await all_received(running, count)
-            rss_at_last = process.memory_info().rss
-            assert await running.stop() == 0
-        influx.fault = None
+                await asyncio.gather(*map(weather, services, servers, halves))
+            for running in services:
+                await all_received(running, count)
+                assert await running.stop() == 0
 
-        async with service(tmp_path, reached) as running:
-            await assert_all_is_there(running, influx, count.changes)
-
-    assert rss_at_last - rss_at_first < RSS_GROWTH_MB * 1e6
+        for folder, environment, server in zip(folders, reached, servers, strict=True):
+            server.fault = None
+            async with service(folder, environment) as running:
+                await assert_all_is_there(running, server, count.changes)
 
 
 async def test_a_database_that_cannot_be_reached_costs_nothing_but_time(
@@ -226,15 +243,15 @@ async def test_without_any_neighbor_the_service_is_live_and_ready(
 
 @pytest.mark.parametrize(
     ("seconds", "backlog"),
-    [(5, 50_000), pytest.param(600, 500_000, marks=[pytest.mark.slow, pytest.mark.timeout(1_800)])],
+    [(5, 0), pytest.param(600, 500_000, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])],
 )
 async def test_a_long_outage_at_five_thousand_events_a_second_fits_and_drains(
     tmp_path: Path, *, seconds: float, backlog: int
 ) -> None:
     """Ten minutes fit JOURNAL_MAX_MB, and then the lag falls while as many new events come.
 
-    A short outage says what ten minutes would take; how fast it drains, only a quiet machine
-    says: here it is the CPU time that must allow 50,000 points a second on one core.
+    A short outage says what ten minutes would take. How fast it drains, only a quiet machine
+    says; that the CPU time allows it, `make bench-smoke` checks.
     """
     figures = await measure(Outage(seconds=seconds, backlog_events=backlog), tmp_path)
 
@@ -242,7 +259,7 @@ async def test_a_long_outage_at_five_thousand_events_a_second_fits_and_drains(
     assert figures.ten_minutes_mb < JOURNAL_MAX_MB
     assert figures.rss_max_mb < RSS_MAX_MB
     assert figures.lag_rise_max_s < max(2.0, figures.lag_first_s / 2)
-    assert figures.drain_cpu_us_per_point < 20.0
+    assert figures.drain_cpu_us_per_point < MOST_CPU_US_PER_POINT
 
 
 def tls(name: str) -> ssl.SSLContext:
