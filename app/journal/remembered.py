@@ -11,7 +11,11 @@ from app.model import Gap, LastState
 from app.storage import Connection
 
 MIGRATION = """
-    CREATE TABLE covered (since_ns INTEGER NOT NULL, through_ns INTEGER NOT NULL) STRICT;
+    CREATE TABLE covered (
+        since_ns INTEGER NOT NULL,
+        through_ns INTEGER NOT NULL,
+        edge_at REAL NOT NULL
+    ) STRICT;
     CREATE TABLE gaps (
         id INTEGER PRIMARY KEY,
         start_ns INTEGER NOT NULL,
@@ -57,7 +61,7 @@ class Remembered:
 
 def load(connection: Connection) -> Remembered:
     """Read all of it."""
-    covered = connection.execute("SELECT since_ns, through_ns FROM covered").fetchone()
+    covered = connection.execute("SELECT since_ns, through_ns, edge_at FROM covered").fetchone()
     (states_through,) = connection.execute("SELECT states_through FROM journal").fetchone()
     return Remembered(
         covered=Covered(*covered) if covered else None,
@@ -84,10 +88,12 @@ def save_coverage(connection: Connection, unsaved: Unsaved) -> None:
 
 def save_covered(connection: Connection, covered: Covered) -> None:
     """Write from when to when the journal covers."""
-    columns = (covered.since_ns, covered.through_ns)
-    changed = connection.execute("UPDATE covered SET since_ns = ?, through_ns = ?", columns)
+    columns = (covered.since_ns, covered.through_ns, covered.edge_at)
+    changed = connection.execute(
+        "UPDATE covered SET since_ns = ?, through_ns = ?, edge_at = ?", columns
+    )
     if not changed.rowcount:
-        connection.execute("INSERT INTO covered VALUES (?, ?)", columns)
+        connection.execute("INSERT INTO covered VALUES (?, ?, ?)", columns)
 
 
 def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
