@@ -207,7 +207,6 @@ class Backfill:
             lost = gap = self._coverage.close(gap, "unfillable", detail=detail)
         else:
             lost, gap = self._coverage.split(gap, oldest_ns, detail=detail)
-            self._last_states.thaw(gap)  # what stood before the rest is no longer known
         logger.warning("The gap %s is not filled: %s", _span(lost), detail)
         return gap
 
@@ -286,10 +285,10 @@ class Backfill:
             for start in range(0, len(rows), _CHANGES_PER_APPEND):
                 some = rows[start : start + _CHANGES_PER_APPEND]
                 changes += recovery.changes(entity_id, some, committed=committed)
-                if len(changes) >= _CHANGES_PER_APPEND:
-                    journaled += len(changes)
-                    await self._journal_slowly(changes)
-                    changes = []
+                while len(changes) >= _CHANGES_PER_APPEND:
+                    journaled += _CHANGES_PER_APPEND
+                    await self._journal_slowly(changes[:_CHANGES_PER_APPEND])
+                    del changes[:_CHANGES_PER_APPEND]
                 await asyncio.sleep(0)
         await self._journal_slowly(changes)
         return journaled + len(changes)

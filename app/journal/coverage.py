@@ -216,7 +216,9 @@ class Coverage:
         """Give up the part of a gap before a moment; return that part, and the rest."""
         lost = self._new(Times(gap.start_ns, before_ns), gap.reason, gap.entity_ids)
         lost = replace(lost, state="unfillable", detail=detail, closed_at=self._clock())
-        return self._put(lost), self._put(replace(gap, start_ns=before_ns))
+        # As if it were half filled: what was true at its start is not what stood before the gap.
+        rest = replace(gap, start_ns=before_ns, filled_ns=before_ns)
+        return self._put(lost), self._put(rest)
 
     def unsaved(self, times: Times | None = None, *, received_at: float = 0.0) -> Unsaved:
         """Return what a transaction has to save that appends points of this span.

@@ -66,8 +66,7 @@ class Recovery:
 
         In a gap that is half filled it is not: the entity may have changed in the first half.
         """
-        is_begun = self._times.oldest_ns > self._changed_from_ns
-        return entity_id in self._last or (entity_id in self._before and not is_begun)
+        return entity_id in self._last or self._is_remembered(entity_id)
 
     def changes(
         self, entity_id: str, rows: Sequence[RecordedState], *, committed: Collection[Identity]
@@ -114,6 +113,10 @@ class Recovery:
                 found += [change] if change is not None else []
         return found
 
+    def _is_remembered(self, entity_id: str) -> bool:
+        is_half_filled = self._times.oldest_ns > self._changed_from_ns
+        return entity_id in self._before and not is_half_filled
+
     def _changed_inside(self, state: State) -> bool:
         changed_ns, updated_ns = nanoseconds(state.last_changed), nanoseconds(state.last_updated)
         last = self._before.get(state.entity_id)
@@ -126,7 +129,12 @@ class Recovery:
         )
 
     def _begin_with(self, entity_id: str, row: RecordedState, at: datetime) -> None:
-        if not self.knows_before(entity_id) and row.s is not None:
+        # The made-up row may be followed by one that lies a microsecond before the bounds.
+        if self._is_remembered(entity_id):
+            return
+        if row.s is None:
+            self._last[entity_id] = self._nothing(entity_id)
+        else:
             state = State(entity_id, row.s, at, at, _own(row.a))
             self._last[entity_id] = _Last(state, says_since=False)
 
@@ -143,7 +151,7 @@ class Recovery:
         """Return the change to this state, or to none, and make it the row before the next."""
         last = self._last.get(entity_id)
         if last is None:
-            known = self.knows_before(entity_id)
+            known = self._is_remembered(entity_id)
             last = self._last_before(entity_id) if known else self._nothing(entity_id)
         event = Event(
             "state_changed",

@@ -356,6 +356,7 @@ def test_what_is_too_old_is_given_up_alone(clock: Clock) -> None:
 
     assert (bounds(lost), lost.state, lost.detail) == ((0, 20), "unfillable", "too old")
     assert (bounds(rest), rest.state, rest.id) == ((20, 61), "open", gap.id)
+    assert rest.filled_ns == at(20)  # as in a half filled one, nobody knows what stood before
     assert [rest] == coverage.open_gaps()
     assert coverage.gap(lost.id) == lost
 

@@ -228,6 +228,18 @@ def test_in_a_gap_that_is_half_filled_the_made_up_row_is_believed() -> None:
     assert (change.previous_state, change.duration_s) == ("7", None)
 
 
+@pytest.mark.parametrize(("last", "previous"), [("7", "7"), (None, None)])
+def test_the_last_row_before_the_bounds_counts(last: str | None, previous: str | None) -> None:
+    """The made-up row may be followed by the one on the boundary, or by a removal."""
+    times = Times(at(1_000), at(9_000))
+
+    (change,) = recovery(times).changes(
+        "sensor.a", [row("6", 998), row(last, 999), row("8", 2_000)], committed=()
+    )
+
+    assert change.previous_state == previous
+
+
 def test_windows_follow_one_another() -> None:
     """The last row of one is before the first of the next."""
     reading = recovery()
