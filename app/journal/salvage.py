@@ -179,8 +179,8 @@ def _settle_books(connection: Connection, books: _Books, sinks: Sequence[str]) -
     ).fetchone()
     remembered = books.remembered or Remembered()
     spans = list(_spans(connection))
-    gaps = damage_gaps(spans, remembered.covered, settled=settled, tail=tail)
-    covered = _covered(spans, remembered, settled=settled, tail=tail)
+    gaps, lost_at_end = damage_gaps(spans, remembered.covered, settled=settled, tail=tail)
+    covered = _covered(spans, remembered, lost_at_end=lost_at_end)
     if covered is not None:
         save_covered(connection, covered)
     else:
@@ -208,11 +208,11 @@ class Span:
 
 def damage_gaps(
     spans: Sequence[Span], covered: Covered | None, *, settled: int, tail: int
-) -> list[Gap]:
-    """Return gaps, without ids, for the time of the points that are lost.
+) -> tuple[list[Gap], int]:
+    """Return gaps, without ids, for the time of lost points, and how many are lost at the end.
 
-    Points lost at the end are in none: the journal then covers no further than the last one
-    saved, and the next connection finds the gap.
+    Those are in no gap: the journal covers no further than the last live row that was saved,
+    and the next connection finds the gap. Without such a row all that was covered is one.
     """
     gaps: list[Gap] = []
     before: Span | None = None
@@ -228,10 +228,11 @@ def damage_gaps(
             _add(gaps, Times(since_ns, max(since_ns, span.times.newest_ns)), edge_at)
             missing = 0
         before = span
-    if before is None and covered is not None and expected <= tail:
-        # Nothing tells when the lost points happened: it was some time since the beginning.
+    missing += max(0, tail + 1 - expected)
+    if before is None and covered is not None and missing:
         _add(gaps, Times(covered.since_ns, covered.through_ns), covered.edge_at)
-    return gaps
+        missing = 0
+    return gaps, missing
 
 
 def _since_ns(spans: Sequence[Span], missing: int, *, before: Span | None, after: Times) -> int:
@@ -261,13 +262,10 @@ def _add(gaps: list[Gap], times: Times, edge_at: float) -> None:
     )
 
 
-def _covered(
-    spans: Sequence[Span], remembered: Remembered, *, settled: int, tail: int
-) -> Covered | None:
+def _covered(spans: Sequence[Span], remembered: Remembered, *, lost_at_end: int) -> Covered | None:
     """Return what the file covers: no further than the last row, when points after it are lost."""
     covered, live = remembered.covered, [span for span in spans if span.times]
-    is_whole = tail <= max(settled, spans[-1].last if spans else 0)
-    if covered is not None and (is_whole or not live):
+    if covered is not None and not lost_at_end:
         return covered
     if live and (last := live[-1]).times and (first := live[0]).times:
         since_ns = covered.since_ns if covered else first.times.oldest_ns
