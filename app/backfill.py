@@ -12,7 +12,14 @@ import contextlib
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -24,7 +31,7 @@ from app.model import Change, Gap, LastState, Lines, Placement, Row, StoredPoint
 from app.normalize.recorded import Identity, Recovery
 from app.resilience import Backoff
 from app.snapshot import GapsStatus
-from app.source.backfill import Answer, Call, Patience, Recorder
+from app.source.backfill import Answer, Call, Patience, Recorder, all_entities
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -142,7 +149,6 @@ class Backfill:
             StorageError: the journal cannot be read.
         """
         states: dict[str, LastState] = {}
-        # Also of points read back, which may be older than what is known.
         async for row in self._journal.kept(after=self._last_states.through):
             await asyncio.to_thread(self._recall, row, states)
         for entity_id, state in states.items():
@@ -219,11 +225,12 @@ class Backfill:
     async def _recover(self, gap: Gap, recorder: Recorder) -> Gap:
         """Journal what the recorder has of the gap, then close it."""
         committed = await self._committed(gap)
+        # The recorder may not have written the end yet; by our clock, as the others differ.
+        is_new = gap.found_at > self._clock() - self._patience.most_s
         await recorder.until_written()
         newest = await recorder.newest_states()
-        entity_ids = gap.entity_ids or sorted({*newest, *self._last_states.entity_ids()})
-        start_ns = gap.start_ns if gap.filled_ns is None else gap.filled_ns + 1
-        times = Times(start_ns, max(start_ns, gap.end_ns))
+        entity_ids = gap.entity_ids or all_entities(newest, self._last_states.entity_ids())
+        times = _still_to_fill(gap)
         recovery = Recovery(
             times,
             changed_from_ns=gap.start_ns,
@@ -232,19 +239,8 @@ class Backfill:
             newest=newest,
         )
         unknown = {name for name in entity_ids if not recovery.knows_before(name)}
-        detail = None
-        try:
-            history = recorder.history(
-                times, entity_ids, with_start=unknown, is_new=self._is_new(gap)
-            )
-            async with aclosing(history) as answers:
-                async for answer in answers:
-                    journaled = await self._journal_answer(answer, recovery, committed)
-                    gap = self._progressed(gap, journaled, answer.through_ns)
-        except CommandFailed as exc:
-            if exc.code in _PASSING and self._backoff.attempt < _ATTEMPTS:
-                raise
-            detail = f"Home Assistant shows no history: {exc}"
+        history = recorder.history(times, entity_ids, with_start=unknown, is_new=is_new)
+        gap, detail = await self._read_back(gap, history, recovery, committed)
         changes = recovery.unrecorded(entity_ids, committed=committed)
         await self._journal_slowly(changes)
         gap = replace(
@@ -253,6 +249,25 @@ class Backfill:
             unrecorded=tuple(change.entity_id for change in changes),
         )
         return self._coverage.close(gap, "unfillable" if detail else "filled", detail=detail)
+
+    async def _read_back(
+        self,
+        gap: Gap,
+        history: AsyncGenerator[Answer, None],
+        recovery: Recovery,
+        committed: Collection[Identity],
+    ) -> tuple[Gap, str | None]:
+        """Journal all answers; return the gap as it is then, and why no more can be had."""
+        try:
+            async with aclosing(history) as answers:
+                async for answer in answers:
+                    journaled = await self._journal_answer(answer, recovery, committed)
+                    gap = self._progressed(gap, journaled, answer.through_ns)
+        except CommandFailed as exc:
+            if exc.code in _PASSING and self._backoff.attempt < _ATTEMPTS:
+                raise
+            return gap, f"Home Assistant shows no history: {exc}"
+        return gap, None
 
     async def _committed(self, gap: Gap) -> set[Identity]:
         """Return what the journal has of the time of the gap: it came live, near its edges."""
@@ -267,10 +282,6 @@ class Backfill:
         async for row in self._journal.kept(since=self._coverage.keep_from):
             found |= await asyncio.to_thread(self._identities, row, gap)
         return found
-
-    def _is_new(self, gap: Gap) -> bool:
-        """Whether the recorder may not have written the end of the gap yet, by our own clock."""
-        return gap.found_at > self._clock() - self._patience.most_s
 
     async def _journal_answer(
         self, answer: Answer, recovery: Recovery, committed: Collection[Identity]
@@ -315,6 +326,7 @@ class Backfill:
                 if entity_id is None:
                     continue
                 former = states.get(entity_id) or self._last_states.get(entity_id)
+                # Points that were read back come later than newer ones that came live.
                 if former is None or former.time_ns <= point.time_ns:
                     states[entity_id] = self._schema.last_state_of(point, former)
 
@@ -325,6 +337,11 @@ class Backfill:
             for identity in identities
             if identity is not None and gap.start_ns <= identity[1] <= gap.end_ns
         }
+
+
+def _still_to_fill(gap: Gap) -> Times:
+    start_ns = gap.start_ns if gap.filled_ns is None else gap.filled_ns + 1
+    return Times(start_ns, max(start_ns, gap.end_ns))
 
 
 def _tell(gap: Gap) -> None:

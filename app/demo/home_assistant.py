@@ -43,7 +43,7 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LISTS: Mapping[str, RegistryKind] = {
     f"config/{kind}_registry/list": kind for kind in get_args(RegistryKind)
 }
-_ENTITY_ID = re.compile(r"[a-z0-9_]+\.[a-z0-9_]+")
+_ENTITY_ID = re.compile(r"(?!.*__)(?!_)[a-z0-9_]+(?<!_)\.(?!_)[a-z0-9_]+(?<!_)")
 _RUNNING: JsonObject = {"state": "RUNNING"}
 _IDLE_RECORDER: JsonObject = {
     "backlog": 0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -34,6 +35,7 @@ _SECOND_NS = 1_000_000_000
 _MICROSECOND = timedelta(microseconds=1)
 _MICROSECOND_NS = 1_000
 _STATES_PER_SLICE = 200
+_ENTITY_ID = re.compile(r"(?!.*__)[a-z0-9][a-z0-9_]*(?<!_)\.[a-z0-9][a-z0-9_]*(?<!_)")
 _ENTITIES_PER_QUESTION = 100
 _WINDOW_S = (10.0, 60.0, 86_400.0)
 """The shortest window of time that one question spans, the first, and the longest."""
@@ -243,6 +245,15 @@ def _recorded_state(row: msgspec.Raw) -> RecordedState | None:
         return msgspec.json.decode(row, type=RecordedState)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
+
+
+def all_entities(newest: Collection[str], remembered: Collection[str]) -> list[str]:
+    """Return whom to ask for: who has a state, and who had one.
+
+    Of those who have none, Home Assistant refuses the whole question for one name that it
+    would not give today.
+    """
+    return sorted({*newest, *filter(_ENTITY_ID.fullmatch, remembered)})
 
 
 def _questions(entity_ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -208,6 +208,10 @@ class HomeAssistantContract:
         [
             ({}, "invalid_format"),
             ({"entity_ids": ["nonsense"]}, "invalid_entity_ids"),
+            ({"entity_ids": ["sensor.a", "sensor.a__b"]}, "invalid_entity_ids"),
+            ({"entity_ids": ["sensor.A"]}, "invalid_entity_ids"),
+            ({"entity_ids": ["sensor._a"]}, "invalid_entity_ids"),
+            ({"entity_ids": ["sensor.a_"]}, "invalid_entity_ids"),
             ({"entity_ids": ["sensor.a"], "start_time": "yesterday"}, "invalid_start_time"),
             ({"entity_ids": ["sensor.a"], "end_time": "tomorrow"}, "invalid_end_time"),
         ],

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from app.errors import CommandFailed, SourceProtocolError
 from app.model import RecordedState, Times, moment_of, nanoseconds
-from app.source.backfill import Answer, Patience, Recorder
+from app.source.backfill import Answer, Patience, Recorder, all_entities
 
 SECOND = 1_000_000_000
 START_S = 1_795_000_000
@@ -367,6 +367,24 @@ async def test_states_that_are_no_list_are_said_so() -> None:
 
     with pytest.raises(SourceProtocolError, match="get_states"):
         await recorder(fake).newest_states()
+
+
+@pytest.mark.parametrize(
+    ("odd", "asked"),
+    [
+        ("sensor.a_1", True),
+        ("sensor.A", False),
+        ("sensor.a__b", False),
+        ("sensor._a", False),
+        ("sensor.a_", False),
+        ("sensor", False),
+        ("sensor.ä", False),
+    ],
+)
+def test_a_name_of_the_past_does_not_spoil_the_question(odd: str, *, asked: bool) -> None:
+    """Home Assistant refuses all for one that is invalid and has no state."""
+    assert asked == (odd in all_entities({"light.b"}, {odd, "light.b"}))
+    assert odd in all_entities({"light.b", odd}, {"light.b"})
 
 
 def test_a_row_without_last_changed_has_none() -> None:
