@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from app.errors import StorageDamaged
 from app.journal.coverage import Covered, Unsaved
 from app.model import Gap, LastState
 from app.storage import Connection
@@ -139,6 +140,9 @@ def _columns(gap: Gap) -> tuple[object, ...]:
 def _gap(row: Sequence[object]) -> Gap:
     names = [name.strip() for name in _GAP_COLUMNS.split(",")]
     columns = dict(zip(names, row, strict=True))
-    for name in ("unrecorded", "entity_ids"):
-        columns[name] = tuple(json.loads(str(columns[name])))
+    try:
+        for name in ("unrecorded", "entity_ids"):
+            columns[name] = tuple(json.loads(str(columns[name])))
+    except ValueError as exc:
+        raise StorageDamaged(f"gap {columns['id']} cannot be read: {exc}") from exc
     return Gap(**columns)  # type: ignore[arg-type]  # what `_columns` wrote

@@ -463,6 +463,20 @@ async def test_missing_numbers_become_a_gap_without_the_books(path: Path, table:
         assert rig.bounds()[-1] == ("restart", 10, 61)
 
 
+async def test_a_gap_that_cannot_be_read_is_damage(path: Path) -> None:
+    """The start goes on without it."""
+    rig = await damaged(path, lost=())
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE gaps SET entity_ids = '[\"sensor'")
+    connection.close()
+
+    async with rig.journal:
+        assert rig.coverage.gaps() == []
+        assert rig.journal.missing_points == 0
+        assert rig.coverage.covered is not None
+        assert rig.coverage.covered.through_ns == at(10)
+
+
 async def test_points_lost_at_the_end_lie_in_the_next_gap(path: Path) -> None:
     """The journal covers no further than the last one saved."""
     rig = await damaged(path, "last_states", lost=(9, 10))
