@@ -12,7 +12,14 @@ import contextlib
 import logging
 import time
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -24,7 +31,7 @@ from app.model import Change, Gap, LastState, Lines, Placement, Row, StoredPoint
 from app.normalize.recorded import Identity, Recovery
 from app.resilience import Backoff
 from app.snapshot import GapsStatus
-from app.source.backfill import Call, Patience, Recorder
+from app.source.backfill import Answer, Call, Patience, Recorder, all_entities
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -35,6 +42,9 @@ _CHANGES_PER_APPEND = 200
 _RECEIVED_WITHIN_S = 2.0
 _STALLED_S = 60.0
 _STARTING_S = 600.0
+# Home Assistant's own trouble, which may pass: its recorder is busy, migrates, or failed once.
+_PASSING = frozenset({"unknown_error", "home_assistant_error", "timeout"})
+_ATTEMPTS = 10
 
 
 class Commands(Protocol):
@@ -93,7 +103,6 @@ class Backfill:
         placement_of: Callable[[str], Placement],
         telemetry: Telemetry,
         backoff: Backoff,
-        enabled: bool = True,
         max_hours: float = 240.0,
         points_per_s: float = 2_000.0,
         patience: Patience | None = None,
@@ -116,7 +125,6 @@ class Backfill:
         self._placement_of = placement_of
         self._telemetry = telemetry
         self._backoff = backoff
-        self._enabled = enabled
         self._max_hours = max_hours
         self._points_per_s = points_per_s
         self._patience = patience or Patience()
@@ -165,8 +173,7 @@ class Backfill:
 
     def _next(self) -> Gap | None:
         gaps = self._coverage.open_gaps()
-        # A person who asks for history is served also where nothing is filled by itself.
-        return next((gap for gap in gaps if self._enabled or gap.reason == "requested"), None)
+        return next(filter(self._coverage.will_be_filled, gaps), None)
 
     async def _failed(self, gap: Gap, exc: SourceError | StorageError) -> None:
         if not self._streaming.is_set():
@@ -183,6 +190,7 @@ class Backfill:
         self._coverage.take(gap)
         gap = self._within_reach(gap)
         if gap.state != "open":
+            self._last_states.thaw(gap)
             return
         await self._until_running()
         async with self._commands() as commands:
@@ -199,10 +207,13 @@ class Backfill:
             return gap
         oldest_ns = int((self._clock() - self._max_hours * 3600) * _SECOND_NS)
         detail = f"Older than BACKFILL_MAX_HOURS ({self._max_hours:g})"
+        if gap.start_ns >= oldest_ns:
+            return gap
         if gap.end_ns <= oldest_ns:
-            return self._coverage.close(gap, "unfillable", detail=detail)
-        if gap.start_ns < oldest_ns:
-            return self._coverage.too_old(gap, oldest_ns, detail=detail)
+            lost = gap = self._coverage.close(gap, "unfillable", detail=detail)
+        else:
+            lost, gap = self._coverage.split(gap, oldest_ns, detail=detail)
+        logger.warning("The gap %s is not filled: %s", _span(lost), detail)
         return gap
 
     async def _until_running(self) -> None:
@@ -214,11 +225,12 @@ class Backfill:
     async def _recover(self, gap: Gap, recorder: Recorder) -> Gap:
         """Journal what the recorder has of the gap, then close it."""
         committed = await self._committed(gap)
+        # The recorder may not have written the end yet; by our clock, as the others differ.
+        is_new = gap.found_at > self._clock() - self._patience.most_s
         await recorder.until_written()
         newest = await recorder.newest_states()
-        entity_ids = gap.entity_ids or sorted({*newest, *self._last_states.entity_ids()})
-        start_ns = gap.start_ns if gap.filled_ns is None else gap.filled_ns + 1
-        times = Times(start_ns, max(start_ns, gap.end_ns))
+        entity_ids = gap.entity_ids or all_entities(newest, self._last_states.entity_ids())
+        times = _still_to_fill(gap)
         recovery = Recovery(
             times,
             changed_from_ns=gap.start_ns,
@@ -227,19 +239,8 @@ class Backfill:
             newest=newest,
         )
         unknown = {name for name in entity_ids if not recovery.knows_before(name)}
-        detail = None
-        try:
-            async with aclosing(recorder.history(times, entity_ids, with_start=unknown)) as answers:
-                async for answer in answers:
-                    changes = [
-                        change
-                        for entity_id, rows in answer.history.items()
-                        for change in recovery.changes(entity_id, rows, committed=committed)
-                    ]
-                    await self._journal_slowly(changes)
-                    gap = self._progressed(gap, len(changes), answer.through_ns)
-        except CommandFailed as exc:
-            detail = f"Home Assistant shows no history: {exc}"
+        history = recorder.history(times, entity_ids, with_start=unknown, is_new=is_new)
+        gap, detail = await self._read_back(gap, history, recovery, committed)
         changes = recovery.unrecorded(entity_ids, committed=committed)
         await self._journal_slowly(changes)
         gap = replace(
@@ -248,6 +249,25 @@ class Backfill:
             unrecorded=tuple(change.entity_id for change in changes),
         )
         return self._coverage.close(gap, "unfillable" if detail else "filled", detail=detail)
+
+    async def _read_back(
+        self,
+        gap: Gap,
+        history: AsyncGenerator[Answer, None],
+        recovery: Recovery,
+        committed: Collection[Identity],
+    ) -> tuple[Gap, str | None]:
+        """Journal all answers; return the gap as it is then, and why no more can be had."""
+        try:
+            async with aclosing(history) as answers:
+                async for answer in answers:
+                    journaled = await self._journal_answer(answer, recovery, committed)
+                    gap = self._progressed(gap, journaled, answer.through_ns)
+        except CommandFailed as exc:
+            if exc.code in _PASSING and self._backoff.attempt < _ATTEMPTS:
+                raise
+            return gap, f"Home Assistant shows no history: {exc}"
+        return gap, None
 
     async def _committed(self, gap: Gap) -> set[Identity]:
         """Return what the journal has of the time of the gap: it came live, near its edges."""
@@ -262,6 +282,27 @@ class Backfill:
         async for row in self._journal.kept(since=self._coverage.keep_from):
             found |= await asyncio.to_thread(self._identities, row, gap)
         return found
+
+    async def _journal_answer(
+        self, answer: Answer, recovery: Recovery, committed: Collection[Identity]
+    ) -> int:
+        """Journal the changes of one answer, and return how many there were.
+
+        Some at a time: an answer may hold tens of thousands, and events come meanwhile.
+        """
+        journaled = 0
+        changes: list[Change] = []
+        for entity_id, rows in answer.history.items():
+            for start in range(0, len(rows), _CHANGES_PER_APPEND):
+                some = rows[start : start + _CHANGES_PER_APPEND]
+                changes += recovery.changes(entity_id, some, committed=committed)
+                while len(changes) >= _CHANGES_PER_APPEND:
+                    journaled += _CHANGES_PER_APPEND
+                    await self._journal_slowly(changes[:_CHANGES_PER_APPEND])
+                    del changes[:_CHANGES_PER_APPEND]
+                await asyncio.sleep(0)
+        await self._journal_slowly(changes)
+        return journaled + len(changes)
 
     async def _journal_slowly(self, changes: Sequence[Change]) -> None:
         """Journal changes, no faster than BACKFILL_RATE and never many at once."""
@@ -282,8 +323,11 @@ class Backfill:
             with contextlib.suppress(ValueError):  # not a line of ours
                 point = self._schema.parse(line)
                 entity_id = point.tags.get("entity_id")
-                former = states.get(entity_id or "")
-                if entity_id and (former is None or former.time_ns <= point.time_ns):
+                if entity_id is None:
+                    continue
+                former = states.get(entity_id) or self._last_states.get(entity_id)
+                # Points that were read back come later than newer ones that came live.
+                if former is None or former.time_ns <= point.time_ns:
                     states[entity_id] = self._schema.last_state_of(point, former)
 
     def _identities(self, row: Row, gap: Gap) -> set[Identity]:
@@ -293,6 +337,11 @@ class Backfill:
             for identity in identities
             if identity is not None and gap.start_ns <= identity[1] <= gap.end_ns
         }
+
+
+def _still_to_fill(gap: Gap) -> Times:
+    start_ns = gap.start_ns if gap.filled_ns is None else gap.filled_ns + 1
+    return Times(start_ns, max(start_ns, gap.end_ns))
 
 
 def _tell(gap: Gap) -> None:
@@ -315,4 +364,7 @@ def _span(gap: Gap) -> str:
 
 
 def _lines(row: Row) -> list[bytes]:
-    return Lines(zlib.decompress(row.gzip, _GZIP_WINDOW), row.points).split()
+    try:
+        return Lines(zlib.decompress(row.gzip, _GZIP_WINDOW), row.points).split()
+    except zlib.error:
+        return []  # who delivers it says that it is damaged

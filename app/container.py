@@ -124,7 +124,7 @@ def _journal(
 
 
 def _coverage(settings: Settings) -> Coverage:
-    return Coverage(kept=settings.journal.kind == "sqlite")
+    return Coverage(kept=settings.journal.kind == "sqlite", fills=settings.backfill.enabled)
 
 
 def _encoder(settings: Settings) -> HomeiqEncoder:
@@ -231,7 +231,6 @@ class Container(containers.DeclarativeContainer):
         placement_of=catalog.provided.placement,
         telemetry=telemetry,
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
-        enabled=settings.provided.backfill.enabled,
         max_hours=settings.provided.backfill.max_hours,
         points_per_s=settings.provided.backfill.points_per_s,
     )

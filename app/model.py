@@ -15,6 +15,8 @@ Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MAX_SECONDS = 9_223_372_036
+"""InfluxDB's last moment is this far from the epoch."""
 
 
 def nanoseconds(moment: datetime) -> int:
@@ -54,6 +56,10 @@ class State(msgspec.Struct, frozen=True, gc=False):
     context: Context | None = None
 
 
+RecordedTime = Annotated[float, msgspec.Meta(ge=0, lt=MAX_SECONDS)]
+"""Seconds since the epoch, within what a point's time can hold."""
+
+
 class RecordedState(msgspec.Struct, frozen=True, gc=False):
     """One row of the recorder's history, as the WebSocket API shows it.
 
@@ -61,10 +67,10 @@ class RecordedState(msgspec.Struct, frozen=True, gc=False):
     """
 
     s: str | None
-    """The state; None or empty when the entity was removed."""
-    lu: float
+    """The state; None when the entity was removed."""
+    lu: RecordedTime
     """`last_updated`, in seconds since the epoch."""
-    lc: float | None = None
+    lc: RecordedTime | None = None
     """`last_changed`; None when it is the same."""
     a: msgspec.Raw = msgspec.Raw(b"{}")
     """The attributes that the recorder keeps, as a JSON object."""

@@ -34,7 +34,8 @@ async def backfill(components: ComponentsDep, wanted: BackfillRequest) -> Backfi
     That is all before the service began to capture, and gaps that were given up. What was
     captured is not read again.
     """
-    until = wanted.until or datetime.now(UTC)
+    now = datetime.now(UTC)
+    until = min(wanted.until or now, now)
     times = Times(nanoseconds(wanted.since), nanoseconds(until))
     if times.oldest_ns >= times.newest_ns:
         raise ProblemRaised(_NO_SPAN)

@@ -11,6 +11,7 @@ the event that says so, so that `get_states` never lags behind the stream. `stat
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import ssl
 from collections import deque
@@ -42,6 +43,7 @@ _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _LISTS: Mapping[str, RegistryKind] = {
     f"config/{kind}_registry/list": kind for kind in get_args(RegistryKind)
 }
+_ENTITY_ID = re.compile(r"(?!.*__)(?!_)[a-z0-9_]+(?<!_)\.(?!_)[a-z0-9_]+(?<!_)")
 _RUNNING: JsonObject = {"state": "RUNNING"}
 _IDLE_RECORDER: JsonObject = {
     "backlog": 0,
@@ -469,10 +471,13 @@ class FakeHomeAssistant:
 
     def _history(self, parameters: Mapping[str, object]) -> JsonObject:
         entity_ids = cast("Sequence[str]", parameters["entity_ids"])
-        start = datetime.fromisoformat(str(parameters["start_time"]))
+        start = _moment(parameters, "start_time")
         end = start + timedelta(days=1)
         if "end_time" in parameters:
-            end = datetime.fromisoformat(str(parameters["end_time"]))
+            end = _moment(parameters, "end_time")
+        known = {str(row["entity_id"]) for row in self._house.states()}
+        if not all(name in known or _ENTITY_ID.fullmatch(name) for name in entity_ids):
+            raise _Refused("invalid_entity_ids", "Invalid entity_ids")
         recorded = self._house.history(start, end, entity_ids)
         past: Mapping[str, Sequence[JsonObject]] = {}
         if parameters.get("include_start_time_state", True):
@@ -625,6 +630,13 @@ def _history_rows(
 def _is_significant(row: JsonObject) -> bool:
     domain = str(row["entity_id"]).partition(".")[0]
     return row["last_changed"] == row["last_updated"] or domain in _TELLING_DOMAINS
+
+
+def _moment(parameters: JsonObject, name: str) -> datetime:
+    try:
+        return datetime.fromisoformat(str(parameters[name]))
+    except ValueError as exc:
+        raise _Refused(f"invalid_{name}", f"Invalid {name}") from exc
 
 
 def _seconds(moment: object) -> float:

@@ -36,14 +36,14 @@ class LastStates:
         self._fresh.update([(change.entity_id, change) for change in changes])
 
     def recall(self, entity_id: str, state: LastState) -> None:
-        """Take a change that an earlier process made durable, in their order."""
+        """Take the newest change that an earlier process made durable."""
         self._known[entity_id] = state
 
     def freeze(self, gap: Gap) -> None:
         """Keep how everything was before this gap, until it is closed."""
         while len(self._frozen) >= _MAX_FROZEN:
             del self._frozen[next(iter(self._frozen))]
-        self._frozen[gap.id] = self._all()
+        self._frozen[gap.id] = self._before(gap)
 
     def thaw(self, gap: Gap) -> None:
         """Forget what was kept for this gap."""
@@ -52,10 +52,11 @@ class LastStates:
     def before(self, gap: Gap) -> Mapping[str, LastState]:
         """Return the newest change before the gap of each entity of which it is known."""
         frozen = self._frozen.get(gap.id)
-        if frozen is not None:
-            return frozen
-        states = self._all().items()
-        return {name: state for name, state in states if state.time_ns <= gap.start_ns}
+        return self._before(gap) if frozen is None else frozen
+
+    def get(self, entity_id: str) -> LastState | None:
+        """Return the newest change of one entity, as far as it was known when opened."""
+        return self._known.get(entity_id)
 
     def values(self) -> Iterable[LastState]:
         """Return the newest change of each entity."""
@@ -77,6 +78,11 @@ class LastStates:
         for name, state in states.items():
             if self._unsaved.get(name) is state:  # else it has changed since
                 del self._unsaved[name]
+
+    def _before(self, gap: Gap) -> dict[str, LastState]:
+        # What was received and not made durable before a crash lies in the gap.
+        states = self._all().items()
+        return {name: state for name, state in states if state.time_ns <= gap.start_ns}
 
     def _all(self) -> dict[str, LastState]:
         return self._known | {name: _state_of(change) for name, change in self._fresh.items()}

@@ -6,12 +6,17 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from app.errors import StorageDamaged
 from app.journal.coverage import Covered, Unsaved
 from app.model import Gap, LastState
 from app.storage import Connection
 
 MIGRATION = """
-    CREATE TABLE covered (since_ns INTEGER NOT NULL, through_ns INTEGER NOT NULL) STRICT;
+    CREATE TABLE covered (
+        since_ns INTEGER NOT NULL,
+        through_ns INTEGER NOT NULL,
+        edge_at REAL NOT NULL
+    ) STRICT;
     CREATE TABLE gaps (
         id INTEGER PRIMARY KEY,
         start_ns INTEGER NOT NULL,
@@ -57,7 +62,7 @@ class Remembered:
 
 def load(connection: Connection) -> Remembered:
     """Read all of it."""
-    covered = connection.execute("SELECT since_ns, through_ns FROM covered").fetchone()
+    covered = connection.execute("SELECT since_ns, through_ns, edge_at FROM covered").fetchone()
     (states_through,) = connection.execute("SELECT states_through FROM journal").fetchone()
     return Remembered(
         covered=Covered(*covered) if covered else None,
@@ -84,10 +89,12 @@ def save_coverage(connection: Connection, unsaved: Unsaved) -> None:
 
 def save_covered(connection: Connection, covered: Covered) -> None:
     """Write from when to when the journal covers."""
-    columns = (covered.since_ns, covered.through_ns)
-    changed = connection.execute("UPDATE covered SET since_ns = ?, through_ns = ?", columns)
+    columns = (covered.since_ns, covered.through_ns, covered.edge_at)
+    changed = connection.execute(
+        "UPDATE covered SET since_ns = ?, through_ns = ?, edge_at = ?", columns
+    )
     if not changed.rowcount:
-        connection.execute("INSERT INTO covered VALUES (?, ?)", columns)
+        connection.execute("INSERT INTO covered VALUES (?, ?, ?)", columns)
 
 
 def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
@@ -133,6 +140,9 @@ def _columns(gap: Gap) -> tuple[object, ...]:
 def _gap(row: Sequence[object]) -> Gap:
     names = [name.strip() for name in _GAP_COLUMNS.split(",")]
     columns = dict(zip(names, row, strict=True))
-    for name in ("unrecorded", "entity_ids"):
-        columns[name] = tuple(json.loads(str(columns[name])))
+    try:
+        for name in ("unrecorded", "entity_ids"):
+            columns[name] = tuple(json.loads(str(columns[name])))
+    except ValueError as exc:
+        raise StorageDamaged(f"gap {columns['id']} cannot be read: {exc}") from exc
     return Gap(**columns)  # type: ignore[arg-type]  # what `_columns` wrote

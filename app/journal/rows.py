@@ -49,10 +49,11 @@ def numbered(members: Sequence[Member], *, first: int, received_at: float) -> li
     return rows
 
 
-def times_of(lines: Lines) -> Times:
-    """Return when the oldest and the newest of some points happened; there must be one."""
-    times_ns = [int(line.rpartition(b" ")[2]) for line in lines.split()]
-    return Times(min(times_ns), max(times_ns))
+def live_times_of(lines: Lines) -> Times | None:
+    """Return when the oldest and the newest of some points happened, of those that came live."""
+    live = [line for line in lines.split() if b",backfilled=true" not in line]
+    times_ns = [int(line.rpartition(b" ")[2]) for line in live]
+    return Times(min(times_ns), max(times_ns)) if times_ns else None
 
 
 class RowBuffer:

@@ -7,17 +7,17 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 from app import storage
 from app.errors import StorageDamaged, StorageError
-from app.journal.coverage import Coverage, Covered
+from app.journal.coverage import Covered
 from app.journal.remembered import Remembered, load, save_covered, save_gaps, save_states
-from app.journal.rows import times_of
-from app.model import Lines, Row, Times
+from app.journal.rows import live_times_of
+from app.model import Gap, Lines, Row, Times
 from app.storage import Connection, Database
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 _ROWS_PER_COPY = 100
 _MAX_ATTEMPTS = 20_000
 _GZIP_WINDOW = 31
+_SECOND_NS = 1_000_000_000
+_LEAST_HOLE_NS = 60 * _SECOND_NS
+_MERGED_NS = 10 * _SECOND_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,6 @@ class _Books:
     cursors: dict[str, int]
     tail: int | None
     remembered: Remembered | None
-
-    @property
-    def settled(self) -> int:
-        return min(self.cursors.values(), default=0)
 
 
 async def salvage(
@@ -124,7 +123,9 @@ def _readable_rows(damaged: Connection, books: _Books) -> Iterator[Row]:
             with storage.translated_errors():
                 for row in _rows(damaged, first, last):
                     first = row.last + 1
-                    if row.last > books.settled and _whole(row):
+                    # Settled rows as well: they tell when a hole began, and what is read back
+                    # near a gap is compared with them.
+                    if _whole(row):
                         yield row
         except StorageError:
             middle = (first + last) // 2
@@ -158,8 +159,8 @@ def _copy(connection: Connection, rows: Iterator[Row]) -> int:
 
 
 def _settle_books(connection: Connection, books: _Books, sinks: Sequence[str]) -> tuple[int, int]:
-    points, first, last = connection.execute(
-        "SELECT coalesce(sum(points), 0), min(first), max(first + points - 1) FROM journal_rows"
+    first, last = connection.execute(
+        "SELECT min(first), max(first + points - 1) FROM journal_rows"
     ).fetchone()
     # Numbers are never reused, because dead letters carry them: when the tail is unknown it
     # is set beyond all that can have been given out.
@@ -170,38 +171,115 @@ def _settle_books(connection: Connection, books: _Books, sinks: Sequence[str]) -
     cursors = books.cursors or dict.fromkeys(sinks, before)
     connection.execute("UPDATE journal SET tail = ?", (tail,))
     connection.executemany("INSERT INTO cursors VALUES (?, ?)", cursors.items())
-    start = min(cursors.values(), default=tail)
-    _settle_coverage(connection, books.remembered or Remembered(), start=start, tail=tail)
-    held = points - max(0, start - before)
-    return held, max(0, tail - start - held)
-
-
-def _settle_coverage(
-    connection: Connection, remembered: Remembered, *, start: int, tail: int
-) -> None:
-    """Save what the file covers, and a gap for the time of the points that are lost.
-
-    Points lost at the end are in no gap here: the journal then covers no further than the
-    last one saved, and the next connection finds the gap.
-    """
-    coverage = Coverage()
-    coverage.open(None, remembered.gaps, edge_at=None)
-    newest_ns = max((state.time_ns for state in remembered.states.values()), default=None)
-    expected, through_ns = start + 1, None
-    for row in _saved_rows(connection):
-        times = times_of(Lines(zlib.decompress(row.gzip, _GZIP_WINDOW), row.points))
-        if row.first > expected:
-            since_ns = through_ns or newest_ns or times.oldest_ns
-            coverage.lost(Times(since_ns, max(since_ns, times.newest_ns)), "damage")
-        expected = row.last + 1
-        through_ns = max(through_ns or 0, times.newest_ns)
-    covered, end_ns = remembered.covered, through_ns or newest_ns
-    if end_ns is not None and (covered is None or expected <= tail):
-        covered = Covered(covered.since_ns if covered else end_ns, end_ns)
+    settled = min(cursors.values(), default=tail)
+    (held,) = connection.execute(
+        "SELECT coalesce(sum(min(points, first + points - 1 - :settled)), 0) FROM journal_rows"
+        " WHERE first + points - 1 > :settled",
+        {"settled": settled},
+    ).fetchone()
+    remembered = books.remembered or Remembered()
+    spans = list(_spans(connection))
+    gaps, lost_at_end = damage_gaps(spans, remembered.covered, settled=settled, tail=tail)
+    covered = _covered(spans, remembered, lost_at_end=lost_at_end)
     if covered is not None:
         save_covered(connection, covered)
-    save_gaps(connection, coverage.gaps())
+    else:
+        logger.warning(
+            "Since when nothing was captured cannot be known."
+            " To read it back: python -m app backfill --since …"
+        )
+    last_id = max((gap.id for gap in remembered.gaps), default=0)
+    new = [replace(gap, id=last_id + number) for number, gap in enumerate(gaps, start=1)]
+    save_gaps(connection, [*remembered.gaps, *new])
     save_states(connection, remembered.states, remembered.states_through)
+    return held, max(0, tail - settled - held)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A row that was saved: its numbers, and when what it holds happened."""
+
+    first: int
+    last: int
+    times: Times | None
+    """None when nothing in it came live from Home Assistant."""
+    received_at: float
+
+
+def damage_gaps(
+    spans: Sequence[Span], covered: Covered | None, *, settled: int, tail: int
+) -> tuple[list[Gap], int]:
+    """Return gaps, without ids, for the time of lost points, and how many are lost at the end.
+
+    Those are in no gap: the journal covers no further than the last live row that was saved,
+    and the next connection finds the gap. Without such a row all that was covered is one.
+    """
+    gaps: list[Gap] = []
+    before: Span | None = None
+    expected, missing = settled + 1, 0
+    for span in spans:
+        missing += max(0, span.first - expected)
+        expected = max(expected, span.last + 1)
+        if span.times is None:
+            continue
+        if missing:
+            since_ns = _since_ns(spans, missing, before=before, after=span.times)
+            edge_at = (before or span).received_at
+            _add(gaps, Times(since_ns, max(since_ns, span.times.newest_ns)), edge_at)
+            missing = 0
+        before = span
+    missing += max(0, tail + 1 - expected)
+    if before is None and covered is not None and missing:
+        _add(gaps, Times(covered.since_ns, covered.through_ns), covered.edge_at)
+        missing = 0
+    return gaps, missing
+
+
+def _since_ns(spans: Sequence[Span], missing: int, *, before: Span | None, after: Times) -> int:
+    """Return where a hole begins: with the row before, else as the pace of the others says."""
+    if before is not None and before.times is not None:
+        return min(before.times.newest_ns, after.oldest_ns)
+    live = [(span.times, span.last - span.first + 1) for span in spans if span.times]
+    whole_ns = max(times.newest_ns for times, _ in live) - min(times.oldest_ns for times, _ in live)
+    ns_per_point = whole_ns // sum(points for _, points in live)
+    return after.oldest_ns - max(_LEAST_HOLE_NS, 2 * missing * ns_per_point)
+
+
+def _add(gaps: list[Gap], times: Times, edge_at: float) -> None:
+    if gaps and times.oldest_ns <= gaps[-1].end_ns + _MERGED_NS:
+        last = gaps.pop()
+        gaps.append(replace(last, end_ns=max(last.end_ns, times.newest_ns)))
+        return
+    gaps.append(
+        Gap(
+            id=0,
+            start_ns=times.oldest_ns,
+            end_ns=times.newest_ns,
+            reason="damage",
+            found_at=time.time(),
+            edge_at=edge_at,
+        )
+    )
+
+
+def _covered(spans: Sequence[Span], remembered: Remembered, *, lost_at_end: int) -> Covered | None:
+    """Return what the file covers: no further than the last row, when points after it are lost."""
+    covered, live = remembered.covered, [span for span in spans if span.times]
+    if covered is not None and not lost_at_end:
+        return covered
+    if live and (last := live[-1]).times and (first := live[0]).times:
+        since_ns = covered.since_ns if covered else first.times.oldest_ns
+        return Covered(since_ns, last.times.newest_ns, last.received_at)
+    newest_ns = max((state.time_ns for state in remembered.states.values()), default=None)
+    if newest_ns is None:
+        return None
+    return Covered(newest_ns, newest_ns, newest_ns / _SECOND_NS)
+
+
+def _spans(connection: Connection) -> Iterator[Span]:
+    for row in _saved_rows(connection):
+        lines = Lines(zlib.decompress(row.gzip, _GZIP_WINDOW), row.points)
+        yield Span(row.first, row.last, live_times_of(lines), row.received_at)
 
 
 def _saved_rows(connection: Connection) -> Iterator[Row]:

@@ -329,9 +329,7 @@ class SqliteJournal:
         self._ledger.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
         self._durable_through = stock.tail
         self._saved = stock.cursors
-        self._coverage.open(
-            stock.remembered.covered, stock.remembered.gaps, edge_at=stock.newest_at
-        )
+        self._coverage.open(stock.remembered.covered, stock.remembered.gaps)
         self._last_states.open(stock.remembered.states, through=stock.remembered.states_through)
         self._oldest_at = dict(stock.oldest_at)
         self._bytes = stock.bytes
@@ -355,7 +353,10 @@ class SqliteJournal:
     async def _append(self, lines: Lines, received_at: float) -> None:
         async with self._order:  # rows come back in the order of their sequence numbers
             cursors = dict(self._ledger.cursors)
-            unsaved = self._coverage.unsaved(spanned(self._lent_times, lines.times))
+            unsaved = self._coverage.unsaved(
+                spanned(self._lent_times, lines.times),
+                received_at=received_at or self._lent.since or 0.0,
+            )
             work = partial(
                 _append_lines,
                 lent=tuple(self._lent.rows),
@@ -377,7 +378,7 @@ class SqliteJournal:
             self._full = self._still_full(appended)
             self._saved = cursors
             self._lent_times = None
-            self._coverage.saved(unsaved, received_at=received_at or None)
+            self._coverage.saved(unsaved)
             self._bytes = appended.bytes
             if appended.dropped_through:
                 self._drop(appended.dropped_through, appended.oldest_at)
@@ -480,7 +481,6 @@ class _Stock:
     cursors: Mapping[str, int]
     holes: Sequence[Hole]
     oldest_at: Mapping[str, float | None]
-    newest_at: float | None
     bytes: int
     remembered: Remembered
 
@@ -535,7 +535,6 @@ def _take_stock(connection: Connection, sinks: Sequence[str], bounds: _Bounds) -
         cursors=cursors,
         holes=list(_holes(connection, min(cursors.values(), default=tail), tail)),
         oldest_at={sink: _oldest_at(connection, cursors[sink]) for sink in cursors},
-        newest_at=_newest_at(connection),
         bytes=_bytes(connection, bounds.path),
         remembered=load(connection),
     )
@@ -667,19 +666,12 @@ def _oldest_at(connection: Connection, cursor: int) -> float | None:
     return oldest[0] if oldest else None
 
 
-def _newest_at(connection: Connection) -> float | None:
-    """Return when the newest row was received."""
-    newest = connection.execute(
-        "SELECT received_at FROM journal_rows ORDER BY first DESC LIMIT 1"
-    ).fetchone()
-    return newest[0] if newest else None
-
-
 def _kept_rows(connection: Connection, after: int, since: float, limit: int) -> list[Row]:
     found = connection.execute(
-        "SELECT first, points, gzip, received_at FROM journal_rows"
-        " WHERE first + points - 1 > ? AND received_at >= ? ORDER BY first LIMIT ?",
-        (after, since, limit),
+        "SELECT first, points, gzip, received_at FROM journal_rows WHERE first >= coalesce("
+        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next)"
+        " AND first + points > :next AND received_at >= :since ORDER BY first LIMIT :limit",
+        {"next": after + 1, "since": since, "limit": limit},
     )
     return [Row(*columns) for columns in found]
 

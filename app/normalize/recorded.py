@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -55,12 +56,17 @@ class Recovery:
         self._normalizer = Normalizer(placement_of)
         self._last: dict[str, _Last] = {}
         """The row before the next, of entities that have had one."""
+        self._read_through: dict[str, float] = {}
+        """The newest row of each entity that was read."""
         self.recorded: set[str] = set()
         """The entities that have a row in the gap."""
 
     def knows_before(self, entity_id: str) -> bool:
-        """Whether the row before the next one is known."""
-        return entity_id in self._last or entity_id in self._before
+        """Whether the row before the next one is known.
+
+        In a gap that is half filled it is not: the entity may have changed in the first half.
+        """
+        return entity_id in self._last or self._is_remembered(entity_id)
 
     def changes(
         self, entity_id: str, rows: Sequence[RecordedState], *, committed: Collection[Identity]
@@ -70,7 +76,13 @@ class Recovery:
         Those whose identity is in `committed` are left out, and are the row before all the same.
         """
         found = []
+        read_through = self._read_through.get(entity_id, -math.inf)
         for row in rows:
+            if row.lu <= read_through:
+                # Home Assistant compares fractions of a microsecond: a row on the boundary of
+                # two windows comes in both.
+                continue
+            self._read_through[entity_id] = read_through = row.lu
             updated = datetime.fromtimestamp(row.lu, UTC)
             if nanoseconds(updated) < self._times.oldest_ns:
                 self._begin_with(entity_id, row, updated)
@@ -93,10 +105,17 @@ class Recovery:
             state = self._newest.get(entity_id)
             if state is None or entity_id in self.recorded or not self._changed_inside(state):
                 continue
-            if (entity_id, nanoseconds(state.last_updated)) not in committed:
+            # With its beginning committed the state is: later updates that changed nothing
+            # move `last_updated`, and there is no event for them.
+            moments = {nanoseconds(state.last_changed), nanoseconds(state.last_updated)}
+            if not any((entity_id, moment_ns) in committed for moment_ns in moments):
                 change = self._change(entity_id, state, at=state.last_updated)
                 found += [change] if change is not None else []
         return found
+
+    def _is_remembered(self, entity_id: str) -> bool:
+        is_half_filled = self._times.oldest_ns > self._changed_from_ns
+        return entity_id in self._before and not is_half_filled
 
     def _changed_inside(self, state: State) -> bool:
         changed_ns, updated_ns = nanoseconds(state.last_changed), nanoseconds(state.last_updated)
@@ -110,7 +129,12 @@ class Recovery:
         )
 
     def _begin_with(self, entity_id: str, row: RecordedState, at: datetime) -> None:
-        if not self.knows_before(entity_id) and row.s is not None:
+        # The made-up row may be followed by one that lies a microsecond before the bounds.
+        if self._is_remembered(entity_id):
+            return
+        if row.s is None:
+            self._last[entity_id] = self._nothing(entity_id)
+        else:
             state = State(entity_id, row.s, at, at, _own(row.a))
             self._last[entity_id] = _Last(state, says_since=False)
 
@@ -125,19 +149,26 @@ class Recovery:
 
     def _change(self, entity_id: str, state: State | None, *, at: datetime) -> Change | None:
         """Return the change to this state, or to none, and make it the row before the next."""
-        last = self._last.get(entity_id) or self._last_before(entity_id)
+        last = self._last.get(entity_id)
+        if last is None:
+            known = self._is_remembered(entity_id)
+            last = self._last_before(entity_id) if known else self._nothing(entity_id)
         event = Event(
             "state_changed",
             EventData(entity_id=entity_id, old_state=last.state, new_state=state),
             time_fired=at,
         )
         self._last[entity_id] = self._nothing(entity_id) if state is None else _Last(state)
+        # An update of nothing but attributes says itself that the state lasts.
+        says_since = last.says_since or (
+            state is not None and state.last_changed < state.last_updated
+        )
         for change in self._normalizer.changes((event,))[0]:
             return msgspec.structs.replace(
                 change,
                 backfilled=True,
                 previous_state=change.previous_state if last.says_state else None,
-                duration_s=change.duration_s if last.says_state and last.says_since else None,
+                duration_s=change.duration_s if last.says_state and says_since else None,
             )
         return None
 

@@ -305,7 +305,10 @@ def identity_of(line: bytes) -> tuple[str, int] | None:
     match = _ENTITY_ID.search(line)
     if match is None:
         return None
-    return _ESCAPED.sub(r"\1", match[1].decode()), int(line[line.rfind(b" ") + 1 :])
+    try:
+        return _ESCAPED.sub(r"\1", match[1].decode()), int(line[line.rfind(b" ") + 1 :])
+    except ValueError:
+        return None
 
 
 def last_state_of(point: StoredPoint, former: LastState | None) -> LastState:

@@ -8,6 +8,8 @@ returns, and with which options it returns all of it, was found out by experimen
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import time
 from collections.abc import (
     AsyncGenerator,
@@ -27,12 +29,15 @@ import msgspec
 from app.errors import CommandFailed, SourceProtocolError
 from app.model import RecordedState, State, Times, moment_of
 
+logger = logging.getLogger(__name__)
+
 _SECOND_NS = 1_000_000_000
 _MICROSECOND = timedelta(microseconds=1)
 _MICROSECOND_NS = 1_000
 _STATES_PER_SLICE = 200
+_ENTITY_ID = re.compile(r"(?!.*__)[a-z0-9][a-z0-9_]*(?<!_)\.[a-z0-9][a-z0-9_]*(?<!_)")
 _ENTITIES_PER_QUESTION = 100
-_WINDOW_S = (10.0, 900.0, 86_400.0)
+_WINDOW_S = (10.0, 60.0, 86_400.0)
 """The shortest window of time that one question spans, the first, and the longest."""
 _ROWS = (500, 2_000)
 """Fewer rows in the largest answer make the next window longer, more make it shorter."""
@@ -122,12 +127,18 @@ class Recorder:
         return states
 
     async def history(
-        self, times: Times, entity_ids: Sequence[str], *, with_start: Collection[str]
+        self,
+        times: Times,
+        entity_ids: Sequence[str],
+        *,
+        with_start: Collection[str],
+        is_new: bool,
     ) -> AsyncGenerator[Answer, None]:
         """Yield every recorded row of these entities, window after window of time.
 
         Of those in `with_start` the first row may say what was true before; its time is
-        made up and lies before `times`.
+        made up and lies before `times`. `is_new` says that the recorder may not have written
+        the end yet: it is asked for until two answers agree.
 
         Raises:
             CommandFailed: Home Assistant has no history, or does not show it.
@@ -149,7 +160,8 @@ class Recorder:
             elif most_rows > many_rows:
                 window_s = max(shortest_s, window_s / 2)
         tail = Times(at_ns, max(at_ns, times.newest_ns))
-        await self._until_agreed(tail, entity_ids)
+        if is_new:
+            await self._until_agreed(tail, entity_ids)
         async for answer in self._window(tail, entity_ids, with_start):
             yield answer
 
@@ -163,13 +175,8 @@ class Recorder:
             yield Answer(history, times.newest_ns if is_last else None)
 
     async def _until_agreed(self, times: Times, entity_ids: Sequence[str]) -> None:
-        """Ask until two answers in a row are the same, or it has taken too long.
-
-        What lies further back than that takes no waiting: the recorder has written it.
-        """
+        """Ask until two answers in a row are the same, or it has taken too long."""
         until = self._clock() + self._patience.most_s
-        if times.newest_ns < (self._clock() - self._patience.most_s) * _SECOND_NS:
-            return
         answer = await self._identities(times, entity_ids)
         while self._clock() < until:
             await self._sleep(self._patience.between_s)
@@ -200,9 +207,9 @@ class Recorder:
             include_start_time_state=with_start,
         )
         try:
-            return msgspec.json.decode(answer, type=dict[str, list[RecordedState]])
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
-            raise SourceProtocolError(f"history/history_during_period: {exc}") from exc
+            return _history_decoder.decode(answer)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return _readable(answer)
 
     async def _backlog(self) -> int:
         try:
@@ -214,6 +221,39 @@ class Recorder:
 
 class _RecorderInfo(msgspec.Struct, frozen=True):
     backlog: int | None = None
+
+
+_history_decoder = msgspec.json.Decoder(dict[str, list[RecordedState]])
+
+
+def _readable(answer: msgspec.Raw) -> History:
+    """Return the rows that can be read: an odd one must not cost all others."""
+    try:
+        rows = msgspec.json.decode(answer, type=dict[str, list[msgspec.Raw]])
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise SourceProtocolError(f"history/history_during_period: {exc}") from exc
+    read = {entity_id: list(map(_recorded_state, found)) for entity_id, found in rows.items()}
+    odd = sum(found.count(None) for found in read.values())
+    logger.warning("Left out %d rows of the recorder that cannot be read", odd)
+    return {
+        entity_id: [row for row in found if row is not None] for entity_id, found in read.items()
+    }
+
+
+def _recorded_state(row: msgspec.Raw) -> RecordedState | None:
+    try:
+        return msgspec.json.decode(row, type=RecordedState)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+
+
+def all_entities(newest: Collection[str], remembered: Collection[str]) -> list[str]:
+    """Return whom to ask for: who has a state, and who had one.
+
+    Of those who have none, Home Assistant refuses the whole question for one name that it
+    would not give today.
+    """
+    return sorted({*newest, *filter(_ENTITY_ID.fullmatch, remembered)})
 
 
 def _questions(entity_ids: Sequence[str]) -> Iterator[Sequence[str]]:

@@ -1,0 +1,643 @@
+"""The whole way back: a real journal, the real source, and a recorder behind a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from app.backfill import Backfill, Schema
+from app.demo.home_assistant import FakeHomeAssistant
+from app.discovery.catalog import Catalog
+from app.errors import CommandFailed, SourceProtocolError
+from app.fanout.hub import Hub
+from app.journal.coverage import Coverage
+from app.journal.intake import Intake
+from app.journal.last_states import LastStates
+from app.journal.sqlite import SqliteJournal
+from app.model import Gap, Lines, Row, StoredPoint, Times, nanoseconds
+from app.normalize.changes import Normalizer
+from app.pipeline import Pipeline, ask_registries
+from app.resilience import Backoff, Breaker
+from app.schema.homeiq import HomeiqEncoder, identity_of, last_state_of
+from app.schema.line_protocol import parse_line
+from app.source.backfill import Call
+from app.source.client import HomeAssistantSource
+from tests.fakes.points import new_telemetry
+from tests.fakes.still_house import StillHouse, now
+
+TOKEN = "t" * 40
+SENSOR = "sensor.counter"
+HISTORY = "history/history_during_period"
+_GZIP_WINDOW = 31
+
+
+class Time:
+    """Our own clock: it shows the time of day and jumps over what is slept."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self.holding: Callable[[], bool] = lambda: False
+        """While it says so, whoever sleeps sleeps on."""
+        self._ahead = 0.0
+
+    def __call__(self) -> float:
+        """Return seconds since the epoch."""
+        return time.time() + self._ahead
+
+    async def sleep(self, seconds: float) -> None:
+        """Let our own time pass."""
+        self.slept.append(seconds)
+        self._ahead += seconds
+        await asyncio.sleep(0.001)
+        while self.holding():
+            await asyncio.sleep(0.001)
+
+
+@dataclass(frozen=True)
+class Asking:
+    """A connection for questions that a test may spoil."""
+
+    call: Call
+
+
+class Process:
+    """All parts between Home Assistant and the journal, as one process has them."""
+
+    def __init__(
+        self,
+        folder: Path,
+        fake: FakeHomeAssistant,
+        *,
+        fills: bool = True,
+        max_hours: float = 240.0,
+        points_per_s: float = 2_000.0,
+    ) -> None:
+        self.time = Time()
+        self.failures: list[Exception] = []
+        """Raised by the next questions for history, one each."""
+        self.asked: Counter[str] = Counter()
+        self.telemetry = new_telemetry()
+        self.coverage = Coverage(fills=fills, clock=self.time)
+        self.last_states = LastStates()
+        self.journal = SqliteJournal(
+            folder / "journal.db",
+            sinks=["influxdb"],
+            max_bytes=50_000_000,
+            overflow="drop_new",
+            telemetry=self.telemetry,
+            coverage=self.coverage,
+            last_states=self.last_states,
+            housekeeping_s=0.01,
+            save_states_s=0.0,
+        )
+        self.intake = Intake(
+            self.journal,
+            telemetry=self.telemetry,
+            coverage=self.coverage,
+            commit_interval_s=0.01,
+            overflow="drop_new",
+        )
+        self.source = HomeAssistantSource(
+            fake.url,
+            token=TOKEN,
+            ssl_verify=True,
+            backoff=Backoff(first_s=0.01, max_s=0.01),
+            breaker=Breaker("Home Assistant", threshold=100, reset_s=0.01),
+            telemetry=self.telemetry,
+            max_retries=-1,
+            readiness_poll_s=0.01,
+        )
+        catalog = Catalog()
+        self.pipeline = Pipeline(
+            ask_registries=lambda: ask_registries(self.source),
+            catalog=catalog,
+            normalizer=Normalizer(catalog.placement),
+            encoder=HomeiqEncoder("events", instance=None, attribute_fields=()),
+            intake=self.intake,
+            coverage=self.coverage,
+            last_states=self.last_states,
+            hub=Hub(),
+            telemetry=self.telemetry,
+            discovery_backoff=Backoff(first_s=0.01, max_s=0.01),
+        )
+        self.backfill = Backfill(
+            commands=self._commands,
+            streaming=self.pipeline.streaming,
+            is_running=lambda: self.source.is_running,
+            coverage=self.coverage,
+            last_states=self.last_states,
+            journal=self.journal,
+            intake=self.intake,
+            schema=Schema(
+                encode=HomeiqEncoder("events", instance=None, attribute_fields=()).encode,
+                parse=parse_line,
+                identity_of=identity_of,
+                last_state_of=last_state_of,
+            ),
+            placement_of=catalog.placement,
+            telemetry=self.telemetry,
+            backoff=Backoff(first_s=1.0, max_s=300.0),
+            max_hours=max_hours,
+            points_per_s=points_per_s,
+            clock=self.time,
+            sleep=self.time.sleep,
+        )
+
+    @asynccontextmanager
+    async def _commands(self) -> AsyncIterator[Asking]:
+        async with self.source.commands() as commands:
+
+            async def call(command: str, **parameters: object) -> msgspec.Raw:
+                self.asked[command] += 1
+                if command == HISTORY and self.failures:
+                    raise self.failures.pop(0)
+                return await commands.call(command, **parameters)
+
+            yield Asking(call)
+
+    async def points(self) -> list[StoredPoint]:
+        """Return all that is in the journal, in the order of the events."""
+        rows = [row async for row in self.journal.kept()]
+        found = [parse_line(line) for row in rows for line in lines_of(row)]
+        return sorted(found, key=lambda point: point.time_ns)
+
+    async def until(self, met: Callable[[], bool]) -> None:
+        """Wait until something is so."""
+        async with asyncio.timeout(20):
+            while not met():
+                await asyncio.sleep(0.005)
+
+    async def until_journaled(self, points: int) -> None:
+        """Wait until so many points came live and are durable."""
+        await self.until(lambda: self.telemetry.journaled >= points)
+
+    async def until_filled(self, gaps: int = 1) -> None:
+        """Wait until so many gaps are closed and none is open, and all lie in the past.
+
+        Home Assistant's clock, unlike ours, does not jump: a gap ends up to a second from now.
+        """
+
+        def met() -> bool:
+            found = self.coverage.gaps()
+            is_past = all(gap.end_ns < time.time_ns() for gap in found)
+            return not self.coverage.count("open") and len(found) >= gaps and is_past
+
+        await self.until(met)
+
+    def gap(self) -> Gap:
+        """Return the only gap."""
+        (gap,) = self.coverage.gaps()
+        return gap
+
+
+@asynccontextmanager
+async def running(process: Process) -> AsyncIterator[Process]:
+    """Run all loops for as long as the block lasts, and close the journal."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(process.journal)
+        await process.backfill.recall()
+        loops = {
+            "journal": process.journal.run(),
+            "intake": process.intake.run(),
+            "discovery": process.pipeline.discover(),
+            "backfill": process.backfill.run(),
+            "source": process.source.run(process.pipeline),
+        }
+        tasks = [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
+        try:
+            await process.until(process.pipeline.streaming.is_set)
+            yield process
+            assert not any(task.done() for task in tasks), tasks
+        finally:
+            for task in reversed(tasks):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def lines_of(row: Row) -> list[bytes]:
+    """Return the lines of a row."""
+    return Lines(zlib.decompress(row.gzip, _GZIP_WINDOW), row.points).split()
+
+
+def states(points: Sequence[StoredPoint], entity_id: str = SENSOR) -> list[object]:
+    """Return the states of an entity, oldest first."""
+    return [p.fields.get("state_value") for p in points if p.tags["entity_id"] == entity_id]
+
+
+def previous(points: Sequence[StoredPoint], entity_id: str = SENSOR) -> list[object]:
+    """Return the previous states of an entity, oldest first."""
+    return [p.fields.get("previous_state") for p in points if p.tags["entity_id"] == entity_id]
+
+
+def numbers(first: int, end: int) -> list[str]:
+    """Return counted states."""
+    return [str(number) for number in range(first, end)]
+
+
+def assert_once(points: Sequence[StoredPoint]) -> None:
+    """No change is there twice."""
+    identities = Counter((point.tags["entity_id"], point.time_ns) for point in points)
+    assert [identity for identity, count in identities.items() if count > 1] == []
+
+
+@pytest.fixture
+def house() -> StillHouse:
+    """A home whose time is ours."""
+    return StillHouse(clock=now)
+
+
+@pytest.fixture
+async def fake(house: StillHouse) -> AsyncIterator[FakeHomeAssistant]:
+    """Serve it."""
+    async with FakeHomeAssistant(house, token=TOKEN) as server:
+        house.fire = server.fire
+        yield server
+
+
+async def lived(process: Process, house: StillHouse, first: int, end: int) -> None:
+    """Have a process see the counter count."""
+    for number in range(first, end):
+        house.set_state(SENSOR, str(number))
+    await process.until_journaled(end - first)
+
+
+async def test_a_fill_that_was_killed_in_a_window_goes_on_behind_it(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Nothing twice, nothing missing, and each change follows the one before it."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    async with running(Process(first, fake)) as process:
+        await lived(process, house, 0, 5)
+    for number in range(5, 1_005):
+        house.set_state(SENSOR, str(number))
+
+    process = Process(first, fake)
+    process.time.holding = lambda: process.telemetry.backfilled >= 400
+    async with running(process):
+        await process.until(lambda: process.telemetry.backfilled >= 400)
+        shutil.copytree(first, second)
+    assert process.coverage.count("open") == 1
+
+    async with running(Process(second, fake)) as process:
+        await process.until_filled()
+        points = await process.points()
+
+    assert_once(points)
+    assert numbers(0, 1_005) == states(points)
+    assert [None, *numbers(0, 1_004)] == previous(points)
+
+
+async def test_a_fill_that_lost_its_connection_goes_on(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Windows that are done stay done, and the first row behind them knows the one before."""
+    start = datetime.now(UTC) - timedelta(seconds=300)
+    house._moments = iter(start + timedelta(seconds=number) for number in range(101))
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    for number in range(1, 101):
+        house.set_state(SENSOR, str(number))
+    process = Process(tmp_path, fake)
+    process.time.holding = lambda: process.telemetry.backfilled >= 60 and held
+    held = True
+
+    async with running(process):
+        await process.until(lambda: process.telemetry.backfilled >= 60)
+        process.failures = [SourceProtocolError("No answer within 30 s")]
+        held = False
+        await process.until_filled()
+        points = await process.points()
+
+    assert_once(points)
+    assert numbers(0, 101) == states(points)
+    assert [None, *numbers(0, 100)] == previous(points)
+    assert [point.fields.get("duration_in_state_seconds") for point in points[1:]].count(None) == 1
+
+
+async def test_live_events_do_not_wait_for_a_gap(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """While one is being filled they become durable as ever."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 5)
+    for number in range(5, 1_005):
+        house.set_state(SENSOR, str(number))
+    process = Process(tmp_path, fake)
+    process.time.holding = lambda: 200 <= process.telemetry.backfilled < 1_000 and held
+    held = True
+
+    async with running(process):
+        await process.until(lambda: process.telemetry.backfilled >= 200)
+        house.set_state(SENSOR, "1005")
+        await process.until_journaled(1)
+        assert process.coverage.count("open") == 1
+        held = False
+        await process.until_filled()
+        points = await process.points()
+
+    assert_once(points)
+    assert numbers(0, 1_006) == states(points)
+
+
+async def test_the_rate_is_a_bound(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """No more than BACKFILL_RATE points a second, in small appends."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    for number in range(1, 1_001):
+        house.set_state(SENSOR, str(number))
+
+    async with running(Process(tmp_path, fake, points_per_s=50)) as process:
+        await process.until_filled()
+
+    pauses = [seconds for seconds in process.time.slept if seconds not in {0.1, 1.0, 6.0}]
+    assert pauses == [4.0] * 5
+    assert process.telemetry.backfilled == 1_000
+
+
+async def test_restarts_in_a_row_write_nothing_twice(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """What came live in the first second of a connection lies in the gap as well."""
+    for number in range(4):
+        async with running(Process(tmp_path, fake)) as process:
+            await lived(process, house, number * 10, number * 10 + 5)
+            await process.until_filled(gaps=number)
+            points = await process.points()
+        for missed in range(number * 10 + 5, number * 10 + 10):
+            house.set_state(SENSOR, str(missed))
+
+    assert_once(points)
+    assert numbers(0, 35) == states(points)
+    assert [None, *numbers(0, 34)] == previous(points)
+    live = [int(str(p.fields["state_value"])) % 10 < 5 for p in points]
+    assert live == ["backfilled" not in point.fields for point in points]
+
+
+async def test_a_quiet_edge_is_not_written_again_after_a_long_fill(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """The newest live point is the start of the next gap, however long ago it came."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+    process = Process(tmp_path, fake)
+    async with running(process):
+        await lived(process, house, 2, 3)
+        await process.until_filled()
+        process.journal.settle("influxdb", process.journal._ledger.tail)  # all is delivered
+        # Hours later old points are still put into the journal: read back, or retried.
+        old = Lines(b"events,entity_id=sensor.old x=1 1\n", 1)
+        await process.journal.append(old, received_at=process.time() + 7_200)
+        process.journal.settle("influxdb", process.journal._ledger.tail)
+        await asyncio.sleep(0.1)
+    house.set_state(SENSOR, "3")
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until_filled(gaps=2)
+        points = await process.points()
+
+    assert_once(points)
+    assert states(points)[-2:] == ["2", "3"]
+
+
+async def test_what_changed_without_a_record_is_listed_and_written(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Its newest state; what came before it cannot be known."""
+    async with running(Process(tmp_path, fake)) as process:
+        house.set_state("sensor.secret", "a")
+        house.set_state("sensor.still", "b")
+        await process.until_journaled(2)
+    house.set_state("sensor.secret", "c")
+    house.recorded.clear()
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until_filled()
+        points = await process.points()
+
+    assert process.gap().unrecorded == ("sensor.secret",)
+    assert states(points, "sensor.secret") == ["a", "c"]
+    assert previous(points, "sensor.secret") == [None, "a"]
+    assert states(points, "sensor.still") == ["b"]
+
+
+async def test_without_history_the_newest_states_are_all_there_is(
+    house: StillHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The gap is given up, and it is said why."""
+    async with FakeHomeAssistant(house, token=TOKEN, unknown_commands=[HISTORY]) as fake:
+        house.fire = fake.fire
+        async with running(Process(tmp_path, fake)) as process:
+            await lived(process, house, 0, 1)
+        for number in range(1, 5):
+            house.set_state(SENSOR, str(number))
+        async with running(Process(tmp_path, fake)) as process:
+            await process.until_filled()
+            points = await process.points()
+
+    gap = process.gap()
+    assert (gap.state, gap.unrecorded) == ("unfillable", (SENSOR,))
+    assert "unknown_command" in str(gap.detail)
+    assert states(points) == ["0", "4"]
+    assert "cannot be filled" in caplog.text
+
+
+@pytest.mark.parametrize("code", ["unknown_error", "home_assistant_error", "timeout"])
+async def test_trouble_that_may_pass_gives_nothing_up(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path, code: str
+) -> None:
+    """The recorder may be busy with itself: it is asked again."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+    process = Process(tmp_path, fake)
+    process.failures = [CommandFailed(HISTORY, code=code, message="Unknown error")] * 3
+
+    async with running(process):
+        await process.until_filled()
+        points = await process.points()
+
+    assert process.gap().state == "filled"
+    assert states(points) == ["0", "1"]
+
+
+async def test_trouble_that_does_not_pass_does_not_hold_up_all_other_gaps(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """After ten attempts, an hour or so, the gap is given up with the reason."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    process = Process(tmp_path, fake)
+    process.failures = [CommandFailed(HISTORY, code="unknown_error", message="broken")] * 100
+
+    async with running(process):
+        await process.until_filled()
+
+    gap = process.gap()
+    assert (gap.state, len(process.failures)) == ("unfillable", 100 - 11)
+    assert "broken" in str(gap.detail)
+
+
+async def test_where_nothing_is_filled_by_itself_a_person_may_ask(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """BACKFILL_ENABLED=false: the gap is noted, and stays open until somebody wants it."""
+    async with running(Process(tmp_path, fake, fills=False)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+
+    async with running(Process(tmp_path, fake, fills=False)) as process:
+        await lived(process, house, 2, 3)
+        assert process.gap().state == "open"
+        assert process.asked[HISTORY] == 0
+        since = nanoseconds(datetime.now(UTC) - timedelta(hours=1))
+        process.coverage.request(Times(since, nanoseconds(datetime.now(UTC))), entity_ids=[])
+        await process.until_filled()
+        points = await process.points()
+
+    assert_once(points)
+    assert states(points) == ["0", "1", "2"]
+
+
+async def test_what_is_older_than_wanted_is_given_up_alone(
+    fake: FakeHomeAssistant, house: StillHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """BACKFILL_MAX_HOURS cuts a gap in two, and says so."""
+    ago = datetime.now(UTC) - timedelta(hours=3)
+    house._moments = iter([ago, ago + timedelta(minutes=30), ago + timedelta(hours=2)])
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+    house.set_state(SENSOR, "2")
+
+    async with running(Process(tmp_path, fake, max_hours=2)) as process:
+        await process.until_filled(gaps=2)
+        points = await process.points()
+
+    lost, rest = sorted(process.coverage.gaps(), key=lambda gap: gap.start_ns)
+    assert (lost.state, rest.state) == ("unfillable", "filled")
+    assert lost.detail == "Older than BACKFILL_MAX_HOURS (2)"
+    assert "is not filled: Older than BACKFILL_MAX_HOURS (2)" in caplog.text
+    assert states(points) == ["0", "2"]
+    assert previous(points) == [None, "1"]
+
+
+async def test_what_a_full_journal_refused_is_read_back_when_there_is_room(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """With `drop_new` the gap stays open until then."""
+    process = Process(tmp_path, fake)
+    bounds = process.journal._bounds
+    async with running(process):
+        await lived(process, house, 0, 5)
+        process.journal._bounds = replace(bounds, max_bytes=1)
+        for number in range(5, 10):
+            house.set_state(SENSOR, str(number))
+        await process.until(lambda: process.telemetry.dropped["journal_full"] >= 5)
+        await process.until(lambda: process.backfill.status().reason is not None)
+        assert process.coverage.count("open") == 1
+        process.journal._bounds = bounds
+        house.set_state(SENSOR, "10")
+        await process.until_journaled(6)
+        await process.until_filled()
+        points = await process.points()
+
+    assert_once(points)
+    assert process.coverage.gaps()[0].reason == "journal_full"
+    assert numbers(0, 11) == states(points)
+
+
+async def test_an_entity_that_was_renamed_in_the_gap(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """The old one was removed, the new one begins: as Home Assistant tells it live."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.remove(SENSOR)
+    house.set_state("sensor.renamed", "0")
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until_filled()
+        points = await process.points()
+
+    assert previous(points) == [None, "0"]
+    assert points[1].fields["removed"] is True
+    assert states(points, "sensor.renamed") == ["0"]
+    assert previous(points, "sensor.renamed") == [None]
+
+
+async def test_a_home_assistant_that_starts_is_waited_for(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Its history is not there before it is RUNNING."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+    house.ha_state = "NOT_RUNNING"
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until(lambda: 1.0 in process.time.slept)
+        assert process.asked[HISTORY] == 0
+        house.ha_state = "RUNNING"
+        await process.until_filled()
+        points = await process.points()
+
+    assert states(points) == ["0", "1"]
+
+
+async def test_what_is_remembered_is_brought_up_to_date_from_the_journal(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """A crash forgets what was not saved; the newest points know it, and old ones do no harm."""
+    folder, killed = tmp_path / "first", tmp_path / "killed"
+    process = Process(folder, fake)
+    process.journal._save_states_s = 3600.0
+    async with running(process):
+        house.set_state(SENSOR, "0", {"n": 0})
+        house.set_state(SENSOR, "1", {"n": 0})
+        house.set_state(SENSOR, "1", {"n": 1})
+        await process.until_journaled(3)
+        known = {name: process.last_states._all()[name] for name in [SENSOR]}
+        old = Lines(b'events,entity_id=%s backfilled=true,state_value="x" 1\n' % SENSOR.encode(), 1)
+        await process.journal.append(old, received_at=time.time())
+        shutil.copytree(folder, killed)
+
+    async with running(Process(killed, fake)) as process:
+        recalled = {name: process.last_states.get(name) for name in [SENSOR]}
+
+    assert known == recalled
+
+
+async def test_a_damaged_row_does_not_stop_the_start(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Who delivers it says so; a loop that ended would end the process again and again."""
+    process = Process(tmp_path, fake)
+    process.journal._save_states_s = 3600.0
+    async with running(process):
+        await lived(process, house, 0, 1)
+        await process.journal._open_database().write(
+            lambda connection: connection.execute("UPDATE journal_rows SET gzip = zeroblob(9)")
+        )
+        await process.journal._open_database().write(
+            lambda connection: connection.execute("UPDATE journal SET states_through = 0")
+        )
+        shutil.copytree(tmp_path, tmp_path / "killed")
+
+    async with running(Process(tmp_path / "killed", fake)) as process:
+        await process.until_filled()
+
+    assert process.gap().state == "filled"

@@ -1,0 +1,49 @@
+"""The contract of Home Assistant's answers, asked of a real one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+
+import httpx
+import pytest
+
+from app.resilience import Backoff, Breaker
+from app.source.client import HomeAssistantSource
+from tests.contracts.home_assistant import Home, HomeAssistantContract
+from tests.fakes.points import new_telemetry
+from tests.real.servers import HomeAssistant
+
+# The first test waits for Home Assistant to start, which takes minutes on a busy machine.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+async def home(home_assistant: HomeAssistant) -> AsyncIterator[Home]:
+    """Home Assistant with its demo devices; a user who may only read asks."""
+    owner = {"Authorization": f"Bearer {home_assistant.token}"}
+    source = HomeAssistantSource(
+        home_assistant.url.replace("http", "ws", 1) + "/api/websocket",
+        token=home_assistant.read_only_token,
+        ssl_verify=True,
+        backoff=Backoff(max_s=1.0),
+        breaker=Breaker("Home Assistant", threshold=5, reset_s=1.0),
+        telemetry=new_telemetry(),
+        max_retries=0,
+    )
+    async with (
+        httpx.AsyncClient(base_url=home_assistant.url, headers=owner, timeout=30) as client,
+        source.commands() as commands,
+    ):
+
+        async def set_state(entity_id: str, state: str, attributes: Mapping[str, object]) -> None:
+            body = {"state": state, "attributes": dict(attributes)}
+            (await client.post(f"/api/states/{entity_id}", json=body)).raise_for_status()
+
+        async def remove(entity_id: str) -> None:
+            (await client.delete(f"/api/states/{entity_id}")).raise_for_status()
+
+        yield Home(call=commands.call, set_state=set_state, remove=remove)
+
+
+class TestRealHomeAssistant(HomeAssistantContract):
+    """In `make test-real`."""

@@ -1,0 +1,515 @@
+"""Coverage: when there is a gap, how far it reaches, and what has to be saved of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from app.journal.coverage import Coverage, Covered
+from app.model import Gap, LastState, Times
+
+SECOND = 1_000_000_000
+START = 1_795_000_000
+"""Home Assistant's clock and ours, in seconds, when a test begins."""
+
+
+class Clock:
+    """Our own clock, which a test sets."""
+
+    def __init__(self) -> None:
+        self.now = float(START)
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """Our clock."""
+    return Clock()
+
+
+def at(seconds: float) -> int:
+    """Return nanoseconds, so many seconds after the start."""
+    return (START * SECOND) + int(seconds * SECOND)
+
+
+def span(oldest: float, newest: float) -> Times:
+    """Return a span, in seconds after the start."""
+    return Times(at(oldest), at(newest))
+
+
+def nobody() -> Iterable[LastState]:
+    """Say that this is not asked."""
+    raise AssertionError("asked without need")
+
+
+def began(
+    coverage: Coverage, seconds: float, *, clock: Clock | None = None, reason: str = "restart"
+) -> Gap | None:
+    """Begin a span."""
+    if clock is not None:
+        clock.now = START + seconds
+    return coverage.began(at(seconds), reason=reason, last=nobody)  # type: ignore[arg-type]  # one of two words
+
+
+def committed(coverage: Coverage, oldest: float, newest: float) -> None:
+    """Have a transaction save points that were received when they happened."""
+    coverage.saved(coverage.unsaved(span(oldest, newest), received_at=START + oldest))
+
+
+def bounds(gap: Gap) -> tuple[float, float]:
+    """Return seconds after the start."""
+    return (gap.start_ns - at(0)) / SECOND, (gap.end_ns - at(0)) / SECOND
+
+
+def restarted(coverage: Coverage, clock: Clock, **options: bool) -> Coverage:
+    """Return what a new process makes of what was saved."""
+    fresh = Coverage(clock=clock, **options)
+    fresh.open(coverage.covered, coverage.gaps())
+    return fresh
+
+
+def test_the_first_connection_leaves_no_gap(clock: Clock) -> None:
+    """What was before the service existed is nobody's loss."""
+    coverage = Coverage(clock=clock)
+
+    assert began(coverage, 0) is None
+
+    assert coverage.covered == Covered(at(0), at(0), START)
+    assert coverage.gaps() == []
+    assert not coverage.opened.is_set()
+
+
+def test_two_restarts_leave_two_gaps(clock: Clock) -> None:
+    """Each reaches from the newest committed point to a second after the new connection."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    committed(coverage, 1, 10)
+
+    coverage = restarted(coverage, clock)
+    began(coverage, 60, clock=clock)
+    committed(coverage, 62, 70)
+    coverage = restarted(coverage, clock)
+    began(coverage, 120, clock=clock)
+
+    assert [bounds(gap) for gap in coverage.open_gaps()] == [(10, 61), (70, 121)]
+    assert [gap.reason for gap in coverage.gaps()] == ["restart", "restart"]
+    assert coverage.opened.is_set()
+    assert coverage.count("open") == 2
+
+
+def test_a_restart_without_an_event_continues_where_the_last_gap_ended(clock: Clock) -> None:
+    """No moment lies between two gaps unnoticed."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    committed(coverage, 1, 10)
+    began(coverage, 60, clock=clock)
+
+    gap = began(coverage, 90, clock=clock, reason="disconnect")
+
+    assert gap is not None
+    assert bounds(gap) == (61, 91)
+    assert gap.reason == "disconnect"
+
+
+def test_what_is_on_its_way_to_the_journal_does_not_move_a_new_span_back(clock: Clock) -> None:
+    """Its points happened before the connection was lost; the next gap begins behind the last."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    unsaved = coverage.unsaved(span(1, 10), received_at=START + 1)
+    began(coverage, 60, clock=clock)
+    coverage.saved(unsaved)
+    committed(coverage, 11, 12)
+
+    assert coverage.covered is not None
+    assert coverage.covered.through_ns == at(61)
+
+
+def test_a_clock_that_was_set_back_is_distrusted(clock: Clock) -> None:
+    """The gap begins at the newest point that is not in the future."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    committed(coverage, 1, 5)
+    committed(coverage, 3600, 3700)
+    last = [
+        LastState("1", None, at(4)),
+        LastState("2", None, at(5)),
+        LastState("3", None, at(3700)),
+    ]
+
+    gap = coverage.began(at(30), reason="restart", last=lambda: last)
+
+    assert gap is not None
+    assert (bounds(gap), gap.reason) == ((5, 31), "clock")
+    assert coverage.covered is not None
+    assert coverage.covered.through_ns == at(31)
+
+
+def test_a_clock_that_was_set_back_behind_all_that_is_known(clock: Clock) -> None:
+    """Nothing is older than the new time, so the gap is no longer than the uncertain second."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 1000)
+    committed(coverage, 1001, 1005)
+
+    gap = coverage.began(at(30), reason="restart", last=lambda: [LastState("1", None, at(1005))])
+
+    assert gap is not None
+    assert bounds(gap) == (30, 31)
+    assert coverage.covered is not None
+    assert coverage.covered.since_ns == at(30)
+
+
+def test_a_commit_under_way_does_not_undo_that_the_clock_was_set_back(clock: Clock) -> None:
+    """Its points are of the future: the next gap would begin there, and time be missing."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 3600)
+    committed(coverage, 3600, 3700)
+    unsaved = coverage.unsaved(span(3701, 3702), received_at=START + 3701)
+    coverage.began(at(30), reason="disconnect", last=list)
+    coverage.saved(unsaved)
+
+    assert coverage.covered is not None
+    assert coverage.covered.through_ns == at(31)
+    assert coverage.unsaved().covered == coverage.covered
+
+
+def test_a_clock_set_back_while_events_stream_moves_the_edge_back(clock: Clock) -> None:
+    """A gap that began in what was the future would leave out what came since."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    coverage.saved(coverage.unsaved(span(3600, 3610), received_at=START + 5))
+    coverage.saved(coverage.unsaved(span(20, 25), received_at=START + 6))
+
+    gap = began(coverage, 4000, clock=clock)
+
+    assert gap is not None
+    assert bounds(gap) == (25, 4001)
+
+
+def test_points_a_little_out_of_order_do_not_move_the_edge(clock: Clock) -> None:
+    """Only a clock goes back by seconds."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    committed(coverage, 10, 20)
+    committed(coverage, 18, 19)
+
+    assert coverage.covered is not None
+    assert coverage.covered.through_ns == at(20)
+
+
+def test_dropped_points_become_a_gap(clock: Clock) -> None:
+    """They were received, and are not in the journal."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+
+    coverage.lost(span(3, 4), "journal_stalled")
+
+    (gap,) = coverage.open_gaps()
+    assert (bounds(gap), gap.reason) == ((3, 4), "journal_stalled")
+    assert coverage.opened.is_set()
+
+
+def test_neighboring_losses_become_one_gap(clock: Clock) -> None:
+    """An overload drops thousands of batches; those of one reason and time are one story."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+
+    coverage.lost(span(10, 11), "journal_full")
+    clock.now += 5
+    coverage.lost(span(20, 21), "journal_full")
+    coverage.lost(span(5, 6), "journal_full")
+    coverage.lost(span(20, 21), "journal_stalled")
+    coverage.lost(span(40, 41), "journal_full")
+
+    assert [bounds(gap) for gap in coverage.open_gaps()] == [(5, 21), (20, 21), (40, 41)]
+    assert coverage.open_gaps()[0].found_at == START + 5
+
+
+@pytest.mark.parametrize("begun", ["taken", "half filled"])
+def test_a_gap_that_is_being_filled_does_not_grow(clock: Clock, begun: str) -> None:
+    """Whoever fills it would not go back for what was added; a second gap takes it."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    coverage.lost(span(10, 20), "journal_full")
+    (gap,) = coverage.open_gaps()
+    if begun == "taken":
+        coverage.take(gap)
+    else:
+        coverage.update(replace(gap, filled_ns=at(19)))
+
+    coverage.lost(span(15, 22), "journal_full")
+    coverage.lost(span(23, 24), "journal_full")
+
+    assert [bounds(gap) for gap in coverage.open_gaps()] == [(10, 20), (15, 24)]
+
+
+def test_losses_without_a_time_are_no_gap(clock: Clock) -> None:
+    """What did not come live from Home Assistant is still where it came from."""
+    coverage = Coverage(clock=clock)
+
+    coverage.lost(None, "journal_full")
+
+    assert coverage.gaps() == []
+
+
+def test_a_connection_that_comes_and_goes_for_days_has_a_bound(clock: Clock) -> None:
+    """From then on the last gap grows, and nothing falls out of it."""
+    coverage = Coverage(clock=clock)
+    for number in range(1_100):
+        began(coverage, number * 10, clock=clock)
+        committed(coverage, number * 10 + 2, number * 10 + 3)
+
+    assert coverage.count("open") == 1_000
+    assert bounds(coverage.open_gaps()[-1]) == (9993, 10_991)
+
+
+def test_a_request_is_for_the_time_before_the_journal_began(clock: Clock) -> None:
+    """What was captured is not read again."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    committed(coverage, 1, 50)
+    clock.now = START + 50
+
+    gaps = coverage.request(span(-1000, 40), entity_ids=["sensor.b", "sensor.a", "sensor.b"])
+
+    (gap,) = gaps
+    assert (bounds(gap), gap.reason) == ((-1000, 0), "requested")
+    assert gap.entity_ids == ("sensor.b", "sensor.a")
+    assert coverage.opened.is_set()
+    assert coverage.request(span(10, 40), entity_ids=[]) == []
+
+
+def test_a_request_is_not_for_the_future(clock: Clock) -> None:
+    """Nor for the time before computers had one: a journal holds what fits 64 bits."""
+    coverage = Coverage(clock=clock)
+
+    (gap,) = coverage.request(Times(-(10**20), 10**20), entity_ids=[])
+
+    assert (gap.start_ns, gap.end_ns) == (0, at(0))
+
+
+def test_asking_twice_reads_once(clock: Clock) -> None:
+    """A command that was cut off may be started again."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    (gap,) = coverage.request(span(-1000, 0), entity_ids=[])
+
+    assert [gap.id] == [
+        again.id for again in coverage.request(span(-500, 0), entity_ids=["sensor.a"])
+    ]
+
+    coverage.close(gap, "filled", detail=None)
+    assert coverage.request(span(-500, 0), entity_ids=[]) == []
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_request_opens_again_what_was_given_up(clock: Clock, *, enabled: bool) -> None:
+    """Now a person wants it: it is filled however old it is, and whatever is filled unasked."""
+    coverage = Coverage(clock=clock, fills=enabled)
+    began(coverage, 0)
+    began(coverage, 60)
+    (gap,) = coverage.open_gaps()
+    coverage.close(gap, "unfillable", detail="too old")
+
+    (again,) = coverage.request(span(10, 20), entity_ids=[])
+
+    assert (again.id, again.state, again.reason) == (gap.id, "open", "requested")
+    assert (again.detail, again.closed_at) == (None, None)
+    assert coverage.will_be_filled(again)
+
+
+def test_a_request_is_also_for_gaps_that_nobody_fills_by_itself(clock: Clock) -> None:
+    """With BACKFILL_ENABLED=false they stay open, and that is not `captured`."""
+    coverage = Coverage(clock=clock, fills=False)
+    began(coverage, 0)
+    gap = began(coverage, 60)
+    assert gap is not None
+    assert not coverage.will_be_filled(gap)
+
+    (wanted,) = coverage.request(span(10, 20), entity_ids=[])
+
+    assert wanted.id == gap.id
+    assert coverage.will_be_filled(wanted)
+
+
+def test_a_request_is_not_for_gaps_that_are_filled_anyway(clock: Clock) -> None:
+    """They keep their reason, and nobody waits for them who asked for something else."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    began(coverage, 60)
+
+    assert coverage.request(span(10, 20), entity_ids=[]) == []
+
+
+def test_what_is_too_old_is_given_up_alone(clock: Clock) -> None:
+    """The rest keeps its id, so that what is known of its start stays with it."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    gap = began(coverage, 60)
+    assert gap is not None
+
+    lost, rest = coverage.split(gap, at(20), detail="too old")
+
+    assert (bounds(lost), lost.state, lost.detail) == ((0, 20), "unfillable", "too old")
+    assert (bounds(rest), rest.state, rest.id) == ((20, 61), "open", gap.id)
+    assert rest.filled_ns == at(20)  # as in a half filled one, nobody knows what stood before
+    assert [rest] == coverage.open_gaps()
+    assert coverage.gap(lost.id) == lost
+
+
+def test_giving_up_a_part_never_gives_up_another_gap(clock: Clock) -> None:
+    """Also with so many open gaps that new ones are put together."""
+    coverage = Coverage(clock=clock)
+    for number in range(1_001):
+        began(coverage, number * 10, clock=clock)
+        committed(coverage, number * 10 + 2, number * 10 + 3)
+    oldest, *others = coverage.open_gaps()
+
+    coverage.split(oldest, oldest.start_ns + SECOND, detail="too old")
+
+    assert others == coverage.open_gaps()[1:]
+    assert coverage.count("unfillable") == 1
+
+
+def test_only_the_last_thousand_closed_gaps_are_remembered(clock: Clock) -> None:
+    """And the file is told to forget the others."""
+    coverage = Coverage(clock=clock)
+    for number in range(1_003):
+        began(coverage, number * 10, clock=clock)
+        committed(coverage, number * 10 + 2, number * 10 + 3)
+        for gap in coverage.open_gaps():
+            coverage.close(gap, "filled", detail=None)
+
+    unsaved = coverage.unsaved()
+    coverage.saved(unsaved)
+
+    assert list(unsaved.forgotten) == [2]
+    assert coverage.count("filled") == 1_000
+    assert coverage.gap(2) is None
+    assert coverage.unsaved().forgotten == []
+
+
+def test_a_gap_that_is_opened_again_is_not_forgotten(clock: Clock) -> None:
+    """A person asks for it in the very moment in which the file forgets it."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    for number in range(1, 1_002):
+        gap = began(coverage, number * 10, clock=clock)
+        assert gap is not None
+        coverage.close(gap, "unfillable", detail="too old")
+    unsaved = coverage.unsaved()
+    assert list(unsaved.forgotten) == [1]
+
+    (again,) = coverage.request(span(1, 2), entity_ids=[])
+    coverage.saved(unsaved)
+
+    assert [again] == coverage.unsaved().gaps
+
+
+def test_what_was_saved_is_not_saved_again(clock: Clock) -> None:
+    """And what changed while it was being saved is."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    gap = began(coverage, 60)
+    assert gap is not None
+    unsaved = coverage.unsaved()
+    assert list(unsaved.gaps) == [gap]
+    newer = coverage.update(replace(gap, changes=7))
+
+    coverage.saved(unsaved)
+
+    assert list(coverage.unsaved().gaps) == [newer]
+    assert coverage.unsaved().covered is None
+    coverage.saved(coverage.unsaved())
+    assert coverage.unsaved().gaps == []
+
+
+def test_a_transaction_that_fails_changes_nothing(clock: Clock) -> None:
+    """What points cover is true when they are durable, not before."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+
+    coverage.unsaved(span(1, 10), received_at=START + 1)
+
+    assert coverage.covered is not None
+    assert coverage.covered.through_ns == at(0)
+
+
+def test_rows_stay_for_two_minutes_and_as_long_as_a_gap_is_open(clock: Clock) -> None:
+    """What is read back near an edge is compared with them."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    committed(coverage, 100, 101)
+    assert coverage.keep_from == START + 100 - 120
+
+    gap = began(coverage, 600, clock=clock)
+    committed(coverage, 900, 901)
+    assert gap is not None
+    assert gap.edge_at == START + 100
+    assert coverage.keep_from == START + 100 - 120
+
+    coverage.close(gap, "filled", detail=None)
+    assert coverage.keep_from == START + 900 - 120
+
+
+def test_points_that_are_read_back_do_not_move_the_edge(clock: Clock) -> None:
+    """The edge is that of live events: rows beside it must be there when the next gap comes."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    committed(coverage, 100, 101)
+    coverage.saved(coverage.unsaved(None, received_at=START + 5_000))
+
+    gap = began(coverage, 6_000, clock=clock)
+
+    assert gap is not None
+    assert gap.edge_at == START + 100
+
+
+def test_a_gap_that_nobody_fills_keeps_no_rows(clock: Clock) -> None:
+    """With BACKFILL_ENABLED=false the journal would else grow to its bound."""
+    coverage = Coverage(clock=clock, fills=False)
+    began(coverage, 0)
+    committed(coverage, 100, 101)
+    began(coverage, 600, clock=clock)
+    committed(coverage, 900, 901)
+
+    assert coverage.keep_from == START + 900 - 120
+
+
+def test_a_restart_knows_what_is_open(clock: Clock) -> None:
+    """And numbers go on, so that no two gaps are called the same."""
+    coverage = Coverage(clock=clock)
+    began(coverage, 0)
+    began(coverage, 60, clock=clock)
+
+    again = restarted(coverage, clock)
+
+    assert again.opened.is_set()
+    assert coverage.gaps() == again.gaps()
+    gap = began(again, 120, clock=clock)
+    assert gap is not None
+    assert gap.id == 2
+
+
+def test_without_a_file_the_log_names_the_command(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A journal in memory keeps no account of what was missed."""
+    coverage = Coverage(kept=False, clock=clock)
+    began(coverage, 0)
+    committed(coverage, 1, 10)
+
+    assert began(coverage, 60, clock=clock, reason="disconnect") is None
+    coverage.lost(span(61, 62), "journal_stalled")
+
+    assert coverage.gaps() == []
+    assert coverage.covered is not None
+    assert coverage.covered.through_ns == at(61)
+    (record,) = caplog.records
+    assert "python -m app backfill --since 2026-11-18T" in record.getMessage()
+    (gap,) = coverage.request(span(10, 60), entity_ids=[])
+    assert bounds(gap) == (10, 60)

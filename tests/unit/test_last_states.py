@@ -1,0 +1,125 @@
+"""The newest change of each entity, before and after a gap and a restart."""
+
+from __future__ import annotations
+
+from app.journal.last_states import LastStates
+from app.model import NOWHERE, Change, Gap, LastState
+
+
+def change(
+    entity_id: str, state: str | None, time_ns: int, *, changed_ns: int | None = None
+) -> Change:
+    """Return a change as the pipeline sees it."""
+    return Change(
+        entity_id,
+        entity_id.partition(".")[0],
+        time_ns,
+        state,
+        None,
+        None,
+        b"{}",
+        None,
+        None,
+        None,
+        None,
+        NOWHERE,
+        changed_ns=time_ns if changed_ns is None else changed_ns,
+    )
+
+
+def gap(start_ns: int, *, number: int = 1) -> Gap:
+    """Return a gap that begins there."""
+    return Gap(
+        id=number, start_ns=start_ns, end_ns=start_ns + 100, reason="restart", found_at=0, edge_at=0
+    )
+
+
+def test_the_newest_change_counts() -> None:
+    """Its state, since when it is so, and when the change was."""
+    states = LastStates()
+    states.update([change("sensor.a", "1", 10), change("sensor.b", "x", 11)])
+    states.update([change("sensor.a", "1", 20, changed_ns=10)])
+
+    assert {
+        "sensor.a": LastState("1", 10, 20),
+        "sensor.b": LastState("x", 11, 11),
+    } == states.before(gap(50))
+    assert states.entity_ids() == {"sensor.a", "sensor.b"}
+    assert sorted(state.time_ns for state in states.values()) == [11, 20]
+
+
+def test_what_changed_since_the_gap_began_says_nothing_of_what_was_before() -> None:
+    """It is asked of the recorder instead."""
+    states = LastStates()
+    states.update([change("sensor.a", "1", 10), change("sensor.b", "x", 60)])
+
+    assert {"sensor.a": LastState("1", 10, 10)} == states.before(gap(50))
+
+
+def test_what_stood_before_a_gap_is_kept_until_it_is_closed() -> None:
+    """Live events go on meanwhile."""
+    states = LastStates()
+    states.update([change("sensor.a", "1", 10)])
+    states.freeze(gap(50))
+    states.update([change("sensor.a", "2", 90)])
+
+    assert {"sensor.a": LastState("1", 10, 10)} == states.before(gap(50))
+    states.thaw(gap(50))
+    assert states.before(gap(50)) == {}
+
+
+def test_what_was_received_but_not_durable_before_a_crash_lies_in_the_gap() -> None:
+    """It was saved as the newest state; the recorder has it once more, and it is no past."""
+    states = LastStates()
+    states.open({"sensor.a": LastState("2", 60, 60)}, through=7)
+
+    states.freeze(gap(50))
+
+    assert states.before(gap(50)) == {}
+
+
+def test_only_so_many_gaps_are_kept() -> None:
+    """The oldest is forgotten first: it asks the recorder."""
+    states = LastStates()
+    states.update([change("sensor.a", "1", 10)])
+    for number in range(1, 22):
+        states.freeze(gap(50, number=number))
+    states.update([change("sensor.a", "2", 90)])
+
+    assert states.before(gap(50, number=1)) == {}
+    assert states.before(gap(50, number=2)) == states.before(gap(50, number=21)) != {}
+
+
+def test_only_news_is_saved() -> None:
+    """And what changed while it was being saved is saved the next time."""
+    states = LastStates()
+    states.update([change("sensor.a", "1", 10), change("sensor.b", "x", 11)])
+    saved = states.unsaved()
+    states.update([change("sensor.b", "y", 20)])
+    states.unsaved()
+
+    states.saved(saved)
+
+    assert {"sensor.a", "sensor.b"} == set(saved)
+    assert {"sensor.b": LastState("y", 20, 20)} == states.unsaved()
+
+
+def test_a_save_that_failed_is_made_up_for() -> None:
+    """Nothing is forgotten before it is on disk."""
+    states = LastStates()
+    states.update([change("sensor.a", "1", 10)])
+    first = states.unsaved()
+
+    assert first == states.unsaved()
+
+
+def test_a_restart_continues_with_what_was_saved_and_recalled() -> None:
+    """What is recalled from the journal's newest points is newer than what was saved."""
+    states = LastStates()
+    states.open({"sensor.a": LastState("1", 10, 10), "sensor.b": LastState("x", 1, 1)}, through=7)
+    states.recall("sensor.a", LastState("2", 20, 20))
+
+    assert states.through == 7
+    assert states.get("sensor.a") == LastState("2", 20, 20)
+    assert states.get("sensor.c") is None
+    assert states.unsaved() == {}

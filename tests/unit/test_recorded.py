@@ -1,0 +1,498 @@
+"""What the recorder gives back makes the points that the live events would have made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.demo.home_assistant import JsonObject
+from app.model import (
+    NOWHERE,
+    Change,
+    Event,
+    LastState,
+    RecordedState,
+    State,
+    Times,
+    moment_of,
+    nanoseconds,
+)
+from app.normalize.changes import Normalizer
+from app.normalize.recorded import Identity, Recovery
+from tests.fakes.recordings import VERSIONS, recording
+from tests.fakes.still_house import NOON, StillHouse
+
+MILLISECOND = 1_000_000
+LONG = Times(0, 2**62)
+
+
+def live(events: Sequence[object]) -> list[Change]:
+    """Return the changes that live events make."""
+    changes, malformed = Normalizer(lambda _: NOWHERE).changes(
+        msgspec.json.decode(msgspec.json.encode(events), type=list[Event])
+    )
+    assert not malformed
+    return changes
+
+
+def rows_of(answer: Mapping[str, object]) -> dict[str, list[RecordedState]]:
+    """Return the rows of an answer as the source reads them."""
+    return msgspec.json.decode(msgspec.json.encode(answer), type=dict[str, list[RecordedState]])
+
+
+def state(row: object) -> State:
+    """Return a row of `get_states` as the source reads it."""
+    return msgspec.json.decode(msgspec.json.encode(row), type=State)
+
+
+def recovery(
+    times: Times = LONG,
+    *,
+    changed_from_ns: int | None = None,
+    before: Mapping[str, LastState] | None = None,
+    newest: Mapping[str, State] | None = None,
+) -> Recovery:
+    """Return one that knows nothing but what it is told."""
+    return Recovery(
+        times,
+        changed_from_ns=times.oldest_ns if changed_from_ns is None else changed_from_ns,
+        placement_of=lambda _: NOWHERE,
+        before=before or {},
+        newest=newest or {},
+    )
+
+
+def row(
+    value: str | None, at_ms: int, *, changed_ms: int | None = None, **attributes: object
+) -> RecordedState:
+    """Return a row, so many milliseconds after noon."""
+    return RecordedState(
+        value,
+        (NOON + timedelta(milliseconds=at_ms)).timestamp(),
+        None if changed_ms is None else (NOON + timedelta(milliseconds=changed_ms)).timestamp(),
+        msgspec.Raw(msgspec.json.encode(attributes)),
+    )
+
+
+def at(ms: int) -> int:
+    """Return nanoseconds, so many milliseconds after noon."""
+    return nanoseconds(NOON + timedelta(milliseconds=ms))
+
+
+def newest_state(
+    entity_id: str, value: str, changed_ms: int, updated_ms: int | None = None, **attributes: object
+) -> State:
+    """Return what `get_states` says."""
+    return State(
+        entity_id,
+        value,
+        moment_of(at(changed_ms)),
+        moment_of(at(changed_ms if updated_ms is None else updated_ms)),
+        msgspec.Raw(msgspec.json.encode(attributes)),
+    )
+
+
+def comparable(change: Change, *, attributes: bool = True) -> Change:
+    """Return a change without what the recorder does not know."""
+    return msgspec.structs.replace(
+        change,
+        context=None,
+        backfilled=False,
+        attributes=change.attributes if attributes else b"",
+    )
+
+
+# Recordings of real Home Assistants
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("entity_id", ["sensor.hist", "sensor.fast_00000"])
+def test_recorded_rows_make_the_points_of_the_live_events(version: str, entity_id: str) -> None:
+    """Identity, state, previous state, duration, attributes, class and unit: all the same."""
+    recorded = recording(version, "history_backfill")
+    events = [event for event in recorded["live_events"] if event["data"]["entity_id"] == entity_id]
+    rows = rows_of(recorded["ws_no_start_state"]["response"]["result"])[entity_id]
+
+    recovered = recovery().changes(entity_id, rows, committed=())
+
+    assert [comparable(change) for change in live(events)] == [
+        comparable(change) for change in recovered
+    ]
+    assert all(change.backfilled for change in recovered)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("entity_id", ["light.kitchen_lights", "climate.heatpump"])
+def test_updates_of_attributes_are_recovered_without_those_that_are_not_recorded(
+    version: str, entity_id: str
+) -> None:
+    """The made-up first row says what stood before; the attributes are those the recorder has."""
+    recorded = recording(version, "history_backfill")
+    events = [event for event in recorded["live_events"] if event["data"]["entity_id"] == entity_id]
+    alive = live(events)
+    rows = rows_of(recorded["ws_significant_false"]["response"]["result"])[entity_id]
+    times = Times(alive[0].time_ns, alive[-1].time_ns)
+
+    recovered = recovery(times).changes(entity_id, rows, committed=())
+
+    assert [comparable(change, attributes=False) for change in alive] == [
+        comparable(change, attributes=False) for change in recovered
+    ]
+    for was, became in zip(alive, recovered, strict=True):
+        kept = msgspec.json.decode(became.attributes)
+        full = msgspec.json.decode(was.attributes)
+        assert kept.items() <= full.items()
+        assert "supported_features" not in kept
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_newest_row_takes_all_attributes_from_the_present_state(version: str) -> None:
+    """When they are of the same moment they are the same state; the context comes as well."""
+    recorded = recording(version, "history_backfill")
+    events = [e for e in recorded["live_events"] if e["data"]["entity_id"].startswith("light.")]
+    rows = rows_of(recorded["ws_no_start_state"]["response"]["result"])["light.kitchen_lights"]
+    newest = {"light.kitchen_lights": state(events[-1]["data"]["new_state"])}
+
+    recovered = recovery(newest=newest).changes("light.kitchen_lights", rows, committed=())
+
+    assert live(events)[-1].attributes == recovered[-1].attributes
+    assert recovered[-1].context is not None
+    assert live(events)[-2].attributes != recovered[-2].attributes
+
+
+# What stood before
+
+
+def test_the_first_row_follows_what_was_journaled_last() -> None:
+    """Previous state and duration come from before the gap."""
+    before = {"sensor.a": LastState("1", at(0), at(500))}
+
+    (change,) = recovery(before=before).changes("sensor.a", [row("2", 2_000)], committed=())
+
+    assert (change.previous_state, change.duration_s) == ("1", 2.0)
+
+
+def test_without_a_beginning_the_duration_is_unknown() -> None:
+    """A made-up first row says the state and not since when."""
+    times = Times(at(1_000), at(9_000))
+    reading = recovery(times)
+    assert not reading.knows_before("sensor.a")
+
+    changes = reading.changes(
+        "sensor.a", [row("1", 999), row("2", 2_000), row("3", 3_500)], committed=()
+    )
+
+    assert [(c.previous_state, c.duration_s) for c in changes] == [("1", None), ("2", 1.5)]
+    assert reading.knows_before("sensor.a")
+
+
+def test_an_update_of_attributes_lasts_no_time_whatever_is_known() -> None:
+    """It says itself that the state began earlier."""
+    times = Times(at(1_000), at(9_000))
+
+    changes = recovery(times).changes(
+        "sensor.a",
+        [row("1", 999), row("1", 2_000, changed_ms=0), row("2", 3_000)],
+        committed=(),
+    )
+
+    assert [(c.previous_state, c.duration_s) for c in changes] == [("1", 0.0), ("1", 3.0)]
+
+
+def test_what_was_journaled_is_believed_before_the_made_up_row() -> None:
+    """It knows since when."""
+    times = Times(at(1_000), at(9_000))
+    before = {"sensor.a": LastState("1", at(0), at(0))}
+
+    (change,) = recovery(times, before=before).changes(
+        "sensor.a", [row("1", 999), row("2", 2_000)], committed=()
+    )
+
+    assert (change.previous_state, change.duration_s) == ("1", 2.0)
+
+
+def test_in_a_gap_that_is_half_filled_the_made_up_row_is_believed() -> None:
+    """The entity may have changed in the first half."""
+    times = Times(at(1_000), at(9_000))
+    before = {"sensor.a": LastState("1", at(0), at(0))}
+    resumed = recovery(times, changed_from_ns=at(100), before=before)
+    assert not resumed.knows_before("sensor.a")
+
+    (change,) = resumed.changes("sensor.a", [row("7", 999), row("8", 2_000)], committed=())
+
+    assert (change.previous_state, change.duration_s) == ("7", None)
+
+
+@pytest.mark.parametrize(("last", "previous"), [("7", "7"), (None, None)])
+def test_the_last_row_before_the_bounds_counts(last: str | None, previous: str | None) -> None:
+    """The made-up row may be followed by the one on the boundary, or by a removal."""
+    times = Times(at(1_000), at(9_000))
+
+    (change,) = recovery(times).changes(
+        "sensor.a", [row("6", 998), row(last, 999), row("8", 2_000)], committed=()
+    )
+
+    assert change.previous_state == previous
+
+
+def test_windows_follow_one_another() -> None:
+    """The last row of one is before the first of the next."""
+    reading = recovery()
+
+    first = reading.changes("sensor.a", [row("1", 0)], committed=())
+    second = reading.changes("sensor.a", [row("2", 500)], committed=())
+
+    assert [change.previous_state for change in first + second] == [None, "1"]
+    assert second[0].duration_s == 0.5
+
+
+def test_a_row_that_comes_in_two_windows_counts_once() -> None:
+    """Home Assistant keeps fractions of a microsecond, so both windows may hold the boundary."""
+    reading = recovery()
+    twice = row("1", 0)
+
+    found = reading.changes("sensor.a", [twice], committed=())
+    found += reading.changes("sensor.a", [twice, row("2", 500)], committed=())
+
+    assert [change.state for change in found] == ["1", "2"]
+    assert found[-1].previous_state == "1"
+
+
+def test_removed_and_added_again() -> None:
+    """As live: the removal has a previous state, what comes after it has none."""
+    rows = [row("1", 0, unit_of_measurement="W"), row(None, 1_000), row("2", 3_000)]
+
+    changes = recovery().changes("sensor.a", rows, committed=())
+
+    assert [(change.state, change.previous_state, change.duration_s) for change in changes] == [
+        ("1", None, None),
+        (None, "1", 1.0),
+        ("2", None, None),
+    ]
+    assert changes[1].removed
+    assert changes[1].unit_of_measurement == "W"
+
+
+def test_an_empty_state_is_a_state() -> None:
+    """A text field that was cleared is not gone."""
+    changes = recovery().changes("input_text.a", [row("x", 0), row("", 1_000)], committed=())
+
+    assert (changes[1].state, changes[1].previous_state, changes[1].removed) == ("", "x", False)
+
+
+@pytest.mark.parametrize("value", ["unavailable", "unknown"])
+def test_rows_without_attributes_stay_in_their_series(value: str) -> None:
+    """Class and unit are those of the row before, or else of today."""
+    newest = {
+        "sensor.a": newest_state(
+            "sensor.a", "5", 9_000, device_class="power", unit_of_measurement="W"
+        )
+    }
+
+    first, _, third = recovery(newest=newest).changes(
+        "sensor.a",
+        [
+            row(value, 0),
+            row("1", 1_000, device_class="power", unit_of_measurement="kW"),
+            row(value, 2_000),
+        ],
+        committed=(),
+    )
+
+    assert (first.device_class, first.unit_of_measurement) == ("power", "W")
+    assert (third.device_class, third.unit_of_measurement) == ("power", "kW")
+
+
+# Bounds and identities
+
+
+def test_only_what_lies_in_the_gap_is_written() -> None:
+    """Both edges included."""
+    times = Times(at(1_000), at(3_000))
+
+    changes = recovery(times).changes(
+        "sensor.a",
+        [row("0", 999), row("1", 1_000), row("2", 3_000), row("3", 3_001)],
+        committed=(),
+    )
+
+    assert [change.state for change in changes] == ["1", "2"]
+
+
+def test_what_was_committed_is_left_out_and_stands_before_the_next() -> None:
+    """It came live, near the edge."""
+    reading = recovery()
+
+    changes = reading.changes(
+        "sensor.a",
+        [row("1", 0), row("2", 1_000), row("3", 2_000)],
+        committed={("sensor.a", at(1_000))},
+    )
+
+    assert [(c.state, c.previous_state) for c in changes] == [("1", None), ("3", "2")]
+    assert reading.recorded == {"sensor.a"}
+
+
+# Entities without recorded history
+
+
+def unrecorded(
+    *states: State,
+    before: Mapping[str, LastState] | None = None,
+    committed: set[Identity] | None = None,
+) -> list[tuple[str, str | None, str | None]]:
+    """Return what is written of them in a gap of noon to nine seconds past."""
+    newest = {one.entity_id: one for one in states}
+    changes = recovery(Times(at(0), at(9_000)), before=before, newest=newest).unrecorded(
+        newest, committed=committed or set()
+    )
+    return [(change.entity_id, change.state, change.previous_state) for change in changes]
+
+
+def test_who_changed_without_a_record_is_written_with_the_present_state() -> None:
+    """That it changed is known by its state, or by its last_changed."""
+    before = {
+        "sensor.changed": LastState("1", at(-5_000), at(-5_000)),
+        "sensor.returned": LastState("1", at(-5_000), at(-5_000)),
+        "sensor.same": LastState("1", at(-5_000), at(-5_000)),
+    }
+
+    found = unrecorded(
+        newest_state("sensor.changed", "2", 500),
+        newest_state("sensor.returned", "1", 600),
+        newest_state("sensor.same", "1", -5_000),
+        newest_state("sensor.new", "7", 700),
+        before=before,
+    )
+
+    assert found == [
+        ("sensor.changed", "2", "1"),
+        ("sensor.returned", "1", "1"),
+        ("sensor.new", "7", None),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed_ms", "updated_ms"), [(-1, -1), (9_001, 9_001), (500, 9_001), (-1, 500)]
+)
+def test_who_changed_outside_the_gap_is_not(changed_ms: int, updated_ms: int) -> None:
+    """Before: it was journaled. Later, or updated later: it came live."""
+    assert unrecorded(newest_state("sensor.a", "2", changed_ms, updated_ms)) == []
+
+
+def test_what_is_committed_is_not_written_again() -> None:
+    """Also when an identical write, which is no event, has moved `last_updated` since."""
+    moved = newest_state("sensor.a", "2", 500, 800)
+
+    assert unrecorded(moved, committed={("sensor.a", at(800))}) == []
+    assert unrecorded(moved, committed={("sensor.a", at(500))}) == []
+    assert unrecorded(moved, committed={("sensor.a", at(300))}) == [("sensor.a", "2", None)]
+
+
+def test_who_has_a_row_is_not_unrecorded() -> None:
+    """The recorder is asked first."""
+    reading = recovery(
+        Times(at(0), at(9_000)), newest={"sensor.a": newest_state("sensor.a", "2", 500)}
+    )
+    reading.changes("sensor.a", [row("1", 100)], committed=())
+
+    assert reading.unrecorded(["sensor.a", "sensor.unknown"], committed=()) == []
+
+
+# Whatever happens
+
+
+CLASSES: Mapping[str, JsonObject] = {
+    "sensor.a": {"device_class": "power", "unit_of_measurement": "W"},
+    "light.b": {},
+    "sensor.c": {"device_class": "energy"},
+}
+BEGINNING = [(entity_id, "1", 0) for entity_id in CLASSES]
+Story = list[tuple[str, str | None, int]]
+"""Entity, state or None for a removal, and an attribute that changes; in order."""
+
+stories: st.SearchStrategy[Story] = st.lists(
+    st.tuples(
+        st.sampled_from(sorted(CLASSES)),
+        st.sampled_from(["1", "2", "", "unavailable", "on", None]),
+        st.integers(0, 2),
+    ),
+    max_size=25,
+)
+
+
+def told(story: Story, house: StillHouse) -> list[JsonObject]:
+    """Return the live events of a story, a millisecond apart."""
+    events = []
+    for entity_id, value, number in [*BEGINNING, *story, *BEGINNING]:
+        is_known = entity_id in {one["entity_id"] for one in house.states()}
+        if value is None and is_known:
+            events.append(house.remove(entity_id))
+        elif value == "unavailable" and is_known:
+            events.append(house.set_state(entity_id, value, {}))
+        elif value is not None:
+            named = {**CLASSES[entity_id], "n": number}  # as a new entity does
+            events.append(house.set_state(entity_id, value.replace("unavailable", "1"), named))
+    return events
+
+
+@given(
+    story=stories,
+    cuts=st.tuples(st.integers(0, 25), st.integers(0, 25)).map(sorted),
+    window=st.integers(1, 30),
+    overlap=st.integers(0, 3),
+)
+def test_live_and_recovered_are_the_whole_story(
+    story: Story, cuts: list[int], window: int, overlap: int
+) -> None:
+    """What came live before and after a gap, and what was recovered in it, is live alone."""
+    house = StillHouse()
+    alone = live(told(story, house))
+    start, end = (min(cut + 3, len(alone) - 3) for cut in cuts)
+    # The edges are found late, by a second that came live as well: those are committed.
+    first, last = max(0, start - overlap), min(len(alone), end + overlap)
+    gap = alone[first:last]
+    committed = {(c.entity_id, c.time_ns) for c in alone[first:start] + alone[end:last]}
+    before: dict[str, LastState] = {}
+    for change in alone[:first]:
+        before[change.entity_id] = LastState(change.state, change.changed_ns, change.time_ns)
+    times = Times(gap[0].time_ns, gap[-1].time_ns) if gap else Times(0, -1)
+    newest = {str(one["entity_id"]): state(one) for one in house.states()}
+    reading = recovery(times, before=before, newest=newest)
+
+    recovered: list[Change] = []
+    for begin in range(0, len(alone), window):
+        for entity_id in CLASSES:
+            rows = _recorded(house, entity_id, alone[begin : begin + window])
+            recovered += reading.changes(entity_id, rows, committed=committed)
+    lost = reading.unrecorded(CLASSES, committed=committed)
+
+    assert lost == []
+    by_time: Callable[[Change], int] = lambda change: change.time_ns  # noqa: E731 - its type is the point
+    assert [comparable(change) for change in alone[start:end]] == [
+        comparable(change) for change in sorted(recovered, key=by_time)
+    ]
+
+
+def _recorded(house: StillHouse, entity_id: str, changes: Sequence[Change]) -> list[RecordedState]:
+    """Return an entity's rows of the time of these changes, as the WebSocket API shows them."""
+    times = {change.time_ns for change in changes}
+    rows = []
+    for one in house.recorded.get(entity_id, ()):
+        updated = datetime.fromisoformat(str(one["last_updated"])).astimezone(UTC)
+        changed = datetime.fromisoformat(str(one["last_changed"])).astimezone(UTC)
+        if nanoseconds(updated) in times:
+            rows.append(
+                RecordedState(
+                    None if one["state"] is None else str(one["state"]),
+                    updated.timestamp(),
+                    None if changed == updated else changed.timestamp(),
+                    msgspec.Raw(msgspec.json.encode(one["attributes"])),
+                )
+            )
+    return rows
