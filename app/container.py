@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import TypeAlias
 
 from dependency_injector import containers, providers
 from prometheus_client import CollectorRegistry
 
 from app.discovery.catalog import Catalog
+from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
 from app.journal.intake import Intake
 from app.journal.memory import MemoryJournal
 from app.journal.sqlite import SqliteJournal
 from app.normalize.changes import Normalizer
 from app.observer import Observer
-from app.pipeline import Pipeline, ask_registries
+from app.pipeline import Pipeline
 from app.resilience import Backoff, Breaker
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
@@ -166,6 +166,13 @@ class Container(containers.DeclarativeContainer):
     hub = providers.Singleton(Hub)
     catalog = providers.Singleton(Catalog)
     source = providers.Singleton(_source, settings, telemetry)
+    discovery = providers.Singleton(
+        Discovery,
+        ask=source.provided.commands,
+        catalog=catalog,
+        backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
+        interval_s=settings.provided.discovery.refresh_interval_s,
+    )
     normalizer = providers.Singleton(Normalizer, catalog.provided.placement)
     encoder = providers.Singleton(
         HomeiqEncoder,
@@ -175,14 +182,12 @@ class Container(containers.DeclarativeContainer):
     )
     pipeline = providers.Singleton(
         Pipeline,
-        ask_registries=providers.Factory(partial, ask_registries, source),
-        catalog=catalog,
+        discovery=discovery,
         normalizer=normalizer,
         encoder=encoder,
         intake=intake,
         hub=hub,
         telemetry=telemetry,
-        discovery_backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         hold_events=settings.provided.influx.max_pending_points,
     )
     observer = providers.Singleton(
@@ -192,7 +197,7 @@ class Container(containers.DeclarativeContainer):
         intake=intake,
         journal=journal,
         deliveries=deliveries,
-        catalog=catalog,
+        discovery=discovery,
         dead_letters=dead_letters,
         hub=hub,
         telemetry=telemetry,

@@ -50,6 +50,7 @@ async def running(container: Container) -> AsyncIterator[None]:
     embedded, deliveries = container.embedded_store(), container.deliveries()
     intake, pipeline = container.intake(), container.pipeline()
     journal, source = container.journal(), container.source()
+    discovery = container.discovery()
 
     def finish_deliveries() -> None:
         for delivery in deliveries:
@@ -75,7 +76,9 @@ async def running(container: Container) -> AsyncIterator[None]:
             supervisor.running({"intake": intake.run}, finish=intake.close)
         )
         stack.callback(pipeline.finish)
-        await stack.enter_async_context(supervisor.running({"discovery": pipeline.discover}))
+        await stack.enter_async_context(
+            supervisor.running({"discovery": partial(discovery.run, pipeline.placed)})
+        )
         await stack.enter_async_context(
             supervisor.running({"source": partial(source.run, pipeline)})
         )

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import psutil
 
 from app import __version__
-from app.discovery.catalog import Catalog
+from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
 from app.journal.intake import Intake
 from app.journal.memory import MemoryJournal
@@ -42,7 +42,7 @@ class Observer:
         intake: Intake,
         journal: SqliteJournal | MemoryJournal,
         deliveries: Sequence[Delivery],
-        catalog: Catalog,
+        discovery: Discovery,
         dead_letters: DeadLetters,
         hub: Hub,
         telemetry: Telemetry,
@@ -59,7 +59,7 @@ class Observer:
         self._intake = intake
         self._journal = journal
         self._deliveries = deliveries
-        self._catalog = catalog
+        self._discovery = discovery
         self._dead_letters = dead_letters
         self._hub = hub
         self._telemetry = telemetry
@@ -82,7 +82,7 @@ class Observer:
             connection=self._source.status(),
             journal=self._journal_status(),
             sinks=tuple(delivery.status() for delivery in self._deliveries),
-            discovery=self._catalog.status(),
+            discovery=self._discovery.status(),
             events=EventAccounting(
                 received=telemetry.received,
                 journaled=telemetry.journaled,

@@ -6,32 +6,18 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 
-from app.discovery.catalog import Catalog
-from app.discovery.registries import Registries, list_registries
-from app.errors import SourceError
+from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
 from app.journal.intake import Intake
 from app.logs import Brake
 from app.model import Event
 from app.normalize.changes import Malformed, Normalizer
-from app.resilience import Backoff
 from app.schema.homeiq import HomeiqEncoder
-from app.source.client import HomeAssistantSource
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
-
-
-async def ask_registries(source: HomeAssistantSource) -> Registries:
-    """List the registries over a connection of their own: they are megabytes in a large home.
-
-    Raises:
-        SourceError: they could not be listed; try again later.
-    """
-    async with source.commands() as commands:
-        return await list_registries(commands.call)
 
 
 class Pipeline:
@@ -44,30 +30,25 @@ class Pipeline:
     def __init__(
         self,
         *,
-        ask_registries: Callable[[], Awaitable[Registries]],
-        catalog: Catalog,
+        discovery: Discovery,
         normalizer: Normalizer,
         encoder: HomeiqEncoder,
         intake: Intake,
         hub: Hub,
         telemetry: Telemetry,
-        discovery_backoff: Backoff,
         hold_s: float = 10.0,
         hold_events: int = 20_000,
     ) -> None:
         """Take the parts, and how long (seconds) and how many events may wait for the catalog."""
-        self._ask_registries = ask_registries
-        self._catalog = catalog
+        self._discovery = discovery
         self._normalizer = normalizer
         self._encoder = encoder
         self._intake = intake
         self._hub = hub
         self._telemetry = telemetry
-        self._backoff = discovery_backoff
         self._hold_s = hold_s
         self._hold_events = hold_events
         self._brake = Brake(every_s=60.0)
-        self._connected = asyncio.Event()
         # On the very first start nothing is known of areas and devices, and tags are
         # identity in InfluxDB: events wait here until the registries were listed.
         self._held: deque[tuple[Sequence[Event], float]] | None = deque()
@@ -91,41 +72,25 @@ class Pipeline:
             self._let_go()
 
     def registry_updated(self, event: Event) -> None:
-        """Note that a registry changed."""
+        """Have the registry listed again."""
         logger.debug("Registry changed: %s", event.event_type)
+        self._discovery.registry_updated(event)
 
     def connected(self) -> None:
         """Ask for the registries, now that events stream."""
-        self._connected.set()
-        if self._held is not None and self._release is None:
+        self._discovery.connected()
+        if self._discovery.known:
+            self._let_go()
+        elif self._held is not None and self._release is None:
             self._release = asyncio.get_running_loop().call_later(self._hold_s, self._let_go)
 
     def lost(self) -> None:
         """Stop asking for registries until the next connection."""
-        self._connected.clear()
+        self._discovery.lost()
 
-    async def discover(self) -> None:
-        """List the registries once for every connection, for ever."""
-        while True:
-            await self._connected.wait()
-            self._connected.clear()
-            try:
-                self._catalog.replace(await self._ask_registries())
-            except SourceError as exc:
-                wait_s = self._backoff.next_s()
-                logger.warning("Discovery failed, next attempt in %.1fs: %s", wait_s, exc)
-                await asyncio.sleep(wait_s)
-                self._connected.set()
-                continue
-            self._backoff.reset()
-            status = self._catalog.status()
-            logger.info(
-                "Discovered %d devices, %d entities, %d areas",
-                status.devices,
-                status.entities,
-                status.areas,
-            )
-            self._let_go()
+    def placed(self) -> None:
+        """Let go of what waits for the catalog: it is there."""
+        self._let_go()
 
     def finish(self) -> None:
         """Let go of what still waits for the catalog: nothing more comes."""
@@ -138,7 +103,7 @@ class Pipeline:
         held, self._held = self._held, None
         if not held:
             return
-        if self._catalog.status().last_refresh is None:
+        if not self._discovery.known:
             logger.warning(
                 "Wrote %d events without areas and devices: no registries within %.0fs",
                 self._held_count,

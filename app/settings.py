@@ -324,6 +324,17 @@ class ResilienceSettings(_Section):
     )
 
 
+class DiscoverySettings(_Section):
+    """Devices, entities and areas, and where they are kept."""
+
+    refresh_interval_s: Seconds = Field(
+        1_800.0,
+        validation_alias="DISCOVERY_REFRESH_INTERVAL",
+        description="Seconds between two listings of all devices, entities and areas;"
+        " changes are noticed at once all the same",
+    )
+
+
 class LogSettings(_Section):
     """What is written to the log, and the memory alarm."""
 
@@ -366,6 +377,7 @@ class Settings(BaseModel):
     journal: JournalSettings
     batch: BatchSettings
     resilience: ResilienceSettings
+    discovery: DiscoverySettings
     log: LogSettings
 
     @property
