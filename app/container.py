@@ -9,7 +9,8 @@ from dependency_injector import containers, providers
 from prometheus_client import CollectorRegistry
 
 from app.discovery.catalog import Catalog
-from app.discovery.refresh import Discovery
+from app.discovery.metadata import Metadata
+from app.discovery.refresh import Discovery, Follower
 from app.fanout.hub import Hub
 from app.journal.intake import Intake
 from app.journal.memory import MemoryJournal
@@ -85,6 +86,16 @@ def _sinks(
     influx: InfluxSink | None, embedded: EmbeddedStore | None
 ) -> tuple[InfluxSink | EmbeddedStore, ...]:
     return tuple(sink for sink in (influx, embedded) if sink is not None)
+
+
+def _metadata(settings: Settings, catalog: Catalog) -> Metadata:
+    return Metadata(
+        settings.journal.data_dir / "metadata.db", catalog=catalog, source=settings.source_name
+    )
+
+
+def _followers(metadata: Metadata) -> tuple[Follower, ...]:
+    return (metadata,)
 
 
 def _journal(
@@ -166,10 +177,12 @@ class Container(containers.DeclarativeContainer):
     hub = providers.Singleton(Hub)
     catalog = providers.Singleton(Catalog)
     source = providers.Singleton(_source, settings, telemetry)
+    metadata = providers.Singleton(_metadata, settings, catalog)
     discovery = providers.Singleton(
         Discovery,
         ask=source.provided.commands,
         catalog=catalog,
+        followers=providers.Callable(_followers, metadata),
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         interval_s=settings.provided.discovery.refresh_interval_s,
     )

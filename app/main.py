@@ -59,6 +59,7 @@ async def running(container: Container) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.enter_context(owned_folder(container.settings().journal.data_dir))
         await stack.enter_async_context(container.dead_letters())
+        await stack.enter_async_context(container.metadata())
         for sink in container.sinks():
             await stack.enter_async_context(sink)
         await stack.enter_async_context(journal)
@@ -111,6 +112,10 @@ def _components(container: Container) -> Components:
             trusted_peers=serving.trusted_peers,
             cors_origins=serving.cors_origins,
         ),
+        catalog=container.catalog(),
+        metadata=container.metadata(),
+        discovery=container.discovery(),
+        takes_rows=container.settings().discovery.data_api_url is None,
         diagnostics=partial(_diagnostics, container.settings()),
         append=partial(_append, container.journal()),
     )

@@ -327,6 +327,17 @@ class ResilienceSettings(_Section):
 class DiscoverySettings(_Section):
     """Devices, entities and areas, and where they are kept."""
 
+    data_api_url: HttpUrl | None = Field(
+        None,
+        validation_alias="DATA_API_URL",
+        description="Address of a data API that is sent all devices and entities, for example"
+        " http://data-api:8006; unset: this service is one itself",
+    )
+    data_api_key: SecretStr = Field(
+        SecretStr(""),
+        validation_alias="DATA_API_KEY",
+        description="Key that is sent to the data API as `Authorization: Bearer`",
+    )
     refresh_interval_s: Seconds = Field(
         1_800.0,
         validation_alias="DISCOVERY_REFRESH_INTERVAL",
@@ -386,6 +397,11 @@ class Settings(BaseModel):
         if self.embedded.store == "auto":
             return self.influx.url is None
         return self.embedded.store == "on"
+
+    @property
+    def source_name(self) -> str:
+        """What this Home Assistant is called where there may be rows of several."""
+        return self.home_assistant.instance_name or "home_assistant"
 
     @property
     def log_file(self) -> Path:

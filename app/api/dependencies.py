@@ -12,6 +12,9 @@ from starlette.requests import HTTPConnection
 
 from app.api.access import AccessRules
 from app.api.stores import DeadLetterBox, EventStore
+from app.discovery.catalog import Catalog
+from app.discovery.metadata import Metadata
+from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
 from app.model import Lines
 from app.snapshot import Snapshot
@@ -30,6 +33,11 @@ class Components:
     """None when EMBEDDED_STORE is off."""
     dead_letters: DeadLetterBox
     access: AccessRules
+    catalog: Catalog
+    metadata: Metadata
+    discovery: Discovery
+    takes_rows: bool
+    """Whether this instance is a data API: it is not while it has one itself."""
     diagnostics: Callable[[], Mapping[str, object]]
     append: Callable[[Lines], Awaitable[None]]
     """Journals lines again; durable when it returns."""

@@ -15,6 +15,8 @@ TAGS = [
     {"name": "health", "description": "Open to everyone; nothing personal is in it."},
     {"name": "live", "description": "Events as they happen."},
     {"name": "events", "description": "History, from the embedded store."},
+    {"name": "catalog", "description": "Devices, entities and places, as last listed."},
+    {"name": "data API", "description": "What other instances send here."},
     {"name": "dead letters", "description": "Points that a database refused for good."},
     {"name": "status", "description": "For people and dashboards."},
 ]

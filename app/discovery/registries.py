@@ -231,6 +231,11 @@ def _readable(raw: msgspec.Raw, row: type[Row]) -> Row | None:
         return None
 
 
+def domains_of(registries: Registries) -> dict[str, str | None]:
+    """Return the integration of each config entry, by its id."""
+    return {entry.entry_id: entry.domain for entry in registries.config_entries}
+
+
 def integration_of(device: DeviceRow, domains: Mapping[str, str | None]) -> str | None:
     """Return the integration of a device; `domains` has that of each config entry, by its id."""
     candidates = (device.primary_config_entry, device.config_entry_id, *device.config_entries)
