@@ -9,6 +9,7 @@ from dependency_injector import containers, providers
 from prometheus_client import CollectorRegistry
 
 from app.discovery.catalog import Catalog
+from app.discovery.data_api import DataApi
 from app.discovery.metadata import Metadata
 from app.discovery.refresh import Discovery, Follower
 from app.fanout.hub import Hub
@@ -94,8 +95,20 @@ def _metadata(settings: Settings, catalog: Catalog) -> Metadata:
     )
 
 
-def _followers(metadata: Metadata) -> tuple[Follower, ...]:
-    return (metadata,)
+def _data_api(settings: Settings) -> DataApi | None:
+    if settings.discovery.data_api_url is None:
+        return None
+    return DataApi(
+        settings.discovery.data_api_url,
+        key=settings.discovery.data_api_key.get_secret_value(),
+        source=settings.source_name,
+        backoff=Backoff(max_s=_DISCOVERY_MAX_WAIT_S),
+        breaker=_breaker("data API", settings),
+    )
+
+
+def _followers(metadata: Metadata, data_api: DataApi | None) -> tuple[Follower, ...]:
+    return tuple(follower for follower in (metadata, data_api) if follower is not None)
 
 
 def _journal(
@@ -178,11 +191,12 @@ class Container(containers.DeclarativeContainer):
     catalog = providers.Singleton(Catalog)
     source = providers.Singleton(_source, settings, telemetry)
     metadata = providers.Singleton(_metadata, settings, catalog)
+    data_api = providers.Singleton(_data_api, settings)
     discovery = providers.Singleton(
         Discovery,
         ask=source.provided.commands,
         catalog=catalog,
-        followers=providers.Callable(_followers, metadata),
+        followers=providers.Callable(_followers, metadata, data_api),
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         interval_s=settings.provided.discovery.refresh_interval_s,
     )
@@ -211,6 +225,7 @@ class Container(containers.DeclarativeContainer):
         journal=journal,
         deliveries=deliveries,
         discovery=discovery,
+        data_api=data_api,
         dead_letters=dead_letters,
         hub=hub,
         telemetry=telemetry,

@@ -50,7 +50,7 @@ async def running(container: Container) -> AsyncIterator[None]:
     embedded, deliveries = container.embedded_store(), container.deliveries()
     intake, pipeline = container.intake(), container.pipeline()
     journal, source = container.journal(), container.source()
-    discovery = container.discovery()
+    discovery, data_api = container.discovery(), container.data_api()
 
     def finish_deliveries() -> None:
         for delivery in deliveries:
@@ -66,6 +66,8 @@ async def running(container: Container) -> AsyncIterator[None]:
         keepers = {"journal": journal.run, "memory": container.observer().watch}
         if embedded is not None:
             keepers["retention"] = embedded.run
+        if data_api is not None:
+            keepers["data_api"] = data_api.run
         await stack.enter_async_context(supervisor.running(keepers))
         await stack.enter_async_context(
             supervisor.running(

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import psutil
 
 from app import __version__
+from app.discovery.data_api import DataApi
 from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
 from app.journal.intake import Intake
@@ -43,6 +44,7 @@ class Observer:
         journal: SqliteJournal | MemoryJournal,
         deliveries: Sequence[Delivery],
         discovery: Discovery,
+        data_api: DataApi | None = None,
         dead_letters: DeadLetters,
         hub: Hub,
         telemetry: Telemetry,
@@ -60,6 +62,7 @@ class Observer:
         self._journal = journal
         self._deliveries = deliveries
         self._discovery = discovery
+        self._data_api = data_api
         self._dead_letters = dead_letters
         self._hub = hub
         self._telemetry = telemetry
@@ -100,6 +103,7 @@ class Observer:
             memory_limit_mb=self._memory_limit_mb,
             cpu_percent=cpu_percent,
             failures=dict(self._supervisor.failures),
+            data_api=self._data_api.status() if self._data_api else None,
         )
 
     async def watch(self) -> None:

@@ -96,6 +96,19 @@ class DiscoveryStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataApiStatus:
+    """How far the data API is behind the registries."""
+
+    rows_sent: int = 0
+    rows_waiting: int = 0
+    rows_refused: int = 0
+    """Given up until they change: it takes their neighbors."""
+    last_sent: datetime | None = None
+    reason: str | None = None
+    breaker: BreakerStatus = field(default_factory=BreakerStatus)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventAccounting:
     """Where every received event went: received is the sum of all the others."""
 
@@ -137,6 +150,8 @@ class Snapshot:
     cpu_percent: float
     failures: Mapping[str, str]
     """Loops of ours that ended early, with why."""
+    data_api: DataApiStatus | None = None
+    """None without DATA_API_URL."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -177,6 +192,7 @@ class Snapshot:
             self.journal.reason,
             *(sink.reason for sink in self.sinks),
             self.discovery.reason,
+            self.data_api.reason if self.data_api else None,
         ]
         reasons = [reason for reason in parts if reason]
         if self.dead_letters:

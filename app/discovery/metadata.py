@@ -21,7 +21,7 @@ import msgspec
 
 from app.discovery.catalog import Catalog
 from app.discovery.refresh import News
-from app.discovery.registries import KINDS, Kind, Registries, read_registries
+from app.discovery.registries import KINDS, Kind, Registries, domains_of, read_registries
 from app.discovery.rows import (
     DEVICES,
     ENTITIES,
@@ -29,7 +29,7 @@ from app.discovery.rows import (
     Table,
     Value,
     difference,
-    rows_to_send,
+    row_to_send,
     upsert_statement,
 )
 from app.errors import StorageDamaged, StorageError
@@ -283,6 +283,7 @@ def _load(connection: Connection) -> tuple[Registries, datetime] | None:
 
 
 def _keep(connection: Connection, before: Registries, news: News, moment: str, source: str) -> None:
+    domains = domains_of(news.now)
     for kind in KINDS:
         found = difference(before, news.now, kind)
         rows = news.now.raw.get(kind, {})
@@ -295,7 +296,10 @@ def _keep(connection: Connection, before: Registries, news: News, moment: str, s
             ((kind, row_id) for row_id in found.removed),
         )
         if table := _PUBLISHED.get(kind):
-            told = rows_to_send(news.now, kind, found.changed, source=source)
+            told = (
+                row_to_send(kind, rows[row_id], domains=domains, source=source)
+                for row_id in found.changed
+            )
             _upsert(connection, table, told, moment=moment)
             connection.executemany(
                 f"UPDATE {table.name} SET removed_at = ? WHERE {table.key} = ?",  # noqa: S608 - names of ours

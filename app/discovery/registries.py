@@ -217,7 +217,7 @@ class _Reading:
         return msgspec.structs.replace(registries, raw=raw, **members)
 
 
-def _readable(raw: msgspec.Raw, row: type[Row]) -> Row | None:
+def _readable(raw: bytes, row: type[Row]) -> Row | None:
     """Read what can be read of a row with an id: one odd field must not cost all others."""
     types = get_type_hints(row)
     members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
@@ -229,6 +229,19 @@ def _readable(raw: msgspec.Raw, row: type[Row]) -> Row | None:
         return row(**values)
     except TypeError:  # it has no id
         return None
+
+
+def read_device(raw: bytes) -> DeviceRow | None:
+    """Return what can be read of one device.
+
+    Raises:
+        msgspec.DecodeError: it is not a JSON object.
+    """
+    try:
+        return msgspec.json.decode(raw, type=DeviceRow)
+    except msgspec.ValidationError:
+        row = _readable(raw, DeviceRow)
+        return row if isinstance(row, DeviceRow) else None
 
 
 def domains_of(registries: Registries) -> dict[str, str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TypeAlias
@@ -11,7 +11,13 @@ from typing import TypeAlias
 import msgspec
 
 from app.discovery.catalog import text_of
-from app.discovery.registries import Kind, Registries, domains_of, integration_of
+from app.discovery.registries import (
+    Kind,
+    Registries,
+    domains_of,
+    integration_of,
+    read_device,
+)
 
 Value: TypeAlias = str | int | None
 Row: TypeAlias = Mapping[str, object]
@@ -42,21 +48,17 @@ def difference(former: Registries, now: Registries, kind: Kind) -> Difference:
     return Difference(changed=changed, removed=[row_id for row_id in before if row_id not in after])
 
 
-def rows_to_send(
-    registries: Registries, kind: Kind, ids: Iterable[str], *, source: str
-) -> list[Row]:
-    """Return rows as a data API takes them: Home Assistant's own and, of devices, two more."""
-    raw = registries.raw.get(kind, {})
-    rows: list[dict[str, object]] = [
-        msgspec.json.decode(raw[row_id], type=dict[str, object]) for row_id in ids
-    ]
-    if kind == "device":
-        domains = domains_of(registries)
-        devices = {device.id: device for device in registries.devices}
-        for row in rows:
-            integration = integration_of(devices[str(row["id"])], domains)
-            row |= {"integration": integration, "source": source}
-    return list(rows)
+def row_to_send(
+    kind: Kind, raw: bytes, *, domains: Mapping[str, str | None], source: str
+) -> dict[str, object]:
+    """Return a row as a data API takes it: Home Assistant's own and, of a device, two more.
+
+    `domains` has the integration of each config entry, `source` names this Home Assistant.
+    """
+    row = msgspec.json.decode(raw, type=dict[str, object])
+    if kind == "device" and (device := read_device(raw)) is not None:
+        row |= {"integration": integration_of(device, domains), "source": source}
+    return row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
