@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TypeAlias
 
 from dependency_injector import containers, providers
 from prometheus_client import CollectorRegistry
 
+from app.device_history import DeviceHistory
 from app.discovery.catalog import Catalog
 from app.discovery.data_api import DataApi
 from app.discovery.metadata import Metadata
@@ -16,6 +18,7 @@ from app.fanout.hub import Hub
 from app.journal.intake import Intake
 from app.journal.memory import MemoryJournal
 from app.journal.sqlite import SqliteJournal
+from app.model import Lines
 from app.normalize.changes import Normalizer
 from app.observer import Observer
 from app.pipeline import Pipeline
@@ -107,8 +110,18 @@ def _data_api(settings: Settings) -> DataApi | None:
     )
 
 
-def _followers(metadata: Metadata, data_api: DataApi | None) -> tuple[Follower, ...]:
-    return tuple(follower for follower in (metadata, data_api) if follower is not None)
+def _device_history(settings: Settings, catalog: Catalog, journal: Journal) -> DeviceHistory | None:
+    if not settings.discovery.store_device_history:
+        return None
+
+    async def append(lines: Lines) -> None:
+        await journal.append(lines, received_at=time.time())
+
+    return DeviceHistory(append, catalog=catalog, instance=settings.home_assistant.instance_name)
+
+
+def _followers(*followers: Follower | None) -> tuple[Follower, ...]:
+    return tuple(follower for follower in followers if follower is not None)
 
 
 def _journal(
@@ -192,11 +205,12 @@ class Container(containers.DeclarativeContainer):
     source = providers.Singleton(_source, settings, telemetry)
     metadata = providers.Singleton(_metadata, settings, catalog)
     data_api = providers.Singleton(_data_api, settings)
+    device_history = providers.Singleton(_device_history, settings, catalog, journal)
     discovery = providers.Singleton(
         Discovery,
         ask=source.provided.commands,
         catalog=catalog,
-        followers=providers.Callable(_followers, metadata, data_api),
+        followers=providers.Callable(_followers, metadata, data_api, device_history),
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         interval_s=settings.provided.discovery.refresh_interval_s,
     )

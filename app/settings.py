@@ -344,6 +344,12 @@ class DiscoverySettings(_Section):
         description="Seconds between two listings of all devices, entities and areas;"
         " changes are noticed at once all the same",
     )
+    store_device_history: bool = Field(
+        False,
+        validation_alias="STORE_DEVICE_HISTORY_IN_INFLUXDB",
+        description="Whether devices and entities are written as points, too, whenever a refresh"
+        " changed something",
+    )
 
 
 class LogSettings(_Section):

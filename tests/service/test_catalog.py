@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from app.demo.home_assistant import FakeHomeAssistant
+from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse
 from tests.service.process import Service, service
 
@@ -101,3 +102,33 @@ async def test_a_renamed_entity_keeps_its_area(
         assert await placed(running, "light.lamp", count=2) == ["hall", "hall"]
         assert await placed(running, "light.reading", count=1) == ["hall"]
         await running.stop()
+
+
+async def test_the_device_history_goes_the_way_of_events(
+    tmp_path: Path,
+    environment: dict[str, str],
+    home_assistant: FakeHomeAssistant,
+    house: StillHouse,
+) -> None:
+    """Through the journal to every sink, and the books of the events do not notice."""
+    furnish(house)
+    async with FakeInflux().serving() as influx:
+        settings = {
+            **environment,
+            **_QUICK,
+            "STORE_DEVICE_HISTORY_IN_INFLUXDB": "true",
+            "EMBEDDED_STORE": "on",
+            "INFLUXDB_URL": influx.url,
+            "INFLUXDB_TOKEN": influx.token,
+        }
+        async with service(tmp_path, settings) as running:
+            health = await running.until(
+                "/health",
+                lambda health: [sink["points_written"] for sink in health["sinks"]] == [2, 2],
+            )
+            await running.stop()
+
+    assert sorted(line.partition(b",")[0] for line in influx.lines) == [b"devices", b"entities"]
+    assert health["accounting"]["events"]["received"] == 0
+    assert health["accounting"]["events"]["journaled"] == 0
+    assert health["status"] == "healthy"
