@@ -14,12 +14,16 @@ from app.discovery.catalog import Catalog
 from app.discovery.data_api import DataApi
 from app.discovery.metadata import Metadata
 from app.discovery.refresh import Discovery, Follower
+from app.entity_filter import EntityFilter
+from app.errors import FilterInvalid, SettingsError
+from app.extensions import load_transforms, reporting
 from app.fanout.hub import Hub
 from app.journal.intake import Intake
 from app.journal.memory import MemoryJournal
 from app.journal.sqlite import SqliteJournal
 from app.model import Lines
 from app.normalize.changes import Normalizer
+from app.normalize.transforms import Transforms
 from app.observer import Observer
 from app.pipeline import Pipeline
 from app.resilience import Backoff, Breaker
@@ -108,6 +112,23 @@ def _data_api(settings: Settings) -> DataApi | None:
         backoff=Backoff(max_s=_DISCOVERY_MAX_WAIT_S),
         breaker=_breaker("data API", settings),
     )
+
+
+def _entity_filter(settings: Settings) -> EntityFilter | None:
+    text, file = settings.filter.config, settings.filter.config_file
+    name = "ENTITY_FILTER_CONFIG" if text is not None else "ENTITY_FILTER_CONFIG_FILE"
+    try:
+        if text is not None:
+            return EntityFilter.of_text(text)
+        return None if file is None else EntityFilter.of_file(file)
+    except FilterInvalid as exc:
+        raise SettingsError(f"{name}: {exc}. See docs/FILTER.md") from exc
+
+
+def _transforms(settings: Settings, telemetry: Telemetry) -> Transforms | None:
+    extensions = settings.extensions
+    found = load_transforms(extensions.transforms, shared_path=extensions.shared_path)
+    return Transforms(found, failed=reporting(telemetry)) if found else None
 
 
 def _device_history(settings: Settings, catalog: Catalog, journal: Journal) -> DeviceHistory | None:
@@ -221,6 +242,8 @@ class Container(containers.DeclarativeContainer):
         instance=settings.provided.home_assistant.instance_name,
         attribute_fields=settings.provided.influx.attribute_fields,
     )
+    entity_filter = providers.Singleton(_entity_filter, settings)
+    transforms = providers.Singleton(_transforms, settings, telemetry)
     pipeline = providers.Singleton(
         Pipeline,
         discovery=discovery,
@@ -229,6 +252,9 @@ class Container(containers.DeclarativeContainer):
         intake=intake,
         hub=hub,
         telemetry=telemetry,
+        transforms=transforms,
+        entity_filter=entity_filter,
+        filter_fanout=settings.provided.filter.fanout,
         hold_events=settings.provided.influx.max_pending_points,
     )
     observer = providers.Singleton(
@@ -240,6 +266,7 @@ class Container(containers.DeclarativeContainer):
         deliveries=deliveries,
         discovery=discovery,
         data_api=data_api,
+        entity_filter=entity_filter,
         dead_letters=dead_letters,
         hub=hub,
         telemetry=telemetry,

@@ -51,6 +51,7 @@ async def running(container: Container) -> AsyncIterator[None]:
     intake, pipeline = container.intake(), container.pipeline()
     journal, source = container.journal(), container.source()
     discovery, data_api = container.discovery(), container.data_api()
+    entity_filter = container.entity_filter()
 
     def finish_deliveries() -> None:
         for delivery in deliveries:
@@ -66,6 +67,8 @@ async def running(container: Container) -> AsyncIterator[None]:
         keepers = {"journal": journal.run, "memory": container.observer().watch}
         if embedded is not None:
             keepers["retention"] = embedded.run
+        if entity_filter is not None and container.settings().filter.config is None:
+            keepers["filter"] = entity_filter.run
         if data_api is not None:
             keepers["data_api"] = data_api.run
         await stack.enter_async_context(supervisor.running(keepers))
@@ -117,6 +120,7 @@ def _components(container: Container) -> Components:
         catalog=container.catalog(),
         metadata=container.metadata(),
         discovery=container.discovery(),
+        entity_filter=container.entity_filter(),
         takes_rows=container.settings().discovery.data_api_url is None,
         diagnostics=partial(_diagnostics, container.settings()),
         append=partial(_append, container.journal()),
@@ -142,10 +146,10 @@ def __getattr__(name: str) -> FastAPI:
         raise AttributeError(name)
     try:
         chosen = settings.load_settings(ENV_FILE)
+        configure_logs(chosen)
+        app = create_app(Container(settings=chosen))
     except SettingsError as exc:
         sys.stderr.write(f"websocket-ingestion: {exc}\n")
         raise SystemExit(2) from None
-    configure_logs(chosen)
-    app = create_app(Container(settings=chosen))
     globals()["app"] = app
     return app

@@ -14,6 +14,7 @@ import psutil
 from app import __version__
 from app.discovery.data_api import DataApi
 from app.discovery.refresh import Discovery
+from app.entity_filter import EntityFilter
 from app.fanout.hub import Hub
 from app.journal.intake import Intake
 from app.journal.memory import MemoryJournal
@@ -45,6 +46,7 @@ class Observer:
         deliveries: Sequence[Delivery],
         discovery: Discovery,
         data_api: DataApi | None = None,
+        entity_filter: EntityFilter | None = None,
         dead_letters: DeadLetters,
         hub: Hub,
         telemetry: Telemetry,
@@ -63,6 +65,7 @@ class Observer:
         self._deliveries = deliveries
         self._discovery = discovery
         self._data_api = data_api
+        self._filter = entity_filter
         self._dead_letters = dead_letters
         self._hub = hub
         self._telemetry = telemetry
@@ -104,6 +107,8 @@ class Observer:
             cpu_percent=cpu_percent,
             failures=dict(self._supervisor.failures),
             data_api=self._data_api.status() if self._data_api else None,
+            filter_reason=self._filter.reason if self._filter else None,
+            transform_failures=dict(telemetry.transform_failures),
         )
 
     async def watch(self) -> None:

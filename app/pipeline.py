@@ -9,11 +9,13 @@ from collections import deque
 from collections.abc import Sequence
 
 from app.discovery.refresh import Discovery
+from app.entity_filter import EntityFilter
 from app.fanout.hub import Hub
 from app.journal.intake import Intake
 from app.logs import Brake
-from app.model import Event
+from app.model import Change, Event
 from app.normalize.changes import Malformed, Normalizer
+from app.normalize.transforms import Transforms
 from app.schema.homeiq import HomeiqEncoder
 from app.telemetry import Telemetry
 
@@ -36,16 +38,25 @@ class Pipeline:
         intake: Intake,
         hub: Hub,
         telemetry: Telemetry,
+        transforms: Transforms | None = None,
+        entity_filter: EntityFilter | None = None,
+        filter_fanout: bool = False,
         hold_s: float = 10.0,
         hold_events: int = 20_000,
     ) -> None:
-        """Take the parts, and how long (seconds) and how many events may wait for the catalog."""
+        """Take the parts, and how long (seconds) and how many events may wait for the catalog.
+
+        With `filter_fanout` what the filter holds back is still shown to the watchers.
+        """
         self._discovery = discovery
         self._normalizer = normalizer
         self._encoder = encoder
         self._intake = intake
         self._hub = hub
         self._telemetry = telemetry
+        self._transforms = transforms
+        self._filter = entity_filter
+        self._filter_fanout = filter_fanout
         self._hold_s = hold_s
         self._hold_events = hold_events
         self._brake = Brake(every_s=60.0)
@@ -117,7 +128,8 @@ class Pipeline:
     def _take(self, events: Sequence[Event], received_at: float) -> None:
         try:
             changes, malformed = self._normalizer.changes(events)
-            lines = self._encoder.encode(changes)
+            shown, kept = self._selected(changes)
+            lines = self._encoder.encode(kept)
         except Exception as exc:  # noqa: BLE001 - the per-event boundary: a bug costs one event
             if len(events) == 1:
                 self._report_bug(exc)
@@ -127,9 +139,20 @@ class Pipeline:
             return
         for problem in malformed:
             self._report_malformed(problem)
-        if changes:
+        if filtered := len(changes) - len(kept):
+            self._telemetry.events_filtered(filtered)
+        if kept:
             self._intake.put(lines, received_at=received_at)
-            self._hub.publish(changes)
+        if shown:
+            self._hub.publish(shown)
+
+    def _selected(self, changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]]:
+        """Return what watchers see, and what is kept."""
+        shown = changes if self._transforms is None else self._transforms.apply(changes)
+        if self._filter is None:
+            return shown, shown
+        kept = self._filter.selected(shown)
+        return (shown if self._filter_fanout else kept), kept
 
     def _report_malformed(self, problem: Malformed) -> None:
         self._telemetry.events_malformed(1, kind=problem.kind)

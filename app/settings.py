@@ -352,6 +352,44 @@ class DiscoverySettings(_Section):
     )
 
 
+class FilterSettings(_Section):
+    """Which changes are kept."""
+
+    config: str | None = Field(
+        None,
+        validation_alias="ENTITY_FILTER_CONFIG",
+        description='The entity filter as JSON, for example {"mode":"exclude","patterns":'
+        '[{"domain":"sun"}]}; see docs/FILTER.md',
+    )
+    config_file: Path | None = Field(
+        None,
+        validation_alias="ENTITY_FILTER_CONFIG_FILE",
+        description="A file with that JSON, read again whenever it changes;"
+        " not used when ENTITY_FILTER_CONFIG is set",
+    )
+    fanout: bool = Field(
+        False,
+        validation_alias="FILTER_FANOUT",
+        description="Whether events that the filter holds back still reach /ws",
+    )
+
+
+class ExtensionSettings(_Section):
+    """Code of yours that every change passes through."""
+
+    shared_path: Path | None = Field(
+        None,
+        validation_alias="HOMEIQ_SHARED_PATH",
+        description="A folder that is put on the import path, for INGEST_TRANSFORMS",
+    )
+    transforms: Strings = Field(
+        (),
+        validation_alias="INGEST_TRANSFORMS",
+        description="Functions every change passes through, as module:function, by commas;"
+        " see docs/TRANSFORMS.md",
+    )
+
+
 class LogSettings(_Section):
     """What is written to the log, and the memory alarm."""
 
@@ -395,6 +433,8 @@ class Settings(BaseModel):
     batch: BatchSettings
     resilience: ResilienceSettings
     discovery: DiscoverySettings
+    filter: FilterSettings
+    extensions: ExtensionSettings
     log: LogSettings
 
     @property

@@ -152,6 +152,10 @@ class Snapshot:
     """Loops of ours that ended early, with why."""
     data_api: DataApiStatus | None = None
     """None without DATA_API_URL."""
+    filter_reason: str | None = None
+    """One sentence while the file of the entity filter cannot be used."""
+    transform_failures: Mapping[str, int] = field(default_factory=dict)
+    """Changes that broke a transform and went on as they were, by its name."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -193,6 +197,7 @@ class Snapshot:
             *(sink.reason for sink in self.sinks),
             self.discovery.reason,
             self.data_api.reason if self.data_api else None,
+            self.filter_reason,
         ]
         reasons = [reason for reason in parts if reason]
         if self.dead_letters:

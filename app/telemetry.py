@@ -46,6 +46,8 @@ class Telemetry:
         """By cause, for example `journal_stalled`."""
         self.unplaced = 0
         """Journaled without areas and devices, because the registries could not be listed."""
+        self.transform_failures: Counter[str] = Counter()
+        """By name of the transform."""
         self.last_event_at: float | None = None
         self.commit_failures = 0
         self._sinks: dict[str, SinkCounts] = {}
@@ -102,6 +104,10 @@ class Telemetry:
     def events_unplaced(self, count: int) -> None:
         """Count changes that waited for the registries in vain and went on without them."""
         self.unplaced += count
+
+    def transform_failed(self, name: str) -> None:
+        """Count a change that broke a transform and went on as it was."""
+        self.transform_failures[name] += 1
 
     def batch_committed(self, points: int, *, seconds: float, received_at: float) -> None:
         """Count points that are durable now; `received_at` is that of the oldest."""

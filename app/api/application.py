@@ -11,7 +11,18 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import catalog, dead_letters, events, health, live, metrics, openapi, pages, rates
+from app.api import (
+    catalog,
+    dead_letters,
+    events,
+    filter_stats,
+    health,
+    live,
+    metrics,
+    openapi,
+    pages,
+    rates,
+)
 from app.api.access import METHODS, AccessMiddleware
 from app.api.dependencies import Components
 from app.api.guard import GuardMiddleware, security_headers
@@ -40,7 +51,7 @@ def build_api(
     )
     app.state.components = components
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
-    for part in (health, metrics, live, events, catalog, dead_letters, rates, pages):
+    for part in (health, metrics, live, events, catalog, filter_stats, dead_letters, rates, pages):
         app.include_router(part.router)
     pages.mount_files(app)
     handle_problems(app, headers=security_headers("/api"))

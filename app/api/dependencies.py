@@ -15,6 +15,7 @@ from app.api.stores import DeadLetterBox, EventStore
 from app.discovery.catalog import Catalog
 from app.discovery.metadata import Metadata
 from app.discovery.refresh import Discovery
+from app.entity_filter import EntityFilter
 from app.fanout.hub import Hub
 from app.model import Lines
 from app.snapshot import Snapshot
@@ -36,6 +37,8 @@ class Components:
     catalog: Catalog
     metadata: Metadata
     discovery: Discovery
+    entity_filter: EntityFilter | None
+    """None when there is no filter."""
     takes_rows: bool
     """Whether this instance is a data API: it is not while it has one itself."""
     diagnostics: Callable[[], Mapping[str, object]]

@@ -94,6 +94,12 @@ def _events(snapshot: Snapshot) -> Iterator[Metric]:
     for cause, count in events.dropped.items():
         dropped.add_metric([cause], count)
     yield dropped
+    failures = CounterMetricFamily(
+        "ingest_transform_failures", "Events that broke a transform", labels=["transform"]
+    )
+    for name, count in snapshot.transform_failures.items():
+        failures.add_metric([name], count)
+    yield failures
     yield _gauge("ingest_events_pending", "Of them on their way to the journal", events.pending)
 
 

@@ -533,6 +533,31 @@ class DiscoveryFound(BaseModel):
     timestamp: datetime
 
 
+class FilterRule(BaseModel):
+    """One pattern or exception, and how many changes it decided."""
+
+    rule: dict[str, str | list[str]] = Field(examples=[{"domain": "sun"}])
+    matched: int = Field(examples=[12], description="Since these rules were read")
+
+
+class FilterStats(BaseModel):
+    """What the entity filter passed and held back."""
+
+    active: bool = Field(examples=[True])
+    source: str | None = Field(
+        examples=["ENTITY_FILTER_CONFIG"], description="The setting or the file with the rules"
+    )
+    mode: Literal["exclude", "include"] | None = Field(examples=["exclude"])
+    passed: int = Field(examples=[4711], description="Since the start")
+    filtered: int = Field(examples=[12], description="Since the start")
+    patterns: list[FilterRule]
+    exceptions: list[FilterRule]
+    loaded_at: datetime | None = Field(description="When these rules were read")
+    problem: str | None = Field(
+        examples=[None], description="Why the file as it is now is not in use"
+    )
+
+
 class DeadLetter(BaseModel):
     """One point that a database refused for good."""
 

@@ -57,6 +57,7 @@ def components(**changes: object) -> Components:
         discovery=Discovery(
             ask=_nobody, catalog=catalog, backoff=Backoff(max_s=1), interval_s=1_800
         ),
+        entity_filter=None,
         takes_rows=True,
         diagnostics=dict,
         append=_no_journal,

@@ -5,14 +5,17 @@ import logging
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from app.discovery.catalog import Catalog
 from app.discovery.registries import AreaRow, EntityRow, Registries
-from app.fanout.hub import Hub
+from app.entity_filter import EntityFilter
+from app.fanout.hub import Hub, Selection
 from app.journal.intake import Intake
 from app.model import Change, Event, EventData, Lines, State
 from app.normalize.changes import Normalizer
+from app.normalize.transforms import Transforms
 from app.pipeline import Pipeline
 from app.schema.homeiq import HomeiqEncoder
 from app.telemetry import Telemetry
@@ -64,10 +67,14 @@ class Rig:
         hold_s: float = 10.0,
         hold_events: int = 100,
         encoder: type[HomeiqEncoder] = HomeiqEncoder,
+        transforms: Transforms | None = None,
+        entity_filter: EntityFilter | None = None,
+        filter_fanout: bool = False,
     ) -> None:
         self.telemetry: Telemetry = new_telemetry()
         self.journal = ListJournal()
         self.catalog = Catalog()
+        self.hub = Hub()
         self.intake = Intake(self.journal, telemetry=self.telemetry, commit_interval_s=0)
         self.discovery = discovery_of(answers, catalog=self.catalog)
         self.pipeline = Pipeline(
@@ -75,8 +82,11 @@ class Rig:
             normalizer=Normalizer(self.catalog.placement),
             encoder=encoder("events", instance=None, attribute_fields=()),
             intake=self.intake,
-            hub=Hub(),
+            hub=self.hub,
             telemetry=self.telemetry,
+            transforms=transforms,
+            entity_filter=entity_filter,
+            filter_fanout=filter_fanout,
             hold_s=hold_s,
             hold_events=hold_events,
         )
@@ -190,6 +200,67 @@ async def test_a_bug_of_ours_costs_one_event(caplog: pytest.LogCaptureFixture) -
     assert rig.telemetry.malformed == {"bug": 2}
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert [record.exc_info is not None for record in errors] == [True]
+
+
+NO_LIGHTS = '{"patterns":[{"domain":"light"}]}'
+
+
+@pytest.mark.parametrize(("filter_fanout", "shown"), [(False, 1), (True, 2)])
+async def test_what_the_filter_holds_back_is_in_the_books(
+    filter_fanout: bool,  # noqa: FBT001 - a table
+    shown: int,
+) -> None:
+    """It reaches no journal; watchers see it only if they are to."""
+    rig = Rig(
+        LISTED,
+        entity_filter=EntityFilter.of_text(NO_LIGHTS),
+        filter_fanout=filter_fanout,
+    )
+    rig.pipeline.finish()
+    with rig.hub.watching(Selection()) as watcher:
+        rig.pipeline.changed([event("light.a"), event("sensor.a")])
+        messages = watcher.take(10)
+
+    assert len(await rig.journaled()) == 1
+    assert rig.telemetry.filtered == 1
+    assert len(messages) == shown
+
+
+async def test_a_frame_of_nothing_but_filtered_events_reaches_nobody() -> None:
+    """No empty batch is journaled."""
+    rig = Rig(LISTED, entity_filter=EntityFilter.of_text(NO_LIGHTS))
+    rig.pipeline.finish()
+
+    rig.pipeline.changed([event("light.a")])
+
+    assert await rig.journaled() == []
+    assert rig.telemetry.filtered == 1
+
+
+async def test_transforms_come_before_the_filter() -> None:
+    """What they leave out is in the books; what they fail at goes on unchanged."""
+    failures: list[str] = []
+
+    def transform(change: Change) -> Change | None:
+        if change.entity_id == "sensor.out":
+            return None
+        if change.entity_id == "sensor.bad":
+            raise ZeroDivisionError
+        return msgspec.structs.replace(change, domain="light")
+
+    rig = Rig(
+        LISTED,
+        transforms=Transforms([("my:f", transform)], failed=lambda name, _: failures.append(name)),
+        entity_filter=EntityFilter.of_text(NO_LIGHTS),
+    )
+    rig.pipeline.finish()
+
+    rig.pipeline.changed([event(f"sensor.{name}") for name in ("a", "bad", "out")])
+
+    (line,) = await rig.journaled()
+    assert b"entity_id=sensor.bad" in line
+    assert rig.telemetry.filtered == 2
+    assert failures == ["my:f"]
 
 
 async def test_a_registry_event_is_noted(caplog: pytest.LogCaptureFixture) -> None:
