@@ -49,8 +49,8 @@ _ALL_SEEN = (
     " (SELECT id FROM registry WHERE kind = 'device')"
 )
 _IS_OF_PLATFORM = (
-    "(integration = ? OR device_id IN"
-    " (SELECT device_id FROM entities WHERE platform = ? AND device_id IS NOT NULL))"
+    "(integration = ? OR EXISTS (SELECT 1 FROM entities WHERE platform = ?"
+    " AND entities.device_id = devices.device_id AND entities.removed_at IS NULL))"
 )
 _HAS_LABEL = "labels <> '[]' AND EXISTS (SELECT 1 FROM json_each(labels) WHERE value = ?)"
 _MORE = {
@@ -111,7 +111,7 @@ _MIGRATIONS = (
         removed_at TEXT
     );
     CREATE INDEX devices_of_area ON devices (area_id, device_id);
-    CREATE INDEX entities_of_device ON entities (device_id, entity_id);
+    CREATE INDEX entities_of_device ON entities (device_id, removed_at, platform);
     CREATE INDEX entities_of_domain ON entities (domain, entity_id);
     CREATE INDEX entities_of_platform ON entities (platform, entity_id);
     CREATE INDEX entities_with_labels ON entities (entity_id) WHERE labels <> '[]';
@@ -320,8 +320,7 @@ def _upsert(connection: Connection, table: Table, rows: Iterable[Row], *, moment
     """Insert or update rows, those that know the same columns together."""
     alike: dict[tuple[str, ...], list[tuple[Value, ...]]] = {}
     for row in rows:
-        if table.identified(row) is not None:
-            values = table.values(row, moment=moment)
+        if (values := table.values(row, moment=moment)) is not None:
             alike.setdefault(tuple(values), []).append(tuple(values.values()))
     for columns, values_of in alike.items():
         connection.executemany(upsert_statement(table, columns), values_of)
