@@ -8,6 +8,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from app.discovery.catalog import Catalog
@@ -17,6 +18,7 @@ from app.errors import CommandFailed, SourceUnavailable
 from app.model import Event, EventData
 from app.resilience import Backoff
 from tests.fakes.discovery import Answers, discovery_of
+from tests.fakes.recordings import VERSIONS, event_messages, recording
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -316,3 +318,30 @@ def test_staleness_is_warned_about_at_most_once_in_ten_minutes(
         warned += [second] if caplog.records else []
 
     assert warned == [0, 600, 1_200]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_recorded_registry_events_are_understood(version: str) -> None:
+    """Of every version: each leads to a listing, and the renaming is followed at once."""
+    events = [
+        msgspec.convert(message["event"], Event)
+        for message in event_messages(recording(version, "registry_changes"))
+        if message["event"]["event_type"].endswith("_registry_updated")
+    ]
+    (renaming,) = (event for event in events if event.data.old_entity_id)
+    former, given = str(renaming.data.old_entity_id), str(renaming.data.entity_id)
+    catalog = Catalog()
+    answers = Answers({"entity": [{"entity_id": former, "area_id": "lab"}]})
+    discovery = discovery_of(answers, catalog=catalog)
+
+    async with running(discovery) as refreshes:
+        discovery.connected()
+        await until(lambda: refreshes)
+        for event in events:
+            answers.asked.clear()
+            discovery.registry_updated(event)
+            if event is renaming:
+                assert catalog.placement(given).area_id == "lab"
+            refreshes.clear()
+            await until(lambda: refreshes)
+            assert event.event_type.removesuffix("_registry_updated") in answers.asked
