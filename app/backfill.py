@@ -101,6 +101,7 @@ class Backfill:
         intake: Waiting,
         schema: Schema,
         placement_of: Callable[[str], Placement],
+        keep: Callable[[Sequence[Change]], Sequence[Change]],
         telemetry: Telemetry,
         backoff: Backoff,
         max_hours: float = 240.0,
@@ -112,7 +113,8 @@ class Backfill:
         """Take the parts and the settings BACKFILL_*.
 
         `streaming` is set while events stream and the registries are known; `is_running` says
-        whether Home Assistant is. `clock` gives seconds since the epoch.
+        whether Home Assistant is. `keep` returns what transforms and filter leave of changes;
+        `clock` gives seconds since the epoch.
         """
         self._commands = commands
         self._streaming = streaming
@@ -123,6 +125,7 @@ class Backfill:
         self._intake = intake
         self._schema = schema
         self._placement_of = placement_of
+        self._keep = keep
         self._telemetry = telemetry
         self._backoff = backoff
         self._max_hours = max_hours
@@ -241,7 +244,7 @@ class Backfill:
         unknown = {name for name in entity_ids if not recovery.knows_before(name)}
         history = recorder.history(times, entity_ids, with_start=unknown, is_new=is_new)
         gap, detail = await self._read_back(gap, history, recovery, committed)
-        changes = recovery.unrecorded(entity_ids, committed=committed)
+        changes = self._keep(recovery.unrecorded(entity_ids, committed=committed))
         await self._journal_slowly(changes)
         gap = replace(
             gap,
@@ -295,7 +298,7 @@ class Backfill:
         for entity_id, rows in answer.history.items():
             for start in range(0, len(rows), _CHANGES_PER_APPEND):
                 some = rows[start : start + _CHANGES_PER_APPEND]
-                changes += recovery.changes(entity_id, some, committed=committed)
+                changes += self._keep(recovery.changes(entity_id, some, committed=committed))
                 while len(changes) >= _CHANGES_PER_APPEND:
                     journaled += _CHANGES_PER_APPEND
                     await self._journal_slowly(changes[:_CHANGES_PER_APPEND])
@@ -323,8 +326,8 @@ class Backfill:
             with contextlib.suppress(ValueError):  # not a line of ours
                 point = self._schema.parse(line)
                 entity_id = point.tags.get("entity_id")
-                if entity_id is None:
-                    continue
+                if entity_id is None or "event_type" not in point.tags:
+                    continue  # device history, which is no change of state
                 former = states.get(entity_id) or self._last_states.get(entity_id)
                 # Points that were read back come later than newer ones that came live.
                 if former is None or former.time_ns <= point.time_ns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import TypeAlias
@@ -10,16 +11,25 @@ from dependency_injector import containers, providers
 from prometheus_client import CollectorRegistry
 
 from app.backfill import Backfill, Schema
+from app.device_history import DeviceHistory
 from app.discovery.catalog import Catalog
+from app.discovery.data_api import DataApi
+from app.discovery.metadata import Metadata
+from app.discovery.refresh import Discovery, Follower
+from app.entity_filter import EntityFilter
+from app.errors import FilterInvalid, SettingsError
+from app.extensions import load_transforms, reporting
 from app.fanout.hub import Hub
 from app.journal.coverage import Coverage
 from app.journal.intake import Intake
 from app.journal.last_states import LastStates
 from app.journal.memory import MemoryJournal
 from app.journal.sqlite import SqliteJournal
+from app.model import Lines
 from app.normalize.changes import Normalizer
+from app.normalize.transforms import Transforms
 from app.observer import Observer
-from app.pipeline import Pipeline, ask_registries
+from app.pipeline import Pipeline
 from app.resilience import Backoff, Breaker
 from app.schema.homeiq import HomeiqEncoder, identity_of, last_state_of
 from app.schema.line_protocol import parse_line
@@ -92,6 +102,55 @@ def _sinks(
     influx: InfluxSink | None, embedded: EmbeddedStore | None
 ) -> tuple[InfluxSink | EmbeddedStore, ...]:
     return tuple(sink for sink in (influx, embedded) if sink is not None)
+
+
+def _metadata(settings: Settings, catalog: Catalog) -> Metadata:
+    return Metadata(
+        settings.journal.data_dir / "metadata.db", catalog=catalog, source=settings.source_name
+    )
+
+
+def _data_api(settings: Settings) -> DataApi | None:
+    if settings.discovery.data_api_url is None:
+        return None
+    return DataApi(
+        settings.discovery.data_api_url,
+        key=settings.discovery.data_api_key.get_secret_value(),
+        source=settings.source_name,
+        backoff=Backoff(max_s=_DISCOVERY_MAX_WAIT_S),
+        breaker=_breaker("data API", settings),
+    )
+
+
+def _entity_filter(settings: Settings) -> EntityFilter | None:
+    text, file = settings.filter.config, settings.filter.config_file
+    name = "ENTITY_FILTER_CONFIG" if text is not None else "ENTITY_FILTER_CONFIG_FILE"
+    try:
+        if text is not None:
+            return EntityFilter.of_text(text)
+        return None if file is None else EntityFilter.of_file(file)
+    except FilterInvalid as exc:
+        raise SettingsError(f"{name}: {exc}. See docs/FILTER.md") from exc
+
+
+def _transforms(settings: Settings, telemetry: Telemetry) -> Transforms | None:
+    extensions = settings.extensions
+    found = load_transforms(extensions.transforms, shared_path=extensions.shared_path)
+    return Transforms(found, failed=reporting(telemetry)) if found else None
+
+
+def _device_history(settings: Settings, catalog: Catalog, journal: Journal) -> DeviceHistory | None:
+    if not settings.discovery.store_device_history:
+        return None
+
+    async def append(lines: Lines) -> None:
+        await journal.append(lines, received_at=time.time())
+
+    return DeviceHistory(append, catalog=catalog, instance=settings.home_assistant.instance_name)
+
+
+def _followers(*followers: Follower | None) -> tuple[Follower, ...]:
+    return tuple(follower for follower in followers if follower is not None)
 
 
 def _journal(
@@ -202,12 +261,24 @@ class Container(containers.DeclarativeContainer):
     hub = providers.Singleton(Hub)
     catalog = providers.Singleton(Catalog)
     source = providers.Singleton(_source, settings, telemetry)
+    metadata = providers.Singleton(_metadata, settings, catalog)
+    data_api = providers.Singleton(_data_api, settings)
+    device_history = providers.Singleton(_device_history, settings, catalog, journal)
+    discovery = providers.Singleton(
+        Discovery,
+        ask=source.provided.commands,
+        catalog=catalog,
+        followers=providers.Callable(_followers, metadata, data_api, device_history),
+        backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
+        interval_s=settings.provided.discovery.refresh_interval_s,
+    )
     normalizer = providers.Singleton(Normalizer, catalog.provided.placement)
     encoder = providers.Singleton(_encoder, settings)
+    entity_filter = providers.Singleton(_entity_filter, settings)
+    transforms = providers.Singleton(_transforms, settings, telemetry)
     pipeline = providers.Singleton(
         Pipeline,
-        ask_registries=providers.Factory(partial, ask_registries, source),
-        catalog=catalog,
+        discovery=discovery,
         normalizer=normalizer,
         encoder=encoder,
         intake=intake,
@@ -215,7 +286,9 @@ class Container(containers.DeclarativeContainer):
         last_states=last_states,
         hub=hub,
         telemetry=telemetry,
-        discovery_backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
+        transforms=transforms,
+        entity_filter=entity_filter,
+        filter_fanout=settings.provided.filter.fanout,
         hold_events=settings.provided.influx.max_pending_points,
     )
     backfill = providers.Singleton(
@@ -229,6 +302,7 @@ class Container(containers.DeclarativeContainer):
         intake=intake,
         schema=providers.Singleton(_backfill_schema, settings),
         placement_of=catalog.provided.placement,
+        keep=pipeline.provided.kept,
         telemetry=telemetry,
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         max_hours=settings.provided.backfill.max_hours,
@@ -242,7 +316,9 @@ class Container(containers.DeclarativeContainer):
         intake=intake,
         journal=journal,
         deliveries=deliveries,
-        catalog=catalog,
+        discovery=discovery,
+        data_api=data_api,
+        entity_filter=entity_filter,
         dead_letters=dead_letters,
         hub=hub,
         telemetry=telemetry,

@@ -2,6 +2,7 @@
 
 * IngestError
     * SettingsError            fatal: a person must mend the environment; exit status 2
+    * FilterInvalid            fatal at start; later the filter before stays in use
     * SourceError              reconnect
         * SourceUnavailable    Home Assistant cannot be reached or hung up
         * SourceAuthRejected   a person must mend the token; retry slowly
@@ -22,6 +23,10 @@ class IngestError(Exception):
 
 class SettingsError(IngestError):
     """A setting is missing or unusable; the message is one line for a person."""
+
+
+class FilterInvalid(IngestError):
+    """The entity filter cannot be used; the message says where it is wrong."""
 
 
 class SourceError(IngestError):

@@ -53,6 +53,8 @@ async def running(container: Container) -> AsyncIterator[None]:
     embedded, deliveries = container.embedded_store(), container.deliveries()
     intake, pipeline = container.intake(), container.pipeline()
     journal, source, backfill = container.journal(), container.source(), container.backfill()
+    discovery, data_api = container.discovery(), container.data_api()
+    entity_filter = container.entity_filter()
 
     def finish_deliveries() -> None:
         for delivery in deliveries:
@@ -61,12 +63,17 @@ async def running(container: Container) -> AsyncIterator[None]:
     async with AsyncExitStack() as stack:
         stack.enter_context(owned_folder(container.settings().journal.data_dir))
         await stack.enter_async_context(container.dead_letters())
+        await stack.enter_async_context(container.metadata())
         for sink in container.sinks():
             await stack.enter_async_context(sink)
         await stack.enter_async_context(journal)
         keepers = {"journal": journal.run, "memory": container.observer().watch}
         if embedded is not None:
             keepers["retention"] = embedded.run
+        if entity_filter is not None and container.settings().filter.config is None:
+            keepers["filter"] = entity_filter.run
+        if data_api is not None:
+            keepers["data_api"] = data_api.run
         await stack.enter_async_context(supervisor.running(keepers))
         await stack.enter_async_context(
             supervisor.running(
@@ -80,7 +87,12 @@ async def running(container: Container) -> AsyncIterator[None]:
         stack.callback(pipeline.finish)
         await backfill.recall()
         await stack.enter_async_context(
-            supervisor.running({"discovery": pipeline.discover, "backfill": backfill.run})
+            supervisor.running(
+                {
+                    "discovery": partial(discovery.run, pipeline.placed),
+                    "backfill": backfill.run,
+                }
+            )
         )
         await stack.enter_async_context(
             supervisor.running({"source": partial(source.run, pipeline)})
@@ -127,6 +139,11 @@ def _components(container: Container) -> Components:
             trusted_peers=serving.trusted_peers,
             cors_origins=serving.cors_origins,
         ),
+        catalog=container.catalog(),
+        metadata=container.metadata(),
+        discovery=container.discovery(),
+        entity_filter=container.entity_filter(),
+        takes_rows=container.settings().discovery.data_api_url is None,
         diagnostics=partial(_diagnostics, container.settings()),
         append=partial(_append, container.journal()),
     )
@@ -152,9 +169,9 @@ def __getattr__(name: str) -> FastAPI:
     try:
         chosen = settings.load_settings(ENV_FILE)
         configure_logs(chosen, env_file=ENV_FILE)
+        app = create_app(Container(settings=chosen))
     except SettingsError as exc:
         sys.stderr.write(f"websocket-ingestion: {exc}\n")
         raise SystemExit(2) from None
-    app = create_app(Container(settings=chosen))
     globals()["app"] = app
     return app

@@ -13,7 +13,9 @@ import psutil
 
 from app import __version__
 from app.backfill import Backfill
-from app.discovery.catalog import Catalog
+from app.discovery.data_api import DataApi
+from app.discovery.refresh import Discovery
+from app.entity_filter import EntityFilter
 from app.fanout.hub import Hub
 from app.journal.intake import Intake
 from app.journal.memory import MemoryJournal
@@ -44,7 +46,9 @@ class Observer:
         intake: Intake,
         journal: SqliteJournal | MemoryJournal,
         deliveries: Sequence[Delivery],
-        catalog: Catalog,
+        discovery: Discovery,
+        data_api: DataApi | None = None,
+        entity_filter: EntityFilter | None = None,
         dead_letters: DeadLetters,
         hub: Hub,
         telemetry: Telemetry,
@@ -62,7 +66,9 @@ class Observer:
         self._intake = intake
         self._journal = journal
         self._deliveries = deliveries
-        self._catalog = catalog
+        self._discovery = discovery
+        self._data_api = data_api
+        self._filter = entity_filter
         self._dead_letters = dead_letters
         self._hub = hub
         self._telemetry = telemetry
@@ -85,7 +91,7 @@ class Observer:
             connection=self._source.status(),
             journal=self._journal_status(),
             sinks=tuple(delivery.status() for delivery in self._deliveries),
-            discovery=self._catalog.status(),
+            discovery=self._discovery.status(),
             gaps=self._backfill.status(),
             events=EventAccounting(
                 received=telemetry.received,
@@ -104,6 +110,9 @@ class Observer:
             memory_limit_mb=self._memory_limit_mb,
             cpu_percent=cpu_percent,
             failures=dict(self._supervisor.failures),
+            data_api=self._data_api.status() if self._data_api else None,
+            filter_reason=self._filter.reason if self._filter else None,
+            transform_failures=dict(telemetry.transform_failures),
         )
 
     async def watch(self) -> None:

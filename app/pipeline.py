@@ -6,35 +6,23 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
-from app.discovery.catalog import Catalog
-from app.discovery.registries import Registries, list_registries
-from app.errors import SourceError
+from app.discovery.refresh import Discovery
+from app.entity_filter import EntityFilter
 from app.fanout.hub import Hub
 from app.journal.coverage import Coverage
 from app.journal.intake import Intake
 from app.journal.last_states import LastStates
 from app.logs import Brake
-from app.model import Event, Lines, Times, nanoseconds
+from app.model import Change, Event, Lines, Times, nanoseconds
 from app.normalize.changes import Malformed, Normalizer
-from app.resilience import Backoff
+from app.normalize.transforms import Transforms
 from app.schema.homeiq import HomeiqEncoder
-from app.source.client import HomeAssistantSource
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
-
-
-async def ask_registries(source: HomeAssistantSource) -> Registries:
-    """List the registries over a connection of their own: they are megabytes in a large home.
-
-    Raises:
-        SourceError: they could not be listed; try again later.
-    """
-    async with source.commands() as commands:
-        return await list_registries(commands.call)
 
 
 class Pipeline:
@@ -47,8 +35,7 @@ class Pipeline:
     def __init__(
         self,
         *,
-        ask_registries: Callable[[], Awaitable[Registries]],
-        catalog: Catalog,
+        discovery: Discovery,
         normalizer: Normalizer,
         encoder: HomeiqEncoder,
         intake: Intake,
@@ -56,13 +43,17 @@ class Pipeline:
         last_states: LastStates,
         hub: Hub,
         telemetry: Telemetry,
-        discovery_backoff: Backoff,
+        transforms: Transforms | None = None,
+        entity_filter: EntityFilter | None = None,
+        filter_fanout: bool = False,
         hold_s: float = 10.0,
         hold_events: int = 20_000,
     ) -> None:
-        """Take the parts, and how long (seconds) and how many events may wait for the catalog."""
-        self._ask_registries = ask_registries
-        self._catalog = catalog
+        """Take the parts, and how long (seconds) and how many events may wait for the catalog.
+
+        With `filter_fanout` what the filter holds back is still shown to the watchers.
+        """
+        self._discovery = discovery
         self._normalizer = normalizer
         self._encoder = encoder
         self._intake = intake
@@ -70,14 +61,15 @@ class Pipeline:
         self._last_states = last_states
         self._hub = hub
         self._telemetry = telemetry
-        self._backoff = discovery_backoff
+        self._transforms = transforms
+        self._filter = entity_filter
+        self._filter_fanout = filter_fanout
         self._hold_s = hold_s
         self._hold_events = hold_events
         self._brake = Brake(every_s=60.0)
         self._is_live = self._has_streamed = False
         self.streaming = asyncio.Event()
         """Set while events stream and the registries were listed over this connection."""
-        self._connected = asyncio.Event()
         # On the very first start nothing is known of areas and devices, and tags are
         # identity in InfluxDB: events wait here until the registries were listed.
         self._held: deque[tuple[Sequence[Event], float]] | None = deque()
@@ -101,8 +93,9 @@ class Pipeline:
             self._let_go()
 
     def registry_updated(self, event: Event) -> None:
-        """Note that a registry changed."""
+        """Have the registry listed again."""
         logger.debug("Registry changed: %s", event.event_type)
+        self._discovery.registry_updated(event)
 
     def connected(self, at: datetime) -> None:
         """Begin a span of the journal, and ask for the registries, now that events stream."""
@@ -114,40 +107,27 @@ class Pipeline:
         if gap is not None:
             self._last_states.freeze(gap)
         self._is_live = self._has_streamed = True
-        self._connected.set()
-        if self._held is not None and self._release is None:
+        self._discovery.connected()
+        if self._discovery.known:
+            self._let_go()
+        elif self._held is not None and self._release is None:
             self._release = asyncio.get_running_loop().call_later(self._hold_s, self._let_go)
 
     def lost(self) -> None:
         """Stop asking for registries until the next connection."""
         self._is_live = False
-        self._connected.clear()
         self.streaming.clear()
+        self._discovery.lost()
 
-    async def discover(self) -> None:
-        """List the registries once for every connection, for ever."""
-        while True:
-            await self._connected.wait()
-            self._connected.clear()
-            try:
-                self._catalog.replace(await self._ask_registries())
-            except SourceError as exc:
-                wait_s = self._backoff.next_s()
-                logger.warning("Discovery failed, next attempt in %.1fs: %s", wait_s, exc)
-                await asyncio.sleep(wait_s)
-                self._connected.set()
-                continue
-            self._backoff.reset()
-            status = self._catalog.status()
-            logger.info(
-                "Discovered %d devices, %d entities, %d areas",
-                status.devices,
-                status.entities,
-                status.areas,
-            )
-            if self._is_live:
-                self.streaming.set()
-            self._let_go()
+    def placed(self) -> None:
+        """Let go of what waits for the catalog: it is there."""
+        if self._is_live:
+            self.streaming.set()
+        self._let_go()
+
+    def kept(self, changes: Sequence[Change]) -> Sequence[Change]:
+        """Return what of these is kept, as the transforms leave it."""
+        return self._selected(changes)[1]
 
     def finish(self) -> None:
         """Let go of what still waits for the catalog: nothing more comes."""
@@ -160,7 +140,7 @@ class Pipeline:
         held, self._held = self._held, None
         if not held:
             return
-        if self._catalog.status().last_refresh is None:
+        if not self._discovery.known:
             logger.warning(
                 "Wrote %d events without areas and devices: no registries within %.0fs",
                 self._held_count,
@@ -174,7 +154,8 @@ class Pipeline:
     def _take(self, events: Sequence[Event], received_at: float) -> None:
         try:
             changes, malformed = self._normalizer.changes(events)
-            lines = self._encoder.encode(changes)
+            shown, kept = self._selected(changes)
+            lines = self._encoder.encode(kept)
         except Exception as exc:  # noqa: BLE001 - the per-event boundary: a bug costs one event
             if len(events) == 1:
                 self._report_bug(exc)
@@ -184,12 +165,23 @@ class Pipeline:
             return
         for problem in malformed:
             self._report_malformed(problem)
-        if changes:
-            times_ns = [change.time_ns for change in changes]
+        if filtered := len(changes) - len(kept):
+            self._telemetry.events_filtered(filtered)
+        if kept:
+            times_ns = [change.time_ns for change in kept]
             times = Times(min(times_ns), max(times_ns))
             self._last_states.update(changes)
             self._intake.put(Lines(lines.data, lines.points, times), received_at=received_at)
-            self._hub.publish(changes)
+        if shown:
+            self._hub.publish(shown)
+
+    def _selected(self, changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]]:
+        """Return what watchers see, and what is kept."""
+        shown = changes if self._transforms is None else self._transforms.apply(changes)
+        if self._filter is None:
+            return shown, shown
+        kept = self._filter.selected(shown)
+        return (shown if self._filter_fanout else kept), kept
 
     def _report_malformed(self, problem: Malformed) -> None:
         self._telemetry.events_malformed(1, kind=problem.kind)

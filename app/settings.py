@@ -342,6 +342,72 @@ class ResilienceSettings(_Section):
     )
 
 
+class DiscoverySettings(_Section):
+    """Devices, entities and areas, and where they are kept."""
+
+    data_api_url: HttpUrl | None = Field(
+        None,
+        validation_alias="DATA_API_URL",
+        description="Address of a data API that is sent all devices and entities, for example"
+        " http://data-api:8006; unset: this service is one itself",
+    )
+    data_api_key: SecretStr = Field(
+        SecretStr(""),
+        validation_alias="DATA_API_KEY",
+        description="Key that is sent to the data API as `Authorization: Bearer`",
+    )
+    refresh_interval_s: Seconds = Field(
+        1_800.0,
+        validation_alias="DISCOVERY_REFRESH_INTERVAL",
+        description="Seconds between two listings of all devices, entities and areas;"
+        " changes are noticed at once all the same",
+    )
+    store_device_history: bool = Field(
+        False,
+        validation_alias="STORE_DEVICE_HISTORY_IN_INFLUXDB",
+        description="Whether devices and entities are written as points, too, whenever a refresh"
+        " changed something",
+    )
+
+
+class FilterSettings(_Section):
+    """Which changes are kept."""
+
+    config: str | None = Field(
+        None,
+        validation_alias="ENTITY_FILTER_CONFIG",
+        description='The entity filter as JSON, for example {"mode":"exclude","patterns":'
+        '[{"domain":"sun"}]}; see docs/FILTER.md',
+    )
+    config_file: Path | None = Field(
+        None,
+        validation_alias="ENTITY_FILTER_CONFIG_FILE",
+        description="A file with that JSON, read again whenever it changes;"
+        " not used when ENTITY_FILTER_CONFIG is set",
+    )
+    fanout: bool = Field(
+        False,
+        validation_alias="FILTER_FANOUT",
+        description="Whether events that the filter holds back still reach /ws",
+    )
+
+
+class ExtensionSettings(_Section):
+    """Code of yours that every change passes through."""
+
+    shared_path: Path | None = Field(
+        None,
+        validation_alias="HOMEIQ_SHARED_PATH",
+        description="A folder that is put on the import path, for INGEST_TRANSFORMS",
+    )
+    transforms: Strings = Field(
+        (),
+        validation_alias="INGEST_TRANSFORMS",
+        description="Functions every change passes through, as module:function, by commas;"
+        " see docs/TRANSFORMS.md",
+    )
+
+
 class BackfillSettings(_Section):
     """How what was missed is read back from Home Assistant's recorder."""
 
@@ -404,6 +470,9 @@ class Settings(BaseModel):
     journal: JournalSettings
     batch: BatchSettings
     resilience: ResilienceSettings
+    discovery: DiscoverySettings
+    filter: FilterSettings
+    extensions: ExtensionSettings
     backfill: BackfillSettings
     log: LogSettings
 
@@ -413,6 +482,11 @@ class Settings(BaseModel):
         if self.embedded.store == "auto":
             return self.influx.url is None
         return self.embedded.store == "on"
+
+    @property
+    def source_name(self) -> str:
+        """What this Home Assistant is called where there may be rows of several."""
+        return self.home_assistant.instance_name or "home_assistant"
 
     @property
     def log_file(self) -> Path:

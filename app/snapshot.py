@@ -98,6 +98,19 @@ class DiscoveryStatus:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DataApiStatus:
+    """How far the data API is behind the registries."""
+
+    rows_sent: int = 0
+    rows_waiting: int = 0
+    rows_refused: int = 0
+    """Given up until they change: it takes their neighbors."""
+    last_sent: datetime | None = None
+    reason: str | None = None
+    breaker: BreakerStatus = field(default_factory=BreakerStatus)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GapsStatus:
     """Spans of Home Assistant's time in which nothing was captured."""
 
@@ -153,6 +166,12 @@ class Snapshot:
     cpu_percent: float
     failures: Mapping[str, str]
     """Loops of ours that ended early, with why."""
+    data_api: DataApiStatus | None = None
+    """None without DATA_API_URL."""
+    filter_reason: str | None = None
+    """One sentence while the file of the entity filter cannot be used."""
+    transform_failures: Mapping[str, int] = field(default_factory=dict)
+    """Changes that broke a transform and went on as they were, by its name."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -198,6 +217,8 @@ class Snapshot:
             self.journal.reason,
             *(sink.reason for sink in self.sinks),
             self.discovery.reason,
+            self.data_api.reason if self.data_api else None,
+            self.filter_reason,
             self.gaps.reason,
         ]
         reasons = [reason for reason in parts if reason]

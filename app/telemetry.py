@@ -47,6 +47,8 @@ class Telemetry:
         """By cause, for example `journal_stalled`."""
         self.unplaced = 0
         """Journaled without areas and devices, because the registries could not be listed."""
+        self.transform_failures: Counter[str] = Counter()
+        """By name of the transform."""
         self.backfilled = 0
         """Points read back from the recorder and journaled; they are no received events."""
         self.last_event_at: float | None = None
@@ -105,6 +107,10 @@ class Telemetry:
     def events_unplaced(self, count: int) -> None:
         """Count changes that waited for the registries in vain and went on without them."""
         self.unplaced += count
+
+    def transform_failed(self, name: str) -> None:
+        """Count a change that broke a transform and went on as it was."""
+        self.transform_failures[name] += 1
 
     def points_backfilled(self, points: int) -> None:
         """Count points that were read back from the recorder and are durable now."""

@@ -11,13 +11,27 @@ from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import dead_letters, events, gaps, health, live, metrics, openapi, pages, rates
+from app.api import (
+    catalog,
+    dead_letters,
+    events,
+    filter_stats,
+    gaps,
+    health,
+    live,
+    metrics,
+    openapi,
+    pages,
+    rates,
+)
 from app.api.access import METHODS, AccessMiddleware
 from app.api.dependencies import Components
 from app.api.guard import GuardMiddleware, security_headers
 from app.api.problems import handle_problems
 
 MAX_BODY_BYTES = 1_000_000
+MAX_ROWS_BYTES = 32_000_000
+"""A sender of the predecessor puts all entities of a home into one request."""
 
 
 def build_api(
@@ -38,7 +52,8 @@ def build_api(
     )
     app.state.components = components
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
-    for part in (health, metrics, live, events, gaps, dead_letters, rates, pages):
+    parts = (health, metrics, live, events, gaps, catalog, filter_stats, dead_letters, rates, pages)
+    for part in parts:
         app.include_router(part.router)
     pages.mount_files(app)
     handle_problems(app, headers=security_headers("/api"))
@@ -61,4 +76,8 @@ def _stand_before(app: FastAPI, components: Components) -> None:
             allow_methods=METHODS,
             allow_headers=("Authorization", "X-API-Key", "Content-Type"),
         )
-    app.add_middleware(GuardMiddleware, max_body_bytes=MAX_BODY_BYTES)
+    app.add_middleware(
+        GuardMiddleware,
+        max_body_bytes=MAX_BODY_BYTES,
+        larger={"/internal/": MAX_ROWS_BYTES},
+    )

@@ -12,6 +12,10 @@ from starlette.requests import HTTPConnection
 
 from app.api.access import AccessRules
 from app.api.stores import DeadLetterBox, EventStore
+from app.discovery.catalog import Catalog
+from app.discovery.metadata import Metadata
+from app.discovery.refresh import Discovery
+from app.entity_filter import EntityFilter
 from app.fanout.hub import Hub
 from app.journal.coverage import Coverage
 from app.model import Lines
@@ -32,6 +36,13 @@ class Components:
     dead_letters: DeadLetterBox
     coverage: Coverage
     access: AccessRules
+    catalog: Catalog
+    metadata: Metadata
+    discovery: Discovery
+    entity_filter: EntityFilter | None
+    """None when there is no filter."""
+    takes_rows: bool
+    """Whether this instance is a data API: it is not while it has one itself."""
     diagnostics: Callable[[], Mapping[str, object]]
     append: Callable[[Lines], Awaitable[None]]
     """Journals lines again; durable when it returns."""

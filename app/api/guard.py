@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -37,23 +39,30 @@ _TOO_LARGE = Problem(
 class GuardMiddleware:
     """Refuses what no route should see, and adds the security headers to every answer."""
 
-    def __init__(self, app: ASGIApp, *, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, max_body_bytes: int, larger: Mapping[str, int] | None = None
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._larger = dict(larger or {})
+        """Other bounds, by how a path begins."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with a problem."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        safe = _with_headers(send, path_in(scope))
+        path = path_in(scope)
+        safe = _with_headers(send, path)
+        larger = (size for prefix, size in self._larger.items() if path.startswith(prefix))
+        max_body_bytes = next(larger, self._max_body_bytes)
         # An unknown method would become a label of /metrics, one for each name one can think of.
         if scope["method"] not in METHODS:
             await refuse(_UNKNOWN_METHOD, scope, receive, safe)
-        elif _content_length(scope) > self._max_body_bytes:
+        elif _content_length(scope) > max_body_bytes:
             await refuse(_TOO_LARGE, scope, receive, safe)
         else:
-            await self._app(scope, _bounded(receive, self._max_body_bytes), safe)
+            await self._app(scope, _bounded(receive, max_body_bytes), safe)
 
 
 def security_headers(path: str) -> dict[str, str]:

@@ -96,6 +96,12 @@ def _events(snapshot: Snapshot) -> Iterator[Metric]:
     for cause, count in events.dropped.items():
         dropped.add_metric([cause], count)
     yield dropped
+    failures = CounterMetricFamily(
+        "ingest_transform_failures", "Events that broke a transform", labels=["transform"]
+    )
+    for name, count in snapshot.transform_failures.items():
+        failures.add_metric([name], count)
+    yield failures
     yield _gauge("ingest_events_pending", "Of them on their way to the journal", events.pending)
 
 
@@ -124,6 +130,16 @@ def _connection(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("ingest_discovery_entities", "Entities known", discovery.entities)
     yield _gauge("ingest_discovery_areas", "Areas known", discovery.areas)
     yield _gauge("ingest_discovery_stale", "Whether they are out of date", discovery.is_stale)
+    if discovery.last_refresh is not None:
+        yield _gauge(
+            "ingest_discovery_last_refresh_timestamp_seconds",
+            "When they were last listed",
+            discovery.last_refresh.timestamp(),
+        )
+    if (data_api := snapshot.data_api) is not None:
+        yield _counter("ingest_data_api_rows_sent", "Rows it took", data_api.rows_sent)
+        yield _counter("ingest_data_api_rows_refused", "Rows given up", data_api.rows_refused)
+        yield _gauge("ingest_data_api_rows_waiting", "Rows that wait", data_api.rows_waiting)
 
 
 def _journal(snapshot: Snapshot) -> Iterator[Metric]:

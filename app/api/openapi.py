@@ -16,6 +16,8 @@ TAGS = [
     {"name": "live", "description": "Events as they happen."},
     {"name": "events", "description": "History, from the embedded store."},
     {"name": "gaps", "description": "What was missed, and what became of it."},
+    {"name": "catalog", "description": "Devices, entities and places, as last listed."},
+    {"name": "data API", "description": "What other instances send here."},
     {"name": "dead letters", "description": "Points that a database refused for good."},
     {"name": "status", "description": "For people and dashboards."},
 ]

@@ -407,6 +407,158 @@ class EventPage(BaseModel):
     )
 
 
+class Device(BaseModel):
+    """A device; what no sender knew is null."""
+
+    device_id: str = Field(examples=["a1b2c3"])
+    name: str | None = Field(examples=["Lamp"], description="The user's name, else its own")
+    name_by_user: str | None = Field(examples=[None])
+    manufacturer: str | None = Field(examples=["Ikea"])
+    model: str | None = Field(examples=["T1"])
+    sw_version: str | None = Field(examples=["1.2"])
+    area_id: str | None = Field(examples=["hall"], description="Its own, none that it inherits")
+    integration: str | None = Field(examples=["mqtt"])
+    entry_type: str | None = Field(examples=[None])
+    configuration_url: str | None = Field(examples=[None])
+    suggested_area: str | None = Field(examples=[None])
+    config_entry_id: str | None = Field(examples=["01M84RPCSVWDYAWCQM5BKFNFEH"])
+    via_device: str | None = Field(examples=[None])
+    last_seen: datetime | None = Field(description="When it was last listed")
+    created_at: datetime | None
+    labels: list[str] | None = Field(examples=[["radio"]])
+    source: str | None = Field(examples=["home_assistant"], description="Who told of it")
+    removed_at: datetime | None = Field(
+        examples=[None], description="Since when Home Assistant no longer has it"
+    )
+    entity_count: int = Field(examples=[3])
+
+
+class DevicePage(BaseModel):
+    """Some devices, by id."""
+
+    devices: list[Device]
+    count: int = Field(examples=[1], description="How many are on this page")
+    limit: int = Field(examples=[100])
+    next_cursor: str | None = Field(
+        examples=[None], description="Where the next page begins; null after the last"
+    )
+
+
+class Entity(BaseModel):
+    """An entity; what no sender knew is null."""
+
+    entity_id: str = Field(examples=["light.lamp"])
+    device_id: str | None = Field(examples=["a1b2c3"])
+    domain: str | None = Field(examples=["light"])
+    platform: str | None = Field(examples=["mqtt"])
+    unique_id: str | None = Field(examples=["0x00158d0001-light"])
+    area_id: str | None = Field(examples=[None], description="Its own, not its device's")
+    disabled: bool = Field(examples=[False])
+    name: str | None = Field(examples=[None])
+    name_by_user: str | None = Field(examples=[None])
+    original_name: str | None = Field(examples=["Lamp"])
+    friendly_name: str | None = Field(examples=["Lamp"], description="The best name there is")
+    supported_features: int | None = Field(examples=[None])
+    capabilities: object = Field(None, examples=[None])
+    icon: str | None = Field(examples=[None])
+    device_class: str | None = Field(examples=[None])
+    unit_of_measurement: str | None = Field(examples=[None])
+    config_entry_id: str | None = Field(examples=["01M84RPCSVWDYAWCQM5BKFNFEH"])
+    created_at: datetime | None
+    updated_at: datetime | None
+    labels: list[str] | None = Field(examples=[["night"]])
+    source: str | None = Field(examples=[None])
+    removed_at: datetime | None = Field(
+        examples=[None], description="Since when Home Assistant no longer has it"
+    )
+
+
+class EntityPage(BaseModel):
+    """Some entities, by id."""
+
+    entities: list[Entity]
+    count: int = Field(examples=[1], description="How many are on this page")
+    limit: int = Field(examples=[100])
+    next_cursor: str | None = Field(
+        examples=[None], description="Where the next page begins; null after the last"
+    )
+
+
+class Area(BaseModel):
+    """An area of this Home Assistant."""
+
+    area_id: str = Field(examples=["hall"])
+    name: str | None = Field(examples=["Hall"])
+    floor_id: str | None = Field(examples=["ground"])
+    floor_name: str | None = Field(examples=["Ground"])
+    labels: list[str] = Field(examples=[[]])
+
+
+class AreaList(BaseModel):
+    """All areas."""
+
+    areas: list[Area]
+    count: int = Field(examples=[1])
+
+
+class Label(BaseModel):
+    """A label of this Home Assistant."""
+
+    label_id: str = Field(examples=["night"])
+    name: str | None = Field(examples=["Night"])
+
+
+class LabelList(BaseModel):
+    """All labels."""
+
+    labels: list[Label]
+    count: int = Field(examples=[1])
+
+
+class Upserted(BaseModel):
+    """What became of the rows that were sent."""
+
+    success: Literal[True] = True
+    upserted: int = Field(examples=[31], description="Rows that had an id")
+    timestamp: datetime
+
+
+class DiscoveryFound(BaseModel):
+    """What a refresh found."""
+
+    success: Literal[True] = True
+    devices: int = Field(examples=[31])
+    entities: int = Field(examples=[108])
+    areas: int = Field(examples=[8])
+    duration_seconds: float = Field(examples=[0.214])
+    timestamp: datetime
+
+
+class FilterRule(BaseModel):
+    """One pattern or exception, and how many changes it decided."""
+
+    rule: dict[str, str | list[str]] = Field(examples=[{"domain": "sun"}])
+    matched: int = Field(examples=[12], description="Since these rules were read")
+
+
+class FilterStats(BaseModel):
+    """What the entity filter passed and held back."""
+
+    active: bool = Field(examples=[True])
+    source: str | None = Field(
+        examples=["ENTITY_FILTER_CONFIG"], description="The setting or the file with the rules"
+    )
+    mode: Literal["exclude", "include"] | None = Field(examples=["exclude"])
+    passed: int = Field(examples=[4711], description="Since the start")
+    filtered: int = Field(examples=[12], description="Since the start")
+    patterns: list[FilterRule]
+    exceptions: list[FilterRule]
+    loaded_at: datetime | None = Field(description="When these rules were read")
+    problem: str | None = Field(
+        examples=[None], description="Why the file as it is now is not in use"
+    )
+
+
 class DeadLetter(BaseModel):
     """One point that a database refused for good."""
 

@@ -239,11 +239,12 @@ class FakeHomeAssistant:
         """How many clients were too slow."""
         self.conversations: deque[list[str]] = deque(maxlen=100)
         """The commands of each connection, oldest connection first."""
+        self.unknown_commands = set(unknown_commands)
+        """Commands that are refused as this version did not know them."""
         self._house = house
         self._token = token
         self._denied = frozenset(denied_events)
         self._read_only = read_only
-        self._unknown = frozenset(unknown_commands)
         self._limits = _Limits(peak_s) if enforce_limits else None
         self._auth_timeout_s = auth_timeout_s
         self._tls = tls
@@ -443,7 +444,7 @@ class FakeHomeAssistant:
         return {"id": command_id, "type": "result", "success": True, "result": result}
 
     def _result(self, client: _Client, command: str, parameters: Mapping[str, object]) -> object:
-        if command in self._unknown or command not in _PARAMETERS:
+        if command in self.unknown_commands or command not in _PARAMETERS:
             raise _Refused("unknown_command", "Unknown command.")
         _check(command, parameters)
         if kind := _LISTS.get(command):

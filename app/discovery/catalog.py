@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 
 import msgspec
 
-from app.discovery.registries import DeviceRow, EntityRow, Registries
+from app.discovery.registries import AreaRow, DeviceRow, EntityRow, Registries
 from app.model import NOWHERE, Placement
 from app.snapshot import DiscoveryStatus
+
+_ENTITIES_PER_SLICE = 100
+"""Joined without a pause: less than a millisecond."""
 
 
 def _utc_now() -> datetime:
@@ -23,25 +27,39 @@ class Catalog:
         """Take the clock that dates a refresh."""
         self._now = now
         self._placements: dict[str, Placement] = {}
-        self._status = DiscoveryStatus()
+        self._renamed: dict[str, str] = {}
+        """Ids that are not listed yet: those given, by the ones before."""
+        self.registries = Registries()
+        """What the placements were joined from."""
+        self.last_refresh: datetime | None = None
+        """When Home Assistant last listed them; None while nothing is known."""
 
     def replace(self, registries: Registries) -> None:
         """Take the registries as they are now; what they no longer list is forgotten.
 
         An entity whose placement did not change keeps the same object: caches compare by identity.
         """
-        former = self._placements
-        placements = placements_of(registries)
-        for entity_id, placement in placements.items():
-            if former.get(entity_id) == placement:
-                placements[entity_id] = former[entity_id]
-        self._placements = placements
-        self._status = DiscoveryStatus(
-            devices=len(registries.devices),
-            entities=len(registries.entities),
-            areas=len(registries.areas),
-            last_refresh=self._now(),
-        )
+        for _ in self._replacing(registries):
+            pass
+
+    async def replace_gently(self, registries: Registries) -> None:
+        """Do what `replace` does, in slices: thousands of entities would stall the events."""
+        for _ in self._replacing(registries):
+            await asyncio.sleep(0)
+
+    def restore(self, registries: Registries, *, last_refresh: datetime) -> None:
+        """Take the registries as they were when the service last ran."""
+        self.replace(registries)
+        self.last_refresh = last_refresh
+
+    def rename(self, entity_id: str, *, former: str) -> None:
+        """Let an entity keep its placement under its new id, until it is listed.
+
+        The old id keeps it, too: the removal of its state is still to come.
+        """
+        self._renamed[former] = entity_id
+        if former in self._placements:
+            self._placements.setdefault(entity_id, self._placements[former])
 
     def placement(self, entity_id: str) -> Placement:
         """Return where an entity is; `NOWHERE` when it is not registered."""
@@ -49,38 +67,67 @@ class Catalog:
 
     def status(self) -> DiscoveryStatus:
         """Return what the last refresh found."""
-        return self._status
+        return DiscoveryStatus(
+            devices=len(self.registries.devices),
+            entities=len(self.registries.entities),
+            areas=len(self.registries.areas),
+            last_refresh=self.last_refresh,
+        )
+
+    def _replacing(self, registries: Registries) -> Iterator[None]:
+        former, placements = self._placements, dict[str, Placement]()
+        for number, (entity_id, placement) in enumerate(_joined(registries), start=1):
+            same = former.get(entity_id)
+            placements[entity_id] = same if same is not None and same == placement else placement
+            if not number % _ENTITIES_PER_SLICE:
+                yield
+        # From here to the end nothing yields, so that nobody sees the half of it.
+        for before, entity_id in self._renamed.items():
+            if before in placements:  # listed before the renaming: it will be listed again
+                placements.setdefault(entity_id, placements[before])
+        self._renamed = {
+            before: entity_id for before, entity_id in self._renamed.items() if before in placements
+        }
+        self._placements = placements
+        self.registries = registries
+        self.last_refresh = self._now()
 
 
 def placements_of(registries: Registries) -> dict[str, Placement]:
     """Return the placement of each registered entity, by its id."""
+    return dict(_joined(registries))
+
+
+def _joined(registries: Registries) -> Iterator[tuple[str, Placement]]:
     areas = {area.area_id: area for area in registries.areas}
     rows = {device.id: device for device in registries.devices}
-    devices = {device.id: _with_ancestors(device, rows) for device in registries.devices}
-    placements = {}
+    devices: dict[str, DeviceRow] = {}
     for entity in registries.entities:
         device = devices.get(entity.device_id or "", _NO_DEVICE)
+        if device is _NO_DEVICE and (row := rows.get(entity.device_id or "")) is not None:
+            device = devices[row.id] = with_ancestors(row, rows)
         area_id = entity.area_id or device.area_id
-        area = areas.get(area_id or "")
-        placements[entity.entity_id] = Placement(
+        area = areas.get(area_id or "", _NO_AREA)
+        placement = Placement(
             device_id=entity.device_id,
             area_id=area_id,
-            area_name=area.name if area else None,
+            area_name=area.name,
             integration=entity.platform,
             name=_name(entity),
-            manufacturer=_text(device.manufacturer),
-            model=_text(device.model),
-            sw_version=_text(device.sw_version),
-            floor_id=area.floor_id if area else None,
-            labels=entity.labels,
+            manufacturer=text_of(device.manufacturer),
+            model=text_of(device.model),
+            sw_version=text_of(device.sw_version),
+            floor_id=area.floor_id,
+            labels=_labels(entity, device, area),
         )
-    return placements
+        yield entity.entity_id, placement
 
 
 _NO_DEVICE = DeviceRow("")
+_NO_AREA = AreaRow("")
 
 
-def _with_ancestors(device: DeviceRow, rows: Mapping[str, DeviceRow]) -> DeviceRow:
+def with_ancestors(device: DeviceRow, rows: Mapping[str, DeviceRow]) -> DeviceRow:
     """Return the device with the area, manufacturer and model that it inherits."""
     if device.parent_device_id is None:
         return device
@@ -102,6 +149,13 @@ def _name(entity: EntityRow) -> str:
     return given or entity.entity_id.partition(".")[2].replace("_", " ").title()
 
 
-def _text(value: object) -> str | None:
+def _labels(entity: EntityRow, device: DeviceRow, area: AreaRow) -> tuple[str, ...]:
+    """Return the labels that reach an entity, as Home Assistant's own label targets do."""
+    if not device.labels and not area.labels:
+        return entity.labels
+    return tuple(dict.fromkeys((*entity.labels, *device.labels, *area.labels)))
+
+
+def text_of(value: object) -> str | None:
     """Return what an integration wrote as text; integrations write numbers, too."""
     return str(value) if isinstance(value, str | int | float) and value != "" else None

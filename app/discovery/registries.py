@@ -1,18 +1,35 @@
 """Home Assistant's registries, as its WebSocket API lists them.
 
-Only what is used here is read, and nothing but ids is required: the fields differ from
-version to version (2024.3.3 has no floors, 2026.11 added parent devices).
+Of each row only what is used here is read, and nothing but ids is required: the fields differ
+from version to version (2024.3.3 has no labels of devices, 2026.11 added parent devices). The
+row as it came is kept beside, for whoever stores or passes on all of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
-from typing import TypeVar, get_type_hints
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
 import msgspec
 
 from app.errors import CommandFailed, SourceProtocolError
+
+Kind = Literal["config_entry", "device", "entity", "area", "floor", "label"]
+"""Of what a registry is."""
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+_ROWS_PER_SLICE = 200
+"""Read without a pause: less than a millisecond."""
+
+
+class ConfigEntryRow(msgspec.Struct, frozen=True, gc=False):
+    """What a person set up; `domain` is the integration."""
+
+    entry_id: str
+    domain: str | None = None
 
 
 class DeviceRow(msgspec.Struct, frozen=True, gc=False):
@@ -26,6 +43,10 @@ class DeviceRow(msgspec.Struct, frozen=True, gc=False):
     model: object = None
     sw_version: object = None
     parent_device_id: str | None = None
+    labels: tuple[str, ...] = ()
+    config_entry_id: str | None = None
+    primary_config_entry: str | None = None
+    config_entries: tuple[str, ...] = ()
 
 
 class EntityRow(msgspec.Struct, frozen=True, gc=False):
@@ -41,6 +62,8 @@ class EntityRow(msgspec.Struct, frozen=True, gc=False):
     original_name: str | None = None
     """The name its integration gave it."""
     labels: tuple[str, ...] = ()
+    unique_id: object = None
+    disabled_by: str | None = None
 
 
 class AreaRow(msgspec.Struct, frozen=True, gc=False):
@@ -49,6 +72,7 @@ class AreaRow(msgspec.Struct, frozen=True, gc=False):
     area_id: str
     name: str | None = None
     floor_id: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 class FloorRow(msgspec.Struct, frozen=True, gc=False):
@@ -68,61 +92,165 @@ class LabelRow(msgspec.Struct, frozen=True, gc=False):
 class Registries(msgspec.Struct, frozen=True, kw_only=True):
     """All registries as they were at one time."""
 
+    config_entries: tuple[ConfigEntryRow, ...] = ()
     devices: tuple[DeviceRow, ...] = ()
     entities: tuple[EntityRow, ...] = ()
     areas: tuple[AreaRow, ...] = ()
     floors: tuple[FloorRow, ...] = ()
     labels: tuple[LabelRow, ...] = ()
+    raw: Mapping[Kind, Mapping[str, bytes]] = {}
+    """Each row as Home Assistant wrote it, JSON, by its id."""
 
 
+Row: TypeAlias = ConfigEntryRow | DeviceRow | EntityRow | AreaRow | FloorRow | LabelRow
 Call = Callable[[str], Awaitable[msgspec.Raw]]
-Row = TypeVar("Row")
 
 
-async def list_registries(call: Call) -> Registries:
+class _Registry(NamedTuple):
+    """How one registry is listed."""
+
+    command: str
+    row: type[Row]
+    member: str
+    """Its name in `Registries`."""
+    id_name: str
+    optional: bool = False
+    """An older Home Assistant does not have it, or a read-only user may not see it."""
+
+
+_REGISTRIES: Mapping[Kind, _Registry] = {
+    "config_entry": _Registry(
+        "config_entries/get", ConfigEntryRow, "config_entries", "entry_id", optional=True
+    ),
+    "device": _Registry("config/device_registry/list", DeviceRow, "devices", "id"),
+    "entity": _Registry("config/entity_registry/list", EntityRow, "entities", "entity_id"),
+    "area": _Registry("config/area_registry/list", AreaRow, "areas", "area_id"),
+    "floor": _Registry("config/floor_registry/list", FloorRow, "floors", "floor_id", optional=True),
+    "label": _Registry("config/label_registry/list", LabelRow, "labels", "label_id", optional=True),
+}
+
+
+async def list_registries(
+    call: Call, *, kinds: Collection[Kind] = KINDS, former: Registries | None = None
+) -> Registries:
     """List the registries with `call`, which sends a command and returns its result.
 
-    Floors and labels are optional: an older Home Assistant does not have them, and a
-    read-only user may not be allowed to see them.
+    Those that are not among `kinds` stay as in `former`. Megabytes are read in slices, so that
+    the event loop is never kept for more than a few milliseconds.
 
     Raises:
         SourceError: what `call` raised for devices, entities or areas; try again later.
         SourceProtocolError: a result is not a list of rows with ids.
     """
-    return Registries(
-        devices=await _list(call, "config/device_registry/list", DeviceRow),
-        entities=await _list(call, "config/entity_registry/list", EntityRow),
-        areas=await _list(call, "config/area_registry/list", AreaRow),
-        floors=await _list_if_allowed(call, "config/floor_registry/list", FloorRow),
-        labels=await _list_if_allowed(call, "config/label_registry/list", LabelRow),
-    )
-
-
-async def _list_if_allowed(call: Call, command: str, row: type[Row]) -> tuple[Row, ...]:
-    try:
-        return await _list(call, command, row)
-    except CommandFailed:
-        return ()
-
-
-async def _list(call: Call, command: str, row: type[Row]) -> tuple[Row, ...]:
-    result = await call(command)
-    try:
+    listed: dict[Kind, list[msgspec.Raw]] = {}
+    for kind in KINDS:
+        if kind in kinds:
+            listed[kind] = await _list(call, _REGISTRIES[kind])
+    registries = former or Registries()
+    for kind, rows in listed.items():
+        reading = _Reading(kind, rows)
         try:
-            return msgspec.json.decode(result, type=tuple[row, ...])  # type: ignore[valid-type]
-        except msgspec.ValidationError:
-            return tuple(_readable(result, row))
+            for _ in reading:
+                await asyncio.sleep(0)
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise SourceProtocolError(f"{_REGISTRIES[kind].command}: {exc}") from exc
+        registries = reading.onto(registries)
+    return registries
+
+
+def read_registries(raw: Mapping[Kind, Iterable[bytes]]) -> Registries:
+    """Return the registries of rows that were kept as they came.
+
+    Raises:
+        msgspec.DecodeError: a row is not a JSON object.
+    """
+    registries = Registries()
+    for kind, rows in raw.items():
+        reading = _Reading(kind, [msgspec.Raw(row) for row in rows])
+        for _ in reading:
+            pass
+        registries = reading.onto(registries)
+    return registries
+
+
+async def _list(call: Call, registry: _Registry) -> list[msgspec.Raw]:
+    try:
+        result = await call(registry.command)
+    except CommandFailed:
+        if registry.optional:
+            return []
+        raise
+    try:
+        return msgspec.json.decode(result, type=list[msgspec.Raw])
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise SourceProtocolError(f"{command}: {exc}") from exc
+        raise SourceProtocolError(f"{registry.command}: {exc}") from exc
 
 
-def _readable(result: msgspec.Raw, row: type[Row]) -> Iterator[Row]:
-    """Read what can be read of each row that has an id: one odd row must not cost all others."""
+class _Reading:
+    """Reads the rows of one registry, a slice at each step."""
+
+    def __init__(self, kind: Kind, rows: list[msgspec.Raw]) -> None:
+        self._kind: Kind = kind
+        self._rows = rows
+        self._read: list[Row] = []
+        self._raw: dict[str, bytes] = {}
+
+    def __iter__(self) -> Iterator[None]:
+        registry = _REGISTRIES[self._kind]
+        decode = msgspec.json.Decoder(registry.row).decode
+        for number, raw in enumerate(self._rows, start=1):
+            try:
+                row: Row | None = decode(raw)
+            except msgspec.ValidationError:
+                row = _readable(raw, registry.row)
+            if row is not None:
+                self._read.append(row)
+                # A copy: what came is a part of the whole answer, and would keep it in memory.
+                self._raw[getattr(row, registry.id_name)] = bytes(raw)
+            if not number % _ROWS_PER_SLICE:
+                yield
+
+    def onto(self, registries: Registries) -> Registries:
+        """Return the registries with this one in its place."""
+        members: dict[str, Any] = {_REGISTRIES[self._kind].member: tuple(self._read)}
+        raw = {**registries.raw, self._kind: self._raw}
+        return msgspec.structs.replace(registries, raw=raw, **members)
+
+
+def _readable(raw: bytes, row: type[Row]) -> Row | None:
+    """Read what can be read of a row with an id: one odd field must not cost all others."""
     types = get_type_hints(row)
-    for members in msgspec.json.decode(result, type=list[dict[str, msgspec.Raw]]):
-        values = {}
-        for name in types.keys() & members:
-            with contextlib.suppress(msgspec.ValidationError):
-                values[name] = msgspec.json.decode(members[name], type=types[name])
-        with contextlib.suppress(TypeError):  # it has no id
-            yield row(**values)
+    members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    values = {}
+    for name in types.keys() & members:
+        with contextlib.suppress(msgspec.ValidationError):
+            values[name] = msgspec.json.decode(members[name], type=types[name])
+    try:
+        return row(**values)
+    except TypeError:  # it has no id
+        return None
+
+
+def read_device(raw: bytes) -> DeviceRow | None:
+    """Return what can be read of one device.
+
+    Raises:
+        msgspec.DecodeError: it is not a JSON object.
+    """
+    try:
+        return msgspec.json.decode(raw, type=DeviceRow)
+    except msgspec.ValidationError:
+        row = _readable(raw, DeviceRow)
+        return row if isinstance(row, DeviceRow) else None
+
+
+def domains_of(registries: Registries) -> dict[str, str | None]:
+    """Return the integration of each config entry, by its id."""
+    return {entry.entry_id: entry.domain for entry in registries.config_entries}
+
+
+def integration_of(device: DeviceRow, domains: Mapping[str, str | None]) -> str | None:
+    """Return the integration of a device; `domains` has that of each config entry, by its id."""
+    candidates = (device.primary_config_entry, device.config_entry_id, *device.config_entries)
+    found = (domains.get(entry_id) for entry_id in candidates if entry_id)
+    return next((domain for domain in found if domain), None)

@@ -111,6 +111,7 @@ _INSERT = (
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CATALOG = frozenset({"devices", "entities"})
 _CURSOR = re.compile(r"(-?[0-9]{1,19})_([0-9]{1,18})")
 _MAX_TIME_NS = 2**63 - 1
 _NS_PER_DAY = 86_400 * 10**9
@@ -322,7 +323,8 @@ class _Unreadable(Exception):
 
 def _insert(connection: Connection, batch: Batch, parse: Callable[[bytes], StoredPoint]) -> None:
     try:
-        rows = [_row(parse(line)) for line in batch.lines()]
+        points = map(parse, batch.lines())
+        rows = [_row(point) for point in points if not _is_of_the_catalog(point)]
         # One call per batch: SQLite's loop is C, and the parser is most of what is left.
         connection.executemany(_INSERT, rows)
     except StorageDamaged as exc:
@@ -330,6 +332,11 @@ def _insert(connection: Connection, batch: Batch, parse: Callable[[bytes], Store
         raise _Unreadable(str(exc)) from exc
     except (ValueError, OverflowError) as exc:
         raise _Unreadable(f"not an event: {exc}"[:_MAX_REASON]) from exc
+
+
+def _is_of_the_catalog(point: StoredPoint) -> bool:
+    """Whether it is of the device history: `metadata.db` has what is true now."""
+    return point.measurement in _CATALOG and "event_type" not in point.tags
 
 
 def _row(point: StoredPoint) -> list[Value]:

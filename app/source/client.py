@@ -338,13 +338,14 @@ class HomeAssistantSource:
             self._telemetry.events_received(len(step.events) + unreadable)
             for problem in step.malformed:
                 self._telemetry.events_malformed(1, kind=problem.kind)
+        # First, because a frame may hold a renaming and the first state under the new id.
+        for event in step.registry_events:
+            listener.registry_updated(event)
         if step.events:
             if not self._proved:
                 self._prove()
             listener.changed(step.events)
         self._warn(step.malformed)
-        for event in step.registry_events:
-            listener.registry_updated(event)
         for answer in step.answers:
             if answer.failure is not None:
                 logger.info("Home Assistant refused %s; going on without", answer.failure)

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import httpx
 import uvicorn
@@ -18,10 +20,14 @@ from websockets.asyncio.client import ClientConnection, connect
 from app.api.access import AccessRules
 from app.api.application import build_api
 from app.api.dependencies import Components
-from app.errors import StorageError
+from app.discovery.catalog import Catalog
+from app.discovery.metadata import Metadata
+from app.discovery.refresh import Discovery
+from app.errors import SourceUnavailable, StorageError
 from app.fanout.hub import Hub
 from app.journal.coverage import Coverage
 from app.model import Lines
+from app.resilience import Backoff
 from app.sink.dead_letters import DeadLetters
 from app.telemetry import Telemetry
 from tests.fakes.snapshots import HEALTHY, NOON
@@ -31,9 +37,14 @@ async def _no_journal(_: Lines) -> None:
     raise StorageError("no journal takes these points")
 
 
+def _nobody() -> AbstractAsyncContextManager[NoReturn]:
+    raise SourceUnavailable("no Home Assistant is there")
+
+
 def components(**changes: object) -> Components:
     """Return parts that are all well; `changes` replaces some."""
     registry = CollectorRegistry()
+    catalog = Catalog()
     parts = Components(
         snapshot=lambda: HEALTHY,
         hub=Hub(),
@@ -43,6 +54,13 @@ def components(**changes: object) -> Components:
         dead_letters=DeadLetters(Path("never-opened.db")),
         coverage=Coverage(),
         access=AccessRules(),
+        catalog=catalog,
+        metadata=Metadata(Path("never-opened.db"), catalog=catalog, source="home"),
+        discovery=Discovery(
+            ask=_nobody, catalog=catalog, backoff=Backoff(max_s=1), interval_s=1_800
+        ),
+        entity_filter=None,
+        takes_rows=True,
         diagnostics=dict,
         append=_no_journal,
     )

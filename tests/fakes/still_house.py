@@ -67,6 +67,30 @@ class StillHouse:
             data = {"action": "create", id_name: row[id_name]}
             self.fire(registry_updated(kind, data, at=next(self._moments)))
 
+    def change_row(self, kind: RegistryKind, id_name: str, row_id: str, **values: object) -> None:
+        """Change a row of a registry and fire the event that says so, with the old values."""
+        rows = self.rows[kind]
+        (row,) = (row for row in rows if row[id_name] == row_id)
+        rows[rows.index(row)] = {**row, **values}
+        if self.fire:
+            name = f"{kind}_id" if id_name == "id" else id_name
+            data = {"action": "update", name: row_id, "changes": {n: row.get(n) for n in values}}
+            self.fire(registry_updated(kind, data, at=next(self._moments)))
+
+    def rename(self, entity_id: str, new_entity_id: str) -> None:
+        """Give the row of an entity another id and fire the event that says so."""
+        rows = self.rows["entity"]
+        (row,) = (row for row in rows if row["entity_id"] == entity_id)
+        rows[rows.index(row)] = {**row, "entity_id": new_entity_id}
+        if self.fire:
+            data = {
+                "action": "update",
+                "entity_id": new_entity_id,
+                "old_entity_id": entity_id,
+                "changes": {"entity_id": entity_id},
+            }
+            self.fire(registry_updated("entity", data, at=next(self._moments)))
+
     def states(self) -> Sequence[JsonObject]:
         """Return all states."""
         return list(self._states.values())

@@ -19,6 +19,7 @@ import pytest
 from app.backfill import Backfill, Schema
 from app.demo.home_assistant import FakeHomeAssistant
 from app.discovery.catalog import Catalog
+from app.discovery.refresh import Discovery
 from app.errors import CommandFailed, SourceProtocolError
 from app.fanout.hub import Hub
 from app.journal.coverage import Coverage
@@ -27,7 +28,7 @@ from app.journal.last_states import LastStates
 from app.journal.sqlite import SqliteJournal
 from app.model import Gap, Lines, Row, StoredPoint, Times, nanoseconds
 from app.normalize.changes import Normalizer
-from app.pipeline import Pipeline, ask_registries
+from app.pipeline import Pipeline
 from app.resilience import Backoff, Breaker
 from app.schema.homeiq import HomeiqEncoder, identity_of, last_state_of
 from app.schema.line_protocol import parse_line
@@ -119,9 +120,14 @@ class Process:
             readiness_poll_s=0.01,
         )
         catalog = Catalog()
-        self.pipeline = Pipeline(
-            ask_registries=lambda: ask_registries(self.source),
+        self.discovery = Discovery(
+            ask=self.source.commands,
             catalog=catalog,
+            backoff=Backoff(first_s=0.01, max_s=0.01),
+            interval_s=1_000.0,
+        )
+        self.pipeline = Pipeline(
+            discovery=self.discovery,
             normalizer=Normalizer(catalog.placement),
             encoder=HomeiqEncoder("events", instance=None, attribute_fields=()),
             intake=self.intake,
@@ -129,7 +135,6 @@ class Process:
             last_states=self.last_states,
             hub=Hub(),
             telemetry=self.telemetry,
-            discovery_backoff=Backoff(first_s=0.01, max_s=0.01),
         )
         self.backfill = Backfill(
             commands=self._commands,
@@ -146,6 +151,7 @@ class Process:
                 last_state_of=last_state_of,
             ),
             placement_of=catalog.placement,
+            keep=self.pipeline.kept,
             telemetry=self.telemetry,
             backoff=Backoff(first_s=1.0, max_s=300.0),
             max_hours=max_hours,
@@ -210,7 +216,7 @@ async def running(process: Process) -> AsyncIterator[Process]:
         loops = {
             "journal": process.journal.run(),
             "intake": process.intake.run(),
-            "discovery": process.pipeline.discover(),
+            "discovery": process.discovery.run(process.pipeline.placed),
             "backfill": process.backfill.run(),
             "source": process.source.run(process.pipeline),
         }

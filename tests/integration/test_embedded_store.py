@@ -200,11 +200,23 @@ async def test_a_second_write_of_a_point_adds_to_it(tmp_path: Path) -> None:
     assert (event.state, event.context_id, event.backfilled) == ("2", "c", True)
 
 
+async def test_points_of_the_device_history_are_passed_over(tmp_path: Path) -> None:
+    """They are no events, and `metadata.db` has them; a refusal would make dead letters of them."""
+    good = batch_of(change()).cut[0]
+    history = [b"devices,device_id=d1 entity_count=1i 1000", b"entities,entity_id=a.b x=1 1000"]
+    async with store_at(tmp_path) as store:
+        answer = await store.write(FakeBatch([*history, good]))
+        page = await store.events()
+
+    assert isinstance(answer, Accepted)
+    assert len(page.events) == 1
+
+
 @pytest.mark.parametrize(
     "line",
     [
         b"not line protocol",
-        b"devices,device_id=d1 name=1 1000",
+        b"rooms,device_id=d1 name=1 1000",
         b"events,entity_id=a.b state_value=1 1000",
         b"events,entity_id=a.b,event_type=state_changed value=99999999999999999999i 1000",
         b"\xff",

@@ -36,6 +36,12 @@ class Service:
             answer = await client.get(path)
         return answer.json()
 
+    async def post(self, path: str, body: object) -> Any:
+        """Send JSON to a route and return the JSON of its answer."""
+        async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
+            answer = await client.post(path, json=body)
+        return answer.json()
+
     async def text(self, path: str) -> str:
         """Return the body of a route."""
         async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 
 import msgspec
@@ -154,6 +155,75 @@ def test_what_is_no_longer_listed_is_forgotten() -> None:
     catalog.replace(Registries())
 
     assert catalog.placement("light.lamp") is NOWHERE
+
+
+def test_labels_reach_an_entity_from_its_device_and_its_area() -> None:
+    """As Home Assistant's own label targets do; its own come first."""
+    entity = msgspec.structs.replace(LAMP, labels=("mine",))
+    device = msgspec.structs.replace(HUB, labels=("mine", "radio"))
+    area = msgspec.structs.replace(HALL, labels=("inside",))
+
+    assert _placement(entity, device, areas=(area,)).labels == ("mine", "radio", "inside")
+    assert _placement(entity, HUB).labels == ("mine",)
+
+
+def test_a_rename_is_followed_before_it_is_listed() -> None:
+    """The last event under the old id and the first under the new one are placed alike."""
+    catalog = Catalog()
+    catalog.replace(Registries(devices=(HUB,), entities=(LAMP,), areas=(HALL,)))
+    before = catalog.placement("light.lamp")
+
+    catalog.rename("light.reading", former="light.lamp")
+    assert catalog.placement("light.reading") is before
+    assert catalog.placement("light.lamp") is before
+
+    # A listing that was under way when the name changed does not undo it.
+    catalog.replace(Registries(devices=(HUB,), entities=(LAMP,), areas=(HALL,)))
+    assert catalog.placement("light.reading") is before
+
+    renamed = msgspec.structs.replace(LAMP, entity_id="light.reading")
+    catalog.replace(Registries(devices=(HUB,), entities=(renamed,), areas=(HALL,)))
+    assert catalog.placement("light.reading") == before
+    assert catalog.placement("light.lamp") is NOWHERE
+
+
+def test_a_rename_of_the_unknown_changes_nothing() -> None:
+    """It may have been registered a moment ago; its row will be listed."""
+    catalog = Catalog()
+
+    catalog.rename("light.new", former="light.unknown")
+
+    assert catalog.placement("light.new") is NOWHERE
+
+
+async def test_the_catalog_is_joined_in_slices_and_replaced_at_once() -> None:
+    """Nobody sees half a catalog, and nobody waits for the whole of it."""
+    catalog = Catalog()
+    entities = tuple(EntityRow(f"sensor.s{number}", area_id="hall") for number in range(2_000))
+    seen = set()
+
+    async def another() -> None:
+        while True:
+            seen.add(len([e for e in entities if catalog.placement(e.entity_id) is not NOWHERE]))
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(another())
+    await catalog.replace_gently(Registries(entities=entities, areas=(HALL,)))
+    other.cancel()
+
+    assert catalog.placement("sensor.s1999").area_name == "Hall"
+    assert seen <= {0, 2_000}
+    assert 0 in seen
+
+
+def test_what_the_last_run_knew_is_dated_then() -> None:
+    """A catalog from disk is as old as it is."""
+    catalog = Catalog()
+
+    catalog.restore(Registries(devices=(HUB,), entities=(LAMP,)), last_refresh=NOON)
+
+    assert catalog.status() == DiscoveryStatus(devices=1, entities=1, last_refresh=NOON)
+    assert catalog.placement("light.lamp").area_id == "hall"
 
 
 def test_the_status_tells_the_last_refresh() -> None:

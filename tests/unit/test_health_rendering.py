@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from app.api.health import render
 from app.api.metrics import SnapshotCollector
-from app.snapshot import SinkStatus
+from app.snapshot import DataApiStatus, SinkStatus
 from tests.fakes.snapshots import DEGRADED, HEALTHY, UNHEALTHY
 
 
@@ -200,3 +200,38 @@ def test_names_keep_the_house_rules() -> None:
         if metric.type == "counter"
         for sample in metric.samples
     )
+
+
+def test_the_data_api_the_filter_and_transforms_are_told() -> None:
+    """What a person must mend stands in /health, how much it is in /metrics."""
+    snapshot = replace(
+        HEALTHY,
+        data_api=DataApiStatus(
+            rows_sent=3, rows_waiting=2, rows_refused=1, reason="The data API is away."
+        ),
+        filter_reason="The entity filter is broken.",
+        transform_failures={"mine:f": 4},
+    )
+    registry = CollectorRegistry()
+    registry.register(SnapshotCollector(lambda: snapshot))
+
+    metrics = generate_latest(registry).decode()
+
+    assert render(snapshot).status == "degraded"
+    assert render(snapshot).reasons == ["The data API is away.", "The entity filter is broken."]
+    assert "ingest_data_api_rows_sent_total 3.0" in metrics
+    assert "ingest_data_api_rows_refused_total 1.0" in metrics
+    assert "ingest_data_api_rows_waiting 2.0" in metrics
+    assert 'ingest_transform_failures_total{transform="mine:f"} 4.0' in metrics
+    assert "ingest_discovery_last_refresh_timestamp_seconds" in metrics
+
+
+def test_stale_registries_are_told() -> None:
+    """Events still come, but a person should look."""
+    stale = replace(HEALTHY.discovery, is_stale=True, reason="Areas are stale.")
+
+    report = render(replace(HEALTHY, discovery=stale))
+
+    assert report.status == "degraded"
+    assert report.reasons == ["Areas are stale."]
+    assert report.discovery.is_stale

@@ -2,24 +2,26 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
+import msgspec
 import pytest
 
 from app.discovery.catalog import Catalog
 from app.discovery.registries import AreaRow, EntityRow, Registries
-from app.errors import SourceUnavailable
-from app.fanout.hub import Hub
+from app.entity_filter import EntityFilter
+from app.fanout.hub import Hub, Selection
 from app.journal.coverage import Coverage
 from app.journal.intake import Intake
 from app.journal.last_states import LastStates
 from app.model import Change, Event, EventData, Lines, State
 from app.normalize.changes import Normalizer
+from app.normalize.transforms import Transforms
 from app.pipeline import Pipeline
-from app.resilience import Backoff
 from app.schema.homeiq import HomeiqEncoder
 from app.telemetry import Telemetry
+from tests.fakes.discovery import Answers, discovery_of
 from tests.fakes.points import new_telemetry
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -27,6 +29,13 @@ REGISTRIES = Registries(
     areas=(AreaRow(area_id="kitchen", name="Kitchen"),),
     entities=(EntityRow(entity_id="sensor.kitchen", area_id="kitchen", platform="demo"),),
 )
+LISTED = Answers(
+    {
+        "area": [{"area_id": "kitchen", "name": "Kitchen"}],
+        "entity": [{"entity_id": "sensor.kitchen", "area_id": "kitchen", "platform": "demo"}],
+    }
+)
+NEVER = Answers({"device": asyncio.Event()})
 
 
 class ListJournal:
@@ -63,28 +72,34 @@ class Rig:
 
     def __init__(
         self,
-        ask_registries: Callable[[], Awaitable[Registries]],
+        answers: Answers,
         *,
         hold_s: float = 10.0,
         hold_events: int = 100,
         encoder: type[HomeiqEncoder] = HomeiqEncoder,
+        transforms: Transforms | None = None,
+        entity_filter: EntityFilter | None = None,
+        filter_fanout: bool = False,
     ) -> None:
         self.telemetry: Telemetry = new_telemetry()
         self.journal = ListJournal()
         self.catalog = Catalog()
+        self.hub = Hub()
         self.coverage, self.last_states = Coverage(), LastStates()
         self.intake = Intake(self.journal, telemetry=self.telemetry, commit_interval_s=0)
+        self.discovery = discovery_of(answers, catalog=self.catalog)
         self.pipeline = Pipeline(
-            ask_registries=ask_registries,
-            catalog=self.catalog,
+            discovery=self.discovery,
             normalizer=Normalizer(self.catalog.placement),
             encoder=encoder("events", instance=None, attribute_fields=()),
             intake=self.intake,
             coverage=self.coverage,
             last_states=self.last_states,
-            hub=Hub(),
+            hub=self.hub,
             telemetry=self.telemetry,
-            discovery_backoff=Backoff(max_s=0.01, first_s=0.01),
+            transforms=transforms,
+            entity_filter=entity_filter,
+            filter_fanout=filter_fanout,
             hold_s=hold_s,
             hold_events=hold_events,
         )
@@ -103,21 +118,10 @@ def event(entity_id: str = "sensor.kitchen", *, second: int = 0) -> Event:
     return Event("state_changed", EventData(entity_id=entity_id, new_state=state), time_fired=at)
 
 
-async def listed() -> Registries:
-    """Answer at once."""
-    return REGISTRIES
-
-
-async def never() -> Registries:
-    """Answer never."""
-    await asyncio.Event().wait()
-    raise AssertionError
-
-
 async def test_events_wait_for_the_registries_on_the_first_start() -> None:
     """Tags are identity in InfluxDB: without the area a second series would begin."""
-    rig = Rig(listed)
-    discovery = asyncio.create_task(rig.pipeline.discover())
+    rig = Rig(LISTED)
+    discovery = asyncio.create_task(rig.discovery.run(rig.pipeline.placed))
     rig.pipeline.connected(NOON)
 
     rig.pipeline.changed([event()])
@@ -135,7 +139,7 @@ async def test_events_wait_for_the_registries_on_the_first_start() -> None:
 
 async def test_events_wait_at_most_so_long(caplog: pytest.LogCaptureFixture) -> None:
     """Then they go on without areas, counted."""
-    rig = Rig(never, hold_s=0.01)
+    rig = Rig(NEVER, hold_s=0.01)
     rig.pipeline.connected(NOON)
     rig.pipeline.connected(NOON)
     rig.pipeline.changed([event(), event(second=1)])
@@ -151,7 +155,7 @@ async def test_events_wait_at_most_so_long(caplog: pytest.LogCaptureFixture) -> 
 
 async def test_only_so_many_events_wait() -> None:
     """Memory is bounded."""
-    rig = Rig(never, hold_events=3)
+    rig = Rig(NEVER, hold_events=3)
 
     rig.pipeline.changed([event(second=second) for second in range(4)])
 
@@ -161,7 +165,7 @@ async def test_only_so_many_events_wait() -> None:
 
 async def test_what_still_waits_at_the_end_goes_on() -> None:
     """Stopping loses nothing that was received."""
-    rig = Rig(never)
+    rig = Rig(NEVER)
     rig.pipeline.connected(NOON)
     rig.pipeline.changed([event()])
 
@@ -170,55 +174,23 @@ async def test_what_still_waits_at_the_end_goes_on() -> None:
     assert len(await rig.journaled()) == 1
 
 
-async def test_discovery_is_tried_again_until_it_works(caplog: pytest.LogCaptureFixture) -> None:
-    """A refused or lost second connection is no reason to give up areas for ever."""
-    answers: list[Registries | None] = [None, REGISTRIES]
-
-    async def second_time_lucky() -> Registries:
-        answer = answers.pop(0)
-        if answer is None:
-            raise SourceUnavailable("hung up")
-        return answer
-
-    rig = Rig(second_time_lucky)
-    discovery = asyncio.create_task(rig.pipeline.discover())
+async def test_nothing_waits_when_the_catalog_is_known_from_the_last_run() -> None:
+    """Tags are then those of before, and no event needs to be held back."""
+    rig = Rig(NEVER)
+    rig.catalog.restore(REGISTRIES, last_refresh=NOON)
     rig.pipeline.connected(NOON)
 
-    async with asyncio.timeout(5):
-        while not rig.catalog.status().areas:
-            await asyncio.sleep(0.001)
+    rig.pipeline.changed([event()])
 
-    discovery.cancel()
-    rig.pipeline.finish()
-    assert "Discovery failed, next attempt in 0.0s: hung up" in caplog.text
-
-
-async def test_every_connection_lists_the_registries_again() -> None:
-    """Whatever changed while we were away is known soon after."""
-    asked: list[int] = []
-
-    async def counted() -> Registries:
-        asked.append(1)
-        return REGISTRIES
-
-    rig = Rig(counted)
-    discovery = asyncio.create_task(rig.pipeline.discover())
-    async with asyncio.timeout(5):
-        for connection in (1, 2):
-            rig.pipeline.connected(NOON)
-            while len(asked) < connection:
-                await asyncio.sleep(0)
-            rig.pipeline.lost()
-
-    discovery.cancel()
-    assert len(asked) == 2
+    assert rig.pipeline.held_events == 0
+    assert b"area_id=kitchen" in (await rig.journaled())[0]
 
 
 async def test_a_malformed_event_is_counted_and_named_once_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Its neighbors go on, and the log does not fill up."""
-    rig = Rig(listed)
+    rig = Rig(LISTED)
     rig.pipeline.finish()
     broken = Event("state_changed", EventData())
 
@@ -231,7 +203,7 @@ async def test_a_malformed_event_is_counted_and_named_once_a_minute(
 
 async def test_a_bug_of_ours_costs_one_event(caplog: pytest.LogCaptureFixture) -> None:
     """The others of its frame go on; the log has the traceback once a minute."""
-    rig = Rig(listed, encoder=FragileEncoder)
+    rig = Rig(LISTED, encoder=FragileEncoder)
     rig.pipeline.finish()
 
     unbearable = event("sensor.unbearable")
@@ -243,9 +215,70 @@ async def test_a_bug_of_ours_costs_one_event(caplog: pytest.LogCaptureFixture) -
     assert [record.exc_info is not None for record in errors] == [True]
 
 
+NO_LIGHTS = '{"patterns":[{"domain":"light"}]}'
+
+
+@pytest.mark.parametrize(("filter_fanout", "shown"), [(False, 1), (True, 2)])
+async def test_what_the_filter_holds_back_is_in_the_books(
+    filter_fanout: bool,  # noqa: FBT001 - a table
+    shown: int,
+) -> None:
+    """It reaches no journal; watchers see it only if they are to."""
+    rig = Rig(
+        LISTED,
+        entity_filter=EntityFilter.of_text(NO_LIGHTS),
+        filter_fanout=filter_fanout,
+    )
+    rig.pipeline.finish()
+    with rig.hub.watching(Selection()) as watcher:
+        rig.pipeline.changed([event("light.a"), event("sensor.a")])
+        messages = watcher.take(10)
+
+    assert len(await rig.journaled()) == 1
+    assert rig.telemetry.filtered == 1
+    assert len(messages) == shown
+
+
+async def test_a_frame_of_nothing_but_filtered_events_reaches_nobody() -> None:
+    """No empty batch is journaled."""
+    rig = Rig(LISTED, entity_filter=EntityFilter.of_text(NO_LIGHTS))
+    rig.pipeline.finish()
+
+    rig.pipeline.changed([event("light.a")])
+
+    assert await rig.journaled() == []
+    assert rig.telemetry.filtered == 1
+
+
+async def test_transforms_come_before_the_filter() -> None:
+    """What they leave out is in the books; what they fail at goes on unchanged."""
+    failures: list[str] = []
+
+    def transform(change: Change) -> Change | None:
+        if change.entity_id == "sensor.out":
+            return None
+        if change.entity_id == "sensor.bad":
+            raise ZeroDivisionError
+        return msgspec.structs.replace(change, domain="light")
+
+    rig = Rig(
+        LISTED,
+        transforms=Transforms([("my:f", transform)], failed=lambda name, _: failures.append(name)),
+        entity_filter=EntityFilter.of_text(NO_LIGHTS),
+    )
+    rig.pipeline.finish()
+
+    rig.pipeline.changed([event(f"sensor.{name}") for name in ("a", "bad", "out")])
+
+    (line,) = await rig.journaled()
+    assert b"entity_id=sensor.bad" in line
+    assert rig.telemetry.filtered == 2
+    assert failures == ["my:f"]
+
+
 async def test_a_registry_event_is_noted(caplog: pytest.LogCaptureFixture) -> None:
     """At DEBUG only: a home that is being set up has thousands."""
-    rig = Rig(listed)
+    rig = Rig(LISTED)
 
     with caplog.at_level(logging.DEBUG):
         rig.pipeline.registry_updated(Event("area_registry_updated", EventData(action="update")))

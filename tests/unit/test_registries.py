@@ -2,52 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping
 
 import msgspec
 import pytest
 
 from app.discovery.registries import (
     AreaRow,
+    ConfigEntryRow,
     DeviceRow,
     EntityRow,
     FloorRow,
+    Kind,
     LabelRow,
     Registries,
+    integration_of,
     list_registries,
+    read_registries,
 )
 from app.errors import CommandFailed, SourceProtocolError, SourceUnavailable
+from tests.fakes.discovery import Answers
 from tests.fakes.recordings import VERSIONS, recording
 
 REQUIRED = ("device", "entity", "area")
-OPTIONAL = ("floor", "label")
-
-
-class Answers:
-    """Answers each list command with what it was given: rows, bytes, or an error."""
-
-    def __init__(self, answers: Mapping[str, object]) -> None:
-        self._answers = answers
-        self.asked: list[str] = []
-
-    async def call(self, command: str) -> msgspec.Raw:
-        """Answer one command."""
-        self.asked.append(command)
-        kind = command.removeprefix("config/").removesuffix("_registry/list")
-        answer = self._answers.get(kind, [])
-        if isinstance(answer, Exception):
-            raise answer
-        return msgspec.Raw(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+OPTIONAL = ("config_entry", "floor", "label")
+RECORDED = ("device", "entity", "area", "floor", "label")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 async def test_recorded_registries_are_read(version: str) -> None:
     """Every row of every version, though none has all fields of the others."""
-    rows = {
-        kind: recording(version, f"config_{kind}_registry_list")["result"]
-        for kind in REQUIRED + OPTIONAL
-    }
+    rows = {kind: recording(version, f"config_{kind}_registry_list")["result"] for kind in RECORDED}
 
     registries = await list_registries(Answers(rows).call)
 
@@ -58,16 +44,32 @@ async def test_recorded_registries_are_read(version: str) -> None:
             device_id=row["device_id"],
             platform=row["platform"],
             original_name=row["original_name"],
+            unique_id=row["unique_id"],
+            disabled_by=row["disabled_by"],
         )
     assert [area.name for area in registries.areas] == ["Living Room", "Kitchen", "Bedroom"]
+    kept = [json.loads(row) for row in registries.raw["entity"].values()]
+    assert rows["entity"] == kept
 
 
-async def test_all_five_registries_are_listed() -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_rows_kept_as_they_came_are_read_again(version: str) -> None:
+    """What one version wrote to disk is what the next start knows."""
+    rows = {kind: recording(version, f"config_{kind}_registry_list")["result"] for kind in RECORDED}
+    listed = await list_registries(Answers(rows).call)
+
+    read = read_registries({kind: rows.values() for kind, rows in listed.raw.items()})
+
+    assert listed == read
+
+
+async def test_all_registries_are_listed() -> None:
     """What is there is read; what is not there is None."""
     answers = Answers(
         {
             "device": [{"id": "d1", "parent_device_id": "d0", "sw_version": 7, "new": [1]}],
             "entity": [{"entity_id": "light.a", "labels": ["energy"], "name": "Given"}],
+            "config_entry": [{"entry_id": "e1", "domain": "mqtt", "title": "Broker"}],
             "area": [{"area_id": "lab", "floor_id": "ground"}],
             "floor": [{"floor_id": "ground", "name": "Ground", "level": 0}],
             "label": [{"label_id": "energy", "name": "Energy"}],
@@ -76,14 +78,67 @@ async def test_all_five_registries_are_listed() -> None:
 
     registries = await list_registries(answers.call)
 
-    assert registries == Registries(
+    assert without_raw(registries) == Registries(
+        config_entries=(ConfigEntryRow("e1", domain="mqtt"),),
         devices=(DeviceRow("d1", parent_device_id="d0", sw_version=7),),
         entities=(EntityRow("light.a", labels=("energy",), name="Given"),),
         areas=(AreaRow("lab", floor_id="ground"),),
         floors=(FloorRow("ground", "Ground"),),
         labels=(LabelRow("energy", "Energy"),),
     )
-    assert answers.asked == [f"config/{kind}_registry/list" for kind in REQUIRED + OPTIONAL]
+    assert set(answers.asked) == set(REQUIRED + OPTIONAL)
+
+
+async def test_only_what_is_wanted_is_listed_again() -> None:
+    """The rest stays as it was: a changed label is no reason to ask for megabytes."""
+    first = await list_registries(
+        Answers({"device": [{"id": "d1"}], "label": [{"label_id": "old"}]}).call
+    )
+    answers = Answers({"label": [{"label_id": "new"}]})
+
+    wanted: tuple[Kind, ...] = ("label",)
+    second = await list_registries(answers.call, kinds=wanted, former=first)
+
+    assert answers.asked == ["label"]
+    assert second.devices == first.devices
+    assert second.labels == (LabelRow("new"),)
+    assert second.raw["label"] == {"new": b'{"label_id": "new"}'}
+
+
+async def test_thousands_of_rows_do_not_keep_the_event_loop() -> None:
+    """They are read in slices: others have their turn in between."""
+    rows = [{"entity_id": f"sensor.s{number}"} for number in range(5_000)]
+    turns = 0
+
+    async def another() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    other = asyncio.create_task(another())
+    registries = await list_registries(Answers({"entity": rows}).call)
+    other.cancel()
+
+    assert len(registries.entities) == 5_000
+    assert turns >= 5_000 // 200
+
+
+@pytest.mark.parametrize(
+    ("device", "integration"),
+    [
+        (DeviceRow("d", primary_config_entry="mqtt", config_entries=("hue", "mqtt")), "MQTT"),
+        (DeviceRow("d", config_entry_id="hue"), "HUE"),
+        (DeviceRow("d", config_entries=("gone", "hue")), "HUE"),
+        (DeviceRow("d", config_entries=("gone",)), None),
+        (DeviceRow("d"), None),
+    ],
+)
+def test_the_integration_of_a_device_is_that_of_its_entry(
+    device: DeviceRow, integration: str | None
+) -> None:
+    """The primary entry first; 2024.3.3 has only the list, 2026.11 also the one."""
+    assert integration == integration_of(device, {"mqtt": "MQTT", "hue": "HUE"})
 
 
 @pytest.mark.parametrize("kind", OPTIONAL)
@@ -94,7 +149,7 @@ async def test_floors_and_labels_may_be_missing(kind: str, code: str) -> None:
 
     registries = await list_registries(Answers({kind: refusal, "area": [{"area_id": "a"}]}).call)
 
-    assert registries == Registries(areas=(AreaRow("a"),))
+    assert without_raw(registries) == Registries(areas=(AreaRow("a"),))
 
 
 @pytest.mark.parametrize("kind", REQUIRED)
@@ -132,3 +187,8 @@ async def test_what_is_no_list_of_rows_breaks_the_protocol(answer: bytes) -> Non
     """It is told apart from an empty registry."""
     with pytest.raises(SourceProtocolError, match="config/device_registry/list: "):
         await list_registries(Answers({"device": answer}).call)
+
+
+def without_raw(registries: Registries) -> Registries:
+    """Return only what is read of the rows."""
+    return msgspec.structs.replace(registries, raw={})

@@ -1,0 +1,274 @@
+"""The catalog: devices, entities and places, and the door for those who send rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeAlias
+
+import msgspec
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from app.api.dependencies import ComponentsDep
+from app.api.problems import Problem, ProblemRaised
+from app.api.schemas import (
+    Area,
+    AreaList,
+    Device,
+    DevicePage,
+    DiscoveryFound,
+    Entity,
+    EntityPage,
+    Label,
+    LabelList,
+    ProblemDocument,
+    Upserted,
+)
+from app.discovery.metadata import TableName
+from app.errors import SourceError, StorageError
+
+router = APIRouter()
+
+_Responses: TypeAlias = dict[int | str, dict[str, Any]]
+"""As FastAPI wants them."""
+
+_MAX_LIMIT = 10_000
+_TAG = "catalog"
+_FAILED: _Responses = {503: {"model": ProblemDocument, "description": "A local database failed"}}
+_UNKNOWN: _Responses = {404: {"model": ProblemDocument, "description": "There never was one"}}
+
+Id = Annotated[str, Path(max_length=255)]
+Text = Annotated[str | None, Query(max_length=255)]
+Limit = Annotated[int, Query(ge=1, le=_MAX_LIMIT)]
+Cursor = Annotated[
+    str | None,
+    Query(max_length=255, description="`next_cursor` of the page before; all else unchanged"),
+]
+
+
+@router.get(
+    "/api/devices",
+    tags=[_TAG],
+    summary="Devices",
+    response_class=Response,
+    responses={200: {"model": DevicePage, "description": "By id"}, **_FAILED},
+)
+async def devices(
+    components: ComponentsDep,
+    *,
+    manufacturer: Text = None,
+    model: Text = None,
+    area_id: Text = None,
+    platform: Annotated[
+        str | None, Query(max_length=255, description="Their integration, or that of an entity")
+    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Response:
+    """Return a page of the devices that are there now."""
+    page = await components.metadata.devices(
+        manufacturer=manufacturer,
+        model=model,
+        area_id=area_id,
+        platform=platform,
+        limit=limit,
+        cursor=cursor,
+    )
+    return _page("devices", page.documents, limit=limit, next_cursor=page.next_cursor)
+
+
+@router.get(
+    "/api/devices/{device_id}",
+    tags=[_TAG],
+    summary="One device",
+    response_class=Response,
+    responses={200: {"model": Device, "description": "The device"}, **_UNKNOWN, **_FAILED},
+)
+async def device(components: ComponentsDep, device_id: Id) -> Response:
+    """Return a device, also one that Home Assistant no longer has."""
+    return _document(await components.metadata.device(device_id), "device")
+
+
+@router.get(
+    "/api/entities",
+    tags=[_TAG],
+    summary="Entities",
+    response_class=Response,
+    responses={200: {"model": EntityPage, "description": "By id"}, **_FAILED},
+)
+async def entities(
+    components: ComponentsDep,
+    *,
+    domain: Text = None,
+    platform: Text = None,
+    device_id: Text = None,
+    label: Annotated[
+        str | None, Query(max_length=255, description="The id of one of the entity's own labels")
+    ] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
+) -> Response:
+    """Return a page of the entities that are registered now."""
+    page = await components.metadata.entities(
+        domain=domain,
+        platform=platform,
+        device_id=device_id,
+        label=label,
+        limit=limit,
+        cursor=cursor,
+    )
+    return _page("entities", page.documents, limit=limit, next_cursor=page.next_cursor)
+
+
+@router.get(
+    "/api/entities/{entity_id}",
+    tags=[_TAG],
+    summary="One entity",
+    response_class=Response,
+    responses={200: {"model": Entity, "description": "The entity"}, **_UNKNOWN, **_FAILED},
+)
+async def entity(components: ComponentsDep, entity_id: Id) -> Response:
+    """Return an entity, also one that Home Assistant no longer has."""
+    return _document(await components.metadata.entity(entity_id), "entity")
+
+
+@router.get("/api/areas", tags=[_TAG], summary="Areas")
+async def areas(components: ComponentsDep) -> AreaList:
+    """Return all areas of this Home Assistant, with their floors."""
+    registries = components.catalog.registries
+    floors = {floor.floor_id: floor.name for floor in registries.floors}
+    found = [
+        Area(
+            area_id=area.area_id,
+            name=area.name,
+            floor_id=area.floor_id,
+            floor_name=floors.get(area.floor_id or ""),
+            labels=list(area.labels),
+        )
+        for area in registries.areas
+    ]
+    return AreaList(areas=found, count=len(found))
+
+
+@router.get("/api/labels", tags=[_TAG], summary="Labels")
+async def labels(components: ComponentsDep) -> LabelList:
+    """Return all labels of this Home Assistant."""
+    found = [
+        Label(label_id=label.label_id, name=label.name)
+        for label in components.catalog.registries.labels
+    ]
+    return LabelList(labels=found, count=len(found))
+
+
+@router.post(
+    "/api/v1/discovery/trigger",
+    tags=[_TAG],
+    summary="List everything again, now",
+    responses={503: {"model": ProblemDocument, "description": "Home Assistant cannot be asked"}},
+)
+async def trigger(components: ComponentsDep) -> DiscoveryFound:
+    """Ask Home Assistant for its registries, and answer when the next event carries them."""
+    try:
+        found = await components.discovery.trigger()
+    except SourceError as exc:
+        raise ProblemRaised(
+            Problem(status=503, code="discovery_failed", detail=f"Nothing was listed: {exc}.")
+        ) from exc
+    return DiscoveryFound(
+        devices=found.devices,
+        entities=found.entities,
+        areas=found.areas,
+        duration_seconds=round(found.took_s, 3),
+        timestamp=datetime.now(UTC),
+    )
+
+
+_ROWS_SENT = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {"type": "array", "items": {"type": "object"}},
+                "example": [{"id": "a1b2c3", "name": "Lamp", "integration": "mqtt"}],
+            }
+        },
+    }
+}
+_REFUSALS: _Responses = {
+    409: {"model": ProblemDocument, "description": "DATA_API_URL names another data API"},
+    500: {"model": ProblemDocument, "description": "They were not kept; send them again"},
+}
+
+
+@router.post(
+    "/internal/devices/bulk_upsert",
+    tags=["data API"],
+    summary="Take devices of another sender",
+    openapi_extra=_ROWS_SENT,
+    responses=_REFUSALS,
+)
+async def upsert_devices(components: ComponentsDep, request: Request) -> Upserted:
+    """Insert or update rows of a device registry; columns that a row does not have stay."""
+    return await _upsert(components, request, "devices")
+
+
+@router.post(
+    "/internal/entities/bulk_upsert",
+    tags=["data API"],
+    summary="Take entities of another sender",
+    openapi_extra=_ROWS_SENT,
+    responses=_REFUSALS,
+)
+async def upsert_entities(components: ComponentsDep, request: Request) -> Upserted:
+    """Insert or update rows of an entity registry; columns that a row does not have stay."""
+    return await _upsert(components, request, "entities")
+
+
+async def _upsert(components: ComponentsDep, request: Request, table: TableName) -> Upserted:
+    if not components.takes_rows:
+        raise ProblemRaised(_NO_DATA_API)
+    try:
+        rows = msgspec.json.decode(await request.body(), type=list[msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise ProblemRaised(_NO_ROWS) from exc
+    await asyncio.sleep(0)  # the body may have been megabytes
+    try:
+        upserted = await components.metadata.upsert(table, [bytes(row) for row in rows])
+    except StorageError as exc:
+        # What the contract answers; a sender tries it again.
+        raise ProblemRaised(
+            Problem(status=500, code="storage_failed", detail="The rows could not be kept.")
+        ) from exc
+    return Upserted(upserted=upserted, timestamp=datetime.now(UTC))
+
+
+_NO_DATA_API = Problem(
+    status=409,
+    code="has_data_api",
+    detail="This instance sends its rows to a data API and is none itself. Unset DATA_API_URL"
+    " here, or send to the address it names.",
+)
+_NO_ROWS = Problem(
+    status=422, code="invalid_request", detail="The body must be a JSON array of rows."
+)
+
+
+def _page(
+    name: str, documents: Sequence[object], *, limit: int, next_cursor: str | None
+) -> Response:
+    return _json(
+        {name: documents, "count": len(documents), "limit": limit, "next_cursor": next_cursor}
+    )
+
+
+def _document(document: object | None, what: str) -> Response:
+    if document is None:
+        raise ProblemRaised(
+            Problem(status=404, code=f"unknown_{what}", detail=f"No {what} has this id.")
+        )
+    return _json(document)
+
+
+def _json(body: object) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")

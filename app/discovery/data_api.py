@@ -1,0 +1,231 @@
+"""Devices and entities sent to a data API, in chunks, behind ingestion and never in its way.
+
+`POST /internal/devices/bulk_upsert` and `/internal/entities/bulk_upsert` take a JSON array of
+rows. What could not be sent waits, by id and so within a bound, until it can.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Literal, NoReturn, TypeAlias
+from urllib.parse import urlsplit
+
+import httpx
+import msgspec
+
+from app.discovery.refresh import News
+from app.discovery.registries import Kind, domains_of
+from app.discovery.rows import Row, difference, row_to_send
+from app.resilience import Backoff, Breaker
+from app.snapshot import BreakerStatus, DataApiStatus
+
+logger = logging.getLogger(__name__)
+
+Meaning = Literal["taken", "too_much", "hold"]
+
+_PATHS: Mapping[Kind, str] = {
+    "device": "/internal/devices/bulk_upsert",
+    "entity": "/internal/entities/bulk_upsert",
+}
+"""In the order they are sent: an entity follows its device."""
+
+_ADVICE = "Check DATA_API_URL and DATA_API_KEY, and that the data API runs."
+_MAX_REASON = 200
+_FAILURES_BEFORE_HALVING = 3
+
+
+def meaning_of(status: int) -> Meaning:
+    """Say what a status means for the rows in hand."""
+    if httpx.codes.is_success(status):
+        return "taken"
+    # Too many rows, or one among them that it cannot take: less at a time finds out.
+    return "too_much" if status in {400, 413, 422} else "hold"
+
+
+class _Letter:
+    """One row as it was when it was noted; another of the same row is another letter."""
+
+    __slots__ = ("removed", "row")
+
+    def __init__(self, row: bytes, *, removed: bool = False) -> None:
+        self.row = row
+        self.removed = removed
+
+
+_Chunk: TypeAlias = Mapping[str, _Letter]
+
+
+class DataApi:
+    """Sends rows to the data API; `refreshed` notes what must be sent, `run` sends it."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str,
+        source: str,
+        backoff: Backoff,
+        breaker: Breaker,
+        timeout_s: float = 30.0,
+        chunk_rows: int = 500,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Take its address, the key (empty for none) and the name of this Home Assistant."""
+        self._url = url
+        self._key = key
+        self._source = source
+        self._backoff = backoff
+        self._breaker = breaker
+        self._timeout_s = timeout_s
+        self._max_rows = self._chunk_rows = chunk_rows
+        self._sleep = sleep
+        self._domains: Mapping[str, str | None] = {}
+        self._outbox: dict[Kind, dict[str, _Letter]] = {kind: {} for kind in _PATHS}
+        """What waits to be sent, by id: the newest row only."""
+        self._filled = asyncio.Event()
+        self._sent = 0
+        self._refused = 0
+        self._last_sent: datetime | None = None
+        self._trouble: str | None = None
+        self._failures = 0
+        """How often in a row the chunk in hand was not taken."""
+
+    async def refreshed(self, news: News) -> None:
+        """Note what must be sent: all there is after a whole refresh, else what changed."""
+        self._domains = domains_of(news.now)
+        for kind, waiting in self._outbox.items():
+            found = difference(news.former, news.now, kind)
+            former, now = news.former.raw.get(kind, {}), news.now.raw.get(kind, {})
+            for row_id in now if news.whole else found.changed:
+                waiting[row_id] = _Letter(now[row_id])
+            for row_id in found.removed:
+                waiting[row_id] = _Letter(former[row_id], removed=True)
+        if any(self._outbox.values()):
+            self._filled.set()
+
+    def status(self) -> DataApiStatus:
+        """Return how far it is."""
+        waiting = sum(map(len, self._outbox.values()))
+        reason = None
+        if self._trouble is not None:
+            reason = (
+                f"The data API does not take rows: {self._trouble}. {waiting} rows wait. {_ADVICE}"
+            )
+        return DataApiStatus(
+            rows_sent=self._sent,
+            rows_waiting=waiting,
+            rows_refused=self._refused,
+            last_sent=self._last_sent,
+            reason=reason,
+            breaker=BreakerStatus(
+                state=self._breaker.state,
+                failure_count=self._breaker.failure_count,
+                last_failure=self._breaker.last_failure,
+            ),
+        )
+
+    async def run(self) -> NoReturn:
+        """Send what waits, for ever."""
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        async with httpx.AsyncClient(
+            base_url=self._url, headers=headers, timeout=self._timeout_s, follow_redirects=False
+        ) as client:
+            while True:
+                await self._filled.wait()
+                if (wait_s := await self._send_chunk(client)) > 0:
+                    await self._sleep(wait_s)
+
+    async def _send_chunk(self, client: httpx.AsyncClient) -> float:
+        """Send one chunk and return the seconds to wait before the next."""
+        kind = next((kind for kind, waiting in self._outbox.items() if waiting), None)
+        if kind is None:
+            self._filled.clear()
+            return 0.0
+        chunk = dict(islice(self._outbox[kind].items(), self._chunk_rows))
+        try:
+            answer = await client.post(
+                _PATHS[kind], content=msgspec.json.encode(list(self._rows(kind, chunk)))
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
+            return self._hold(f"{type(exc).__name__} {exc}".strip())
+        return self._answered(kind, chunk, answer)
+
+    def _answered(self, kind: Kind, chunk: _Chunk, answer: httpx.Response) -> float:
+        meaning, told = meaning_of(answer.status_code), _told(answer)
+        if meaning == "taken":
+            self._taken(kind, chunk)
+            return 0.0
+        if meaning == "too_much":
+            self._halve(kind, chunk, told)
+            return 0.0
+        wait_s = self._hold(told)
+        failing = answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR
+        if failing and self._failures >= _FAILURES_BEFORE_HALVING:
+            self._halve(kind, chunk, told)  # one of the rows may be the reason
+        return wait_s
+
+    def _rows(self, kind: Kind, chunk: _Chunk) -> Iterator[Row]:
+        for letter in chunk.values():
+            row = row_to_send(kind, letter.row, domains=self._domains, source=self._source)
+            yield {**row, "removed": True} if letter.removed else row
+
+    def _taken(self, kind: Kind, chunk: _Chunk) -> None:
+        self._forget(kind, chunk)
+        self._sent += len(chunk)
+        self._last_sent = datetime.now(UTC)
+        self._chunk_rows = min(2 * self._chunk_rows, self._max_rows)
+        self._failures = 0
+        self._backoff.reset()
+        self._breaker.succeeded()
+        if self._trouble is not None:
+            logger.info("The data API takes rows again")
+            self._trouble = None
+
+    def _halve(self, kind: Kind, chunk: _Chunk, told: str) -> None:
+        """Send less at a time; a single row that is refused is given up until it changes."""
+        if len(chunk) > 1:
+            self._chunk_rows = max(1, len(chunk) // 2)
+            return
+        self._forget(kind, chunk)
+        self._refused += 1
+        logger.warning("The data API refused %s %r: %s", kind, next(iter(chunk)), told)
+
+    def _forget(self, kind: Kind, chunk: _Chunk) -> None:
+        """Take rows out of the outbox, but not those that changed while they were sent."""
+        waiting = self._outbox[kind]
+        for row_id, letter in chunk.items():
+            if waiting.get(row_id) is letter:
+                del waiting[row_id]
+
+    def _hold(self, trouble: str) -> float:
+        self._failures += 1
+        self._breaker.failed(trouble)
+        if self._trouble is None:
+            logger.warning("The data API at %s does not take rows: %s", _shown(self._url), trouble)
+        self._trouble = trouble
+        return max(self._backoff.next_s(), self._breaker.wait_s)
+
+
+def _told(answer: httpx.Response) -> str:
+    """Return status and reason in one line."""
+    try:
+        body = msgspec.json.decode(answer.content, type=_Refusal).detail
+    except msgspec.DecodeError:
+        body = answer.reason_phrase
+    return f"{answer.status_code} {body}"[:_MAX_REASON]
+
+
+class _Refusal(msgspec.Struct):
+    detail: str
+
+
+def _shown(url: str) -> str:
+    """Return the address without user and password."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,0 +1,77 @@
+"""The user's own code: found by its name in INGEST_TRANSFORMS, and watched while it runs."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
+from app.errors import SettingsError
+from app.logs import Brake
+from app.normalize.transforms import Failed, Transform
+from app.telemetry import Telemetry
+
+logger = logging.getLogger(__name__)
+
+
+def load_transforms(
+    names: Sequence[str], *, shared_path: Path | None
+) -> list[tuple[str, Transform]]:
+    """Import the functions, each named as `module:function`.
+
+    Raises:
+        SettingsError: one cannot be imported or called; the message says which and why.
+    """
+    if shared_path is not None:
+        if not shared_path.is_dir():
+            raise SettingsError(f"HOMEIQ_SHARED_PATH: {shared_path} is not a folder")
+        folder = str(shared_path.resolve())
+        if folder not in sys.path:
+            sys.path.append(folder)  # at the end: no file there may stand in for one of ours
+    return [(name, _function(name)) for name in names]
+
+
+def reporting(telemetry: Telemetry) -> Failed:
+    """Return what counts a failure, and says it once a minute."""
+    brake = Brake(every_s=60.0)
+
+    def failed(name: str, exc: Exception) -> None:
+        telemetry.transform_failed(name)
+        if (held_back := brake.admit(name)) is not None:
+            logger.error(
+                "The transform %s failed, its event passes unchanged (%d more since the last"
+                " line): %s: %s",
+                name,
+                held_back,
+                type(exc).__name__,
+                exc,
+                exc_info=exc,
+            )
+
+    return failed
+
+
+def _function(name: str) -> Transform:
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name:
+        raise _unusable(name, "is not of the form module:function")
+    try:
+        function: object = getattr(importlib.import_module(module_name), function_name)
+    except Exception as exc:  # the user's module may raise anything
+        raise _unusable(name, f"{type(exc).__name__}: {exc}") from exc
+    if not callable(function):
+        raise _unusable(name, "is not a function")
+    if inspect.iscoroutinefunction(function):
+        raise _unusable(name, "is async, and nothing may wait where events pass")
+    return cast("Transform", function)  # what it returns is checked at each call
+
+
+def _unusable(name: str, why: str) -> SettingsError:
+    return SettingsError(
+        f"INGEST_TRANSFORMS: {name!r}: {why}. Name functions as module:function, from a module in"
+        " HOMEIQ_SHARED_PATH"
+    )

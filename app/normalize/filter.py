@@ -1,0 +1,163 @@
+"""The entity filter: which changes are kept. Pure; the format is the predecessor's.
+
+    {"mode": "exclude", "patterns": [{"domain": "sun"}], "exceptions": [{"entity_id": "sun.sun"}]}
+
+`exclude` keeps what no pattern fits, `include` only what one fits; an exception is always kept.
+Within one pattern a single key that fits is enough. Values are globs, or lists of them:
+`entity_id`, `domain`, `device_class`, `area_id`, and, by their ids, `label` and `floor`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from app.errors import FilterInvalid
+from app.model import Change, Placement
+
+_MAX_VERDICTS = 50_000
+
+Globs: TypeAlias = str | tuple[str, ...]
+
+
+class Pattern(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One rule: a key that fits is enough."""
+
+    entity_id: Globs = ()
+    domain: Globs = ()
+    device_class: Globs = ()
+    area_id: Globs = ()
+    label: Globs = ()
+    floor: Globs = ()
+
+
+class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The filter as a person writes it."""
+
+    mode: Literal["exclude", "include"] = "exclude"
+    patterns: tuple[Pattern, ...] = ()
+    exceptions: tuple[Pattern, ...] = ()
+
+
+def read_rules(text: str) -> Rules:
+    """Return the rules that JSON says.
+
+    Raises:
+        FilterInvalid: the message says where the mistake is and what it is.
+    """
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as exc:
+        raise FilterInvalid(f"line {exc.lineno}, column {exc.colno}: {exc.msg}") from exc
+    except RecursionError as exc:
+        raise FilterInvalid("it is nested too deep") from exc
+    try:
+        rules = msgspec.convert(document, Rules)
+    except msgspec.ValidationError as exc:
+        what, _, where = str(exc).partition(" - at ")
+        raise FilterInvalid(f"{where.strip('`') or '$'}: {what}") from exc
+    for name in ("patterns", "exceptions"):
+        for number, pattern in enumerate(getattr(rules, name)):
+            if not any(getattr(pattern, key) for key in Pattern.__struct_fields__):
+                raise FilterInvalid(f"$.{name}[{number}]: it names nothing, so it fits nothing")
+    if rules.mode == "include" and not rules.patterns and not rules.exceptions:
+        raise FilterInvalid("$.patterns: `include` without a pattern would keep nothing")
+    return rules
+
+
+class Filter:
+    """Judges changes by the rules; remembers its verdict of each entity, within a bound."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self.matched = [0] * (len(rules.patterns) + len(rules.exceptions))
+        """How many changes each pattern decided, and after them each exception."""
+        self._patterns = tuple(map(_compiled, rules.patterns))
+        self._exceptions = tuple(map(_compiled, rules.exceptions))
+        self._verdicts: dict[str, _Verdict] = {}
+
+    def passes(self, change: Change) -> bool:
+        """Whether the change is kept."""
+        return self._verdict(change).passes
+
+    def selected(self, changes: Sequence[Change]) -> list[Change]:
+        """Return the changes that are kept, in order, and count which rules decided."""
+        matched = self.matched
+        kept = []
+        for change in changes:
+            verdict = self._verdict(change)
+            if verdict.rule is not None:
+                matched[verdict.rule] += 1
+            if verdict.passes:
+                kept.append(change)
+        return kept
+
+    def _verdict(self, change: Change) -> _Verdict:
+        # What is judged stays the same from one change of an entity to the next, and the
+        # catalog hands out the same object until a placement changes.
+        verdict = self._verdicts.get(change.entity_id)
+        if (
+            verdict is None
+            or verdict.placement is not change.placement
+            or verdict.device_class != change.device_class
+        ):
+            if len(self._verdicts) >= _MAX_VERDICTS:
+                self._verdicts.clear()
+            verdict = self._verdicts[change.entity_id] = self._judge(change)
+        return verdict
+
+    def _judge(self, change: Change) -> _Verdict:
+        passes = self.rules.mode == "exclude"
+        rule = next((n for n, fits in enumerate(self._patterns) if fits(change)), None)
+        if rule is not None:
+            passes = not passes
+        for number, fits in enumerate(self._exceptions, start=len(self._patterns)):
+            if fits(change):
+                passes, rule = True, number
+                break
+        return _Verdict(change.placement, change.device_class, passes, rule)
+
+
+class _Verdict(msgspec.Struct, frozen=True, gc=False):
+    """What was decided, and of what."""
+
+    placement: Placement
+    device_class: str | None
+    passes: bool
+    rule: int | None
+    """The index of what decided; None when nothing fitted."""
+
+
+_READ: Mapping[str, Callable[[Change], Sequence[str | None]]] = {
+    "entity_id": lambda change: (change.entity_id,),
+    "domain": lambda change: (change.domain,),
+    "device_class": lambda change: (change.device_class,),
+    "area_id": lambda change: (change.placement.area_id,),
+    "label": lambda change: change.placement.labels,
+    "floor": lambda change: (change.placement.floor_id,),
+}
+
+
+def _compiled(pattern: Pattern) -> Callable[[Change], bool]:
+    keys = [
+        (_READ[key], _matcher(globs))
+        for key in Pattern.__struct_fields__
+        if (globs := getattr(pattern, key))
+    ]
+
+    def fits(change: Change) -> bool:
+        return any(
+            value is not None and matches(value) for read, matches in keys for value in read(change)
+        )
+
+    return fits
+
+
+def _matcher(globs: Globs) -> Callable[[str], re.Match[str] | None]:
+    parts = (globs,) if isinstance(globs, str) else globs
+    return re.compile("|".join(fnmatch.translate(glob) for glob in parts)).match

@@ -1,0 +1,87 @@
+"""The points of the device history: what a device or an entity was like at one time.
+
+Measurement `devices`, tags area_id, device_id, instance, manufacturer, model; measurement
+`entities`, tags area_id, device_id, domain, entity_id, instance, platform. Tags are sorted by
+key, only those that are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from app.model import Lines
+from app.schema.line_protocol import escape_tag, quote
+
+
+class DevicePoint(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A device at one time."""
+
+    device_id: str
+    area_id: str | None
+    manufacturer: str | None
+    model: str | None
+    name: str | None
+    sw_version: str | None
+    entity_count: int
+
+
+class EntityPoint(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """An entity at one time."""
+
+    entity_id: str
+    device_id: str | None
+    area_id: str | None
+    platform: str | None
+    unique_id: str | None
+    disabled: bool
+
+
+def encode_devices(
+    points: Sequence[DevicePoint], *, time_ns: int, instance: str | None = None
+) -> Lines:
+    """Return a line for each device, in order."""
+    return Lines(b"".join(_device(point, instance, time_ns) for point in points), len(points))
+
+
+def encode_entities(
+    points: Sequence[EntityPoint], *, time_ns: int, instance: str | None = None
+) -> Lines:
+    """Return a line for each entity, in order."""
+    return Lines(b"".join(_entity(point, instance, time_ns) for point in points), len(points))
+
+
+def _device(point: DevicePoint, instance: str | None, time_ns: int) -> bytes:
+    tags = _tags(
+        (b"area_id", point.area_id),
+        (b"device_id", point.device_id),
+        (b"instance", instance),
+        (b"manufacturer", point.manufacturer),
+        (b"model", point.model),
+    )
+    texts = _texts((b"name", point.name), (b"sw_version", point.sw_version))
+    return b"devices%b %bentity_count=%di %d\n" % (tags, texts, point.entity_count, time_ns)
+
+
+def _entity(point: EntityPoint, instance: str | None, time_ns: int) -> bytes:
+    tags = _tags(
+        (b"area_id", point.area_id),
+        (b"device_id", point.device_id),
+        (b"domain", point.entity_id.partition(".")[0]),
+        (b"entity_id", point.entity_id),
+        (b"instance", instance),
+        (b"platform", point.platform),
+    )
+    texts = _texts((b"unique_id", point.unique_id))
+    disabled = b"true" if point.disabled else b"false"
+    return b"entities%b %bdisabled=%b %d\n" % (tags, texts, disabled, time_ns)
+
+
+def _tags(*tags: tuple[bytes, str | None]) -> bytes:
+    escaped = ((key, escape_tag(value)) for key, value in tags if value)
+    return b"".join(b",%b=%b" % tag for tag in escaped)
+
+
+def _texts(*fields: tuple[bytes, str | None]) -> bytes:
+    return b"".join(b"%b=%b," % (key, quote(value)) for key, value in fields if value is not None)

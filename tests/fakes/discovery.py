@@ -1,0 +1,63 @@
+"""Answers to the questions of discovery, and a discovery that asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+
+import msgspec
+
+from app.discovery.catalog import Catalog
+from app.discovery.refresh import Discovery, Follower
+from app.resilience import Backoff
+
+
+class Answers:
+    """Answers each list command with what it was given: rows, bytes, an error, or in a while."""
+
+    def __init__(self, answers: Mapping[str, object]) -> None:
+        self.answers = dict(answers)
+        """By kind; an `asyncio.Event` is waited for, and then there are no rows."""
+        self.asked: list[str] = []
+        """The kinds, in the order they were asked for."""
+
+    async def call(self, command: str) -> msgspec.Raw:
+        """Answer one command."""
+        kind = command.removeprefix("config/").removesuffix("_registry/list")
+        kind = {"config_entries/get": "config_entry"}.get(kind, kind)
+        self.asked.append(kind)
+        answer = self.answers.get(kind, [])
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, asyncio.Event):
+            await answer.wait()
+            answer = []
+        return msgspec.Raw(answer if isinstance(answer, bytes) else json.dumps(answer).encode())
+
+    @contextlib.asynccontextmanager
+    async def commands(self) -> AsyncIterator[Answers]:
+        """Open a connection for questions."""
+        yield self
+
+
+def discovery_of(
+    answers: Answers,
+    *,
+    catalog: Catalog | None = None,
+    followers: tuple[Follower, ...] = (),
+    interval_s: float = 1_000.0,
+    quiet_s: float = 0.0,
+    patience_s: float = 0.0,
+) -> Discovery:
+    """Return a discovery that asks for these answers and never waits for long."""
+    return Discovery(
+        ask=answers.commands,
+        catalog=catalog or Catalog(),
+        followers=followers,
+        backoff=Backoff(max_s=0.01, first_s=0.01),
+        interval_s=interval_s,
+        quiet_s=quiet_s,
+        patience_s=patience_s,
+    )

@@ -1,0 +1,134 @@
+"""The catalog of a running service: across restarts, and as the registries change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from app.demo.home_assistant import FakeHomeAssistant
+from tests.fakes.influx import FakeInflux
+from tests.fakes.still_house import StillHouse
+from tests.service.process import Service, service
+
+_QUICK = {"BATCH_SIZE": "1", "BATCH_TIMEOUT": "0.1"}
+
+
+def furnish(house: StillHouse) -> None:
+    """Put a lamp into the hall."""
+    house.put_row("area", {"area_id": "hall", "name": "Hall"}, id_name="area_id")
+    house.put_row("device", {"id": "d1", "area_id": "hall", "name": "Lamp"}, id_name="id")
+    lamp = {"entity_id": "light.lamp", "device_id": "d1", "platform": "demo"}
+    house.put_row("entity", lamp, id_name="entity_id")
+
+
+async def placed(running: Service, entity_id: str, *, count: int) -> list[str | None]:
+    """Return the area of each of the events of an entity, oldest first, once there are so many."""
+    page: Any = await running.until(
+        f"/api/v1/events/{entity_id}", lambda page: page.get("count") == count
+    )
+    return [event["area_id"] for event in reversed(page["events"])]
+
+
+async def connected(running: Service, fake: FakeHomeAssistant) -> None:
+    """Wait until it listens to events."""
+    await running.until(
+        "/health",
+        lambda health: health["subscription"]["is_subscribed"] and fake.subscribers > 0,
+    )
+
+
+async def test_a_restart_changes_no_tag(
+    tmp_path: Path,
+    environment: dict[str, str],
+    home_assistant: FakeHomeAssistant,
+    house: StillHouse,
+) -> None:
+    """The catalog is read from disk before the first event, also if it cannot be listed."""
+    furnish(house)
+    async with service(tmp_path, {**environment, **_QUICK}) as running:
+        await running.until("/health", lambda health: health["discovery"]["entities"] == 1)
+        house.set_state("light.lamp", "on")
+        await placed(running, "light.lamp", count=1)
+        await running.stop()
+
+    home_assistant.unknown_commands.add("config/entity_registry/list")
+    async with service(tmp_path, {**environment, **_QUICK}) as running:
+        await connected(running, home_assistant)
+        house.set_state("light.lamp", "off")
+        assert await placed(running, "light.lamp", count=2) == ["hall", "hall"]
+        await running.stop()
+
+
+async def test_the_next_event_carries_the_new_area(
+    tmp_path: Path,
+    environment: dict[str, str],
+    home_assistant: FakeHomeAssistant,
+    house: StillHouse,
+) -> None:
+    """A registry event is enough; no restart and no interval is waited for."""
+    furnish(house)
+    async with service(tmp_path, {**environment, **_QUICK}) as running:
+        await running.until("/health", lambda health: health["discovery"]["entities"] == 1)
+        house.set_state("light.lamp", "on")
+        await placed(running, "light.lamp", count=1)
+
+        house.put_row("area", {"area_id": "attic", "name": "Attic"}, id_name="area_id")
+        house.change_row("entity", "entity_id", "light.lamp", area_id="attic")
+        await running.until(
+            "/api/entities/light.lamp", lambda entity: entity.get("area_id") == "attic"
+        )
+        house.set_state("light.lamp", "off")
+
+        assert await placed(running, "light.lamp", count=2) == ["hall", "attic"]
+        await running.stop()
+
+
+async def test_a_renamed_entity_keeps_its_area(
+    tmp_path: Path,
+    environment: dict[str, str],
+    home_assistant: FakeHomeAssistant,
+    house: StillHouse,
+) -> None:
+    """From the removal of the old id to the first event of the new one, at once."""
+    furnish(house)
+    async with service(tmp_path, {**environment, **_QUICK}) as running:
+        await running.until("/health", lambda health: health["discovery"]["entities"] == 1)
+        house.set_state("light.lamp", "on")
+
+        house.rename("light.lamp", "light.reading")
+        house.remove("light.lamp")
+        house.set_state("light.reading", "on")
+
+        assert await placed(running, "light.lamp", count=2) == ["hall", "hall"]
+        assert await placed(running, "light.reading", count=1) == ["hall"]
+        await running.stop()
+
+
+async def test_the_device_history_goes_the_way_of_events(
+    tmp_path: Path,
+    environment: dict[str, str],
+    home_assistant: FakeHomeAssistant,
+    house: StillHouse,
+) -> None:
+    """Through the journal to every sink, and the books of the events do not notice."""
+    furnish(house)
+    async with FakeInflux().serving() as influx:
+        settings = {
+            **environment,
+            **_QUICK,
+            "STORE_DEVICE_HISTORY_IN_INFLUXDB": "true",
+            "EMBEDDED_STORE": "on",
+            "INFLUXDB_URL": influx.url,
+            "INFLUXDB_TOKEN": influx.token,
+        }
+        async with service(tmp_path, settings) as running:
+            health = await running.until(
+                "/health",
+                lambda health: [sink["points_written"] for sink in health["sinks"]] == [2, 2],
+            )
+            await running.stop()
+
+    assert sorted(line.partition(b",")[0] for line in influx.lines) == [b"devices", b"entities"]
+    assert health["accounting"]["events"]["received"] == 0
+    assert health["accounting"]["events"]["journaled"] == 0
+    assert health["status"] == "healthy"

@@ -1,0 +1,193 @@
+"""Transforms: the user's functions, and what happens when they fail."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from app.errors import SettingsError
+from app.extensions import load_transforms, reporting
+from app.model import Change
+from app.normalize.transforms import Transform, Transforms
+from tests.fakes.points import new_telemetry
+from tests.fakes.snapshots import change
+
+
+class Notes:
+    """What was told of failures."""
+
+    def __init__(self) -> None:
+        self.failures: list[tuple[str, str]] = []
+
+    def failed(self, name: str, exc: Exception) -> None:
+        """Write it down."""
+        self.failures.append((name, str(exc)))
+
+
+def applied(transform: object, *changes: Change) -> tuple[list[Change], list[tuple[str, str]]]:
+    """Return what becomes of the changes, and what failed."""
+    notes = Notes()
+    named: tuple[str, Transform] = ("mine:f", transform)  # type: ignore[assignment] # also wrong ones
+    return Transforms([named], failed=notes.failed).apply(changes), notes.failures
+
+
+def renamed(before: Change) -> Change:
+    """Give it another name."""
+    return msgspec.structs.replace(before, friendly_name="Other")
+
+
+def without_lights(before: Change) -> Change | None:
+    """Leave lights out."""
+    return None if before.domain == "light" else before
+
+
+def test_a_change_becomes_another() -> None:
+    """Or stays, or is left out; the order remains."""
+    light, sensor = change("light.a"), change("sensor.a")
+
+    assert applied(renamed, light)[0][0].friendly_name == "Other"
+    assert applied(without_lights, light, sensor) == ([sensor], [])
+
+
+def test_transforms_follow_each_other() -> None:
+    """Each sees what the one before made; what is left out reaches none."""
+    seen = []
+
+    def looking(before: Change) -> Change:
+        seen.append((before.entity_id, before.friendly_name))
+        return before
+
+    transforms = Transforms(
+        [("a:a", without_lights), ("a:b", renamed), ("a:c", looking)], failed=Notes().failed
+    )
+    transforms.apply([change("light.a"), change("sensor.a")])
+
+    assert seen == [("sensor.a", "Other")]
+
+
+@pytest.mark.parametrize(
+    ("transform", "told"),
+    [
+        (lambda _: 1 / 0, "division by zero"),
+        (lambda _: "a text", "it returned str"),
+        (lambda c: msgspec.structs.replace(c, entity_id="sensor.other"), "it changed entity_id"),
+        (lambda c: msgspec.structs.replace(c, time_ns=1), "it changed entity_id or time_ns"),
+        (lambda c: msgspec.structs.replace(c, state=5), "Expected `str | null`"),
+        (lambda c: msgspec.structs.replace(c, attributes=b"{"), "truncated"),
+        (lambda c: msgspec.structs.replace(c, attributes=b"[]"), "Expected `object`"),
+    ],
+)
+def test_a_transform_that_fails_costs_nothing(transform: Transform, told: str) -> None:
+    """The change passes unchanged, and the failure is told."""
+    before = change()
+
+    changes, failures = applied(transform, before)
+
+    assert changes == [before]
+    assert [name for name, _ in failures] == ["mine:f"]
+    assert told in failures[0][1]
+
+
+def test_failures_are_counted_and_said_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    """A transform that fails for every event must not fill the log."""
+    telemetry = new_telemetry()
+    failed = reporting(telemetry)
+
+    for _ in range(3):
+        failed("mine:f", ValueError("why"))
+
+    assert telemetry.transform_failures == {"mine:f": 3}
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert "The transform mine:f failed, its event passes unchanged" in record.message
+    assert "ValueError: why" in record.message
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder of the user's with a module, and forget both afterwards."""
+    (tmp_path / "users_module.py").write_text(
+        "def same(change):\n    return change\nasync def slow(change):\n    return change\nx = 5\n"
+    )
+    (tmp_path / "broken_module.py").write_text("import no_such_module_anywhere\n")
+    path = list(sys.path)
+    yield tmp_path
+    sys.path[:] = path
+    for name in ("users_module", "broken_module"):
+        sys.modules.pop(name, None)
+
+
+def test_functions_are_found_in_the_shared_folder(folder: Path) -> None:
+    """By module and name, in the order given."""
+    ((name, same),) = load_transforms(["users_module:same"], shared_path=folder)
+
+    before = change()
+    assert name == "users_module:same"
+    assert same(before) is before
+    assert sys.path[-1] == str(folder.resolve())
+
+
+def test_no_transforms_are_no_work() -> None:
+    """Nothing is imported."""
+    path = list(sys.path)
+
+    assert load_transforms([], shared_path=None) == []
+    assert path == sys.path
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("users_module", "is not of the form module:function"),
+        (":same", "is not of the form module:function"),
+        ("missing_module:f", "No module named 'missing_module'"),
+        ("broken_module:f", "No module named 'no_such_module_anywhere'"),
+        ("users_module:other", "AttributeError"),
+        ("users_module:x", "is not a function"),
+        ("users_module:slow", "is async"),
+    ],
+)
+def test_a_transform_that_cannot_be_used_stops_the_start(
+    folder: Path, name: str, told: str
+) -> None:
+    """With a line that says which and why."""
+    with pytest.raises(SettingsError) as caught:
+        load_transforms([name], shared_path=folder)
+
+    assert str(caught.value).startswith(f"INGEST_TRANSFORMS: {name!r}: ")
+    assert told in str(caught.value)
+
+
+def test_a_shared_path_must_be_a_folder(tmp_path: Path) -> None:
+    """A misspelt one is not found out at the first event."""
+    with pytest.raises(SettingsError, match="HOMEIQ_SHARED_PATH: "):
+        load_transforms(["a:b"], shared_path=tmp_path / "none")
+
+
+def test_the_documented_example_does_what_it_says(tmp_path: Path) -> None:
+    """docs/TRANSFORMS.md is what people copy."""
+    document = (Path(__file__).parents[2] / "docs" / "TRANSFORMS.md").read_text()
+    (tmp_path / "documented_rules.py").write_text(document.split("```python")[1].split("```")[0])
+    path = list(sys.path)
+    try:
+        found = load_transforms(["documented_rules:fahrenheit_to_celsius"], shared_path=tmp_path)
+    finally:
+        sys.path[:] = path
+        sys.modules.pop("documented_rules", None)
+    warm = msgspec.structs.replace(change(state="68"), unit_of_measurement="°F")
+    notes = Notes()
+
+    made = Transforms(found, failed=notes.failed).apply(
+        [warm, change("sensor.test_a"), change(state=None)]
+    )
+
+    assert [(after.state, after.unit_of_measurement) for after in made] == [
+        ("20.00", "°C"),
+        (None, "°C"),
+    ]
+    assert notes.failures == []
