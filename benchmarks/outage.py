@@ -268,6 +268,11 @@ def figure_rows(figures: Figures) -> list[list[str]]:
     return [[name, cell(figures)] for name, cell in cells.items()]
 
 
+def lag_fell(figures: Figures) -> bool:
+    """Say whether the lag fell steadily, with patience for a machine that does other things."""
+    return figures.lag_rise_max_s < max(2.0, figures.lag_first_s / 2)
+
+
 def misses(figures: Figures) -> list[str]:
     """Return what is worse than it may be on any machine."""
     found = []
@@ -275,6 +280,8 @@ def misses(figures: Figures) -> list[str]:
         found.append(f"a drained point costs {figures.drain_cpu_us_per_point:.1f} µs of CPU time")
     if figures.ten_minutes_mb > JOURNAL_MAX_MB:
         found.append(f"10 minutes at 5,000 events/s take {figures.ten_minutes_mb:.0f} MB")
+    if not lag_fell(figures):
+        found.append(f"the lag rose by {figures.lag_rise_max_s:.1f} s while the database caught up")
     if figures.dropped or figures.missing or figures.repeated:
         found.append(
             f"the outage: {figures.dropped} dropped, {figures.missing} missing,"
