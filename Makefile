@@ -7,7 +7,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 PYTHON ?= $(shell command -v python3)
 RUN := .venv/bin/
 
-.PHONY: help setup demo run test check fix coverage real-servers test-real bench bench-smoke clean
+.PHONY: help setup demo run test check fix coverage real-servers test-real screenshots bench bench-smoke clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ real-servers: setup ## Install the real neighbors that test-real needs
 
 test-real: setup ## Run the service against a real Home Assistant and real databases
 	$(RUN)pytest tests/real
+
+screenshots: setup ## Take the pictures of the dashboard for the README
+	$(RUN)python -m tests.real.screenshots
 
 bench: setup ## Measure everything; prints tables
 	$(RUN)python -m benchmarks

@@ -28,7 +28,7 @@ export class Plot {
     this._area = draw("path", { class: "area" });
     this._line = draw("path", { class: "line" });
     this._rules = draw("g", { class: "rules" });
-    this._figure = make("figure", { className: "plot", role: "img" });
+    this._figure = make("figure", { className: "plot", role: "img", ariaLabel: "Nothing to draw yet" });
     this._pane = make("div", { className: "pane" });
     this._svg = draw(
       "svg",
@@ -162,7 +162,7 @@ export class Band {
   constructor(host) {
     this._svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
     this._x = make("div", { className: "axis-x" });
-    this._figure = make("figure", { className: "plot band", role: "img" }, make("div", { className: "pane" }, this._svg), this._x);
+    this._figure = make("figure", { className: "plot band", role: "img", ariaLabel: "Nothing to draw yet" }, make("div", { className: "pane" }, this._svg), this._x);
     this._legend = make("ul", { className: "legend" });
     host.replaceChildren(this._figure, this._legend);
   }
