@@ -26,6 +26,9 @@ _HEADERS = {
 
 _MAX_DIGITS = 19
 
+_KNOWN_METHODS = frozenset((*METHODS, "QUERY", "TRACE"))
+"""No route has the last two, but they are no strangers: the answer is 405 as for any other."""
+
 _UNKNOWN_METHOD = Problem(
     status=501, code="unknown_method", detail="This service does not know the method."
 )
@@ -48,7 +51,7 @@ class GuardMiddleware:
             return
         safe = _with_headers(send, path_in(scope))
         # An unknown method would become a label of /metrics, one for each name one can think of.
-        if scope["method"] not in METHODS:
+        if scope["method"] not in _KNOWN_METHODS:
             await refuse(_UNKNOWN_METHOD, scope, receive, safe)
         elif _content_length(scope) > self._max_body_bytes:
             await refuse(_TOO_LARGE, scope, receive, safe)

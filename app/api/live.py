@@ -141,13 +141,13 @@ async def live(
 async def _authenticated(socket: WebSocket, rules: AccessRules, attempts: KeyAttempts) -> bool:
     """Ask for the key, as Home Assistant does."""
     peer = socket.client.host if socket.client else None
-    message = None
+    first = None
     with attempts.asking():
         await _say(socket, type="auth_required")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(rules.auth_timeout_s):
-                message = _understood(await _received(socket))
-    refusal = _refusal_of(message, rules, attempts, peer)
+                first = await _received(socket)
+    refusal = _refusal_of(first, rules, attempts, peer)
     if refusal is None:
         return True
     await _say(socket, type="auth_invalid", message=refusal)
@@ -156,14 +156,15 @@ async def _authenticated(socket: WebSocket, rules: AccessRules, attempts: KeyAtt
 
 
 def _refusal_of(
-    message: _Incoming | None, rules: AccessRules, attempts: KeyAttempts, peer: str | None
+    first: bytes | str | None, rules: AccessRules, attempts: KeyAttempts, peer: str | None
 ) -> str | None:
     """Return why the first message of a client does not let it in; None when it does."""
-    if message is None:
+    if first is None:
         return "No key came in time"
     if wait_s := attempts.wait_s(peer):
         return too_many(wait_s).detail
-    if message.type == "auth" and rules.is_key(message.api_key):
+    message = _understood(first)
+    if message is not None and message.type == "auth" and rules.is_key(message.api_key):
         return None
     attempts.failed(peer)
     return "The key is not the API_KEY"

@@ -79,7 +79,7 @@ const isKept = () => health === null || health.sinks.some(({ name }) => name ===
 
 function excuse(problem) {
   // A service that went away is told by /health and the stream, each in its place.
-  if (problem instanceof Refused && problem.status === 401) lock(problem.message);
+  if (problem instanceof Refused && [401, 429].includes(problem.status)) lock(problem.message);
 }
 
 // --- health --------------------------------------------------------------------------------

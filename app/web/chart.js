@@ -55,7 +55,8 @@ export class Plot {
     const numbers = points.map(([, y]) => y).filter((y) => y !== null);
     const ticks = niceTicks(fromZero ? 0 : Math.min(...numbers), Math.max(...numbers));
     const [low, high] = [ticks[0], ticks.at(-1)];
-    const x = (moment) => (WIDTH * (Math.max(from, moment) - from)) / (to - from);
+    // What lies outside is drawn at the edge: another clock may be ahead of this one.
+    const x = (moment) => (WIDTH * (Math.min(to, Math.max(from, moment)) - from)) / (to - from);
     const y = (value) => HEIGHT - (HEIGHT * (value - low)) / (high - low);
     const [line, area] = paths(points, { x, y, end: x(to) });
     this._line.setAttribute("d", line);
@@ -173,7 +174,7 @@ export class Band {
     for (const [begun, ended, state] of spans) lasted.set(state, (lasted.get(state) ?? 0) + ended - begun);
     const hues = new Map();
     for (const state of lasted.keys()) hues.set(state, hueOf(state, hues.size));
-    const x = (moment) => (WIDTH * (moment - from)) / (to - from);
+    const x = (moment) => (WIDTH * (Math.min(to, Math.max(from, moment)) - from)) / (to - from);
     this._svg.replaceChildren(
       ...spans.map(([begun, ended, state]) => {
         const left = round(x(begun));

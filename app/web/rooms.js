@@ -2,7 +2,7 @@
 
 import { byId, make, setChoices, setText } from "./dom.js";
 import { fits } from "./live.js";
-import { clock, count, stateOf } from "./words.js";
+import { count, day, stateOf } from "./words.js";
 
 export class Rooms {
   constructor(home) {
@@ -112,6 +112,6 @@ function fill(row, entity, home) {
   setText(link, nameWithin(entity, home));
   setText(state, entity.time === null ? "–" : stateOf(entity));
   row.classList.toggle("away", entity.state === "unavailable" || entity.state === "unknown");
-  setText(time, entity.time === null ? "" : clock(entity.time));
+  setText(time, entity.time === null ? "" : day(entity.time));
   return row;
 }

@@ -5,6 +5,8 @@ const compact = new Intl.NumberFormat(undefined, { notation: "compact", maximumF
 const clockTime = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
 const dayTime = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
+const dayOnly = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short" });
+
 const A_DAY_MS = 86_400_000;
 
 export const amount = (count) => number.format(count);
@@ -35,6 +37,12 @@ export function ago(iso) {
 export function clock(iso) {
   const moment = new Date(iso);
   return Math.abs(Date.now() - moment) < A_DAY_MS ? clockTime.format(moment) : dayTime.format(moment);
+}
+
+/** Say when in few characters: the time of the last day, else the day. */
+export function day(iso) {
+  const moment = new Date(iso);
+  return Math.abs(Date.now() - moment) < A_DAY_MS ? clockTime.format(moment) : dayOnly.format(moment);
 }
 
 export function megabytes(bytes) {

@@ -265,7 +265,13 @@ async def test_the_key_may_come_in_the_first_message() -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    ['{"type":"auth","api_key":"wrong"}', '{"type":"auth"}', '{"type":"ping"}'],
+    [
+        '{"type":"auth","api_key":"wrong"}',
+        '{"type":"auth","api_key":"\\ud800"}',
+        '{"type":"auth"}',
+        '{"type":"ping"}',
+        "{",
+    ],
 )
 async def test_a_wrong_key_ends_the_connection(sent: str) -> None:
     """The client is told, and never sees an event."""

@@ -51,13 +51,13 @@ async def main() -> None:
 @contextlib.asynccontextmanager
 async def _history(folder: Path) -> AsyncIterator[Service]:
     """Let the house live through the last hours in seconds."""
-    begun = time.time() - _HISTORY_S
-    clock = itertools.count(begun, _STEP_S)
-    house = DemoHouse(folder / "house", clock=lambda: next(clock))
+    moments = [time.time() - _HISTORY_S]
+    house = DemoHouse(folder / "house", clock=lambda: moments[-1])
     async with _served(folder, house) as (home_assistant, running):
         house.wake()
         fired = 0
         for _ in range(_HISTORY_S // _STEP_S):
+            moments.append(moments[-1] + _STEP_S)
             for event in house.advance():
                 home_assistant.fire(event)
                 fired += 1
