@@ -22,6 +22,8 @@ _HEADERS = {
     "X-Frame-Options": "SAMEORIGIN",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
+    # Without a key this is what keeps a foreign page from loading data as a script or picture.
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 _MAX_DIGITS = 19

@@ -156,7 +156,7 @@ function showLine() {
     connecting: ["Connecting…", ""],
     live: live.isPaused && view === "live" ? ["Paused", "warn"] : ["Live", "good"],
     waiting: [`Lost; trying again in ${waitFor_s} s`, "bad"],
-    locked: ["Needs the API key", "warn"],
+    locked: ["Locked", "warn"],
   }[stream.state];
   setText(byId("line"), words);
   byId("line").className = `pill ${mood}`;

@@ -7,6 +7,7 @@ import { amount, clock, count, stateOf } from "./words.js";
 const MAX_ROWS = 150;
 const KEPT = 2_000;
 const MOST_IDS = 2_000;
+const MOST_LIT = 20;
 
 export class Live {
   constructor(home, { onPause }) {
@@ -53,7 +54,8 @@ export class Live {
       if (message.type === "dropped") rows.push(lostRow(message));
       else if (this._fits(message.event)) rows.push(eventRow(message.event));
     }
-    for (const row of rows) row.classList.add("new");
+    // A few are lit up as they come; many would only flicker.
+    if (rows.length <= MOST_LIT) for (const row of rows) row.classList.add("new");
     const body = byId("events");
     body.prepend(...rows);
     while (body.rows.length > MAX_ROWS) body.lastElementChild.remove();
@@ -154,7 +156,7 @@ function eventRow(event) {
   const below = make(
     "small",
     {},
-    make("span", { className: "id" }, event.entity_id),
+    make("span", { className: "id" }, event.friendly_name ? event.entity_id : ""),
     make("span", { className: "at" }, time),
     make("span", { className: "place" }, place && ` · ${place}`),
   );

@@ -98,7 +98,7 @@ export class Overview {
     const mean_s = meanOf(before, this._samples, histogram);
     if (mean_s === null) return tile(name, "–", "no figure yet");
     const most_s = boundOf(between(bucketsOf(before, histogram), bucketsOf(this._samples, histogram)), 0.99);
-    const most = most_s === Infinity ? "over an hour at times" : `99 % within ${span(most_s)}`;
+    const most = most_s === Infinity ? "over an hour at times" : `99\u00a0% within ${span(most_s)}`;
     return tile(name, span(mean_s), `on average; ${most}`);
   }
 

@@ -18,14 +18,14 @@ export function count(some, one, many) {
   return `${number.format(some)} ${some === 1 ? one : many}`;
 }
 
-/** Say how long something takes: "40 ms", "42 s", "5 min", "3 h", "12 days". */
+/** Say how long something takes: "40 ms", "42 s", "5 min", "3 h", "12 days", never broken in two. */
 export function span(seconds) {
-  if (seconds < 1) return `${Math.round(seconds * 1_000)} ms`;
-  if (seconds < 10) return `${number.format(Math.round(seconds * 10) / 10)} s`;
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 5_400) return `${Math.round(seconds / 60)} min`;
-  if (seconds < 172_800) return `${Math.round(seconds / 3_600)} h`;
-  return `${Math.round(seconds / 86_400)} days`;
+  if (seconds < 1) return `${Math.round(seconds * 1_000)}\u00a0ms`;
+  if (seconds < 10) return `${number.format(Math.round(seconds * 10) / 10)}\u00a0s`;
+  if (seconds < 90) return `${Math.round(seconds)}\u00a0s`;
+  if (seconds < 5_400) return `${Math.round(seconds / 60)}\u00a0min`;
+  if (seconds < 172_800) return `${Math.round(seconds / 3_600)}\u00a0h`;
+  return `${Math.round(seconds / 86_400)}\u00a0days`;
 }
 
 export function ago(iso) {

@@ -84,7 +84,21 @@ async def test_every_answer_carries_the_security_headers(path: str, policy: str)
     assert "frame-ancestors 'self'" in content_policy
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["x-frame-options"] == "SAMEORIGIN"
     assert headers["cache-control"] == ("no-store" if path == "/health" else "no-cache")
+
+
+async def test_only_swagger_ui_may_style_its_parts_from_a_script() -> None:
+    """No policy allows a script that does not come as a file from here, or an evaluated one."""
+    paths = ("/", "/static/app.js", "/health", "/openapi.json", "/nowhere", "/docs")
+    async with api_client() as client:
+        policies = [(await client.get(path)).headers["content-security-policy"] for path in paths]
+
+    assert not any("unsafe" in policy for policy in policies[:-1])
+    assert policies[-1].count("unsafe") == 1
+    assert "style-src 'self' 'unsafe-inline'" in policies[-1]
+    assert not any("*" in policy or "http" in policy for policy in policies)
 
 
 @pytest.mark.parametrize(

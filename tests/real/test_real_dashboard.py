@@ -73,6 +73,10 @@ async def test_the_dashboard_shows_a_living_home(browser: Browser, tmp_path: Pat
         await _filters_hold(page)
         await _home_is_shown(page)
         await _history_is_drawn(page)
+        found = await running.until(
+            "/api/v1/events?domain=binary_sensor&limit=1", lambda page: page["events"], timeout_s=60
+        )
+        await _history_of_words_is_drawn(shown, found["events"][0]["entity_id"])
         await page.get_by_role("link", name="Dead letters").click()
         await expect(page.locator("#letters-empty")).to_be_visible()
 
@@ -126,9 +130,14 @@ async def _history_is_drawn(page: Page) -> None:
     await expect(page.locator("#entity-plot figure")).to_have_attribute(
         "aria-label", re.compile(r"Electricity meter Power, \d+ values?: from .+ to .+ W")
     )
-    # A state that is a word is a band of colors with a legend.
-    await page.goto(page.url.partition("#")[0] + "#/entity/sun.sun")
-    await expect(page.locator("#entity-id")).to_have_text("sun.sun")
+
+
+async def _history_of_words_is_drawn(shown: Tab, entity_id: str) -> None:
+    """A state that is a word is a band of colors, and a legend says how long each lasted."""
+    await shown.go(f"#/entity/{entity_id}")
+    await expect(shown.page.locator("#entity-id")).to_have_text(entity_id)
+    await expect(shown.page.locator("#entity-plot rect")).not_to_have_count(0)
+    await expect(shown.page.locator(".legend li").first).to_have_text(re.compile(r"^\w+ \d"))
 
 
 async def test_axe_finds_nothing_wrong(browser: Browser, tmp_path: Path) -> None:
@@ -282,7 +291,7 @@ async def test_the_key_is_asked_for_and_a_wrong_one_is_refused(
         page = shown.page
         await expect(page.get_by_label("This service asks for its API key")).to_be_focused()
         await expect(page.locator("#verdict")).to_have_text("All is well")
-        await expect(page.locator("#line")).to_have_text("Needs the API key")
+        await expect(page.locator("#line")).to_have_text("Locked")
         locked = await shown.violations()
         await page.keyboard.type("wrong")
         await page.keyboard.press("Enter")
@@ -299,7 +308,7 @@ async def test_the_key_is_asked_for_and_a_wrong_one_is_refused(
         await page.reload()
         await expect(page.locator("#line")).to_have_text("Live")
         async with tab(browser, running.url) as other:
-            await expect(other.page.locator("#line")).to_have_text("Needs the API key")
+            await expect(other.page.locator("#line")).to_have_text("Locked")
 
     assert locked == []
     assert hidden == 0
