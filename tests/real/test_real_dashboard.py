@@ -17,6 +17,7 @@ from app.demo.home_assistant import FakeHomeAssistant
 from app.demo.house import DemoHouse
 from tests.fakes.faults import FaultServer
 from tests.fakes.influx import FakeInflux
+from tests.fakes.prefix import below
 from tests.fakes.replies import error
 from tests.fakes.still_house import StillHouse
 from tests.real.browser import DESKTOP, PHONE, THEMES, Tab, chromium, number_in, tab
@@ -167,6 +168,24 @@ async def _wrong(shown: Tab, view: str) -> list[str]:
     if "entity" in view:
         await expect(shown.page.locator("#changes tr")).not_to_have_count(0)
     return await shown.violations()
+
+
+async def test_it_works_below_a_path(browser: Browser, tmp_path: Path) -> None:
+    """Every address in it is relative: behind a proxy it may stand beside other services."""
+    async with (
+        _demo(tmp_path) as running,
+        below("home/ingestion", running.url) as url,
+        tab(browser, url) as shown,
+    ):
+        await expect(shown.page.locator("#line")).to_have_text("Live")
+        await expect(shown.page.locator("#verdict")).to_have_text("All is well")
+        await expect(shown.page.locator("#latest li")).not_to_have_count(0)
+        await shown.page.get_by_role("link", name="API").click()
+        await expect(shown.page.locator(".swagger-ui .info .title")).to_contain_text(
+            "websocket-ingestion"
+        )
+
+    assert shown.complaints == []
 
 
 async def test_it_can_be_used_by_keyboard_and_without_motion(
