@@ -10,6 +10,7 @@ const BIN_S = 5;
 const WINDOW_S = 15 * 60;
 const LEAST_WINDOW_S = 2 * 60;
 const LATEST = 7;
+const LATE_S = 30; // much more than a batch waits, or a slow database takes
 // Latencies are those since the oldest look at /metrics that is kept: the last five minutes.
 const LOOKS = 60;
 
@@ -36,7 +37,7 @@ export class Overview {
   showHealth(health) {
     this._health = health;
     this._answered = Date.now();
-    const [words, mood] = VERDICT[health.status] ?? [health.status, "bad"];
+    const [words, mood] = this._judged(health);
     this._verdict(words, mood, this._note(health));
     this._showReasons(health.reasons);
     this._showTiles(health);
@@ -57,6 +58,18 @@ export class Overview {
     setText(byId("verdict-note"), note);
   }
 
+  /** Nothing may be wrong now, and yet all is not well: what was lost stays lost. */
+  _judged(health) {
+    const dropped = this._dropped(health);
+    if (health.status === "healthy" && dropped) return [`Running, but ${count(dropped, "change was", "changes were")} lost`, "warn"];
+    return VERDICT[health.status] ?? [health.status, "bad"];
+  }
+
+  _dropped({ sinks, ...health }) {
+    const ofSink = ({ name }) => valueOf(this._samples, "ingest_sink_points_dropped_total", name);
+    return sinks.reduce((total, sink) => total + ofSink(sink), lostEvents(health));
+  }
+
   _note({ status, connection, subscription, uptime_seconds: uptime }) {
     if (status !== "healthy") return "Capturing goes on where it can. What to look at, worst first:";
     const events = count(subscription.total_events_received, "change", "changes");
@@ -74,13 +87,12 @@ export class Overview {
 
   _showTiles(health) {
     const { sinks, journal } = health;
-    const sum = (name) => sinks.reduce((total, sink) => total + valueOf(this._samples, name, sink.name), 0);
     const held = sinks.reduce((total, sink) => total + sink.held, 0);
     const written = sinks.reduce((total, sink) => total + sink.points_written, 0);
     const letters = this.deadLetters;
-    const dropped = sum("ingest_sink_points_dropped_total") + lostEvents(health);
+    const dropped = this._dropped(health);
     const oldest = Math.max(0, ...sinks.map((sink) => sink.lag_seconds));
-    const isBehind = sinks.some(({ state }) => state !== "ok");
+    const isBehind = oldest > LATE_S || sinks.some(({ state }) => state !== "ok");
     byId("tiles").replaceChildren(
       tile("Written", short(written), sinks.length > 1 ? `points, to ${sinks.length} sinks` : "points"),
       tile("Held", short(held), held ? `the oldest for ${span(oldest)}` : "nothing waits", held && isBehind ? "warn" : ""),

@@ -253,6 +253,34 @@ async def test_an_outage_of_the_database_is_told_and_so_is_its_end(
     assert shown.complaints == []
 
 
+async def test_all_is_not_well_when_something_was_lost(browser: Browser, tmp_path: Path) -> None:
+    """Also when nothing is wrong any more: what was dropped at a bound stays lost."""
+    house = StillHouse()
+    async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
+        house.fire = home_assistant.fire
+        settings = {
+            "HOME_ASSISTANT_URL": home_assistant.url,
+            "HOME_ASSISTANT_TOKEN": TOKEN,
+            "INFLUXDB_MAX_PENDING_POINTS": "10",
+            "JOURNAL_COMMIT_INTERVAL": "2",
+        }
+        async with service(tmp_path, settings) as running:
+            await running.until("/health", lambda health: health["discovery"]["last_refresh"])
+            for number in range(200):
+                house.set_state("sensor.number", str(number))
+            await running.until(
+                "/health", lambda health: sum(health["accounting"]["events"]["dropped"].values())
+            )
+            async with tab(browser, running.url) as shown:
+                await expect(shown.page.locator("#verdict-card")).to_have_attribute(
+                    "data-mood", "warn"
+                )
+                await expect(shown.page.locator("#verdict")).not_to_have_text("All is well")
+                await expect(shown.page.locator(".tile.bad dt")).to_have_text("Dropped")
+
+    assert shown.complaints == []
+
+
 async def test_dead_letters_are_shown_with_their_reason_and_sent_again(
     browser: Browser, tmp_path: Path
 ) -> None:
