@@ -11,7 +11,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help python setup demo run backfill test check fix coverage real-servers test-real bench bench-smoke clean
+.PHONY: help python setup demo run backfill test check fix coverage real-servers test-real screenshots bench bench-smoke clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ real-servers: setup ## Install the real neighbors that test-real needs
 
 test-real: setup ## Run the service against a real Home Assistant and real databases
 	$(RUN)pytest tests/real
+
+screenshots: setup ## Take the pictures of the dashboard for the README
+	$(RUN)python -m tests.real.screenshots
 
 bench: setup ## Measure everything; prints tables
 	$(RUN)python -m benchmarks

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app.api.attempts import KeyAttempts, too_many
 from app.api.problems import Problem, problem_response
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -49,7 +50,9 @@ class AccessRules:
     def is_key(self, offered: str) -> bool:
         """Compare with the API key, in a time that does not tell how much was right."""
         return self.api_key is not None and hmac.compare_digest(
-            offered.encode(errors="surrogateescape"), self.api_key.encode()
+            # Half a surrogate pair can come in JSON, and escaped bytes in a header.
+            offered.encode(errors="surrogatepass"),
+            self.api_key.encode(),
         )
 
 
@@ -70,6 +73,9 @@ class Asked:
 @dataclass(frozen=True, slots=True)
 class Allow:
     """Answer it."""
+
+    by_key: bool = False
+    """Because of the key that came with it, and for no other reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,7 @@ def decide(rules: AccessRules, asked: Asked) -> Decision:
 def _decide_by_key(rules: AccessRules, asked: Asked) -> Decision:
     offered = _offered_keys(asked.headers)
     if any(rules.is_key(key) for key in offered):
-        return Allow()
+        return Allow(by_key=True)
     if offered:
         return Refuse(_API_KEY_WRONG)
     # A browser cannot add headers to a WebSocket.
@@ -210,22 +216,35 @@ def _api_key_needed(reason: str) -> Problem:
 class AccessMiddleware:
     """Carries out the decision for every HTTP request and WebSocket."""
 
-    def __init__(self, app: ASGIApp, *, rules: AccessRules) -> None:
+    def __init__(self, app: ASGIApp, *, rules: AccessRules, attempts: KeyAttempts) -> None:
         self._app = app
         self._rules = rules
+        self._attempts = attempts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with a problem."""
         if scope["type"] not in {"http", "websocket"}:
             await self._app(scope, receive, send)
             return
-        match decide(self._rules, asked_in(scope)):
+        asked = asked_in(scope)
+        match self._braked(decide(self._rules, asked), asked.peer):
             case Refuse(problem):
                 await refuse(problem, scope, receive, send)
             case Challenge():
                 await self._app({**scope, MUST_AUTHENTICATE: True}, receive, send)
             case _:
                 await self._app(scope, receive, send)
+
+    def _braked(self, decision: Decision, peer: str | None) -> Decision:
+        """Return the decision, or a refusal in place of one about a key from a guesser."""
+        is_wrong = decision == Refuse(_API_KEY_WRONG)
+        if not is_wrong and decision != Allow(by_key=True):
+            return decision
+        if wait_s := self._attempts.wait_s(peer):
+            return Refuse(too_many(wait_s))
+        if is_wrong:
+            self._attempts.failed(peer)
+        return decision
 
 
 def asked_in(scope: Scope) -> Asked:

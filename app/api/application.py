@@ -65,7 +65,7 @@ def build_api(
 def _stand_before(app: FastAPI, components: Components) -> None:
     """Add the middleware, innermost first."""
     access = components.access
-    app.add_middleware(AccessMiddleware, rules=access)
+    app.add_middleware(AccessMiddleware, rules=access, attempts=components.key_attempts)
     Instrumentator(registry=components.registry).instrument(app)
     if access.cors_origins:
         # Outside of the access rules: a preflight request carries no key, and a page may only

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends
@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import HTTPConnection
 
 from app.api.access import AccessRules
+from app.api.attempts import KeyAttempts
 from app.api.stores import DeadLetterBox, EventStore
 from app.discovery.catalog import Catalog
 from app.discovery.metadata import Metadata
@@ -46,6 +47,7 @@ class Components:
     diagnostics: Callable[[], Mapping[str, object]]
     append: Callable[[Lines], Awaitable[None]]
     """Journals lines again; durable when it returns."""
+    key_attempts: KeyAttempts = field(default_factory=KeyAttempts)
 
 
 def components_of(connection: HTTPConnection) -> Components:

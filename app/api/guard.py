@@ -24,9 +24,14 @@ _HEADERS = {
     "X-Frame-Options": "SAMEORIGIN",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
+    # Without a key this is what keeps a foreign page from loading data as a script or picture.
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 _MAX_DIGITS = 19
+
+_KNOWN_METHODS = frozenset((*METHODS, "QUERY", "TRACE"))
+"""No route has the last two, but they are no strangers: the answer is 405 as for any other."""
 
 _UNKNOWN_METHOD = Problem(
     status=501, code="unknown_method", detail="This service does not know the method."
@@ -57,7 +62,7 @@ class GuardMiddleware:
         larger = (size for prefix, size in self._larger.items() if path.startswith(prefix))
         max_body_bytes = next(larger, self._max_body_bytes)
         # An unknown method would become a label of /metrics, one for each name one can think of.
-        if scope["method"] not in METHODS:
+        if scope["method"] not in _KNOWN_METHODS:
             await refuse(_UNKNOWN_METHOD, scope, receive, safe)
         elif _content_length(scope) > max_body_bytes:
             await refuse(_TOO_LARGE, scope, receive, safe)

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 
 from app import __version__
 from app.api.access import MUST_AUTHENTICATE, AccessRules, refuse
+from app.api.attempts import KeyAttempts, too_many
 from app.api.dependencies import ComponentsDep
 from app.api.problems import Problem, ProblemRaised
 from app.api.schemas import ProblemDocument
@@ -108,13 +109,13 @@ async def live(
 ) -> None:
     """Send every event that is wanted until the client, or the server, hangs up."""
     hub = components.hub
-    if hub.full:
+    if hub.full or components.key_attempts.full:
         await refuse(_FULL, socket.scope, socket.receive, socket.send)
         return
     await socket.accept()
     with contextlib.suppress(WebSocketDisconnect):
         if socket.scope.get(MUST_AUTHENTICATE) and not await _authenticated(
-            socket, components.access
+            socket, components.access, components.key_attempts
         ):
             return
         if hub.full:  # others came while this one looked for its key
@@ -137,19 +138,36 @@ async def live(
             await _converse(socket, watcher, coalesce=coalesce)
 
 
-async def _authenticated(socket: WebSocket, rules: AccessRules) -> bool:
+async def _authenticated(socket: WebSocket, rules: AccessRules, attempts: KeyAttempts) -> bool:
     """Ask for the key, as Home Assistant does."""
-    await _say(socket, type="auth_required")
-    message = None
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(rules.auth_timeout_s):
-            message = _understood(await _received(socket))
-    if message is not None and message.type == "auth" and rules.is_key(message.api_key):
+    peer = socket.client.host if socket.client else None
+    first = None
+    with attempts.asking():
+        await _say(socket, type="auth_required")
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(rules.auth_timeout_s):
+                first = await _received(socket)
+    refusal = _refusal_of(first, rules, attempts, peer)
+    if refusal is None:
         return True
-    why = "No key came in time" if message is None else "The key is not the API_KEY"
-    await _say(socket, type="auth_invalid", message=why)
+    await _say(socket, type="auth_invalid", message=refusal)
     await socket.close(_POLICY_VIOLATION, "auth_invalid")
     return False
+
+
+def _refusal_of(
+    first: bytes | str | None, rules: AccessRules, attempts: KeyAttempts, peer: str | None
+) -> str | None:
+    """Return why the first message of a client does not let it in; None when it does."""
+    if first is None:
+        return "No key came in time"
+    if wait_s := attempts.wait_s(peer):
+        return too_many(wait_s).detail
+    message = _understood(first)
+    if message is not None and message.type == "auth" and rules.is_key(message.api_key):
+        return None
+    attempts.failed(peer)
+    return "The key is not the API_KEY"
 
 
 async def _converse(socket: WebSocket, watcher: Watcher, *, coalesce: bool) -> None:

@@ -29,6 +29,7 @@ _EVERYWHERE = {
     "401": "The API_KEY is missing or wrong",
     "403": "Not answered without an API_KEY, or to a page of another origin",
     "422": "A value of the request cannot be used",
+    "429": "Too many wrong keys came from this address; `Retry-After` says how long to wait",
     "500": "This service made a mistake; its log says more",
 }
 

@@ -15,7 +15,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 async def first_page() -> FileResponse:
-    """Return the page that shows health in words and the live stream."""
+    """Return the dashboard; its modules are in `app/web`, `app.js` first."""
     return FileResponse(WEB / "index.html")
 
 

@@ -33,7 +33,8 @@ class Request:
     method: Literal["GET", "POST"] = "GET"
     path: str
     query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """They may hold the token or the password."""
     body: bytes | dict[str, object] | None = None
     """Bytes are sent as they are, a dict as JSON."""
 
@@ -48,9 +49,9 @@ class Target:
     bucket: str
     """The bucket of version 2, the database of versions 1 and 3."""
     org: str = ""
-    token: str = ""
+    token: str = field(default="", repr=False)
     username: str = ""
-    password: str = ""
+    password: str = field(default="", repr=False)
 
 
 class Dialect(Protocol):

@@ -1,335 +1,219 @@
-// The first page: /health in words, and the live stream. What comes from Home Assistant is
-// put in with textContent only: a name is never markup.
+// The dashboard: which view is shown, what each is given, and when it is asked to paint.
+
+import { byId, make, notify, setText } from "./dom.js";
+import { Entity } from "./entity.js";
+import { Home } from "./home.js";
+import { Letters } from "./letters.js";
+import { Live } from "./live.js";
+import { Overview } from "./overview.js";
+import { Rooms } from "./rooms.js";
+import { Refused, askHealth, key } from "./service.js";
+import { Stream } from "./stream.js";
+import { amount, short, span } from "./words.js";
 
 const HEALTH_EVERY_MS = 5_000;
-const MAX_ROWS = 200;
-const PAINT_EVERY_MS = 150;
-const FIRST_WAIT_MS = 1_000;
-const MAX_WAIT_MS = 15_000;
-const KEY = "websocket-ingestion.api_key";
+const PAINT_EVERY_MS = 250;
+const LOAD_EVERY = 2; // looks at /health, for what is larger
+const RESTARTED_MS = 3_000; // more than two clocks that are asked a moment apart may differ
 
-const byId = (id) => document.getElementById(id);
-const number = new Intl.NumberFormat();
+const TITLES = { overview: "Overview", live: "Live", home: "Home", entity: "Entity", letters: "Dead letters" };
 
-/** Return a new element that holds only text. */
-function element(name, text, className = "") {
-  const made = document.createElement(name);
-  made.textContent = text;
-  made.className = className;
-  return made;
+const home = new Home();
+const overview = new Overview();
+const rooms = new Rooms(home);
+const entity = new Entity(home);
+const letters = new Letters({ onChange: () => look() });
+const live = new Live(home, { onPause: () => showLine() });
+const stream = new Stream({ onMessages: take, onState: heed });
+
+let health = null;
+let startedAt = null; // of the service, by its own words
+let looks = 0;
+let view = "overview";
+let waitFor_s = 0;
+let isHomeAsked = false;
+let wasLive = false;
+
+// --- views -------------------------------------------------------------------------------
+
+function viewOf(hash) {
+  const [, name = "", rest = ""] = /^#\/([^/]*)\/?(.*)$/.exec(hash) ?? [];
+  if (name === "entity" && rest) return ["entity", decodeURIComponent(rest)];
+  if (name === "dead-letters") return ["letters", null];
+  return [name === "live" || name === "home" ? name : "overview", null];
 }
 
-/** Show a short text as a pill of one mood: good, warn, bad or none. */
-function setPill(pill, text, mood = "") {
-  if (pill.textContent !== text) pill.textContent = text;
-  pill.className = `pill ${mood}`;
-}
-
-/** Say how long something takes, for a person: "42 s", "5 min", "3 h", "12 days". */
-function span(seconds) {
-  if (seconds < 90) return `${Math.round(seconds)} s`;
-  if (seconds < 5_400) return `${Math.round(seconds / 60)} min`;
-  if (seconds < 172_800) return `${Math.round(seconds / 3_600)} h`;
-  return `${Math.round(seconds / 86_400)} days`;
-}
-
-function ago(iso) {
-  return `${span(Math.max(0, (Date.now() - Date.parse(iso)) / 1_000))} ago`;
-}
-
-function count(amount, one, many) {
-  return `${number.format(amount)} ${amount === 1 ? one : many}`;
-}
-
-// --- health in words ---------------------------------------------------------------------
-
-const STATUS = {
-  healthy: ["All is well", "good"],
-  degraded: ["Needs a look", "warn"],
-  unhealthy: ["Broken", "bad"],
-};
-
-function sayConnection({ connection, subscription }) {
-  const version = connection.ha_version ? ` ${connection.ha_version}` : "";
-  switch (connection.current_state) {
-    case "connected": {
-      const starting = connection.ha_state && connection.ha_state !== "RUNNING"
-        ? ", which is not fully started" : "";
-      const last = subscription.last_event ? ` Last event ${ago(subscription.last_event)}.` : "";
-      return `Connected to Home Assistant${version}${starting}.${last}`;
-    }
-    case "waiting": {
-      const next = connection.next_attempt_in_seconds;
-      return `Not connected.${next === null ? "" : ` Next attempt in ${span(next)}.`}`;
-    }
-    case "disconnected":
-      return "Not connected.";
-    default:
-      return `Connecting to Home Assistant (${connection.current_state}).`;
+function showView({ isFirst = false } = {}) {
+  if (location.hash && !location.hash.startsWith("#/")) return; // the skip link
+  const [name, which] = viewOf(location.hash);
+  view = name;
+  for (const section of document.querySelectorAll(".view")) section.hidden = section.id !== `view-${name}`;
+  for (const link of document.querySelectorAll("nav a[data-view]")) {
+    const isCurrent = link.dataset.view === (name === "entity" ? "home" : name);
+    if (isCurrent) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
   }
-}
-
-function sayEvents({ accounting, subscription }) {
-  const { received, journaled, filtered, malformed, dropped, pending } = accounting.events;
-  const lost = Object.values(dropped).reduce((sum, each) => sum + each, 0);
-  const parts = [`${count(received, "event", "events")} received`, `${number.format(journaled)} journaled`];
-  if (pending) parts.push(`${number.format(pending)} on their way`);
-  if (filtered) parts.push(`${number.format(filtered)} filtered`);
-  if (malformed) parts.push(`${number.format(malformed)} unreadable`);
-  if (lost) parts.push(`${number.format(lost)} dropped`);
-  return `${parts.join(", ")}. ${number.format(subscription.event_rate_per_minute)} per minute.`;
-}
-
-function sayJournal({ journal }) {
-  const safe = journal.durable ? "A crash loses nothing that is in it" : "It is not durable now";
-  const size = `${number.format(Math.ceil(journal.bytes / 100_000) / 10)} MB`;
-  const waiting = journal.pending_points
-    ? ` ${count(journal.pending_points, "event waits", "events wait")} for the next commit.` : "";
-  return `${safe}; ${size}.${waiting}`;
-}
-
-const SINK = {
-  ok: "Writing",
-  waiting: "Waiting for the database",
-  holding: "Holding everything until a person looks",
-  refusing: "The database refuses",
-};
-
-function saySink(sink) {
-  const held = sink.held
-    ? ` ${count(sink.held, "point waits", "points wait")}, the oldest for ${span(sink.lag_seconds)}.`
-    : " Nothing waits.";
-  const drained = sink.drained_in_seconds > 1
-    ? ` Caught up in about ${span(sink.drained_in_seconds)}.` : "";
-  const error = sink.last_error && sink.state !== "ok" ? ` Last error: ${sink.last_error}.` : "";
-  return `${SINK[sink.state] ?? sink.state}; ${count(sink.points_written, "point", "points")} written.`
-    + `${held}${drained}${error}`;
-}
-
-function sayDiscovery({ discovery }) {
-  const known = [
-    count(discovery.devices, "device", "devices"),
-    count(discovery.entities, "entity", "entities"),
-    count(discovery.areas, "area", "areas"),
-  ].join(", ");
-  return `${known}${discovery.is_stale ? ", not up to date" : ""}.`;
-}
-
-function showHealth(health) {
-  const [text, mood] = STATUS[health.status] ?? [health.status, "bad"];
-  setPill(byId("status"), text, mood);
-  byId("subtitle").textContent =
-    `Version ${health.version}, running for ${span(health.uptime_seconds)}, `
-    + `${number.format(health.performance.memory_mb)} MB of memory.`;
-  showReasons(health.reasons);
-  const facts = [
-    ["Connection", sayConnection(health)],
-    ["Events", sayEvents(health)],
-    ["Journal", sayJournal(health)],
-    ...health.sinks.map((sink) => [`Sink: ${sink.name}`, saySink(sink)]),
-    ["Known", sayDiscovery(health)],
-  ];
-  byId("facts").classList.remove("old");
-  byId("facts").replaceChildren(...facts.map(([term, words]) => {
-    const fact = document.createElement("div");
-    fact.append(element("dt", term), element("dd", words));
-    return fact;
-  }));
-}
-
-let reasonsShown = "";
-
-function showReasons(reasons) {
-  // Untouched when nothing changed: a screen reader would say them again and again.
-  if (reasonsShown === reasons.join("\n")) return;
-  reasonsShown = reasons.join("\n");
-  byId("reasons").replaceChildren(...reasons.map((reason) => element("li", reason)));
-  byId("reasons").hidden = reasons.length === 0;
-}
-
-async function askHealth() {
-  try {
-    const response = await fetch("health", { cache: "no-store" });
-    showHealth(await response.json());
-  } catch {
-    setPill(byId("status"), "No answer", "bad");
-    byId("facts").classList.add("old");
-  } finally {
-    setTimeout(askHealth, HEALTH_EVERY_MS);
+  document.title = `${which ?? TITLES[name]} · websocket-ingestion`;
+  if (name === "entity") entity.show(which, isKept()).catch(excuse);
+  if (!isFirst) {
+    scrollTo(0, 0);
+    document.querySelector(`#view-${name} h1`).focus({ preventScroll: true });
   }
-}
-
-// --- the live stream ---------------------------------------------------------------------
-
-let waiting = []; // messages not yet painted, newest last
-let pressed = false; // the button
-let touched = false; // the pointer or the focus is on the rows
-let arrived = 0; // events since the last look at the rate
-
-function isPaused() {
-  return pressed || touched;
-}
-
-function showState({ state, unit_of_measurement: unit, removed }) {
-  if (removed) return "removed";
-  return unit ? `${state} ${unit}` : String(state);
-}
-
-function eventRow({ event }) {
-  const row = document.createElement("tr");
-  const entity = element("td", event.friendly_name || event.entity_id);
-  if (event.friendly_name) entity.append(element("small", event.entity_id));
-  const state = document.createElement("td");
-  if (event.previous_state !== null && event.previous_state !== event.state) {
-    state.append(element("span", `${event.previous_state} → `, "was"));
-  }
-  state.append(element("span", showState(event), "now"));
-  const time = new Date(event.time).toLocaleTimeString(undefined, { hour12: false });
-  row.append(element("td", time), entity, state, element("td", event.area_name ?? event.area_id ?? ""));
-  return row;
-}
-
-function lostRow({ count: lost }) {
-  const row = document.createElement("tr");
-  const cell = element("td", `This page was too slow for ${count(lost, "event", "events")}.`, "lost");
-  cell.colSpan = 4;
-  row.append(cell);
-  return row;
-}
-
-function paint() {
-  if (isPaused() || waiting.length === 0) return;
-  const rows = waiting.map((message) => (message.type === "event" ? eventRow(message) : lostRow(message)));
-  waiting = [];
-  rows.forEach((row) => row.classList.add("new"));
-  const body = byId("events");
-  body.prepend(...rows.reverse());
-  while (body.rows.length > MAX_ROWS) body.lastElementChild.remove();
-  byId("empty").hidden = true;
-}
-
-function keep(message) {
-  if (message.type === "event") arrived += 1;
-  waiting.push(message);
-  if (waiting.length > 2 * MAX_ROWS) waiting = waiting.slice(-MAX_ROWS);
-}
-
-function showPause() {
-  const button = byId("pause");
-  button.textContent = pressed ? "Go on" : "Pause";
-  button.setAttribute("aria-pressed", String(pressed));
-  if (connected) setPill(byId("live-status"), isPaused() ? "Paused" : "Live", isPaused() ? "warn" : "good");
+  load();
   paint();
 }
 
-let connected = false;
-let wait_ms = FIRST_WAIT_MS;
-
-function watch() {
-  const address = new URL("ws?coalesce=1", location.href);
-  address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
-  const socket = new WebSocket(address);
-  let asking = false; // for the key: then a close is no reason to try again
-  setPill(byId("live-status"), "Connecting…");
-
-  socket.onmessage = ({ data }) => {
-    const frame = JSON.parse(data);
-    for (const message of Array.isArray(frame) ? frame : [frame]) {
-      switch (message.type) {
-        case "auth_required":
-          asking = !offerKey(socket);
-          break;
-        case "auth_invalid":
-          sessionStorage.removeItem(KEY);
-          asking = true;
-          askForKey(`${message.message}.`);
-          break;
-        case "hello":
-          connected = true;
-          wait_ms = FIRST_WAIT_MS;
-          byId("key-form").hidden = true;
-          showPause();
-          break;
-        case "event":
-        case "dropped":
-          keep(message);
-          break;
-      }
-    }
-  };
-  socket.onclose = () => {
-    connected = false;
-    if (!asking) tryAgain();
-  };
+/** Ask for what the view shows and the stream does not bring; nothing while the key is missing. */
+function load() {
+  if (!isOpen()) return;
+  const asked = {
+    overview: () => [overview.showRate(), overview.showGaps()],
+    letters: () => [letters.load()],
+    entity: () => [entity.load()],
+  }[view];
+  Promise.all(asked ? asked() : []).catch(excuse);
 }
 
-function tryAgain() {
-  const until = Date.now() + wait_ms;
-  wait_ms = Math.min(2 * wait_ms, MAX_WAIT_MS);
-  const tick = () => {
-    const left = Math.ceil((until - Date.now()) / 1_000);
-    if (left <= 0) {
-      watch();
-      return;
-    }
-    setPill(byId("live-status"), `Lost; trying again in ${left} s`, "bad");
-    setTimeout(tick, 250);
-  };
-  tick();
+const isOpen = () => stream.state === "live";
+const isKept = () => health === null || health.sinks.some(({ name }) => name === "embedded");
+
+function excuse(problem) {
+  // A service that went away is told by /health and the stream, each in its place.
+  if (problem instanceof Refused && [401, 429].includes(problem.status)) lock(problem.message);
 }
 
-/** Send the key of this tab, if there is one, and say whether there was. */
-function offerKey(socket) {
-  const key = sessionStorage.getItem(KEY);
-  if (key === null) {
-    askForKey();
-    socket.close();
-    return false;
+// --- health --------------------------------------------------------------------------------
+
+async function look() {
+  try {
+    health = await askHealth();
+    overview.showHealth(health);
+    await overview.look();
+    showAbout();
+    noteRestart();
+    stream.hurry();
+  } catch {
+    overview.showNoAnswer();
   }
-  socket.send(JSON.stringify({ type: "auth", api_key: key }));
-  return true;
 }
 
-function askForKey(note = "It is kept in this tab until you close it.") {
-  setPill(byId("live-status"), "Needs the API key", "warn");
-  byId("key-note").textContent = note;
+async function lookForEver() {
+  await look();
+  looks += 1;
+  if (looks % LOAD_EVERY === 0 && !document.hidden && view !== "letters") load();
+  setTimeout(lookForEver, HEALTH_EVERY_MS);
+}
+
+function showAbout() {
+  setText(
+    byId("about"),
+    `Version ${health.version}, running for ${span(health.uptime_seconds)}, `
+      + `${amount(Math.round(health.performance.memory_mb))} MB of memory.`,
+  );
+  const refused = overview.deadLetters;
+  byId("letters-badge").hidden = !refused;
+  setText(byId("letters-badge"), short(refused));
+}
+
+function noteRestart() {
+  const started = Date.parse(health.timestamp) - 1_000 * health.uptime_seconds;
+  if (startedAt !== null && started - startedAt.at > RESTARTED_MS) {
+    const reload = startedAt.version === health.version ? null : make("a", { href: "" }, "Load the new page");
+    const version = reload ? ` with version ${health.version}` : "";
+    notify("restart", `The service was restarted ${span(health.uptime_seconds)} ago${version}; this page is connected again.`, reload);
+  }
+  startedAt = { at: started, version: health.version };
+}
+
+// --- the stream ------------------------------------------------------------------------------
+
+function take(messages) {
+  const events = [];
+  for (const message of messages) {
+    if (message.type !== "event") continue;
+    home.take(message.event);
+    events.push(message.event);
+  }
+  overview.take(events);
+  live.take(messages);
+}
+
+function heed(state, more) {
+  if (state === "waiting") waitFor_s = more;
+  if (state === "locked") lock(more);
+  if (state === "live") {
+    byId("key-form").hidden = true;
+    if (wasLive) look();
+    wasLive = true;
+    load();
+    askHome();
+  }
+  showLine();
+}
+
+function showLine() {
+  const [words, mood] = {
+    connecting: ["Connecting…", ""],
+    live: live.isPaused && view === "live" ? ["Paused", "warn"] : ["Live", "good"],
+    waiting: [`Lost; trying again in ${waitFor_s} s`, "bad"],
+    locked: ["Locked", "warn"],
+  }[stream.state];
+  setText(byId("line"), words);
+  byId("line").className = `pill ${mood}`;
+}
+
+/** Fill the home from what is stored, once: from then on the stream keeps it current. */
+async function askHome() {
+  if (isHomeAsked) return;
+  isHomeAsked = true;
+  try {
+    health ??= await askHealth();
+    await home.lookUp();
+    if (isKept()) await home.remember();
+  } catch {
+    isHomeAsked = false; // with the next connection
+  }
+}
+
+// --- the key -----------------------------------------------------------------------------------
+
+function lock(words) {
+  key.forget();
+  setText(byId("key-note"), words ? `${words.replace(/\.$/, "")}.` : "It is kept in this tab until you close it.");
+  byId("key-note").classList.toggle("wrong", Boolean(words));
   byId("key-form").hidden = false;
   byId("key").focus();
 }
 
-// --- begin ---------------------------------------------------------------------------------
-
-byId("key-form").addEventListener("submit", (submitted) => {
-  submitted.preventDefault();
-  sessionStorage.setItem(KEY, byId("key").value);
+byId("key-form").addEventListener("submit", (happened) => {
+  happened.preventDefault();
+  key.set(byId("key").value);
   byId("key").value = "";
-  byId("key-form").hidden = true;
-  watch();
+  stream.open();
 });
 
-byId("pause").addEventListener("click", () => {
-  pressed = !pressed;
-  showPause();
-});
+// --- painting ------------------------------------------------------------------------------
 
-for (const [name, isOn] of [
-  ["pointerenter", true],
-  ["pointerleave", false],
-  ["focusin", true],
-  ["focusout", false],
-]) {
-  byId("stream").addEventListener(name, (happened) => {
-    // A finger leaves no pointer behind that would end the pause.
-    if (happened.pointerType === "touch") return;
-    touched = isOn;
-    showPause();
-  });
+function paint() {
+  if (document.hidden) return;
+  if (view === "overview") overview.paint();
+  if (view === "live") live.paint();
 }
 
 setInterval(paint, PAINT_EVERY_MS);
 setInterval(() => {
-  byId("rate").textContent = connected ? `${count(arrived, "event", "events")}/s` : "";
-  arrived = 0;
+  live.tick();
+  if (document.hidden) return;
+  if (view === "home") rooms.paint();
+  if (view === "entity") entity.paint();
 }, 1_000);
-askHealth();
-watch();
+
+addEventListener("hashchange", () => showView());
+addEventListener("online", () => stream.hurry());
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden) look();
+});
+
+showView({ isFirst: true });
+lookForEver();
+stream.open();

@@ -12,6 +12,7 @@ from fastapi import Request
 
 from app.api.access import AccessMiddleware, AccessRules
 from app.api.application import build_api
+from app.api.attempts import KeyAttempts
 from app.errors import StorageDamaged
 from tests.fakes.service import api_client, client_of, components, serving
 from tests.fakes.snapshots import HEALTHY
@@ -120,6 +121,25 @@ async def test_data_asks_for_the_key(
     assert ("www-authenticate" in response.headers) == (status == 401)
 
 
+async def test_who_offers_many_wrong_keys_must_wait() -> None:
+    """Then not even the right one is looked at; other machines and open routes are not held up."""
+    parts = components(access=LOCKED, key_attempts=KeyAttempts(most=3, clock=lambda: 0.0))
+    app = build_api(parts)
+    wrong, right = {"X-API-Key": "wrong"}, {"X-API-Key": KEY}
+    async with client_of(app, peer="192.168.1.7") as guesser, client_of(app) as other:
+        guesses = [await guesser.get("/api/v1/event-rate", headers=wrong) for _ in range(4)]
+        late = await guesser.get("/api/v1/event-rate", headers=right)
+        without = await guesser.get("/api/v1/event-rate")
+        open_ = await guesser.get("/health", headers=wrong)
+        others = await other.get("/api/v1/event-rate", headers=right)
+
+    assert [guess.status_code for guess in guesses] == [401, 401, 401, 429]
+    assert (late.status_code, late.json()["code"]) == (429, "too_many_wrong_keys")
+    assert _is_problem(late)
+    assert late.headers["retry-after"] == "20"
+    assert (without.status_code, open_.status_code, others.status_code) == (401, 200, 200)
+
+
 async def test_without_a_key_other_machines_are_refused() -> None:
     """The problem names API_KEY."""
     async with api_client(peer="192.168.1.7") as client:
@@ -185,7 +205,8 @@ async def test_a_server_that_cannot_refuse_a_handshake_closes_it() -> None:
         raise AssertionError
 
     scope: dict[str, object] = {"type": "websocket", "path": "/ws", "headers": [], "client": None}
-    await AccessMiddleware(unreached, rules=AccessRules())(scope, unreached, send)  # type: ignore[arg-type]
+    guarded = AccessMiddleware(unreached, rules=AccessRules(), attempts=KeyAttempts())
+    await guarded(scope, unreached, send)  # type: ignore[arg-type]
 
     assert sent == [{"type": "websocket.close", "code": 1008, "reason": "api_key_needed"}]
 
@@ -197,7 +218,8 @@ async def test_what_is_no_request_passes() -> None:
     async def app(scope: Mapping[str, str], *_: object) -> None:
         seen.append(scope["type"])
 
-    await AccessMiddleware(app, rules=AccessRules())({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
+    guarded = AccessMiddleware(app, rules=AccessRules(), attempts=KeyAttempts())
+    await guarded({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
 
     assert seen == ["lifespan"]
 

@@ -34,8 +34,22 @@ async def test_a_page_and_all_it_loads_come_from_here(page: str) -> None:
 
 def test_our_scripts_name_no_address_of_the_internet() -> None:
     """What they fetch is relative, so that the page works below a path."""
+    svg = "http://www.w3.org/2000/svg"  # the name of a namespace, which nobody fetches
     for script in WEB.glob("*.js"):
-        assert not re.search(r"""["'`](https?:)?//""", script.read_text()), script
+        assert not re.search(r"""["'`](https?:)?//""", script.read_text().replace(svg, "")), script
+
+
+def test_our_scripts_load_only_each_other() -> None:
+    """Every import names a file that is there, next to the one that imports it."""
+    imported = {
+        name
+        for script in WEB.glob("*.js")
+        for name in re.findall(r"""from "([^"]+)";""", script.read_text())
+    }
+
+    assert imported
+    assert all(name.startswith("./") for name in imported)
+    assert all((WEB / name).is_file() for name in imported)
 
 
 def test_our_scripts_never_make_markup_of_text() -> None:
@@ -70,7 +84,21 @@ async def test_every_answer_carries_the_security_headers(path: str, policy: str)
     assert "frame-ancestors 'self'" in content_policy
     assert headers["x-content-type-options"] == "nosniff"
     assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-resource-policy"] == "same-origin"
+    assert headers["x-frame-options"] == "SAMEORIGIN"
     assert headers["cache-control"] == ("no-store" if path == "/health" else "no-cache")
+
+
+async def test_only_swagger_ui_may_style_its_parts_from_a_script() -> None:
+    """No policy allows a script that does not come as a file from here, or an evaluated one."""
+    paths = ("/", "/static/app.js", "/health", "/openapi.json", "/nowhere", "/docs")
+    async with api_client() as client:
+        policies = [(await client.get(path)).headers["content-security-policy"] for path in paths]
+
+    assert not any("unsafe" in policy for policy in policies[:-1])
+    assert policies[-1].count("unsafe") == 1
+    assert "style-src 'self' 'unsafe-inline'" in policies[-1]
+    assert not any("*" in policy or "http" in policy for policy in policies)
 
 
 @pytest.mark.parametrize(

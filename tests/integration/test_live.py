@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app import __version__
 from app.api.access import AccessRules
+from app.api.attempts import KeyAttempts
 from app.fanout.hub import Hub
 from tests.fakes.service import components, received, serving
 from tests.fakes.snapshots import change
@@ -264,7 +265,13 @@ async def test_the_key_may_come_in_the_first_message() -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    ['{"type":"auth","api_key":"wrong"}', '{"type":"auth"}', '{"type":"ping"}'],
+    [
+        '{"type":"auth","api_key":"wrong"}',
+        '{"type":"auth","api_key":"\\ud800"}',
+        '{"type":"auth"}',
+        '{"type":"ping"}',
+        "{",
+    ],
 )
 async def test_a_wrong_key_ends_the_connection(sent: str) -> None:
     """The client is told, and never sees an event."""
@@ -279,6 +286,38 @@ async def test_a_wrong_key_ends_the_connection(sent: str) -> None:
     assert told == {"type": "auth_invalid", "message": "The key is not the API_KEY"}
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1008
+
+
+async def test_who_sends_many_wrong_keys_must_wait() -> None:
+    """The first message counts like a header, and then the right key does not help either."""
+    attempts = KeyAttempts(most=2, clock=lambda: 0.0)
+    parts = components(access=AccessRules(api_key=KEY), key_attempts=attempts)
+    told = []
+    async with serving(parts) as service:
+        for key in ("wrong", "wrong", KEY):
+            async with service.watching() as socket:
+                await received(socket)
+                await socket.send(json.dumps({"type": "auth", "api_key": key}))
+                told.append(await received(socket))
+
+    assert told[1] == {"type": "auth_invalid", "message": "The key is not the API_KEY"}
+    assert told[2] == {
+        "type": "auth_invalid",
+        "message": "Too many wrong keys came from this address; try again in 30 s.",
+    }
+
+
+async def test_only_so_many_are_asked_for_their_key_at_once() -> None:
+    """Who says nothing takes none of the places of those that watch, and not all there are."""
+    attempts = KeyAttempts(max_asking=1)
+    parts = components(access=AccessRules(api_key=KEY), key_attempts=attempts)
+    async with serving(parts) as service, service.watching() as silent:
+        await received(silent)
+        with pytest.raises(InvalidStatus) as refused:
+            await service.watching()
+
+    assert refused.value.response.status_code == 503
+    assert not attempts.full
 
 
 async def test_a_key_must_come_in_time() -> None:

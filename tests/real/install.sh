@@ -31,7 +31,11 @@ declare -A PACKAGE_OF=(
   [victoria-metrics]=victoria-metrics
   [strace]=strace
   [chromium]=chromium
+  [npm]=npm
 )
+# What only the screenshots need: the font that the dashboard asks for first.
+FONTS=fonts-inter
+AXE_CORE=4.14.1
 UNITS=(influxdb victoria-metrics)
 POLICY=/usr/sbin/policy-rc.d
 
@@ -40,6 +44,9 @@ install_packages() {
   for program in "${!PACKAGE_OF[@]}"; do
     command -v "$program" >/dev/null || missing+=("${PACKAGE_OF[$program]}")
   done
+  if command -v dpkg >/dev/null; then
+    dpkg -s "$FONTS" >/dev/null 2>&1 || missing+=("$FONTS")
+  fi
   [ "${#missing[@]}" -gt 0 ] || return 0
 
   command -v apt-get >/dev/null || fail "no apt-get here; install by hand: ${missing[*]}"
@@ -137,7 +144,26 @@ install_home_assistant() {
   echo "$version ${wanted[*]}" >"$target/installed"
 }
 
+# --- axe-core, which looks for what keeps people out ---------------------------------------
+
+install_axe_core() {
+  local target="$REAL/axe-core"
+  [ "$(cat "$target/installed" 2>/dev/null)" != "$AXE_CORE" ] || return 0
+  command -v npm >/dev/null ||
+    fail "no npm here; install it (Debian: apt-get install npm), or put axe.min.js of" \
+      "axe-core $AXE_CORE into $target and its version into $target/installed"
+
+  rm -rf "$target"
+  mkdir -p "$target"
+  # Only fetched and unpacked: no script of a package runs here.
+  (cd "$target" && npm pack --silent "axe-core@$AXE_CORE" >/dev/null &&
+    tar -xzf "axe-core-$AXE_CORE.tgz" --strip-components=1 package/axe.min.js package/LICENSE &&
+    rm "axe-core-$AXE_CORE.tgz") || fail "axe-core $AXE_CORE cannot be fetched from npm; see above"
+  echo "$AXE_CORE" >"$target/installed"
+}
+
 [ -x .venv/bin/python ] || fail "run: make real-servers"
 install_packages
+install_axe_core
 install_home_assistant
 echo "real-servers: all there"

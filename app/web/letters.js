@@ -1,0 +1,88 @@
+// Dead letters: what a database refused for good, why, and sending it again.
+
+import { byId, make, setText } from "./dom.js";
+import { ask } from "./service.js";
+import { clock, count, sinkName } from "./words.js";
+
+const PAGE = 50;
+
+export class Letters {
+  constructor({ onChange }) {
+    this._onChange = onChange;
+    this._cursor = null;
+    byId("retry").addEventListener("click", () => this._retry());
+    byId("delete").addEventListener("click", () => this._delete());
+    byId("letters-more").addEventListener("click", () => this._more());
+  }
+
+  /** Ask for the newest ones and show them. */
+  async load() {
+    const page = await this._page("");
+    byId("letters").replaceChildren(...page.dead_letters.map(letterItem));
+    this._show(page);
+  }
+
+  async _more() {
+    const page = await this._page(`&cursor=${this._cursor}`);
+    byId("letters").append(...page.dead_letters.map(letterItem));
+    this._show(page);
+  }
+
+  async _page(more) {
+    return ask(`api/v1/dead-letters?limit=${PAGE}${more}`);
+  }
+
+  _show({ count: all, next_cursor: cursor }) {
+    this._cursor = cursor;
+    this._count = all;
+    byId("letters-more").hidden = cursor === null;
+    byId("letters-empty").hidden = all > 0;
+    byId("letters-actions").hidden = all === 0;
+    setText(byId("letters-note"), all ? `${count(all, "point", "points")}, newest first.` : "");
+  }
+
+  async _retry() {
+    await this._do(byId("retry"), async () => {
+      const { retried } = await ask("api/v1/dead-letters/retry", { method: "POST" });
+      await this.load();
+      return `${count(retried, "point is", "points are")} in the journal again; what is refused once more comes back here.`;
+    });
+  }
+
+  async _delete() {
+    const dialog = byId("confirm");
+    setText(byId("confirm-title"), `Delete ${count(this._count, "dead letter", "dead letters")}?`);
+    setText(byId("confirm-words"), "They were never written, and cannot be had back.");
+    dialog.returnValue = "";
+    dialog.showModal();
+    await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
+    if (dialog.returnValue !== "yes") return;
+    await this._do(byId("delete"), async () => {
+      const { deleted } = await ask("api/v1/dead-letters", { method: "DELETE" });
+      await this.load();
+      return `${count(deleted, "dead letter is", "dead letters are")} deleted.`;
+    });
+  }
+
+  async _do(button, deed) {
+    button.disabled = true;
+    try {
+      const words = await deed();
+      setText(byId("letters-note"), words);
+      this._onChange();
+    } catch (problem) {
+      setText(byId("letters-note"), `That did not work: ${problem.message}`);
+    } finally {
+      button.disabled = false;
+    }
+  }
+}
+
+function letterItem({ sink, line, reason, refused_at: at }) {
+  return make(
+    "li",
+    { className: "card letter" },
+    make("p", { className: "letter-head" }, make("b", {}, reason), make("span", { className: "quiet" }, `${sinkName(sink)}, ${clock(at)}`)),
+    make("pre", { tabIndex: 0, ariaLabel: "The point, as line protocol" }, make("code", {}, line)),
+  );
+}

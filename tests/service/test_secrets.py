@@ -1,0 +1,175 @@
+"""No secret leaves the process: everything a full run produced is searched for each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import secrets
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from urllib.parse import quote
+
+import httpx
+import psutil
+import pytest
+from websockets.asyncio.client import connect
+
+from app.container import Container
+from app.demo.home_assistant import FakeHomeAssistant
+from app.main import create_app
+from app.settings import load_settings
+from app.sink.dialects import Request, Target, dialect
+from app.source.protocol import Session
+from tests.fakes.influx import FakeInflux
+from tests.fakes.replies import error
+from tests.fakes.still_house import StillHouse
+from tests.service.process import Service, service
+
+OPEN = ("/health", "/health/live", "/health/ready", "/metrics", "/", "/docs", "/openapi.json")
+DATA = ("/api/v1/diagnostics", "/api/v1/event-rate", "/api/v1/events", "/api/v1/dead-letters")
+WRONG = ("/api/v1/events?limit=x", "/nowhere", "/api/v1/events?cursor=x", "/ws")
+
+
+@pytest.fixture
+def hidden() -> dict[str, str]:
+    """Return a secret for each setting that takes one, made for this run."""
+    names = ("HOME_ASSISTANT_TOKEN", "INFLUXDB_TOKEN", "INFLUXDB_PASSWORD", "API_KEY")
+    return {name: f"{name.lower()}-{secrets.token_urlsafe(32)}" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("version", "right"), [("v2", True), ("v1", False)], ids=["right secrets", "wrong secrets"]
+)
+async def test_nothing_a_run_produced_holds_a_secret(
+    tmp_path: Path, hidden: Mapping[str, str], version: str, *, right: bool
+) -> None:
+    """Logs at DEBUG, files, every route, errors, and the command line; also when refused.
+
+    The database repeats in its refusals what it was sent, as some do.
+    """
+    house = StillHouse()
+    influx = _influx(hidden, version=version, right=right)
+    async with (
+        FakeHomeAssistant(house, token=_token(hidden, right=right)) as home_assistant,
+        influx.serving(),
+    ):
+        house.fire = home_assistant.fire
+        settings = {
+            **hidden,
+            "HOME_ASSISTANT_URL": home_assistant.url,
+            "INFLUXDB_URL": influx.url,
+            "INFLUXDB_API": version,
+            "INFLUXDB_USERNAME": "writer" if version == "v1" else "",
+            "EMBEDDED_STORE": "on",
+            "BATCH_TIMEOUT": "0.1",
+            "LOG_LEVEL": "DEBUG",
+            "LOG_OUTPUT": "both",
+        }
+        async with service(tmp_path, settings) as running:
+            await _until_busy(running, house, right=right)
+            produced = dict(await _told(running, hidden["API_KEY"]))
+            produced["process list"] = " ".join(psutil.Process(running.process.pid).cmdline())
+            assert await running.stop(signal.SIGTERM) == 0
+        produced |= {
+            str(file.relative_to(tmp_path)): file.read_bytes().decode(errors="replace")
+            for file in tmp_path.rglob("*")
+            if file.is_file()
+        }
+
+    assert "data/service.log" in produced
+    assert "DEBUG" in produced["data/service.log"]
+    found = [
+        (place, name)
+        for place, text in produced.items()
+        for name, secret in hidden.items()
+        if secret in text or quote(secret) in text
+    ]
+    assert found == []
+
+
+def _token(hidden: Mapping[str, str], *, right: bool) -> str:
+    return hidden["HOME_ASSISTANT_TOKEN"] if right else "another-" + "0" * 32
+
+
+def _influx(hidden: Mapping[str, str], *, version: str, right: bool) -> FakeInflux:
+    said = hidden["INFLUXDB_PASSWORD" if version == "v1" else "INFLUXDB_TOKEN"]
+    refusals = [
+        error(401, f"unauthorized: {said}", code="unauthorized"),
+        error(500, f"cannot authenticate {said}", code="internal error"),
+    ]
+    if version == "v1":
+        password = hidden["INFLUXDB_PASSWORD"] if right else "another"
+        return FakeInflux(*refusals, version="v1", token="", username="writer", password=password)
+    return FakeInflux(*refusals, token=hidden["INFLUXDB_TOKEN"] if right else "another")
+
+
+async def _until_busy(running: Service, house: StillHouse, *, right: bool) -> None:
+    """Wait until it has done what it can with the secrets it has."""
+    if not right:
+        await running.until("/health", lambda health: health["connection"]["failed_connections"])
+        return
+    await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+    house.set_state("sensor.a", "1")
+    # The database refuses at first, and is asked again half a minute later.
+    await running.until("/health", lambda health: health["sinks"][0]["last_error"])
+
+
+async def _told(running: Service, key: str) -> list[tuple[str, str]]:
+    """Return what every kind of route says, with the key, without it, and with a wrong one."""
+    told = []
+    async with httpx.AsyncClient(base_url=running.url, timeout=10) as client:
+        for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key[:-1]}, {}):
+            for path in (*OPEN, *DATA, *WRONG):
+                answer = await client.get(path, headers=headers)
+                told.append((f"{path} {headers}"[:60], f"{answer.headers} {answer.text}"))
+    for said in (key[:-1], key):
+        async with connect(f"{running.url.replace('http', 'ws')}/ws") as socket, asyncio.timeout(5):
+            asked = str(await socket.recv())
+            await socket.send(json.dumps({"type": "auth", "api_key": said}))
+            told.append(("/ws", asked + str(await socket.recv())))
+    return told
+
+
+def _ours() -> Iterator[object]:
+    """Yield every object of this process that is an instance of one of our classes."""
+    for each in gc.get_objects():
+        if str(type(each).__module__).startswith("app."):
+            yield each
+
+
+def test_no_repr_of_any_part_shows_a_secret(
+    tmp_path: Path, hidden: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever ends up in a traceback or a debugger: settings, sinks, source, routes, rules."""
+    settings = {
+        **hidden,
+        "HOME_ASSISTANT_URL": "http://127.0.0.1:9",
+        "INFLUXDB_URL": "http://127.0.0.1:9",
+        "INFLUXDB_USERNAME": "writer",
+        "DATA_DIR": str(tmp_path),
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+    container = Container(settings=load_settings())
+    app = create_app(container)
+    container.observer()
+    session = Session(hidden["HOME_ASSISTANT_TOKEN"])
+    step = session.feed(b'{"type":"auth_required"}')
+    target = Target(bucket="b", token=hidden["INFLUXDB_TOKEN"])
+    request = dialect("v2", target).authorized(Request(path="/"))
+    shown = {f"{type(each).__qualname__}": repr(each) for each in _ours()}
+
+    assert hidden["HOME_ASSISTANT_TOKEN"] in step.send[0].decode()
+    assert hidden["INFLUXDB_TOKEN"] in request.headers["Authorization"]
+    assert app.title
+    # Those that hold one are among what was looked at.
+    assert {
+        *("ServingSettings", "HomeAssistantSettings", "InfluxSettings", "AccessRules"),
+        *("InfluxSink", "Target", "HomeAssistantSource", "Session", "Step", "Request"),
+    } <= set(shown)
+    assert [
+        kind for kind, text in shown.items() if any(secret in text for secret in hidden.values())
+    ] == []

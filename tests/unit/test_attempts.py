@@ -1,0 +1,110 @@
+"""How many wrong keys one peer may offer."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from app.api.attempts import KeyAttempts, too_many
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        """Return the seconds."""
+        return self.now_s
+
+
+def _failed(attempts: KeyAttempts, peer: str | None, times: int) -> None:
+    for _ in range(times):
+        attempts.failed(peer)
+
+
+def test_some_wrong_keys_are_forgiven_and_then_one_must_wait() -> None:
+    """Ten at once, then one every six seconds; in a minute all is as before."""
+    clock = Clock()
+    attempts = KeyAttempts(clock=clock)
+    waits = []
+    for _ in range(10):
+        waits.append(attempts.wait_s("192.168.1.7"))
+        attempts.failed("192.168.1.7")
+    waits.append(attempts.wait_s("192.168.1.7"))
+    clock.now_s = 4.0
+    waits.append(attempts.wait_s("192.168.1.7"))
+    clock.now_s = 6.0
+    waits.append(attempts.wait_s("192.168.1.7"))
+    clock.now_s = 100.0
+    _failed(attempts, "192.168.1.7", 9)
+
+    assert [*[0.0] * 10, 6.0, 2.0, 0.0] == pytest.approx(waits)
+    assert attempts.wait_s("192.168.1.7") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("peer", "same"),
+    [
+        ("192.168.1.7", "::ffff:192.168.1.7"),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9"),
+        (None, None),
+        ("testclient", "testclient"),
+    ],
+)
+def test_a_guesser_is_the_same_under_each_of_its_addresses(
+    peer: str | None, same: str | None
+) -> None:
+    """An IPv4 address however it is written, a /64 of IPv6, a UNIX socket."""
+    attempts = KeyAttempts(most=2)
+    _failed(attempts, peer, 2)
+
+    assert attempts.wait_s(same) > 0
+
+
+@pytest.mark.parametrize("other", ["192.168.1.8", "2001:db8:1:3::1", None])
+def test_others_do_not_wait(other: str | None) -> None:
+    """Each peer is counted by itself."""
+    attempts = KeyAttempts(most=1)
+    attempts.failed("192.168.1.7")
+    attempts.failed("2001:db8:1:2::1")
+
+    assert attempts.wait_s(other) == 0.0
+
+
+def test_the_memory_of_peers_is_bounded() -> None:
+    """Of too many, the one that has not failed for longest is forgotten."""
+    attempts = KeyAttempts(most=1, max_peers=2)
+    for peer in ("10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.3"):
+        attempts.failed(peer)
+
+    assert attempts.wait_s("10.0.0.1") > 0
+    assert attempts.wait_s("10.0.0.2") == 0.0
+    assert attempts.wait_s("10.0.0.3") > 0
+
+
+def test_wrong_keys_are_logged_with_their_peer_once_a_minute(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """An operator learns who tries, and no guesser can fill the log."""
+    clock = Clock()
+    attempts = KeyAttempts(clock=clock)
+    with caplog.at_level(logging.WARNING):
+        _failed(attempts, "192.168.1.7", 5)
+        clock.now_s = 61.0
+        attempts.failed("192.168.1.9")
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "Refused a wrong API key from 192.168.1.7 (0 more since the last line)",
+        "Refused a wrong API key from 192.168.1.9 (4 more since the last line)",
+    ]
+
+
+def test_the_refusal_says_how_long_to_wait() -> None:
+    """In whole seconds, never too few."""
+    problem = too_many(5.2)
+
+    assert (problem.status, problem.headers) == (429, {"Retry-After": "6"})
+    assert "6 s" in problem.detail

@@ -1,0 +1,135 @@
+"""Anything at all, at each place where something foreign is read."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.api.access import AccessRules, Asked, decide
+from app.api.live import _answer, _understood
+from app.fanout.hub import Selection, encode_event
+from app.model import NOWHERE
+from app.normalize.changes import Normalizer
+from app.schema.homeiq import HomeiqEncoder
+from app.source.protocol import Phase, Session
+from tests.fakes.snapshots import change
+
+TOKEN = "t" * 40
+TIME = "2026-11-23T12:00:00.123456+00:00"
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+_JSON = st.recursive(
+    _SCALARS,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=3,
+)
+_TIMES = st.just(TIME) | st.datetimes().map(lambda moment: f"{moment.isoformat()}Z") | _JSON
+_STATES = st.fixed_dictionaries(
+    {},
+    optional={
+        "entity_id": st.text() | _JSON,
+        "state": st.text() | _JSON,
+        "attributes": st.dictionaries(st.text(), _JSON, max_size=2) | _JSON,
+        "last_changed": _TIMES,
+        "last_updated": _TIMES,
+        "context": _JSON,
+    },
+)
+_EVENTS = st.fixed_dictionaries(
+    {"event_type": st.just("state_changed")},
+    optional={
+        "data": st.fixed_dictionaries(
+            {},
+            optional={
+                "entity_id": st.just("sensor.a") | st.text() | _JSON,
+                "old_state": _STATES | _JSON,
+                "new_state": _STATES | _JSON,
+            },
+        )
+        | _JSON,
+        "time_fired": _TIMES,
+        "context": _JSON,
+    },
+)
+
+
+def _streaming() -> Session:
+    session = Session(TOKEN)
+    session.feed(b'{"type":"auth_required"}')
+    session.feed(b'{"type":"auth_ok"}')
+    session.feed(b'{"id":2,"type":"result","success":true,"result":null}')
+    assert session.phase is Phase.READY
+    return session
+
+
+@settings(max_examples=60)
+@given(st.lists(_EVENTS, min_size=1, max_size=3))
+def test_what_looks_like_an_event_is_written_or_counted(events: list[object]) -> None:
+    """From the frame to the line and to the watchers nothing breaks, and none goes missing."""
+    frame = json.dumps([{"id": 2, "type": "event", "event": event} for event in events])
+
+    step = _streaming().feed(frame.encode())
+    changes, unusable = Normalizer(lambda _: NOWHERE).changes(step.events)
+    lines = HomeiqEncoder("events", instance=None, attribute_fields=()).encode(changes)
+    told = [json.loads(encode_event(each)) for each in changes]
+
+    assert len(events) == len(changes) + len(unusable) + len(step.malformed)
+    assert lines.points == len(lines.split()) == len(changes) == len(told)
+
+
+@settings(max_examples=60)
+@given(st.binary() | st.text() | _JSON.map(json.dumps))
+def test_no_message_of_a_client_breaks_the_live_stream(sent: bytes | str) -> None:
+    """It is understood or not; the answer is one of three."""
+    understood, answer = _understood(sent), json.loads(_answer(sent))
+
+    assert answer["type"] == "pong" if understood and understood.type == "ping" else "error"
+
+
+@settings(max_examples=60)
+@given(st.text(alphabet=st.characters(), max_size=40) | st.just("\ud800"))
+def test_no_text_breaks_the_comparison_with_the_key(offered: str) -> None:
+    """Also half a surrogate pair, which JSON can carry and UTF-8 cannot."""
+    rules = AccessRules(api_key="correct-horse-battery-staple")
+
+    assert rules.is_key(offered) is (offered == "correct-horse-battery-staple")
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(["GET", "POST", "TRACE"]),
+    st.text(),
+    st.dictionaries(
+        st.sampled_from(["host", "origin", "authorization", "x-api-key", "x-forwarded-for"]),
+        st.lists(st.text(), max_size=3),
+    ),
+    st.none() | st.text(),
+)
+def test_no_request_breaks_the_access_rules(
+    method: str, path: str, headers: dict[str, list[str]], peer: str | None
+) -> None:
+    """Whatever stands in its headers, there is a decision, and never one to answer a stranger."""
+    asked = Asked(method=method, path=f"/api/{path}", headers=headers, peer=peer)
+
+    for rules in (AccessRules(), AccessRules(api_key="correct-horse-battery-staple")):
+        assert hasattr(decide(rules, asked), "problem")
+
+
+@settings(max_examples=60)
+@given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4), st.text())
+def test_no_glob_breaks_the_selection_of_a_watcher(
+    globs: list[str], domains: list[str], entity_id: str
+) -> None:
+    """Any text is a glob; one that is the id itself, without wildcards, fits it."""
+    wanted = Selection(entity_id=tuple(globs), domain=tuple(domains)).compiled()
+    exact = Selection(entity_id=(_literal(entity_id),)).compiled()
+
+    assert wanted is None or wanted(change(entity_id)) in {True, False}
+    assert exact is not None
+    assert exact(change(entity_id))
+
+
+def _literal(text: str) -> str:
+    return "".join(f"[{each}]" if each in "*?[" else each for each in text)
