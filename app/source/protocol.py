@@ -68,6 +68,11 @@ class Step(msgspec.Struct, frozen=True):
     phase: Phase | None = None
     """The phase that began with this frame; None when it stayed."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing in it but events: the case of nearly every frame."""
+        return not (self.registry_events or self.answers or self.malformed or self.send)
+
     def __repr__(self) -> str:
         """Return counts: what is sent may hold the token."""
         return (
@@ -115,12 +120,12 @@ class Session:
         """
         # This is the hot path, paid by "decode" in benchmarks/README.md: one call decodes a
         # whole frame, attributes stay bytes, and a frame of nothing but state changes (nearly
-        # all of them) never meets the code below.
+        # all of them) never meets the code below. The decoder does not look into what stays
+        # raw: whether attributes are UTF-8 is asked by whoever reads them, and only once for
+        # those that an entity repeats; whether an answer is, further down.
         malformed: list[Malformed] = []
         messages: list[_Message] | _Message
         try:
-            if not frame.isascii():
-                frame.decode()  # the decoder does not look into what stays raw
             messages = _frame_decoder.decode(frame)
         except (ValueError, RecursionError):
             messages = self._salvage(frame, malformed)
@@ -134,6 +139,8 @@ class Session:
             ]
             if len(events) == len(messages):
                 return Step(events=events, malformed=malformed)
+        if not malformed and not _is_utf8(frame):
+            messages = self._salvage(frame, malformed)
         return self._take(messages, malformed)
 
     def _take(self, messages: Iterable[_Message], malformed: list[Malformed]) -> Step:
@@ -256,6 +263,13 @@ class _Unreadable(Exception):
 _frame_decoder = msgspec.json.Decoder(list[_Message] | _Message)
 _message_decoder = msgspec.json.Decoder(_Message)
 _pieces_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _is_utf8(frame: bytes) -> bool:
+    try:
+        return frame.isascii() or bool(frame.decode())
+    except UnicodeDecodeError:
+        return False
 
 
 def _read(piece: bytes) -> _Message:
