@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import psutil
 
 from app import __version__
 from app.backfill import Backfill
-from app.discovery.data_api import DataApi
 from app.discovery.refresh import Discovery
 from app.entity_filter import EntityFilter
 from app.fanout.hub import Hub
@@ -27,6 +27,9 @@ from app.snapshot import EventAccounting, JournalStatus, Snapshot
 from app.source.client import HomeAssistantSource
 from app.supervisor import Supervisor
 from app.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from app.discovery.data_api import DataApi
 
 _MEGABYTE = 1_000_000
 _WELL_BELOW = 0.9

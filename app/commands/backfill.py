@@ -11,17 +11,19 @@ import argparse
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from app.api.gaps import document_of
 from app.api.schemas import BackfillRequest, BackfillStarted, GapDocument, GapList, Health
-from app.commands.running_service import RunningService, running_service
 from app.container import Container
 from app.errors import SettingsError, StorageLocked
 from app.main import running
 from app.model import Times, nanoseconds
 from app.settings import Settings
 from app.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from app.commands.running_service import RunningService
 
 _LOOK_EVERY_S = 0.5
 _BAR_WIDTH = 30
@@ -69,6 +71,9 @@ async def run(arguments: argparse.Namespace, chosen: Settings, out: TextIO) -> b
         async with running(container):
             return await _read_here(container, wanted, out, failed=failed)
     except StorageLocked:
+        # Its HTTP client takes a sixth of the time that importing this program takes.
+        from app.commands.running_service import running_service  # noqa: PLC0415
+
         async with running_service(chosen, url=arguments.url) as service:
             return await _ask_the_service(service, wanted, out)
 

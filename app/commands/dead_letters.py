@@ -12,16 +12,18 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from app.api.schemas import DeadLetterPage, Deleted, Retried
-from app.commands.running_service import Query, RunningService, running_service
 from app.container import Container
 from app.errors import SettingsError, StorageLocked
 from app.model import Lines
 from app.settings import Settings
 from app.sink.dead_letters import DeadLetters, RefusedPoint
 from app.storage import owned_folder
+
+if TYPE_CHECKING:
+    from app.commands.running_service import Query, RunningService
 
 _PAGE = 1_000
 _PATH = "/api/v1/dead-letters"
@@ -96,6 +98,9 @@ async def _box(stack: AsyncExitStack, chosen: Settings, *, url: str | None) -> B
     try:
         stack.enter_context(owned_folder(chosen.journal.data_dir))
     except StorageLocked:
+        # Its HTTP client takes a sixth of the time that importing this program takes.
+        from app.commands.running_service import running_service  # noqa: PLC0415
+
         return _ServiceBox(await stack.enter_async_context(running_service(chosen, url=url)))
     container = Container(settings=chosen)
     return _FileBox(await stack.enter_async_context(container.dead_letters()), container)

@@ -342,3 +342,16 @@ async def test_running_needs_no_development_packages(
 
     assert health["connection"]["current_state"] == "connected"
     assert status == 0
+
+
+def test_importing_it_loads_no_client_that_may_not_be_needed() -> None:
+    """They were half of the time that importing takes, and a quarter of the memory."""
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, app.__main__; print(*sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+
+    assert {"httpx", "aiohttp", "influxdb_client"}.isdisjoint(loaded)
