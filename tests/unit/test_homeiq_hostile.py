@@ -21,6 +21,7 @@ from app.model import NOWHERE, Change, Event, Placement
 from app.normalize.changes import Normalizer
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
+from benchmarks.stages import make_material
 from tests.fakes.hostile import changes, events, placements
 from tests.fakes.recordings import VERSIONS, event_messages, recording
 from tests.fakes.reference_encoder import expected_point, line_of
@@ -61,6 +62,13 @@ def test_any_change_comes_back(batch: list[Change]) -> None:
 
 
 @settings(deadline=None)
+@given(st.lists(changes, min_size=2, max_size=4))
+def test_whatever_changes_about_one_entity_is_written(batch: list[Change]) -> None:
+    """Class, unit, name, place and attributes may all be others in the next event."""
+    _check([msgspec.structs.replace(change, entity_id="sensor.kitchen") for change in batch])
+
+
+@settings(deadline=None)
 @given(st.lists(events, min_size=1, max_size=4), placements)
 def test_any_event_is_a_change_or_malformed(batch: list[Event], placement: Placement) -> None:
     """Every event is accounted for, and its attributes are JSON that every parser reads."""
@@ -71,6 +79,21 @@ def test_any_event_is_a_change_or_malformed(batch: list[Event], placement: Place
     for change in found:
         assert isinstance(json.loads(change.attributes, parse_constant=pytest.fail), dict)
         msgspec.json.decode(change.attributes, type=dict[str, msgspec.Raw])
+
+
+def test_the_corpus_comes_back() -> None:
+    """What the benchmarks measure is right: batch by batch, caches and registries included."""
+    material = make_material(4_000)
+    encoder = HomeiqEncoder("home_assistant_events", instance=None, attribute_fields=())
+
+    for batch in material.changes:
+        expected = b"".join(line_of(expected_point(change)) for change in batch)
+        assert expected == encoder.encode(batch).data
+
+    changes_made = list(itertools.chain.from_iterable(material.changes))
+    assert len(changes_made) == 4_000
+    assert {change.removed for change in changes_made} == {True, False}
+    assert any(change.placement.area_id for change in changes_made)
 
 
 def _recorded_events(version: str) -> Iterator[Event]:
