@@ -62,10 +62,10 @@ class Corpus:
 
 
 @functools.cache
-def make_corpus(events: int = EVENTS) -> Corpus:
-    """Return the corpus, or as many of its first events."""
+def make_corpus(events: int = EVENTS, entities_in_home: int = ENTITIES) -> Corpus:
+    """Return the corpus, or as many of its first events, of a home of that size."""
     chance = random.Random(_SEED)
-    entities = make_entities()
+    entities = make_entities(entities_in_home)
     happenings = list(_happenings(chance, entities, events))
     # The events form a circle: what an entity is at the end, it was at the beginning.
     looks: dict[str, Look | None] = {}

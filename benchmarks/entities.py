@@ -248,11 +248,12 @@ class Entity:
     kind: Kind
 
 
-def make_entities() -> list[Entity]:
-    """Return all entities, kind by kind."""
+def make_entities(total: int) -> list[Entity]:
+    """Return about `total` entities, kind by kind."""
+    share = total / sum(kind.count for kind in KINDS)
     entities: list[Entity] = []
     for kind in KINDS:
-        for count in range(kind.count):
+        for count in range(max(1, round(kind.count * share))):
             number = len(entities)
             room = _ROOMS[number % len(_ROOMS)]
             word = kind.word.lower()

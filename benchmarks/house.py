@@ -21,6 +21,7 @@ from benchmarks.peers import HELPER_TOKEN, Where, Written, answer_commands
 
 EVENTS_PER_TURN = 50
 """How many happen at once; with coalescing they are one frame."""
+_TURNS_PER_S = 20
 
 _PATIENT_PENDING = 4 * EVENTS_PER_TURN
 _PATIENT_WAIT_S = 0.000_5
@@ -117,14 +118,16 @@ class Player:
     async def _paced(self, rate: float, total: int, *, max_pending: float) -> None:
         start = time.perf_counter()
         sent = 0
+        # A quiet home has its events one by one.
+        whole_turn = max(1, min(EVENTS_PER_TURN, int(rate / _TURNS_PER_S)))
         while sent < total:
             due = min(total, int((time.perf_counter() - start) * rate))
             # Whole turns only, except for the last one.
-            while due - sent >= EVENTS_PER_TURN or sent < due == total:
-                turn = min(EVENTS_PER_TURN, due - sent)
+            while due - sent >= whole_turn or sent < due == total:
+                turn = min(whole_turn, due - sent)
                 await self._fire(turn, max_pending=max_pending)
                 sent += turn
-            await asyncio.sleep(EVENTS_PER_TURN / rate)
+            await asyncio.sleep(whole_turn / rate)
 
     async def _at_full_speed(self, *, until: float) -> None:
         while time.perf_counter() < until:
