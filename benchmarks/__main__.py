@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--smoke] [names…]`: measures, prints tables, writes results/*.json."""
+"""`python -m benchmarks [--smoke] [names…]`: measures, prints tables, writes results and README."""
 
 from __future__ import annotations
 
@@ -6,30 +6,37 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from benchmarks import outage
 from benchmarks.baseline import entities_by_id, write_plainly
 from benchmarks.corpus import make_corpus, make_frames
 from benchmarks.end_to_end import Load, Outcome, run
+from benchmarks.growth import measure_entities, measure_journal, print_growth
+from benchmarks.page import Baseline, print_ratios, refresh
 from benchmarks.peers import Where, peer
 from benchmarks.stages import EVENTS_PER_FRAME, make_material, measure_stages, print_stages
-from benchmarks.tables import machine, print_table, save
+from benchmarks.start import measure_start, print_start
+from benchmarks.tables import machine, save
 
-_NAMES = ("stages", "baseline", "end-to-end", "outage")
+_NAMES = ("stages", "baseline", "start", "growth", "end-to-end", "outage")
 _LEAST_RATIO = 3.0
 _SMOKE_EVENTS = 4_000
 _BASELINE_ROUNDS = 3
-# At full speed more may wait for a commit than by default: the cost of an event that is
-# dropped says nothing.
-_FULL_SPEED = Load(rate=0, seconds=5, watchers=0, max_pending_points=1_000_000)
+_FULL_SPEED = Load(rate=0, seconds=60, watchers=0)
+_CROWD = Load(rate=1_000, seconds=10, watchers=0)
 _LOADS = (
     Load(watchers=0, check=True),
     Load(watchers=0, coalesced=False, check=True),
-    Load(watchers=1, check=True),
-    Load(watchers=1, coalesced=False, check=True),
+    Load(watchers=1, seconds=30, check=True),
+    Load(watchers=1, seconds=30, coalesced=False, check=True),
     _FULL_SPEED,
-    replace(_FULL_SPEED, coalesced=False),
+    replace(_FULL_SPEED, seconds=30, coalesced=False),
+    replace(_FULL_SPEED, seconds=30, answer_delay_s=0.05),
+    Load(rate=15_000, seconds=30, watchers=0, embedded=True),
+    *(replace(_CROWD, crowd=clients) for clients in (0, 1, 10, 100)),
+    Load(rate=0.4, seconds=60, watchers=0),
+    Load(rate=10, seconds=20, watchers=0),
 )
 _SMOKE_LOADS = (
     Load(seconds=5, watchers=0, patient=True, max_pending_points=100_000),
@@ -38,14 +45,6 @@ _SMOKE_LOADS = (
     replace(_FULL_SPEED, seconds=3),
 )
 _SMOKE_OUTAGE = outage.Outage(seconds=3, backlog_events=50_000)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Baseline:
-    """What the plain way costs on the same events."""
-
-    events: int
-    cpu_us_per_event: float
 
 
 async def measure_baseline(*, events: int, rounds: int) -> Baseline:
@@ -60,21 +59,6 @@ async def measure_baseline(*, events: int, rounds: int) -> Baseline:
             written, cpu_s = write_plainly(frames, entities=entities, url=url)
             cheapest_s = min(cheapest_s, cpu_s)
     return Baseline(events=written, cpu_us_per_event=cheapest_s / written * 1e6)
-
-
-def print_ratios(baseline: Baseline, outcomes: Sequence[Outcome]) -> None:
-    """Print the plain way beside the whole service."""
-    plain = baseline.cpu_us_per_event
-    rows = [["the plain way, without its WebSocket", f"{plain:.1f}", "1.0"]]
-    rows += [
-        [
-            f"the service, {outcome.name}",
-            f"{outcome.cpu_us_per_event:.1f}",
-            f"{plain / outcome.cpu_us_per_event:.1f}",
-        ]
-        for outcome in outcomes
-    ]
-    print_table(["compared in this run", "CPU µs per event", "times cheaper"], rows)
 
 
 def misses(baseline: Baseline, outcomes: Sequence[Outcome]) -> list[str]:
@@ -92,7 +76,7 @@ def misses(baseline: Baseline, outcomes: Sequence[Outcome]) -> list[str]:
     return found
 
 
-async def main(names: Sequence[str], *, smoke: bool) -> int:
+async def main(names: Sequence[str], *, smoke: bool, at_most_s: float) -> int:
     """Measure what is named and return the exit status."""
     print(machine())
     baseline: Baseline | None = None
@@ -106,8 +90,22 @@ async def main(names: Sequence[str], *, smoke: bool) -> int:
         events = _SMOKE_EVENTS if smoke else len(make_corpus().templates)
         baseline = await measure_baseline(events=events, rounds=_BASELINE_ROUNDS)
         save("baseline", baseline, published=not smoke)
+    if "start" in names and not smoke:
+        start = await measure_start()
+        print_start(start)
+        save("start", start, published=True)
+    if "growth" in names and not smoke:
+        for size, points in (
+            ("entities", measure_entities()),
+            ("journal", await measure_journal()),
+        ):
+            print_growth(points)
+            save(f"growth-{size}", points, published=True)
     if "end-to-end" in names:
-        outcomes = await run(*(_SMOKE_LOADS if smoke else _LOADS))
+        loads = _SMOKE_LOADS if smoke else _LOADS
+        outcomes = await run(
+            *(replace(load, seconds=min(load.seconds, at_most_s)) for load in loads)
+        )
         save("end-to-end", outcomes, published=not smoke)
     if baseline is not None:
         print_ratios(baseline, outcomes)
@@ -117,6 +115,8 @@ async def main(names: Sequence[str], *, smoke: bool) -> int:
         figures = await outage.run(away)
         save("outage", figures, published=not smoke)
         found += outage.misses(figures) if smoke else []
+    if not smoke:
+        refresh()
     for miss in found:
         print(f"MISSED: {miss}", file=sys.stderr)
     return 1 if found else 0
@@ -125,8 +125,13 @@ async def main(names: Sequence[str], *, smoke: bool) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="brief; exit 1 for a missed ratio")
+    parser.add_argument(
+        "--at-most", type=float, default=60.0, help="seconds a load lasts (%(default)s)"
+    )
     parser.add_argument("names", nargs="*", help=f"of {', '.join(_NAMES)}; none means all")
     chosen = parser.parse_args()
     if unknown := set(chosen.names) - set(_NAMES):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
-    sys.exit(asyncio.run(main(chosen.names or _NAMES, smoke=chosen.smoke)))
+    sys.exit(
+        asyncio.run(main(chosen.names or _NAMES, smoke=chosen.smoke, at_most_s=chosen.at_most))
+    )

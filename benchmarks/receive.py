@@ -22,15 +22,13 @@ class Counter:
 
     def __init__(self) -> None:
         self.events = 0
-        self.batches = 0
         self.streaming = asyncio.Event()
         self._wanted = 0
         self._reached = asyncio.Event()
 
     def changed(self, events: Sequence[Event]) -> None:
-        """Count a batch."""
+        """Count them."""
         self.events += len(events)
-        self.batches += 1
         if self.events >= self._wanted:
             self._reached.set()
 
@@ -52,10 +50,8 @@ class Counter:
             await self._reached.wait()
 
 
-async def measure_receiving(
-    *, events: int, per_frame: int, rounds: int
-) -> tuple[float, float, float]:
-    """Return CPU and wall seconds of the cheapest round, and the events of a batch."""
+async def measure_receiving(*, events: int, per_frame: int, rounds: int) -> tuple[float, float]:
+    """Return CPU and wall seconds of the cheapest round."""
     arguments = ("--events", str(events), "--per-frame", str(per_frame))
     async with peer("benchmarks.flood", *arguments) as flood:
         source = HomeAssistantSource(
@@ -74,8 +70,7 @@ async def measure_receiving(
         finally:
             receiving.cancel()
             await asyncio.wait([receiving])
-    cpu_s, wall_s = min(times)
-    return cpu_s, wall_s, counter.events / counter.batches
+    return min(times)
 
 
 async def _round(flood: Peer, counter: Counter, events: int) -> tuple[float, float]:

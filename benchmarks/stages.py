@@ -38,14 +38,15 @@ from app.sink.embedded import EmbeddedStore
 from app.sink.influx import InfluxSink
 from app.source.protocol import Phase, Session
 from app.telemetry import Telemetry
-from benchmarks.corpus import EVENT_ID, EVENTS, Corpus, make_corpus, make_frames
+from benchmarks.corpus import ENTITIES, EVENT_ID, EVENTS, Corpus, make_corpus, make_frames
 from benchmarks.peers import HELPER_TOKEN, Where, peer
+from benchmarks.receive import measure_receiving
 from benchmarks.tables import print_table
 
 EVENTS_PER_FRAME = 50
 LINES_PER_COMMIT = 1_000
 
-_WATCHERS = (0, 1, 10, 100)
+_WATCHERS = (0, 1, 10, 100, 1_000)
 _FRAMES_PER_TAKE = 10
 _PENDING_POINTS = 5_000
 _POLL_S = 0.001
@@ -83,12 +84,12 @@ class Material:
         return len(self.single_frames)
 
 
-def make_material(events: int = EVENTS) -> Material:
+def make_material(events: int = EVENTS, *, entities_in_home: int = ENTITIES) -> Material:
     """Take the corpus through all stages once."""
-    corpus = make_corpus(events)
+    corpus = make_corpus(events, entities_in_home)
     frames = make_frames(corpus, per_frame=EVENTS_PER_FRAME)
     catalog = _catalog(corpus)
-    session, normalizer, encoder = _ready_session(), Normalizer(catalog.placement), _encoder()
+    session, normalizer, encoder = ready_session(), Normalizer(catalog.placement), new_encoder()
     decoded = [session.feed(frame).events for frame in frames]
     changes = [normalizer.changes(batch)[0] for batch in decoded]
     return Material(
@@ -111,6 +112,7 @@ async def measure_stages(material: Material, *, rounds: int = 5) -> list[Cost]:
         _cheapest(stage, material, [_timed(work) for _ in range(rounds)])
         for stage, work in _pure_stages(material)
     ]
+    costs = [*await _receiving(material, rounds), *costs]
     async with peer("benchmarks.sink") as database:
         url = (await database.ask(Where, "where")).url
         stages: Mapping[str, Callable[[Material, Path], Awaitable[_Times]]] = {
@@ -121,6 +123,17 @@ async def measure_stages(material: Material, *, rounds: int = 5) -> list[Cost]:
         for stage, work in stages.items():
             times = [await _with_folder(work, material) for _ in range(rounds)]
             costs.append(_cheapest(stage, material, times))
+    return costs
+
+
+async def _receiving(material: Material, rounds: int) -> list[Cost]:
+    costs = []
+    for per_frame, words in ((EVENTS_PER_FRAME, f"{EVENTS_PER_FRAME}"), (1, "one")):
+        cpu_s, wall_s = await measure_receiving(
+            events=material.count, per_frame=per_frame, rounds=rounds
+        )
+        stage = f"receive and decode, {words} per frame"
+        costs.append(_cheapest(stage, material, [_Times(cpu_s, wall_s)]))
     return costs
 
 
@@ -177,7 +190,7 @@ def _pure_stages(material: Material) -> Iterator[tuple[str, Callable[[], None]]]
     yield "decode, one per frame", partial(_decode, material.single_frames)
     normalizer = Normalizer(material.catalog.placement)
     yield "normalize", partial(_normalize, normalizer, material.events)
-    encoder = _encoder()
+    encoder = new_encoder()
     yield "encode", partial(_encode, encoder, material.changes)
     yield "compress", partial(_compress, material.commits)
     for watchers in _WATCHERS:
@@ -186,7 +199,7 @@ def _pure_stages(material: Material) -> Iterator[tuple[str, Callable[[], None]]]
 
 
 def _decode(frames: Sequence[bytes]) -> None:
-    session = _ready_session()
+    session = ready_session()
     for frame in frames:
         session.feed(frame)
 
@@ -207,7 +220,7 @@ def _compress(commits: Sequence[Lines]) -> None:
 
 
 def _fan_out(batches: Sequence[Sequence[Change]], watchers: int) -> None:
-    hub = Hub()
+    hub = Hub(max_watchers=max(_WATCHERS))
     with contextlib.ExitStack() as stack:
         watching = [stack.enter_context(hub.watching(Selection())) for _ in range(watchers)]
         for some in _blocks(batches, _FRAMES_PER_TAKE):
@@ -269,7 +282,8 @@ async def _deliver(material: Material, folder: Path, sink: Sink) -> _Times:
     return watch.times
 
 
-def _ready_session() -> Session:
+def ready_session() -> Session:
+    """Return a session in which events stream."""
     session = Session(HELPER_TOKEN)
     for message in (
         b'{"type":"auth_required","ha_version":"2026.11.0"}',
@@ -281,7 +295,8 @@ def _ready_session() -> Session:
     return session
 
 
-def _encoder() -> HomeiqEncoder:
+def new_encoder() -> HomeiqEncoder:
+    """Return the encoder of the service without any setting."""
     return HomeiqEncoder("home_assistant_events", instance=None, attribute_fields=())
 
 
