@@ -76,6 +76,12 @@ def misses(baseline: Baseline, outcomes: Sequence[Outcome]) -> list[str]:
     return found
 
 
+async def _measure_outage(*, smoke: bool) -> list[str]:
+    figures = await outage.run(_SMOKE_OUTAGE if smoke else outage.Outage())
+    save("outage", figures, published=not smoke)
+    return outage.misses(figures) if smoke else []
+
+
 async def main(names: Sequence[str], *, smoke: bool, at_most_s: float) -> int:
     """Measure what is named and return the exit status."""
     print(machine())
@@ -111,10 +117,7 @@ async def main(names: Sequence[str], *, smoke: bool, at_most_s: float) -> int:
         print_ratios(baseline, outcomes)
     found = misses(baseline, outcomes) if smoke and baseline and outcomes else []
     if "outage" in names:
-        away = _SMOKE_OUTAGE if smoke else outage.Outage()
-        figures = await outage.run(away)
-        save("outage", figures, published=not smoke)
-        found += outage.misses(figures) if smoke else []
+        found += await _measure_outage(smoke=smoke)
     if not smoke:
         refresh()
     for miss in found:

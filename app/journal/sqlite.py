@@ -355,7 +355,8 @@ class SqliteJournal:
             cursors = dict(self._ledger.cursors)
             unsaved = self._coverage.unsaved(
                 spanned(self._lent_times, lines.times),
-                received_at=received_at or self._lent.since or 0.0,
+                # A commit of what was lent has no time of its own.
+                received_at=self._lent.since or received_at or time.time(),
             )
             work = partial(
                 _append_lines,
