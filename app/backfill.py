@@ -45,6 +45,7 @@ _STARTING_S = 600.0
 # Home Assistant's own trouble, which may pass: its recorder is busy, migrates, or failed once.
 _PASSING = frozenset({"unknown_error", "home_assistant_error", "timeout"})
 _ATTEMPTS = 10
+_DROPPED = frozenset({"journal_stalled", "journal_full"})
 
 
 class Commands(Protocol):
@@ -142,7 +143,16 @@ class Backfill:
             filled=self._coverage.count("filled"),
             unfillable=self._coverage.count("unfillable"),
             backfilled=self._telemetry.backfilled,
-            reason=self._reason,
+            reason=self._reason or self._losing(),
+        )
+
+    def _losing(self) -> str | None:
+        dropped = [gap for gap in self._coverage.open_gaps() if gap.reason in _DROPPED]
+        if not dropped:
+            return None
+        return (
+            "Events were dropped before they were durable, because the disk or this machine did not"
+            " keep up; what Home Assistant recorded of them is read back, see /api/v1/gaps."
         )
 
     async def recall(self) -> None:

@@ -555,7 +555,7 @@ async def test_what_a_full_journal_refused_is_read_back_when_there_is_room(
         for number in range(5, 10):
             house.set_state(SENSOR, str(number))
         await process.until(lambda: process.telemetry.dropped["journal_full"] >= 5)
-        await process.until(lambda: process.backfill.status().reason is not None)
+        reason = process.backfill.status().reason
         assert process.coverage.count("open") == 1
         process.journal._bounds = bounds
         house.set_state(SENSOR, "10")
@@ -564,6 +564,9 @@ async def test_what_a_full_journal_refused_is_read_back_when_there_is_room(
         points = await process.points()
 
     assert_once(points)
+    assert reason is not None
+    assert reason.startswith("Events were dropped before they were durable")
+    assert process.backfill.status().reason is None
     assert process.coverage.gaps()[0].reason == "journal_full"
     assert numbers(0, 11) == states(points)
 
