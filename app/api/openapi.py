@@ -25,6 +25,7 @@ TAGS = [
 _REF = "#/components/schemas/{model}"
 _FIRST_ERROR = 400
 _OPEN_TAG = "health"
+_UNREADABLE = "The body is not JSON in UTF-8"
 _EVERYWHERE = {
     "401": "The API_KEY is missing or wrong",
     "403": "Not answered without an API_KEY, or to a page of another origin",
@@ -87,6 +88,8 @@ def _describe_errors(schema: dict[str, Any]) -> None:
             else:
                 for status, description in _EVERYWHERE.items():
                     responses.setdefault(status, {"description": description})
+            if "requestBody" in operation:
+                responses.setdefault("400", {"description": _UNREADABLE})
             for status, response in responses.items():
                 if int(status) >= _FIRST_ERROR:
                     _make_problem(response)

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 _CODES = {
+    400: "unreadable_body",
     404: "not_found",
     405: "method_not_allowed",
     413: "body_too_large",
@@ -108,6 +109,7 @@ async def _http(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, HTTPException)
     status = exc.status_code
     details = {
+        400: "The body is not JSON in UTF-8.",
         404: "There is nothing at this address; /docs lists what there is.",
         405: f"{request.method} is not possible at this address.",
         413: "The body is larger than this service reads.",

@@ -232,3 +232,16 @@ def test_the_document_describes_both_routes() -> None:
     ]
     assert schemas["BackfillRequest"]["required"] == ["since"]
     assert all("examples" in field for field in schemas["GapDocument"]["properties"].values())
+
+
+async def test_a_body_that_is_no_text_is_said_to_be_none() -> None:
+    """With a problem document of its own, as /openapi.json says."""
+    async with api_client() as client:
+        answer = await client.post(
+            "/api/v1/backfill", content=b"\xff\xfe{", headers={"Content-Type": "application/json"}
+        )
+        document = (await client.get("/openapi.json")).json()
+
+    assert answer.status_code == 400
+    assert answer.json()["code"] == "unreadable_body"
+    assert "400" in document["paths"]["/api/v1/backfill"]["post"]["responses"]
