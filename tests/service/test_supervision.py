@@ -26,6 +26,7 @@ from tests.service.process import service
 LOOPS = (
     "source",
     "discovery",
+    "backfill",
     "intake",
     "deliver[influxdb]",
     "deliver[embedded]",
