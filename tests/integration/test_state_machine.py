@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -637,11 +638,12 @@ class SqliteMachine(MemoryMachine):
             database.dropped_before += life.telemetry.sink(name).dropped
 
 
-MemoryTest = MemoryMachine.TestCase
+# Thirty lives of forty steps take ten seconds, and much longer while coverage is measured.
+MemoryTest = pytest.mark.timeout(600)(MemoryMachine.TestCase)
 MemoryTest.settings = settings(
     max_examples=30, stateful_step_count=40, deadline=None, derandomize=IN_CI
 )
-SqliteTest = SqliteMachine.TestCase
+SqliteTest = pytest.mark.timeout(600)(SqliteMachine.TestCase)
 SqliteTest.settings = settings(
     max_examples=30, stateful_step_count=40, deadline=None, derandomize=IN_CI
 )

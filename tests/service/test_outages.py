@@ -132,6 +132,8 @@ async def all_received(running: Service, count: Count) -> None:
 
 async def assert_all_is_there(running: Service, influx: FakeInflux, changes: int) -> None:
     """Hold the database against what changed, and the books against each other."""
+    with contextlib.suppress(TimeoutError):  # what is missing then is shown below
+        await influx.wait_for(lambda influx: len(set(influx.lines)) >= changes, within_s=20)
     health = await running.until("/health", lambda health: health["sinks"][0]["held"] == 0)
     metrics = await running.text("/metrics")
     stored = [int(number) for line in influx.lines for number in _STATE.findall(line)]
