@@ -11,7 +11,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help python setup demo run backfill test check fix coverage real-servers test-real screenshots bench bench-smoke clean
+.PHONY: help python setup demo run backfill test check fix coverage real-servers test-real screenshots bench bench-smoke soak clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -72,6 +72,9 @@ bench: setup ## Measure everything; prints tables
 
 bench-smoke: setup ## Measure briefly, and fail where a generous ratio is missed
 	$(RUN)python -m benchmarks --smoke
+
+soak: setup ## Let everything fail at random: make soak MINUTES=20
+	$(RUN)python -m benchmarks.soak --minutes $(or $(MINUTES),20)
 
 clean: ## Remove what make made
 	rm -rf .venv .uv .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
