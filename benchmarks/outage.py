@@ -26,6 +26,7 @@ from benchmarks.tables import machine, print_table, save
 from tests.real.servers import influxdb
 from tests.service.process import Service, service
 
+_BACKLOG_PER_S = 20_000
 TEN_MINUTES_EVENTS = 10 * 60 * 5_000
 JOURNAL_MAX_MB = 1_024
 """The default of the setting."""
@@ -200,10 +201,10 @@ async def _into_a_real_one(
 
 
 async def _backlog(outage: Outage, running: Service, house: Peer, before: int) -> int:
-    """Gather a backlog as fast as the service takes events, and return how many there are."""
+    """Gather a backlog as fast as all of it can be durable, and return how many there are."""
     events = 0
     while events < outage.backlog_events:
-        events += (await _play(house, rate=0, seconds=1.0)).events
+        events += (await _play(house, rate=_BACKLOG_PER_S, seconds=1.0)).events
     await _settled(running, before + events)
     return events
 
