@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated
 
 import msgspec
@@ -14,7 +14,7 @@ from app.api.problems import Problem, ProblemRaised
 from app.api.schemas import EventPage, ProblemDocument
 from app.api.stores import EventStore
 from app.fanout.hub import iso_time
-from app.model import Context
+from app.model import Context, nanoseconds
 
 router = APIRouter(
     prefix="/api/v1/events",
@@ -27,7 +27,6 @@ router = APIRouter(
 
 _MAX_LIMIT = 1_000
 _MAX_INT64 = 2**63 - 1
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _STORE_OFF = Problem(
     status=409,
     code="embedded_store_off",
@@ -189,6 +188,4 @@ def _told(stored: object) -> HistoricEvent:
 def _ns(moment: datetime | None) -> int | None:
     if moment is None:
         return None
-    # Whole microseconds: a float of seconds would be wrong for a third of all values.
-    time_ns = (moment - _EPOCH) // timedelta(microseconds=1) * 1_000
-    return max(-_MAX_INT64, min(time_ns, _MAX_INT64))
+    return max(-_MAX_INT64, min(nanoseconds(moment), _MAX_INT64))

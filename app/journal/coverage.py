@@ -226,12 +226,11 @@ class Coverage:
         covered = self._covered if self._covered_unsaved else None
         if times is not None:
             covered = self._grown(times, received_at)
-        closed = [gap.id for gap in self.gaps() if gap.state != "open"]
         return Unsaved(
             covered=covered,
             before=self._covered,
             gaps=[self._gaps[number] for number in sorted(self._unsaved)],
-            forgotten=closed[_MAX_CLOSED:],
+            forgotten=self._too_many(),
         )
 
     def saved(self, unsaved: Unsaved) -> None:
@@ -249,6 +248,12 @@ class Coverage:
     @property
     def _edge_at(self) -> float:
         return self._began_at if self._covered is None else self._covered.edge_at
+
+    def _too_many(self) -> Sequence[int]:
+        # Asked at every commit, and nearly always there are a few gaps: nothing to sort then.
+        if len(self._gaps) <= _MAX_CLOSED:
+            return []
+        return [gap.id for gap in self.gaps() if gap.state != "open"][_MAX_CLOSED:]
 
     def _grown(self, times: Times, received_at: float) -> Covered:
         """Return what is covered with points of this span."""
