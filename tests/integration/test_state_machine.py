@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import tempfile
+import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -308,6 +309,11 @@ class WatchedJournal:
             self.idle.discard(sink)
 
 
+def _let_threads_work() -> None:
+    """Give up the interpreter's lock: whoever only asks again and again keeps it for 5 ms."""
+    time.sleep(0.000_05)
+
+
 class Life:
     """One process, from its start to its end."""
 
@@ -354,6 +360,7 @@ class Life:
         async with asyncio.timeout(20):
             while not self._rests():
                 await asyncio.sleep(0)
+                _let_threads_work()
         for task in (self.taking_in, *self.delivering):
             if task.done():
                 task.result()
