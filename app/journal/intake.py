@@ -18,7 +18,7 @@ from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
-_LATE_COMMITS = 5
+_LATE_COMMITS = 4
 """How many commits' worth a late one may take at once: what a busy machine makes slow is the
 commit, not the point (`benchmarks.outage`)."""
 

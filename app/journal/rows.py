@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from isal import igzip
-
+from app.members import compressed
 from app.model import Lines, Row, Times
 
-_ROW_POINTS = 2000
-"""An append of more is cut, so that whoever reads whole rows has a bound on memory."""
+_ROW_POINTS = 5000
+"""An append of more is cut, so that whoever reads whole rows has a bound on memory. Cutting costs
+as much as compressing: a late commit of the intake is not meant to need it."""
 
-_GZIP_LEVEL = 1
 _ROW_OVERHEAD_BYTES = 250
 
 
@@ -28,16 +27,11 @@ class Member:
 
 
 def compress(lines: Lines) -> list[Member]:
-    """Compress an append into as many gzip members as it needs; call it in a thread.
-
-    igzip at level 1 costs 0.1 to 0.7 µs a line and lets other threads run meanwhile.
-    """
+    """Compress an append into as many gzip members as it needs; call it in a thread."""
     if lines.points <= _ROW_POINTS:
-        return [Member(lines.points, igzip.compress(lines.data, _GZIP_LEVEL))]
+        return [Member(lines.points, compressed(lines.data))]
     parts = _cut(lines.split(), _ROW_POINTS)
-    return [
-        Member(len(part), igzip.compress(b"\n".join((*part, b"")), _GZIP_LEVEL)) for part in parts
-    ]
+    return [Member(len(part), compressed(b"\n".join((*part, b"")))) for part in parts]
 
 
 def numbered(members: Sequence[Member], *, first: int, received_at: float) -> list[Row]:

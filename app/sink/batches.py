@@ -1,9 +1,7 @@
 """Batches cut from the journal: whole rows as they lie there, or single lines.
 
-A row is one gzip member. A gzip stream may have many (RFC 1952, section 2.2), but the first
-releases of InfluxDB 3 read only the first one and answer 204 all the same, on each of their
-write paths. So a body is always a single member: several rows are compressed anew, which costs
-1 µs a line. Every function here that does so blocks and belongs in a thread.
+A row is one gzip member, and so is the body of a request. What takes rows apart blocks and
+belongs in a thread.
 """
 
 from __future__ import annotations
@@ -12,13 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from isal import isal_zlib
-
+from app import members
 from app.errors import StorageDamaged
 from app.model import Lines, Row
-
-_GZIP = 31
-"""zlib's number for `with a gzip header, largest window`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +50,17 @@ class WholeRows:
         return list(chain.from_iterable(map(_unpacked, self.rows)))
 
     def gzip_body(self) -> bytes:
-        """Return the lines as one gzip member: a single row as it is, several compressed anew.
+        """Return the lines as one gzip member: a single row as it is, several joined; may block.
 
         Raises:
             StorageDamaged: a row cannot be unpacked.
         """
         if len(self.rows) == 1:
             return self.rows[0].gzip
-        return isal_zlib.compress(b"".join(map(_data, self.rows)), 1, wbits=_GZIP)
+        try:
+            return members.joined([row.gzip for row in self.rows])
+        except members.Damaged:
+            return members.compressed(b"".join(map(_data, self.rows)))  # which says what is wrong
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,8 +140,8 @@ def cut(part: Part, start: int, stop: int) -> CutLines:
 
 def _data(row: Row) -> bytes:
     try:
-        return isal_zlib.decompress(row.gzip, wbits=_GZIP)
-    except isal_zlib.error as exc:  # type: ignore[misc]  # the stub declares an instance
+        return members.decompressed(row.gzip)
+    except members.Damaged as exc:
         raise StorageDamaged(f"points {row.first} to {row.last} cannot be unpacked") from exc
 
 
@@ -162,6 +159,6 @@ def _compressed(lines: Sequence[bytes], *, first: int, received_at: float) -> Cu
     return CutLines(
         first=first,
         cut=tuple(lines),
-        gzip=isal_zlib.compress(data, 1, wbits=_GZIP),
+        gzip=members.compressed(data),
         received_at=received_at,
     )

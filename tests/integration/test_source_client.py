@@ -615,6 +615,46 @@ async def test_a_malformed_message_costs_nothing_but_itself(
     assert "hush" not in caplog.text
 
 
+async def test_frames_that_arrive_together_keep_their_order(
+    house: StillHouse, home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+) -> None:
+    """Whatever is taken in one turn, each event is handed over and counted once, in order."""
+    source = parts.source(home_assistant.url)
+    async with running(source, ear):
+        await until(lambda: source.status().ha_state)
+        for number in range(300):
+            house.set_state("sensor.a", str(number))
+            if number % 100 == 50:
+                home_assistant.send_raw(b"garbage")
+            if number % 7 == 0:
+                await asyncio.sleep(0)
+        await heard_from(ear, 300)
+
+        assert [str(number) for number in range(300)] == ear.states
+        assert parts.telemetry.received == 303
+        assert parts.telemetry.malformed == {"not_json": 3}
+
+
+async def test_events_before_a_frame_that_ends_the_connection_are_kept(
+    house: StillHouse, ear: Ear, parts: Parts
+) -> None:
+    """They were received: a frame behind them in the same turn must not take them along."""
+    unknown = ("supported_features",)  # so that each message is a frame
+    async with (
+        FakeHomeAssistant(house, token=TOKEN, unknown_commands=unknown) as home_assistant,
+        running(source := parts.source(home_assistant.url), ear),
+    ):
+        house.fire = home_assistant.fire
+        await until(lambda: source.status().ha_state)
+        house.set_state("sensor.a", "1")
+        house.set_state("sensor.a", "2")
+        home_assistant.send_raw(b'{"type":"auth_ok","ha_version":"1"}')
+        await until(lambda: len(ear.connections) == 3)
+
+        assert ear.states == ["1", "2"]
+        assert parts.telemetry.received == 2
+
+
 async def test_a_frame_over_the_limit_says_so(
     house: StillHouse, home_assistant: FakeHomeAssistant, parts: Parts
 ) -> None:
