@@ -18,9 +18,9 @@ from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
-_LATE_COMMITS = 4
+_LATE_COMMITS = 20
 """How many commits' worth a late one may take at once: what a busy machine makes slow is the
-commit, not the point (`benchmarks.outage`)."""
+commit, not the point."""
 
 _LOOK_AT_THE_DISK = "Look at the disk of DATA_DIR; the commit is tried again every second."
 _ADVICE: dict[type[StorageError], str] = {

@@ -11,9 +11,11 @@ from itertools import islice
 from app.members import compressed
 from app.model import Lines, Row, Times
 
-_ROW_POINTS = 5000
-"""An append of more is cut, so that whoever reads whole rows has a bound on memory. Cutting costs
-as much as compressing: a late commit of the intake is not meant to need it."""
+_MOST_ROW_POINTS = 5000
+"""An append of more is cut, so that whoever reads whole rows has a bound on memory."""
+
+_CUT_ROW_POINTS = 4000
+"""How many points, about, a row has that was cut from more."""
 
 _ROW_OVERHEAD_BYTES = 250
 
@@ -28,10 +30,7 @@ class Member:
 
 def compress(lines: Lines) -> list[Member]:
     """Compress an append into as many gzip members as it needs; call it in a thread."""
-    if lines.points <= _ROW_POINTS:
-        return [Member(lines.points, compressed(lines.data))]
-    parts = _cut(lines.split(), _ROW_POINTS)
-    return [Member(len(part), compressed(b"\n".join((*part, b"")))) for part in parts]
+    return [Member(part.points, compressed(part.data)) for part in _cut(lines)]
 
 
 def numbered(members: Sequence[Member], *, first: int, received_at: float) -> list[Row]:
@@ -116,8 +115,28 @@ def take(rows: Iterator[Row], *, max_points: int) -> list[Row]:
     return taken
 
 
-def _cut(lines: Sequence[bytes], size: int) -> list[Sequence[bytes]]:
-    return [lines[start : start + size] for start in range(0, len(lines), size)]
+def _cut(lines: Lines) -> Iterator[Lines]:
+    """Cut what is too much for one row, near where the bytes say; finding each line costs more."""
+    data = lines.data
+    if lines.points <= _MOST_ROW_POINTS:
+        yield lines
+        return
+    if data.count(b"\n") != lines.points:  # some stand in strings, and only `split` knows which
+        yield from _cut_exactly(lines)
+        return
+    row_bytes = len(data) * _CUT_ROW_POINTS // lines.points
+    start = 0
+    while start < len(data):
+        end = data.find(b"\n", start + row_bytes) + 1 or len(data)
+        yield Lines(data[start:end], data.count(b"\n", start, end))
+        start = end
+
+
+def _cut_exactly(lines: Lines) -> Iterator[Lines]:
+    each = lines.split()
+    for start in range(0, len(each), _CUT_ROW_POINTS):
+        part = each[start : start + _CUT_ROW_POINTS]
+        yield Lines(b"\n".join((*part, b"")), len(part))
 
 
 def _first(row: Row) -> int:
