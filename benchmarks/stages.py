@@ -42,6 +42,7 @@ from benchmarks.corpus import ENTITIES, EVENT_ID, EVENTS, Corpus, make_corpus, m
 from benchmarks.peers import HELPER_TOKEN, Where, peer
 from benchmarks.receive import measure_receiving
 from benchmarks.tables import print_table
+from benchmarks.way import measure_way
 
 EVENTS_PER_FRAME = 50
 LINES_PER_COMMIT = 1_000
@@ -123,7 +124,7 @@ async def measure_stages(material: Material, *, rounds: int = 5) -> list[Cost]:
         for stage, work in stages.items():
             times = [await _with_folder(work, material) for _ in range(rounds)]
             costs.append(_cheapest(stage, material, times))
-    return costs
+    return [*costs, *await _whole_way(material, rounds)]
 
 
 async def _receiving(material: Material, rounds: int) -> list[Cost]:
@@ -133,6 +134,21 @@ async def _receiving(material: Material, rounds: int) -> list[Cost]:
             events=material.count, per_frame=per_frame, rounds=rounds
         )
         stage = f"receive and decode, {words} per frame"
+        costs.append(_cheapest(stage, material, [_Times(cpu_s, wall_s)]))
+    return costs
+
+
+async def _whole_way(material: Material, rounds: int) -> list[Cost]:
+    costs = []
+    for per_frame, words in ((EVENTS_PER_FRAME, f"{EVENTS_PER_FRAME}"), (1, "one")):
+        cpu_s, wall_s = await measure_way(
+            material.catalog,
+            new_encoder(),
+            events=material.count,
+            per_frame=per_frame,
+            rounds=2 * rounds,
+        )
+        stage = f"the whole way to InfluxDB, {words} per frame"
         costs.append(_cheapest(stage, material, [_Times(cpu_s, wall_s)]))
     return costs
 
