@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import re
 import time
@@ -11,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Self, TypeAlias
 
@@ -102,12 +104,8 @@ _MIGRATIONS = (
 
 # A second write of one point adds what it knows and takes nothing away, as InfluxDB does
 # with the fields of a point.
-_INSERT = (
-    f"INSERT INTO events ({', '.join(_COLUMNS)}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608 - names of ours
-    f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
-    + ", ".join(
-        f"{name} = coalesce(excluded.{name}, {name})" for name in _COLUMNS if name not in _KEY
-    )
+_ON_CONFLICT = f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET " + ", ".join(
+    f"{name} = coalesce(excluded.{name}, {name})" for name in _COLUMNS if name not in _KEY
 )
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -119,6 +117,7 @@ _NS_PER_DAY = 86_400 * 10**9
 _CACHE_BYTES = 32_000_000
 _WAL_BYTES = 32_000_000
 _ROWS_PER_STEP = 500
+_ROWS_PER_INSERT = 300
 _MAX_REASON = 500
 _PAGES_PER_STEP = 256
 
@@ -325,13 +324,25 @@ def _insert(connection: Connection, batch: Batch, parse: Callable[[bytes], Store
     try:
         points = map(parse, batch.lines())
         rows = [_row(point) for point in points if not _is_of_the_catalog(point)]
-        # One call per batch: SQLite's loop is C, and the parser is most of what is left.
-        connection.executemany(_INSERT, rows)
+        # Many rows in one statement: between two statements the loop takes the interpreter's
+        # lock, and does not give it back for 5 ms while it is busy.
+        for start in range(0, len(rows), _ROWS_PER_INSERT):
+            part = rows[start : start + _ROWS_PER_INSERT]
+            connection.execute(_insertion(len(part)), list(chain.from_iterable(part)))
     except StorageDamaged as exc:
         # The journal's bytes, not this file: delivery takes the batch apart and sees.
         raise _Unreadable(str(exc)) from exc
     except (ValueError, OverflowError) as exc:
         raise _Unreadable(f"not an event: {exc}"[:_MAX_REASON]) from exc
+
+
+@functools.lru_cache(maxsize=8)  # full ones, and some of what is left over
+def _insertion(rows: int) -> str:
+    row = f"({', '.join('?' * len(_COLUMNS))})"
+    return (
+        f"INSERT INTO events ({', '.join(_COLUMNS)}) VALUES {', '.join([row] * rows)}"  # noqa: S608 - names of ours
+        f"{_ON_CONFLICT}"
+    )
 
 
 def _is_of_the_catalog(point: StoredPoint) -> bool:
