@@ -155,7 +155,8 @@ async def test_the_service_works_with_exactly_that_environment(
     """It streams to the database, is healthy, and answers whoever has the key under any name.
 
     Only the folder and the address to listen on are those of the test. Nobody is trusted, as
-    nobody is in a container: there even the host of it is a stranger.
+    nobody is in a container: there even the host of it is a stranger. A proxy that is set for
+    downloads is asked for no neighbor.
     """
     influx = FakeInflux()
     async with influx.serving():
@@ -165,6 +166,7 @@ async def test_the_service_works_with_exactly_that_environment(
             "WEBSOCKET_INGESTION_PORT": "0",
             "WEBSOCKET_INGESTION_HOST": "127.0.0.1",
             "TRUSTED_PEERS": "192.0.2.0/24",
+            "http_proxy": "http://127.0.0.1:9",
         }
         async with service(tmp_path, WAYS[way](given) | ours) as running:
             health = await running.until("/health", lambda health: health["status"] == "healthy")

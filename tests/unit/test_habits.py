@@ -8,16 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.fakes.documents import MERGED_SOON
 from tests.service.process import ROOT
 
 ASKED_FOR = {
     *("demo", "test", "run", "check", "fix", "coverage"),
     *("test-real", "real-servers", "bench-smoke", "help"),
 }
-
-
-MERGED_SOON = {"doctor"}
-"""Named in the README and made on another branch; empty once that is merged."""
 
 
 def _named_in_readme() -> set[str]:
