@@ -22,6 +22,7 @@ from app import __version__
 from app.__main__ import UNUSABLE
 from app.demo.home_assistant import FakeHomeAssistant
 from app.settings import load_settings, variables
+from tests.fakes.documents import MERGED_SOON
 from tests.fakes.influx import FakeInflux
 from tests.service import image
 from tests.service.disk import small_disk
@@ -234,6 +235,21 @@ def test_the_database_is_set_up_with_what_the_service_uses(given: dict[str, str]
         "INFLUXDB_BUCKET": "DOCKER_INFLUXDB_INIT_BUCKET",
     }.items():
         assert chosen[name] == ours[name] == theirs[theirs_name]
+
+
+def test_what_is_mounted_is_there(given: dict[str, str]) -> None:
+    """Docker would make an empty folder of what is missing."""
+    found = compose(given | {"INFLUXDB_TOKEN": "token"})
+    mounted = [
+        volume.partition(":")[0]
+        for each in found.values()
+        for volume in each.get("volumes", ())
+        if volume.startswith(".")
+    ]
+
+    assert mounted == ["./prometheus", "./grafana/provisioning", "./grafana/dashboards"]
+    missing = [str(Path("docker", path)) for path in mounted if not (DOCKER / path).is_dir()]
+    assert set(missing) - MERGED_SOON == set()
 
 
 def test_only_settings_are_set(given: dict[str, str]) -> None:

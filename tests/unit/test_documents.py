@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from app.api.application import build_api
+from app.settings import variables
 from tests.fakes.documents import DOCUMENTS, MERGED_SOON, ROOT, blocks, prose
+from tests.fakes.service import components
 
 LANGUAGES = {"sh", "ini", "json", "python", "text", "influxql", "flux", "sql"}
 
@@ -23,6 +26,7 @@ NOT_RUN = {
     "docker": "there is no engine where the tests run; the files are linted and read",
     "kubectl": "there is no cluster; the manifests fit the schemas of Kubernetes",
     "systemctl": "there is no systemd; the unit is verified",
+    "systemd-run": "as systemctl",
     "journalctl": "as systemctl",
     "useradd": "changes the machine",
     "install": "changes the machine",
@@ -33,8 +37,21 @@ NOT_RUN = {
 }
 """The first word of commands that nothing here runs."""
 
+OTHER_VARIABLES = {
+    *("PUBLISH_ADDRESS", "GRAFANA_PASSWORD", "INFLUXDB_ADMIN_PASSWORD"),
+    *("SSL_CERT_FILE", "HTTP_PROXY", "GAPS_SECONDS"),
+    *("WEATHER_API_KEY", "WEATHER_DEFAULT_LOCATION"),
+    *("WEATHER_ENRICHMENT_ENABLED", "WEATHER_CACHE_MINUTES"),
+}
+"""Those of Compose, Python and the tests, and those that are accepted for nothing."""
+
+NOT_SERVED = {"/internal/services/bulk_upsert"}
+"""Named to say so."""
+
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
 _INLINE = re.compile(r"`((?:make|python -m app|docker compose) [^`…]*)`")
+_VARIABLE = re.compile(r"`([A-Z][A-Z0-9_]*_[A-Z0-9_]+)(?:=[^`]*)?`")
+_ROUTE = re.compile(r"`(?:(GET|POST|DELETE) )?(/(?:api|health|internal|metrics|ws)\b[\w/{}.-]*)`")
 _WITHOUT_SETTINGS = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
 
 
@@ -140,6 +157,27 @@ def test_our_commands_take_these_arguments(command: str, tmp_path: Path) -> None
 
     assert ended.returncode == (0 if "--help" in arguments else 2)
     assert not ended.stderr.startswith("usage:")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_variable_is_a_setting(document: Path) -> None:
+    """A name that is none would be set in vain."""
+    known = {name for variable in variables() for name in variable.names} | OTHER_VARIABLES
+
+    assert set(_VARIABLE.findall(prose(document))) - known == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_route_is_served(document: Path) -> None:
+    """With the method that is named, if one is."""
+    served = build_api(components()).openapi()["paths"]
+    missing = [
+        (method, path)
+        for method, path in _ROUTE.findall(prose(document))
+        if path not in {*served, *NOT_SERVED} or (method and method.lower() not in served[path])
+    ]
+
+    assert missing == []
 
 
 def test_what_cannot_be_run_is_in_the_documents() -> None:

@@ -7,10 +7,16 @@ import re
 
 import pytest
 
+from app.api.health import render
 from tests.fakes.documents import ROOT
+from tests.fakes.snapshots import HEALTHY
 
 DOCUMENT = (ROOT / "docs" / "TROUBLESHOOTING.md").read_text()
 _QUOTE = re.compile(r"^ *> (.*)$", re.MULTILINE)
+_LOGGED = re.compile(r"log says\s+`([^`]+)`")
+_MEMBER = re.compile(
+    r"`((?:connection|subscription|accounting|discovery|gaps|performance)\.[\w.]+)`"
+)
 _OF_LOGS = re.compile(r"%(?:\.\d+)?[sdrf]")
 _FEW_WORDS = 3
 _FOREIGN = {"SSL CERTIFICATE_VERIFY_FAILED", "401", "403", "404"}
@@ -60,7 +66,7 @@ def _is_said(words: list[str]) -> bool:
     return not words
 
 
-@pytest.mark.parametrize("sentence", _QUOTE.findall(DOCUMENT))
+@pytest.mark.parametrize("sentence", [*_QUOTE.findall(DOCUMENT), *_LOGGED.findall(DOCUMENT)])
 def test_a_quoted_sentence_is_one_of_the_code(sentence: str) -> None:
     """Whoever looks for what they see must find it."""
     pieces = [words for piece in sentence.split("…") if (words := _words(piece))]
@@ -75,6 +81,16 @@ def test_a_quoted_sentence_is_one_of_the_code(sentence: str) -> None:
 def test_a_sentence_that_nobody_says_is_found(sentence: str) -> None:
     """Also one that is near to what is said."""
     assert not _is_said(_words(sentence))
+
+
+@pytest.mark.parametrize("member", sorted({*_MEMBER.findall(DOCUMENT)}))
+def test_a_member_of_health_is_there(member: str) -> None:
+    """By the name under which it is looked for."""
+    found: object = render(HEALTHY).model_dump()
+    for name in member.split("."):
+        assert isinstance(found, dict)
+        assert name in found
+        found = found[name]
 
 
 def test_every_sentence_of_health_is_explained() -> None:
