@@ -27,6 +27,7 @@ from tests.fakes.influx import FakeInflux
 from tests.service import image
 from tests.service.disk import small_disk
 from tests.service.image import DOCKERFILE, Step, stages
+from tests.service.network import served_apart, status_from_elsewhere
 from tests.service.process import ROOT, TOKEN, Service, service
 
 DOCKER = ROOT / "docker"
@@ -189,6 +190,39 @@ async def test_the_service_works_with_exactly_that_environment(
         200,
     ]
     assert (as_docker, status, stopped) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("way", ["compose", "kubernetes"])
+async def test_a_container_is_reached_from_other_machines_and_asks_them_for_the_key(
+    tmp_path: Path, way: str
+) -> None:
+    """It listens on all addresses, as the files say; Home Assistant and database are away."""
+    ours = {"DATA_DIR": str(tmp_path / "data"), "WEBSOCKET_INGESTION_PORT": "0"}
+    async with served_apart(tmp_path, WAYS[way](_SOME) | ours) as running:
+        answers = [
+            await status_from_elsewhere(running, "/health/live"),
+            await status_from_elsewhere(running, "/metrics"),
+            await status_from_elsewhere(running, "/api/v1/gaps"),
+            await status_from_elsewhere(running, "/api/v1/gaps", {"X-API-Key": KEY}),
+        ]
+        status = await running.stop()
+
+    assert answers == [200, 200, 401, 200]
+    assert status == 0
+
+
+async def test_a_container_without_a_key_answers_no_other_machine(tmp_path: Path) -> None:
+    """Whoever starts the image without Compose may forget it, and is told."""
+    ours = {"DATA_DIR": str(tmp_path / "data"), "WEBSOCKET_INGESTION_PORT": "0", "API_KEY": ""}
+    async with served_apart(tmp_path, of_the_image() | _SOME | ours) as running:
+        answers = [
+            await status_from_elsewhere(running, "/health/live"),
+            await status_from_elsewhere(running, "/"),
+            await status_from_elsewhere(running, "/api/v1/gaps"),
+        ]
+        await running.stop()
+
+    assert answers == [200, 403, 403]
 
 
 def test_compose_asks_for_what_must_be_set(given: dict[str, str]) -> None:
