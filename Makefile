@@ -11,7 +11,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help python setup demo run backfill test check fix coverage real-servers test-real screenshots bench bench-smoke soak clean
+.PHONY: help python setup demo run backfill test check lint-deploy image-steps fix coverage real-servers test-real screenshots bench bench-smoke soak clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -42,11 +42,18 @@ backfill: setup ## Read history back: make backfill SINCE=2026-11-01 [UNTIL=…]
 test: setup ## Run all unit, integration and service tests
 	$(RUN)pytest tests/unit tests/integration tests/service
 
-check: setup ## Check format, lint, types and layers
+check: setup lint-deploy ## Check format, lint, types, layers, and what deploys it
 	$(RUN)ruff format --check .
 	$(RUN)ruff check .
 	$(RUN)mypy
 	$(RUN)lint-imports
+
+# In an environment of its own, made anew from uv's cache: nobody else needs what it holds.
+lint-deploy: setup ## Check the Dockerfile, compose.yaml, the manifests and the unit
+	@$(UV) run --frozen --quiet --isolated --only-group deploy --python $(PYTHON) python docker/lint.py
+
+image-steps: setup ## Run the Dockerfile's install steps without Docker, and say what they take
+	@$(RUN)python -m tests.service.image $(IMAGE_PYTHON)
 
 fix: setup ## Format, and mend what can be mended
 	$(RUN)ruff format .

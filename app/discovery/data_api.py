@@ -134,7 +134,12 @@ class DataApi:
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
         async with httpx.AsyncClient(
-            base_url=self._url, headers=headers, timeout=self._timeout_s, follow_redirects=False
+            base_url=self._url,
+            headers=headers,
+            timeout=self._timeout_s,
+            follow_redirects=False,
+            # Of its own, so that a proxy set for downloads is not asked for a neighbor.
+            transport=httpx.AsyncHTTPTransport(),
         ) as client:
             while True:
                 await self._filled.wait()

@@ -46,6 +46,16 @@ class Disk:
         """Mount it anew, `ro` or `rw`; nothing may be open on it."""
         await self._run("mount", "-o", f"remount,{how}", str(self._mounted_at))
 
+    async def protect_all_else(self) -> None:
+        """Make everything read-only in this namespace but this disk and what the kernel shows."""
+        script = (
+            "findmnt --raw --noheadings --output TARGET,FSTYPE | while read -r target kind; do"
+            ' case "$target:$kind" in "$1":*|/proc*|/sys*|/dev*) ;;'
+            ' *) mount -o remount,bind,ro "$target" || exit 1;; esac; done'
+            ' && ! touch "$1.elsewhere"'
+        )
+        await self._run("sh", "-c", script, "sh", str(self._mounted_at))
+
     @contextlib.asynccontextmanager
     async def service(self, folder: Path, environment: Mapping[str, str]) -> AsyncIterator[Service]:
         """Start the service with this disk as its DATA_DIR."""

@@ -51,6 +51,8 @@ async def test_one_instance_is_the_data_api_of_another(
         "DATA_API_KEY": _KEY,
         "CIRCUIT_BREAKER_RESET_SECONDS": "1",
         "BATCH_SIZE": "1",
+        # Nothing listens there; a neighbor is not asked for through a proxy.
+        "http_proxy": "http://127.0.0.1:9",
     }
     async with FakeHomeAssistant(StillHouse(), token=TOKEN) as elsewhere:
         taking = {

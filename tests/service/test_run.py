@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -319,29 +317,6 @@ async def test_a_refused_watcher_is_no_error(environment: dict[str, str], tmp_pa
     log = running.output.read_text()
     assert log.count("connection rejected (403 Forbidden)") == 3
     assert "ERROR" not in log
-
-
-@pytest.mark.timeout(300)
-async def test_running_needs_no_development_packages(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
-    """`uv sync --no-dev` is all that running needs."""
-    uv = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
-    venv = tmp_path / "venv"
-    sync = await asyncio.create_subprocess_exec(
-        uv,
-        *("sync", "--frozen", "--no-dev", "--quiet", "--python", sys.executable),
-        cwd=ROOT,
-        env=os.environ | {"UV_PROJECT_ENVIRONMENT": str(venv)},
-    )
-    assert await sync.wait() == 0
-
-    async with service(tmp_path, environment, python=str(venv / "bin" / "python")) as running:
-        health = await running.until("/health", lambda health: health["status"] == "healthy")
-        status = await running.stop()
-
-    assert health["connection"]["current_state"] == "connected"
-    assert status == 0
 
 
 def test_importing_it_loads_no_client_that_may_not_be_needed() -> None:

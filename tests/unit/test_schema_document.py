@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import msgspec
+import pytest
 
 from app.model import Change, Context, Placement
 from app.normalize.attributes import MAX_BYTES
 from app.schema.homeiq import VALUES_OF_WORDS, HomeiqEncoder, category_of
 from app.schema.line_protocol import MAX_NAME_BYTES, MAX_STRING_BYTES, parse_line
+from tests.fakes.documents import queries
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "SCHEMA.md").read_text()
 _CODE = re.compile(r"`([^`]+)`")
@@ -91,3 +93,33 @@ def test_the_bounds_are_those_of_the_code() -> None:
     assert f"64 KB ({MAX_STRING_BYTES:,} bytes)" in DOCUMENT
     assert f"more than {MAX_NAME_BYTES:,} bytes" in DOCUMENT
     assert "cut\nafter 64 characters" in DOCUMENT
+
+
+def _columns(language: str, query: str) -> tuple[set[str], set[str]]:
+    """Return the names of ours that a query uses, and those that it makes itself."""
+    if language == "flux":
+        named = set(re.findall(r"\br\.(\w+)|r\._field == \"(\w+)\"", query))
+        named |= {(name,) for name in re.findall(r"columns?: \[?\"(\w+)\"", query)}
+        return {name for names in named for name in names if name}, set()
+    words = re.sub(r"'[^']*'|\b\d+[dhms]?\b", " ", query)
+    made = set(re.findall(r"\bAS (\w+)", words))
+    return set(re.findall(r"\b[a-z_]{2,}\b", words)) - _FUNCTIONS, made
+
+
+_FUNCTIONS = {
+    *("now", "last", "mean", "sum", "fill", "none", "previous", "non_negative_difference"),
+    *("date_bin", "avg", "lag", "last_value"),
+}
+_OF_FLUX = {"_measurement", "_field", "_time", "_value"}
+
+
+@pytest.mark.parametrize("language", ["influxql", "flux", "sql"])
+def test_every_question_is_asked_with_the_names_of_the_tables(language: str) -> None:
+    """In each language, of the measurement, with tags and fields that points have."""
+    known = {name for head in ("tag", "field ") for row in _rows(head) for name in _codes(row[0])}
+
+    assert len(queries()) == 6
+    for languages in queries().values():
+        named, made = _columns(language, languages[language])
+        assert "home_assistant_events" in languages[language]
+        assert named - made - known - _OF_FLUX <= {"home_assistant_events", "time"}

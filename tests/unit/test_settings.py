@@ -233,12 +233,20 @@ def test_the_example_names_every_setting_with_its_default() -> None:
     assert expected == {line for line in lines if line.partition("=")[0].isupper() and "=" in line}
 
 
-def test_the_readme_names_every_setting() -> None:
-    """The table of settings is complete."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    names = [name for variable in variables() for name in variable.names]
+def test_the_document_names_every_setting() -> None:
+    """The table of settings is complete, with the default and the words of the code."""
+    document = (Path(__file__).parents[2] / "docs" / "SETTINGS.md").read_text()
+    rows = [
+        "| "
+        + ", ".join(f"`{name}`" for name in variable.names)
+        + (" | required" if variable.default is None else f" | `{variable.default}`").replace(
+            " | ``", " | unset"
+        )
+        + f" | {variable.description} |"
+        for variable in variables()
+    ]
 
-    assert [name for name in names if f"`{name}`" not in readme] == []
+    assert [row for row in rows if row not in document.splitlines()] == []
 
 
 def test_reading_settings_leaves_the_environment_alone() -> None:

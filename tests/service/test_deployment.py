@@ -1,0 +1,489 @@
+"""What deploys the service, and the service itself, mean the same.
+
+Nothing here needs Docker, a cluster or systemd: the files are read, and the service is started
+with exactly the environment that they would give it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from app import __version__
+from app.__main__ import UNUSABLE
+from app.demo.home_assistant import FakeHomeAssistant
+from app.settings import load_settings, variables
+from tests.fakes.documents import MERGED_SOON
+from tests.fakes.influx import FakeInflux
+from tests.service import image
+from tests.service.disk import small_disk
+from tests.service.image import DOCKERFILE, Step, stages
+from tests.service.network import served_apart, status_from_elsewhere
+from tests.service.process import ROOT, TOKEN, Service, service
+
+DOCKER = ROOT / "docker"
+KEY = "key-" + "k" * 40
+UNIT = (DOCKER / "systemd" / "websocket-ingestion.service").read_text()
+
+_VARIABLE = re.compile(r"\$\{(\w+)(?::-([^{}]*)|:\?([^{}]*))?\}")
+
+
+class NotSet(Exception):
+    """Compose would stop here and say why."""
+
+
+def interpolated(text: str, given: Mapping[str, str]) -> str:
+    """Fill in variables as Compose does: `${A}`, `${A:-default}`, `${A:?message}`."""
+
+    def value(found: re.Match[str]) -> str:
+        name, default, message = found.groups()
+        if text := given.get(name):
+            return text
+        if message is not None:
+            raise NotSet(f"{name}: {message}")
+        return default or ""
+
+    while (filled := _VARIABLE.sub(value, text)) != text:
+        text = filled
+    return text
+
+
+def compose(given: Mapping[str, str]) -> Any:
+    """Return the services of the compose file, for what `.env` holds."""
+    return yaml.safe_load(interpolated((DOCKER / "compose.yaml").read_text(), given))["services"]
+
+
+def manifest(name: str) -> Any:
+    """Return a Kubernetes manifest."""
+    return yaml.safe_load((DOCKER / "k8s" / f"{name}.yaml").read_text())
+
+
+def pod() -> Any:
+    """Return what a pod is made of."""
+    return manifest("statefulset")["spec"]["template"]["spec"]
+
+
+def container() -> Any:
+    """Return the only container of a pod."""
+    (only,) = pod()["containers"]
+    return only
+
+
+def unit(key: str) -> list[str]:
+    """Return every value of a key of the systemd unit."""
+    return re.findall(rf"^{key}=(.*)$", UNIT, re.MULTILINE)
+
+
+def final_stage(word: str) -> Step:
+    """Return the one instruction of the image with that word."""
+    (step,) = (step for step in stages(DOCKERFILE.read_text())[-1] if step.word == word)
+    return step
+
+
+def of_the_image() -> dict[str, str]:
+    """Return the environment that the image sets."""
+    pairs = (pair.partition("=") for pair in final_stage("ENV").text.split())
+    return {name: value for name, _, value in pairs if name != "PATH"}
+
+
+def filled_in(given: Mapping[str, str]) -> dict[str, str]:
+    """Return what `.env.example` sets once a person has filled it in."""
+    lines = (ROOT / ".env.example").read_text().splitlines()
+    file = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return {**file, **given}
+
+
+def of_compose(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment under Compose, where `.env` is both looked at and passed on."""
+    own = compose(given)["websocket-ingestion"]["environment"]
+    return of_the_image() | filled_in(given) | {name: str(value) for name, value in own.items()}
+
+
+def of_kubernetes(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment in a pod, with real secrets in place of the example's."""
+    secret = manifest("secret.example")["stringData"]
+    secret |= {name: given[name] for name in secret}
+    places = {name: given[name] for name in ("HOME_ASSISTANT_URL", "INFLUXDB_URL")}
+    own = {each["name"]: each["value"] for each in container()["env"]}
+    return {**of_the_image(), **manifest("configmap")["data"], **places, **secret, **own}
+
+
+def of_systemd(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the unit, with a filled-in `.env.example` as its file."""
+    own = dict(pair.split("=", 1) for line in unit("Environment") for pair in line.split())
+    return own | filled_in(given)
+
+
+WAYS = {"compose": of_compose, "kubernetes": of_kubernetes, "systemd": of_systemd}
+
+
+@pytest.fixture
+def given(home_assistant: FakeHomeAssistant) -> dict[str, str]:
+    """Return what a person sets: the database's address is added by the test."""
+    return {
+        "HOME_ASSISTANT_URL": home_assistant.url,
+        "HOME_ASSISTANT_TOKEN": TOKEN,
+        "API_KEY": KEY,
+    }
+
+
+async def health_check(running: Service) -> int | None:
+    """Run the HEALTHCHECK of the Dockerfile beside a service and return its exit status."""
+    port = str(httpx.URL(running.url).port)
+    python, *arguments = final_stage("HEALTHCHECK").command
+    assert python == "python"
+    # A proxy that is set for downloads must not be asked for the service.
+    environment = {"WEBSOCKET_INGESTION_PORT": port, "http_proxy": "http://127.0.0.1:9"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, env=environment, stderr=asyncio.subprocess.DEVNULL
+    )
+    async with asyncio.timeout(20):
+        return await process.wait()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_service_works_with_exactly_that_environment(
+    given: dict[str, str], tmp_path: Path, way: str
+) -> None:
+    """It streams to the database, is healthy, and answers whoever has the key under any name.
+
+    Only the folder and the address to listen on are those of the test. Nobody is trusted, as
+    nobody is in a container: there even the host of it is a stranger. A proxy that is set for
+    downloads is asked for no neighbor.
+    """
+    influx = FakeInflux()
+    async with influx.serving():
+        given |= {"INFLUXDB_URL": influx.url, "INFLUXDB_TOKEN": influx.token}
+        ours = {
+            "DATA_DIR": str(tmp_path / "data"),
+            "WEBSOCKET_INGESTION_PORT": "0",
+            "WEBSOCKET_INGESTION_HOST": "127.0.0.1",
+            "TRUSTED_PEERS": "192.0.2.0/24",
+            "http_proxy": "http://127.0.0.1:9",
+        }
+        async with service(tmp_path, WAYS[way](given) | ours) as running:
+            health = await running.until("/health", lambda health: health["status"] == "healthy")
+            as_docker = await health_check(running)
+            async with httpx.AsyncClient(base_url=running.url) as client:
+                name = {"Host": "websocket-ingestion:8001"}
+                page = await client.get("/", headers=name)
+                without = await client.get("/api/v1/gaps", headers=name)
+                with_key = await client.get("/api/v1/gaps", headers=name | {"X-API-Key": KEY})
+                ready = await client.get("/health/ready", headers={"Host": "10.1.2.3:8001"})
+            status = await running.stop()
+            stopped = await health_check(running)
+
+    assert [sink["name"] for sink in health["sinks"]] == ["influxdb"]
+    assert [answer.status_code for answer in (page, without, with_key, ready)] == [
+        200,
+        401,
+        200,
+        200,
+    ]
+    assert (as_docker, status, stopped) == (0, 0, 1)
+
+
+@pytest.mark.parametrize("way", ["compose", "kubernetes"])
+async def test_a_container_is_reached_from_other_machines_and_asks_them_for_the_key(
+    tmp_path: Path, way: str
+) -> None:
+    """It listens on all addresses, as the files say; Home Assistant and database are away."""
+    ours = {"DATA_DIR": str(tmp_path / "data"), "WEBSOCKET_INGESTION_PORT": "0"}
+    async with served_apart(tmp_path, WAYS[way](_SOME) | ours) as running:
+        answers = [
+            await status_from_elsewhere(running, "/health/live"),
+            await status_from_elsewhere(running, "/metrics"),
+            await status_from_elsewhere(running, "/api/v1/gaps"),
+            await status_from_elsewhere(running, "/api/v1/gaps", {"X-API-Key": KEY}),
+        ]
+        status = await running.stop()
+
+    assert answers == [200, 200, 401, 200]
+    assert status == 0
+
+
+async def test_a_container_without_a_key_answers_no_other_machine(tmp_path: Path) -> None:
+    """Whoever starts the image without Compose may forget it, and is told."""
+    ours = {"DATA_DIR": str(tmp_path / "data"), "WEBSOCKET_INGESTION_PORT": "0", "API_KEY": ""}
+    async with served_apart(tmp_path, of_the_image() | _SOME | ours) as running:
+        answers = [
+            await status_from_elsewhere(running, "/health/live"),
+            await status_from_elsewhere(running, "/"),
+            await status_from_elsewhere(running, "/api/v1/gaps"),
+        ]
+        await running.stop()
+
+    assert answers == [200, 403, 403]
+
+
+def test_compose_asks_for_what_must_be_set(given: dict[str, str]) -> None:
+    """Without a key nobody outside the container would be answered; so it does not start."""
+    given |= {"INFLUXDB_TOKEN": "token"}
+
+    for name in given:
+        with pytest.raises(NotSet, match=f"^{name}: "):
+            compose(given | {name: ""})
+
+
+def test_compose_means_the_service_that_people_know(given: dict[str, str]) -> None:
+    """Names, limits and reservations are the predecessor's."""
+    found = compose(given | {"INFLUXDB_TOKEN": "token"})
+    ours = found["websocket-ingestion"]
+
+    assert ours["container_name"] == "homeiq-websocket"
+    assert ours["deploy"]["resources"] == {
+        "limits": {"memory": "500M", "cpus": "1"},
+        "reservations": {"memory": "100M", "cpus": "0.25"},
+    }
+    assert ours["ports"] == ["127.0.0.1:8001:8001"]
+    profiles = {name: tuple(each.get("profiles", ())) for name, each in found.items()}
+    assert profiles == {
+        "websocket-ingestion": (),
+        "influxdb": (),
+        "victoriametrics": ("victoriametrics",),
+        "influxdb3": ("influxdb3",),
+        "prometheus": ("monitoring",),
+        "grafana": ("monitoring",),
+    }
+
+
+def test_the_database_is_set_up_with_what_the_service_uses(given: dict[str, str]) -> None:
+    """Token, organization and bucket, also when they are chosen."""
+    chosen = {"INFLUXDB_TOKEN": "token", "INFLUXDB_ORG": "home", "INFLUXDB_BUCKET": "events"}
+    found = compose(given | chosen)
+    ours = found["websocket-ingestion"]["environment"]
+    theirs = found["influxdb"]["environment"]
+
+    for name, theirs_name in {
+        "INFLUXDB_TOKEN": "DOCKER_INFLUXDB_INIT_ADMIN_TOKEN",
+        "INFLUXDB_ORG": "DOCKER_INFLUXDB_INIT_ORG",
+        "INFLUXDB_BUCKET": "DOCKER_INFLUXDB_INIT_BUCKET",
+    }.items():
+        assert chosen[name] == ours[name] == theirs[theirs_name]
+
+
+def test_what_is_mounted_is_there(given: dict[str, str]) -> None:
+    """Docker would make an empty folder of what is missing."""
+    found = compose(given | {"INFLUXDB_TOKEN": "token"})
+    mounted = [
+        volume.partition(":")[0]
+        for each in found.values()
+        for volume in each.get("volumes", ())
+        if volume.startswith(".")
+    ]
+
+    assert mounted == ["./prometheus", "./grafana/provisioning", "./grafana/dashboards"]
+    missing = [str(Path("docker", path)) for path in mounted if not (DOCKER / path).is_dir()]
+    assert set(missing) - MERGED_SOON == set()
+
+
+def test_only_settings_are_set(given: dict[str, str]) -> None:
+    """A name that means nothing would be a setting that is silently ignored."""
+    known = {name for variable in variables() for name in variable.names}
+    known |= {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
+    given |= {"INFLUXDB_URL": "http://influxdb:8086", "INFLUXDB_TOKEN": "token"}
+
+    for way in WAYS.values():
+        assert way(given).keys() - known == set()
+
+
+def test_there_is_time_to_stop() -> None:
+    """Whoever kills waits longer than the service takes by itself."""
+    (default,) = (each.default for each in variables() if "SHUTDOWN_TIMEOUT" in each.names)
+    told = (DOCKER / "compose.yaml").read_text()
+    grace_s = [
+        *re.findall(r"stop_grace_period: (\d+)s", told),
+        pod()["terminationGracePeriodSeconds"],
+        *unit("TimeoutStopSec"),
+    ]
+
+    assert len(grace_s) == 3
+    assert [seconds for seconds in grace_s if int(seconds) < float(default or 0) + 5] == []
+
+
+def test_the_alarm_comes_before_the_limit(given: dict[str, str]) -> None:
+    """At the limit the kernel ends the process, and nobody would be told why."""
+    given |= {"INFLUXDB_URL": "http://influxdb:8086", "INFLUXDB_TOKEN": "token"}
+    limits = [
+        compose(given)["websocket-ingestion"]["deploy"]["resources"]["limits"]["memory"],
+        container()["resources"]["limits"]["memory"],
+        *unit("MemoryMax"),
+    ]
+
+    assert limits == ["500M"] * 3
+    assert {way(given)["MAX_MEMORY_MB"] for way in WAYS.values()} == {"400"}
+
+
+def test_bad_settings_are_not_tried_again_for_ever() -> None:
+    """Systemd can tell them from a failure; status 2 is the one that only a person mends."""
+    assert unit("Restart") == ["on-failure"]
+    assert unit("RestartPreventExitStatus") == [str(UNUSABLE)]
+
+
+def test_the_same_command_runs_everywhere() -> None:
+    """`python -m app run`, without a shell that would keep the signals and the exit status."""
+    command = final_stage("CMD").command
+
+    assert command == ["python", "-m", "app", "run"]
+    assert [line.split("/")[-1].split() for line in unit("ExecStart")] == [command]
+    assert "command" not in container()
+    assert "args" not in container()
+    assert final_stage("STOPSIGNAL").text == signal.SIGTERM.name
+
+
+def test_the_health_check_is_the_same_in_both_places(given: dict[str, str]) -> None:
+    """Compose repeats it for images that were built otherwise."""
+    test = compose(given | {"INFLUXDB_TOKEN": "token"})["websocket-ingestion"]["healthcheck"][
+        "test"
+    ]
+
+    assert test == ["CMD", *final_stage("HEALTHCHECK").command]
+
+
+def test_the_probes_ask_routes_that_need_no_key() -> None:
+    """Live asks nothing of anyone, ready means that events can be journaled."""
+    probes = {name: container()[f"{name}Probe"]["httpGet"] for name in ("liveness", "readiness")}
+
+    assert probes == {
+        "liveness": {"path": "/health/live", "port": "http"},
+        "readiness": {"path": "/health/ready", "port": "http"},
+    }
+    assert container()["startupProbe"]["httpGet"] == probes["liveness"]
+
+
+def test_kubernetes_cannot_set_our_port() -> None:
+    """For a Service of our name it sets WEBSOCKET_INGESTION_PORT=tcp://…, which is no port."""
+    assert manifest("service")["metadata"]["name"] == "websocket-ingestion"
+    assert pod()["enableServiceLinks"] is False
+    assert of_kubernetes(_SOME)["WEBSOCKET_INGESTION_PORT"] == "8001"
+
+
+def test_one_user_without_rights_owns_the_folder() -> None:
+    """The number is the same in the image and in the pod, and is not root."""
+    user = final_stage("USER").text
+    security = pod()["securityContext"]
+
+    assert user == "10001:10001"
+    assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (10001,) * 3
+    assert f"--uid {user.partition(':')[0]} " in final_stage("RUN").text
+    assert container()["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_the_folder_is_on_the_volume(given: dict[str, str]) -> None:
+    """What is durable must outlive the container."""
+    ours = compose(given | {"INFLUXDB_TOKEN": "token"})["websocket-ingestion"]
+    mounts = {each["name"]: each["mountPath"] for each in container()["volumeMounts"]}
+
+    assert of_the_image()["DATA_DIR"] == "/data"
+    assert final_stage("VOLUME").command == ["/data"]
+    assert ours["volumes"] == ["ingestion-data:/data"]
+    assert mounts["data"] == "/data"
+    assert [f"/var/lib/{name}" for name in unit("StateDirectory")] == [of_systemd({})["DATA_DIR"]]
+
+
+def test_the_image_takes_nothing_else_along() -> None:
+    """Neither `.env` nor data nor history can get into it."""
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    first, *_ = stages(DOCKERFILE.read_text())
+    copied = {
+        source.removeprefix("./")
+        for step in first
+        if step.word == "COPY"
+        for source in step.text.split()[:-1]
+    }
+
+    assert ignored[1] == "*"
+    assert {line.removeprefix("!") for line in ignored if line.startswith("!")} == copied
+    assert "**/__pycache__" in ignored
+
+
+def test_the_image_names_the_version() -> None:
+    """Both stages have the same Python, and the label says which service it is."""
+    first, last = stages(DOCKERFILE.read_text())
+
+    assert final_stage("ARG").text == f"VERSION={__version__}"
+    assert first[0].text.removesuffix(" AS build") == last[0].text
+
+
+@pytest.mark.timeout(300)
+async def test_the_install_steps_of_the_dockerfile_make_what_runs(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """They need no development packages, and leave bytecode for whoever cannot write it."""
+    built = await asyncio.to_thread(image.build, tmp_path, python=image.interpreter_of_the_image())
+
+    settings = environment | {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
+    python = str(built.python)
+    async with service(tmp_path, settings, python=python, cwd=built.folder) as running:
+        health = await running.until("/health", lambda health: health["status"] == "healthy")
+        status = await running.stop()
+
+    assert health["connection"]["current_state"] == "connected"
+    assert status == 0
+    assert list((built.folder / "app" / "__pycache__").glob("main.*.pyc"))
+    assert list(built.python.parents[1].glob("lib/*/site-packages/uvicorn/__pycache__/*.pyc"))
+    assert not list(built.python.parents[1].glob("lib/*/site-packages/pytest"))
+    assert built.packages_bytes + built.app_bytes < 150_000_000
+
+
+async def test_only_the_data_folder_is_written(environment: dict[str, str], tmp_path: Path) -> None:
+    """With everything else read-only it starts, stores, and stops."""
+    environment |= {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
+    async with small_disk(tmp_path, megabytes=64) as disk:
+        await disk.protect_all_else()
+        environment |= {"JOURNAL_MIN_FREE_MB": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+        async with disk.service(tmp_path, environment) as running:
+            health = await running.until("/health", lambda health: health["status"] == "healthy")
+            status = await running.stop()
+        kept = sorted(path.name for path in disk.path.iterdir())
+
+    assert health["journal"]["durable"]
+    assert status == 0
+    assert {"journal.db", "events.db", "metadata.db"} - set(kept) == set()
+
+
+def test_the_unit_is_hardened() -> None:
+    """Root, homes and devices are out of reach; only its own state can be written."""
+    expected = {
+        "NoNewPrivileges": "yes",
+        "ProtectSystem": "strict",
+        "ProtectHome": "yes",
+        "PrivateDevices": "yes",
+        "CapabilityBoundingSet": "",
+        "UMask": "0077",
+    }
+
+    assert {key: value for key in expected for value in unit(key)} == expected
+
+
+def test_the_example_environment_is_one_that_systemd_takes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The unit's file is `.env.example` with the empty lines filled in."""
+    for name, value in of_systemd(_SOME).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+
+    assert load_settings().journal.data_dir == Path("/var/lib/websocket-ingestion")
+
+
+_SOME = {
+    "HOME_ASSISTANT_URL": "http://127.0.0.1:8123",
+    "HOME_ASSISTANT_TOKEN": TOKEN,
+    "API_KEY": KEY,
+    "INFLUXDB_URL": "http://127.0.0.1:8086",
+    "INFLUXDB_TOKEN": "token",
+}

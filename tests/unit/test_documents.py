@@ -1,0 +1,194 @@
+"""What the documents say can be done: links lead somewhere, and commands are ones that there are.
+
+Every line of every shell block is of one of these kinds: a target of the Makefile, a command of
+`python -m app` that takes these arguments, or one that cannot be run here, with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.api.application import build_api
+from app.settings import variables
+from tests.fakes.documents import DOCUMENTS, MERGED_SOON, ROOT, blocks, prose
+from tests.fakes.service import components
+
+LANGUAGES = {"sh", "ini", "json", "python", "text", "influxql", "flux", "sql"}
+
+NOT_RUN = {
+    "docker": "there is no engine where the tests run; the files are linted and read",
+    "kubectl": "there is no cluster; the manifests fit the schemas of Kubernetes",
+    "systemctl": "there is no systemd; the unit is verified",
+    "systemd-run": "as systemctl",
+    "journalctl": "as systemctl",
+    "useradd": "changes the machine",
+    "install": "changes the machine",
+    "python3": "makes environments outside the project; the image's steps are run in its place",
+    "/opt/uv/bin/pip": "as python3",
+    "/opt/uv/bin/uv": "as python3",
+    "openssl": "any program that makes random letters will do",
+}
+"""The first word of commands that nothing here runs."""
+
+OTHER_VARIABLES = {
+    *("PUBLISH_ADDRESS", "GRAFANA_PASSWORD", "INFLUXDB_ADMIN_PASSWORD"),
+    *("SSL_CERT_FILE", "HTTP_PROXY", "GAPS_SECONDS"),
+    *("WEATHER_API_KEY", "WEATHER_DEFAULT_LOCATION"),
+    *("WEATHER_ENRICHMENT_ENABLED", "WEATHER_CACHE_MINUTES"),
+}
+"""Those of Compose, Python and the tests, and those that are accepted for nothing."""
+
+NOT_SERVED = {"/internal/services/bulk_upsert"}
+"""Named to say so."""
+
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
+_INLINE = re.compile(r"`((?:make|python -m app|docker compose) [^`…]*)`")
+_VARIABLE = re.compile(r"`([A-Z][A-Z0-9_]*_[A-Z0-9_]+)(?:=[^`]*)?`")
+_ROUTE = re.compile(r"`(?:(GET|POST|DELETE) )?(/(?:api|health|internal|metrics|ws)\b[\w/{}.-]*)`")
+_WITHOUT_SETTINGS = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+
+
+def _commands() -> list[tuple[str, str]]:
+    """Return every command of the documents, once, with the document that has it first."""
+    found: dict[str, str] = {}
+    for document in DOCUMENTS:
+        lines = [
+            re.sub(r"\s+#.*", "", line).strip()
+            for block in blocks(document)
+            if block.language == "sh"
+            for line in block.text.splitlines()
+        ]
+        for command in (*lines, *_INLINE.findall(prose(document))):
+            found.setdefault(command, document.name)
+    return [(command, document) for command, document in found.items() if command]
+
+
+COMMANDS = _commands()
+OURS = sorted({command for command, _ in COMMANDS if command.startswith("python -m app ")})
+
+
+def _links(document: Path) -> list[str]:
+    return [first or second for first, second in _LINK.findall(prose(document))]
+
+
+def _anchors(document: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+def _targets() -> set[str]:
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    """To a file of this project, and to a head in it."""
+    broken = []
+    for link in _links(document):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        is_there = target.exists() or str(target.relative_to(ROOT)) in MERGED_SOON
+        if not is_there or (anchor and anchor not in _anchors(target)):
+            broken.append(link)
+
+    assert broken == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_block_says_what_it_is(document: Path) -> None:
+    """A block without a language would be looked at by no test."""
+    found = {block.language for block in blocks(document)}
+    fences = document.read_text().count("\n```")
+
+    assert found - LANGUAGES == set()
+    assert 2 * len(blocks(document)) == fences
+
+
+@pytest.mark.parametrize(("command", "document"), COMMANDS)
+def test_every_command_is_one_that_there_is(command: str, document: str) -> None:
+    """Or stands in the list of those that cannot be run, with a reason."""
+    first, *words = shlex.split(command)
+    match first:
+        case "make":
+            assert words[0] in _targets() | MERGED_SOON, document
+        case "python":
+            assert command in OURS
+        case "cp":
+            *sources, _ = (word for word in words if not word.startswith("--"))
+            # The documents may have gone into a folder before.
+            assert all((ROOT / source.removeprefix("../")).exists() for source in sources)
+        case "cd":
+            assert (ROOT / words[0]).is_dir()
+        case _:
+            assert first in NOT_RUN, document
+
+
+def _is_of_another_branch(command: str) -> bool:
+    return command.split()[3] in MERGED_SOON
+
+
+@pytest.mark.parametrize("command", [each for each in OURS if not _is_of_another_branch(each)])
+def test_our_commands_take_these_arguments(command: str, tmp_path: Path) -> None:
+    """Without settings each ends before it does anything, but only after its arguments were read.
+
+    Where a command is only named, its help is asked for.
+    """
+    _, *arguments = shlex.split(command)
+    if len(arguments) == len(("-m", "app", "command")):
+        arguments.append("--help")
+    ended = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env=_WITHOUT_SETTINGS,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert ended.returncode == (0 if "--help" in arguments else 2)
+    assert not ended.stderr.startswith("usage:")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_variable_is_a_setting(document: Path) -> None:
+    """A name that is none would be set in vain."""
+    known = {name for variable in variables() for name in variable.names} | OTHER_VARIABLES
+
+    assert set(_VARIABLE.findall(prose(document))) - known == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_route_is_served(document: Path) -> None:
+    """With the method that is named, if one is."""
+    served = build_api(components()).openapi()["paths"]
+    missing = [
+        (method, path)
+        for method, path in _ROUTE.findall(prose(document))
+        if path not in {*served, *NOT_SERVED} or (method and method.lower() not in served[path])
+    ]
+
+    assert missing == []
+
+
+def test_what_cannot_be_run_is_in_the_documents() -> None:
+    """The list of excuses holds no more than is needed."""
+    firsts = {command.split()[0] for command, _ in COMMANDS}
+
+    assert set(NOT_RUN) - firsts == set()
+
+
+def test_what_was_to_be_merged_is_not_there_yet() -> None:
+    """Once it is there the exception has to go."""
+    there = {name for name in MERGED_SOON if (ROOT / name).exists() or name in _targets()}
+
+    assert there == set()

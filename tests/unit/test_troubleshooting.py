@@ -1,0 +1,122 @@
+"""docs/TROUBLESHOOTING.md quotes what the service really says."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from app.api.health import render
+from tests.fakes.documents import ROOT
+from tests.fakes.snapshots import HEALTHY
+
+DOCUMENT = (ROOT / "docs" / "TROUBLESHOOTING.md").read_text()
+_QUOTE = re.compile(r"^ *> (.*)$", re.MULTILINE)
+_LOGGED = re.compile(r"log says\s+`([^`]+)`")
+_MEMBER = re.compile(
+    r"`((?:connection|subscription|accounting|discovery|gaps|performance)\.[\w.]+)`"
+)
+_OF_LOGS = re.compile(r"%(?:\.\d+)?[sdrf]")
+_FEW_WORDS = 3
+_FOREIGN = {"SSL CERTIFICATE_VERIFY_FAILED", "401", "403", "404"}
+"""What others say within our sentences."""
+
+
+def _said_by_the_code() -> set[str]:
+    """Return every text in app/, a `…` in place of each value in it."""
+    return {
+        _OF_LOGS.sub("…", text)
+        for file in (ROOT / "app").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if (text := _text(node)) is not None
+    }
+
+
+def _text(node: ast.AST) -> str | None:
+    match node:
+        case ast.Constant(value=str() as text):
+            return text
+        case ast.JoinedStr(values=values):
+            return "".join(_text(value) or "…" for value in values)
+        case _:
+            return None
+
+
+def _words(text: str) -> list[str]:
+    """Return the words of a text without what stands between them."""
+    return re.findall(r"\w[\w./-]*\w|\w", text)
+
+
+_SAID = _said_by_the_code()
+_PARTS = {" ".join(_words(part)) for text in _SAID for part in text.split("…")}
+
+
+def _is_said(words: list[str]) -> bool:
+    """Whether the words are one after another, by threes at least, in texts of the code.
+
+    A sentence is often put together from several texts: who, what, for how long, and advice.
+    """
+    for end in range(len(words), 0, -1):
+        piece = " ".join(words[:end])
+        whole = piece in _PARTS or piece in _FOREIGN
+        known = whole or (end >= _FEW_WORDS and any(piece in part for part in _PARTS))
+        if known and _is_said(words[end:]):
+            return True
+    return not words
+
+
+@pytest.mark.parametrize("sentence", [*_QUOTE.findall(DOCUMENT), *_LOGGED.findall(DOCUMENT)])
+def test_a_quoted_sentence_is_one_of_the_code(sentence: str) -> None:
+    """Whoever looks for what they see must find it."""
+    pieces = [words for piece in sentence.split("…") if (words := _words(piece))]
+
+    assert pieces != []
+    assert [" ".join(words) for words in pieces if not _is_said(words)] == []
+
+
+@pytest.mark.parametrize(
+    "sentence", ["The journal is empty and drops points", "InfluxDB is sad", "Events Memory"]
+)
+def test_a_sentence_that_nobody_says_is_found(sentence: str) -> None:
+    """Also one that is near to what is said."""
+    assert not _is_said(_words(sentence))
+
+
+@pytest.mark.parametrize("member", sorted({*_MEMBER.findall(DOCUMENT)}))
+def test_a_member_of_health_is_there(member: str) -> None:
+    """By the name under which it is looked for."""
+    found: object = render(HEALTHY).model_dump()
+    for name in member.split("."):
+        assert isinstance(found, dict)
+        assert name in found
+        found = found[name]
+
+
+def test_every_sentence_of_health_is_explained() -> None:
+    """Those that stand in `reasons`; each by words that only it has."""
+    expected = {
+        "Home Assistant cannot be reached for",
+        "Home Assistant refused the token",
+        "Home Assistant says it is",
+        "Events are not durable",
+        "The journal is full",
+        "The journal file was damaged",
+        "has not been taking writes",
+        "has been refusing writes",
+        "has been refusing every point",
+        "were not refreshed for",
+        "The data API does not take rows",
+        "The entity filter in",
+        "cannot be read back from Home Assistant",
+        "Events were dropped before they were durable",
+        "Events are being dropped",
+        "were refused by the database and wait as dead",
+        "dead letters were lost because there were too many",
+        "over MAX_MEMORY_MB",
+        "loop ended",
+    }
+
+    said = [" ".join(text.split()) for text in _SAID]
+    assert [words for words in expected if not any(words in text for text in said)] == []
+    assert [words for words in expected if words not in DOCUMENT] == []
