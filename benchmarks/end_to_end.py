@@ -33,6 +33,8 @@ from tests.service.process import Service, service
 
 _SAMPLE_S = 0.1
 _DRAIN_S = 30.0
+_QUIET_RATE = 100
+_SETTLE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,6 +152,8 @@ async def _measure(load: Load, folder: Path, running: Service, house: Peer, sink
             ready = asyncio.Event()
             await stack.enter_async_context(beside(watched.watch(running.url, ready)))
             await ready.wait()
+        if 0 < load.rate < _QUIET_RATE:
+            await asyncio.sleep(_SETTLE_S)  # what a start writes and does is not the events'
         before = _Used.by(process)
         played = await house.ask(
             Played, "play", rate=load.rate, seconds=load.seconds, patient=load.patient
