@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 from app.commands.doctor import judgments
 from app.commands.doctor.findings import Finding, failed, ok
 from app.commands.doctor.judgments import CurrentUser, Recent, RecorderInfo
-from app.errors import CommandFailed, SourceAuthRejected, SourceError
+from app.errors import CommandFailed, SourceAuthRejected, SourceError, SourceProtocolError
 from app.logs import shown_url
 from app.resilience import Backoff, Breaker
 from app.source.client import HomeAssistantSource
@@ -50,8 +50,11 @@ async def examined(
     except SourceAuthRejected as exc:
         yield answers
         yield judgments.token_refused(str(exc))
-    except SourceError as exc:
+    except SourceProtocolError as exc:
         if not is_connected:  # else the question at hand has said so
+            yield judgments.not_speaking(url, str(exc))
+    except SourceError as exc:
+        if not is_connected:
             yield judgments.not_reached(NAMES[0], judgments.HOME_ASSISTANT, url, exc)
 
 

@@ -21,7 +21,8 @@ _MEGABYTE = 1_000_000
 _OLDEST_TESTED = (2024, 3)
 _CLOCK_TOLERANCE_S = 5.0
 _SLOW_FSYNC_MS = 50.0
-_WINDOW = timedelta(hours=1)
+_WINDOW = timedelta(hours=1, minutes=1)
+"""A minute more, because Home Assistant's clock is known to a second and the last ends now."""
 _RUNNING = "RUNNING"
 _MAY_NOT_READ = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND}
 _ENTITIES_ASKED = 50
@@ -210,6 +211,12 @@ def _why_no_connection(cause: OSError, variable: str) -> tuple[str, str]:
         case ConnectionRefusedError():
             why = "nothing listens there"
             advice = f"Check that it runs, and the host and the port in {variable}."
+        case ConnectionResetError():
+            why = "the connection is cut at once"
+            advice = (
+                f"Check that {variable} begins with http:// or https:// as that port wants it, and"
+                " names the right port."
+            )
         case TimeoutError():
             why = "no answer in time"
             advice = f"Check that it runs, host and port in {variable}, and firewalls in between."
@@ -223,6 +230,15 @@ def _bottom(exc: BaseException) -> BaseException:
     while isinstance(exc.__cause__, Exception):  # not a cancellation, which a timeout begins as
         exc = exc.__cause__
     return exc
+
+
+def not_speaking(address: str, said: str) -> Finding:
+    """Say that a connection is accepted, and not answered as Home Assistant would."""
+    return failed(
+        "home_assistant",
+        f"What accepts connections at {address} does not answer as Home Assistant does: {said}.",
+        "Check HOME_ASSISTANT_URL; if it is Home Assistant, look at its log: it may hang.",
+    )
 
 
 def reached(address: str, *, ssl_verify: bool) -> Finding:
