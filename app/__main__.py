@@ -56,8 +56,8 @@ Plays a simulated home through Home Assistant's real protocol and runs the whole
 nothing else is needed. It prints its addresses, keeps its data in data/demo, and goes on there
 next time.""",
     needs="""\
-Nothing. It ignores .env, and what the environment says of Home Assistant, InfluxDB and a data API;
-it listens on WEBSOCKET_INGESTION_PORT, else on the first free port from 8001 on.""",
+Nothing. It ignores .env, and what the environment says of Home Assistant, InfluxDB and a data
+API; it listens on WEBSOCKET_INGESTION_PORT, else on the first free port from 8001 on.""",
     examples="""\
 python -m app demo
 WEBSOCKET_INGESTION_PORT=9000 python -m app demo""",

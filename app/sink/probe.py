@@ -84,8 +84,8 @@ def is_found(reply: Reply) -> bool | None:
     if reply.status != HTTPStatus.OK:
         return None
     match parsed(reply):
-        case {"results": [{"series": [_, *_]}, *_]}:
-            return True
+        case {"results": [{"series": [{"name": name}, *_]}, *_]}:
+            return bool(name == MEASUREMENT)  # VictoriaMetrics lists databases, whatever it is asked
         case {"results": [{"error": _}, *_]}:
             return None
         case {"results": [_, *_]}:

@@ -320,6 +320,7 @@ class RulesOf1:
             if (sought := _SELECT.fullmatch(request.query["q"])) is not None:
                 found = server.found(sought["measurement"], int(sought["time"]))
                 rows = {
+                    "name": sought["measurement"],
                     "columns": ["time", "probe"],
                     "values": [[point.time_ns] for point in found],
                 }

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from app.settings import Settings
     from app.sink.influx import InfluxSink
 
+NAMES = ("database", "database_clock", "database_write", "database_read_back")
+
 _REQUEST_S = 6.0
 _LOOKS = 3
 _BETWEEN_LOOKS_S = 0.5
@@ -29,9 +31,7 @@ _BETWEEN_LOOKS_S = 0.5
 
 def names(chosen: Settings) -> tuple[str, ...]:
     """Return what is looked at; without an address there is no database."""
-    if chosen.influx.url is None:
-        return ("database",)
-    return ("database", "database_clock", "database_write", "database_read_back")
+    return NAMES if chosen.influx.url is not None else NAMES[:1]
 
 
 async def examined(
@@ -113,6 +113,8 @@ async def _read_back(
             reply = await sink.ask(probe.question(version, target))
         removal = probe.removal(version, target)
         removed = removal is not None and is_removed(await sink.ask(removal))
+        # What does not find its points says of their removal whatever it likes.
+        removed = removed and is_found(reply) is not False
     except NO_ANSWER as exc:
         return warning(
             "database_read_back",
