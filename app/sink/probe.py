@@ -85,7 +85,9 @@ def is_found(reply: Reply) -> bool | None:
         return None
     match parsed(reply):
         case {"results": [{"series": [{"name": name}, *_]}, *_]}:
-            return bool(name == MEASUREMENT)  # VictoriaMetrics lists databases, whatever it is asked
+            return bool(
+                name == MEASUREMENT
+            )  # VictoriaMetrics lists databases, whatever it is asked
         case {"results": [{"error": _}, *_]}:
             return None
         case {"results": [_, *_]}:
