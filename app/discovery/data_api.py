@@ -141,6 +141,8 @@ class DataApi:
         async with self._client() as client:
             try:
                 answer = await client.post(_PATHS["device"], content=b"[]")
+            except httpx.TimeoutException:
+                return "no answer in time"
             except (httpx.HTTPError, httpx.InvalidURL) as exc:
                 return f"{type(exc).__name__} {exc}".strip()
         return None if meaning_of(answer.status_code) == "taken" else _told(answer)

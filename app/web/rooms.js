@@ -59,6 +59,7 @@ export class Rooms {
     const focused = document.activeElement?.dataset.area;
     const cards = areas.map(([area_id, entities]) => this._card(area_id, entities, isLarge));
     byId("areas").replaceChildren(...cards);
+    byId("areas").classList.toggle("folded", isLarge);
     if (focused !== undefined) {
       cards.map((card) => card.querySelector("[data-area]")).find((fold) => fold?.dataset.area === focused)?.focus();
     }

@@ -421,12 +421,14 @@ async def test_nothing_that_hangs_is_waited_for_without_end(set_: Set) -> None:
 
 
 async def test_the_waits_of_a_silent_neighbor_add_up_to_less_than_its_time(set_: Set) -> None:
-    """A Home Assistant that accepts and is silent is called that, and not merely late."""
+    """One that accepts connections and is silent is called that, and not merely late."""
     async with hung() as port:
-        set_(HOME_ASSISTANT_URL=f"http://127.0.0.1:{port}")
+        url = f"http://127.0.0.1:{port}"
+        set_(HOME_ASSISTANT_URL=url, DATA_API_URL=url)
         told = await doctor()
 
     assert "no answer in time" in told.says("home_assistant")
+    assert "does not take rows: no answer in time." in told.says("data_api")
 
 
 async def test_a_home_assistant_that_falls_silent_is_told(set_: Set, house: StillHouse) -> None:
