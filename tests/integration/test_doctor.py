@@ -590,3 +590,38 @@ async def test_no_secret_is_ever_told(set_: Set) -> None:
     assert "***" in told.says("database_write")
     assert again["database"]["status"] == "failed"
     assert [secret for secret in hidden if secret in told.text + again.text] == []
+
+
+async def test_an_answer_that_makes_no_sense_ends_the_questions(
+    set_: Set, house: StillHouse
+) -> None:
+    """Connected and accepted, and then something that no Home Assistant says."""
+    house.ha_state = 5  # type: ignore[assignment]  # the nonsense
+    async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
+        set_(HOME_ASSISTANT_URL=home_assistant.url)
+        told = await doctor()
+
+    assert told.statuses("token", "version", "rights") == ["ok", "failed", "not tried"]
+    assert "does not answer as it should" in told.says("version")
+
+
+async def test_a_database_that_takes_points_and_no_questions_is_a_warning(set_: Set) -> None:
+    """The point was accepted, which is all that the service asks of it."""
+    async with FakeInflux(token=INFLUX_TOKEN).serving() as influx:
+        influx.silent_on = frozenset({"/api/v2/query"})
+        set_(INFLUXDB_URL=influx.url, INFLUXDB_TOKEN=INFLUX_TOKEN, INFLUXDB_TIMEOUT="0.5")
+        told = await doctor()
+
+    assert told.statuses("database_write", "database_read_back") == ["ok", "warning"]
+    assert "did not answer then: no answer in time" in told.says("database_read_back")
+
+
+async def test_a_database_that_names_no_version_is_asked_otherwise(set_: Set) -> None:
+    """Its /ping fails, as behind some proxies, and its /health says which it is."""
+    async with FakeInflux(token=INFLUX_TOKEN).serving() as influx:
+        influx.alive = False
+        set_(INFLUXDB_URL=influx.url, INFLUXDB_TOKEN=INFLUX_TOKEN)
+        told = await doctor()
+
+    assert told.statuses("database", "database_write", "database_read_back") == ["ok"] * 3
+    assert "written to as InfluxDB 2" in told.says("database")
