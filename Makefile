@@ -11,7 +11,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help python setup demo run backfill test check lint-deploy image-steps fix coverage real-servers test-real screenshots bench bench-smoke soak clean
+.PHONY: help python setup demo run doctor backfill test check lint-deploy image-steps fix coverage real-servers test-real screenshots bench bench-smoke soak clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -34,6 +34,9 @@ demo: setup ## Run everything against a simulated home, with the embedded store
 
 run: setup ## Run the service with the settings of .env
 	@exec $(RUN)python -m app run
+
+doctor: setup ## Check settings, neighbors and disk, and say how to mend what is wrong
+	@exec $(RUN)python -m app doctor
 
 backfill: setup ## Read history back: make backfill SINCE=2026-11-01 [UNTIL=…] [ENTITIES="…"]
 	@exec $(RUN)python -m app backfill --since "$(SINCE)" $(if $(UNTIL),--until "$(UNTIL)") \

@@ -18,7 +18,8 @@ from pathlib import Path
 import uvicorn
 
 from app import settings
-from app.commands import backfill, dead_letters
+from app.commands import backfill, dead_letters, doctor
+from app.commands.helping import described
 from app.container import Container
 from app.demo.home_assistant import FakeHomeAssistant
 from app.demo.house import DemoHouse
@@ -31,6 +32,41 @@ OK, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 """Exit status: stopped as asked, a loop or a command failed, the settings or the folder cannot
 be used, a command was ended by Ctrl-C."""
 
+_RUN_HELP = described(
+    "run the service with the settings of the environment and .env",
+    does="""\
+Connects to Home Assistant, makes every state change durable in DATA_DIR, writes it to InfluxDB
+or the embedded store, and serves dashboard, API, /ws, /health and /metrics, until SIGTERM or
+Ctrl-C. Home Assistant and the database may be away at the start: they are tried again for ever.""",
+    needs="""\
+HOME_ASSISTANT_URL and HOME_ASSISTANT_TOKEN; INFLUXDB_URL and its credentials for a database. The
+environment wins over .env; .env.example has all settings. `python -m app doctor` checks them.""",
+    examples="""\
+python -m app run
+HOME_ASSISTANT_URL=http://homeassistant.local:8123 HOME_ASSISTANT_TOKEN=… python -m app run""",
+    statuses="""\
+0  stopped as asked
+1  a part of the service failed; the reason is the last log line
+2  the settings or DATA_DIR cannot be used; one line says why""",
+)
+_DEMO_HELP = described(
+    "run it against a simulated home, with the embedded store",
+    does="""\
+Plays a simulated home through Home Assistant's real protocol and runs the whole service on it:
+nothing else is needed. It prints its addresses, keeps its data in data/demo, and goes on there
+next time.""",
+    needs="""\
+Nothing. It ignores .env, and what the environment says of Home Assistant, InfluxDB and a data
+API; it listens on WEBSOCKET_INGESTION_PORT, else on the first free port from 8001 on.""",
+    examples="""\
+python -m app demo
+WEBSOCKET_INGESTION_PORT=9000 python -m app demo""",
+    statuses="""\
+0  stopped as asked
+1  a part of the service failed; the reason is the last log line
+2  the port or the folder cannot be used""",
+)
+
 _DEMO_DIR = Path("data/demo")
 _DEMO_TOKEN = "demo-" + "0" * 32
 _DEMO_IGNORES = ("HOME_ASSISTANT_", "HA_", "INFLUXDB_", "DATA_API_")
@@ -42,16 +78,17 @@ logger = logging.getLogger(__name__)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command of the command line and return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m app", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m app",
+        description="Every state change of Home Assistant, written durably to InfluxDB.",
+        epilog="Each command has a page of its own: python -m app COMMAND --help",
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("run", help="run the service with the settings of the environment and .env")
-    commands.add_parser("demo", help="run it against a simulated home, with the embedded store")
-    dead_letters.add_arguments(
-        commands.add_parser("dead-letters", help="see, retry, export or delete what was refused")
-    )
-    backfill.add_arguments(
-        commands.add_parser("backfill", help="read history back from Home Assistant's recorder")
-    )
+    commands.add_parser("run", **_RUN_HELP)
+    commands.add_parser("demo", **_DEMO_HELP)
+    doctor.add_arguments(commands.add_parser("doctor", **doctor.HELP))
+    backfill.add_arguments(commands.add_parser("backfill", **backfill.HELP))
+    dead_letters.add_arguments(commands.add_parser("dead-letters", **dead_letters.HELP))
     parsed = parser.parse_args(arguments)
     try:
         return asyncio.run(_do(parsed))
@@ -68,6 +105,14 @@ async def _do(parsed: argparse.Namespace) -> int:
             return await _run()
         case "demo":
             return await _demo()
+        case "doctor":
+            # What it asks with takes a third of the time that importing this program takes.
+            from app.commands.doctor import command  # noqa: PLC0415
+
+            # A name server that is away would hold the process for longer than all the checks.
+            os.environ.setdefault("RES_OPTIONS", "timeout:2 attempts:2")
+            verdict = await command.run(ENV_FILE, sys.stdout, as_json=parsed.json)
+            return {"failed": FAILED, "unusable": UNUSABLE}.get(verdict, OK)
         case "backfill":
             chosen = settings.load_settings(ENV_FILE)
             return OK if await backfill.run(parsed, chosen, sys.stdout) else FAILED

@@ -24,6 +24,11 @@ class IngestError(Exception):
 class SettingsError(IngestError):
     """A setting is missing or unusable; the message is one line for a person."""
 
+    def __init__(self, *problems: str) -> None:
+        """Take what is wrong, a sentence for each mistake."""
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
 
 class FilterInvalid(IngestError):
     """The entity filter cannot be used; the message says where it is wrong."""

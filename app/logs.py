@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 LogFormat = Literal["json", "text"]
 LogOutput = Literal["stdout", "file", "both"]
@@ -96,6 +97,12 @@ class Brake:
             return None
         self._last[kind] = now
         return self._held.pop(kind, 0)
+
+
+def shown_url(url: str) -> str:
+    """Return an address without user, password and query, as people may see it."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def _is_no_refusal(record: logging.LogRecord) -> bool:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Annotated, Literal, NamedTuple
 
 import msgspec
@@ -31,6 +32,20 @@ def moment_of(time_ns: int) -> datetime:
     """Return the moment, to the microsecond, that many nanoseconds after the epoch."""
     seconds, rest_ns = divmod(time_ns, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1_000)
+
+
+def http_date(text: str | None) -> datetime | None:
+    """Return the moment that a `Date` header names; None without one, or when it is garbled.
+
+    https://www.rfc-editor.org/rfc/rfc9110#field.date
+    """
+    try:
+        moment = parsedate_to_datetime(text) if text else None
+    except ValueError:
+        return None
+    if moment is not None and moment.tzinfo is None:  # `-0000`: in UTC, of unknown origin
+        return moment.replace(tzinfo=UTC)
+    return moment
 
 
 class Context(msgspec.Struct, frozen=True, gc=False):

@@ -510,7 +510,7 @@ def load_settings(env_file: Path | None = None) -> Settings:
         except ValidationError as exc:
             problems += _sentences(section, exc)
     if problems:
-        raise SettingsError("; ".join(problems))
+        raise SettingsError(*problems)
     settings = Settings.model_validate(sections)
     if settings.influx.url is None and not settings.embedded_store:
         raise SettingsError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TextIO
 
 from app.api.gaps import document_of
 from app.api.schemas import BackfillRequest, BackfillStarted, GapDocument, GapList, Health
+from app.commands.helping import described
 from app.container import Container
 from app.errors import SettingsError, StorageLocked
 from app.main import running
@@ -24,6 +25,24 @@ from app.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from app.commands.running_service import RunningService
+
+HELP = described(
+    "read history back from Home Assistant's recorder",
+    does="""\
+Reads changes from before the service captured anything, or of a time of your choice, from Home
+Assistant's recorder, and writes them as points marked `backfilled`. What was captured, or read back
+before, is not read again. It shows how far it is; interrupted, it goes on at the next start.""",
+    needs="""\
+The settings of the service. While a service holds DATA_DIR that service is asked to do it (with
+API_KEY, if it is set); else this command connects to Home Assistant and the database itself.""",
+    examples="""\
+python -m app backfill --since 2026-11-14
+python -m app backfill --since 2026-11-14T06:00+01:00 --until 2026-11-15 --entities sensor.power""",
+    statuses="""\
+0  all of it was read back, or there was nothing to read
+1  some of it is not to be had; the last lines say why
+2  the command line or the settings cannot be used, or DATA_DIR is held and nobody answers""",
+)
 
 _LOOK_EVERY_S = 0.5
 _BAR_WIDTH = 30

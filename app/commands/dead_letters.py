@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from app.api.schemas import DeadLetterPage, Deleted, Retried
+from app.commands.helping import described
 from app.container import Container
 from app.errors import SettingsError, StorageLocked
 from app.model import Lines
@@ -24,6 +25,25 @@ from app.storage import owned_folder
 
 if TYPE_CHECKING:
     from app.commands.running_service import Query, RunningService
+
+_NEEDS = """\
+The settings of the service. While a service holds DATA_DIR that service is asked (with API_KEY,
+if it is set); else the files in DATA_DIR are used."""
+_STATUSES = """\
+0  done, also when there was none
+2  the command line or the settings cannot be used, or DATA_DIR is held and nobody answers"""
+
+HELP = described(
+    "see, retry, export or delete the points that a database refused",
+    does="""\
+A point that a database refuses for good becomes a dead letter: it is kept with the reason, and its
+neighbors are written. Each action has a page of its own: dead-letters ACTION --help.""",
+    needs=_NEEDS,
+    examples="""\
+python -m app dead-letters list
+python -m app dead-letters retry --sink influxdb""",
+    statuses=_STATUSES,
+)
 
 _PAGE = 1_000
 _PATH = "/api/v1/dead-letters"
@@ -37,12 +57,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--url", help="address of the running service, when the settings do not say it"
     )
     actions = parser.add_subparsers(dest="action", required=True)
-    listing = actions.add_parser("list", parents=[shared], help="show them, newest first")
+    listing = actions.add_parser(
+        "list",
+        parents=[shared],
+        **described(
+            "show them, newest first",
+            does="Shows dead letters, newest first: number, moment, sink, reason; then the point.",
+            needs=_NEEDS,
+            examples="python -m app dead-letters list --limit 20",
+            statuses=_STATUSES,
+        ),
+    )
     listing.add_argument("--limit", type=int, default=100, help="how many (%(default)s)")
-    actions.add_parser("retry", parents=[shared], help="put them back into the journal")
-    export = actions.add_parser("export", parents=[shared], help="write them as line protocol")
+    actions.add_parser(
+        "retry",
+        parents=[shared],
+        **described(
+            "put them back into the journal",
+            does="Puts dead letters back into the journal, to be sent again: once what they were\n"
+            "refused for is mended. What is refused again becomes a dead letter again.",
+            needs=_NEEDS,
+            examples="python -m app dead-letters retry --sink influxdb",
+            statuses=_STATUSES,
+        ),
+    )
+    export = actions.add_parser(
+        "export",
+        parents=[shared],
+        **described(
+            "write them as line protocol",
+            does="Writes dead letters as line protocol, oldest first, and keeps them.",
+            needs=_NEEDS,
+            examples="python -m app dead-letters export --output refused.lp",
+            statuses=_STATUSES,
+        ),
+    )
     export.add_argument("--output", type=Path, help="a file; standard output without one")
-    delete = actions.add_parser("delete", parents=[shared], help="delete them for good")
+    delete = actions.add_parser(
+        "delete",
+        parents=[shared],
+        **described(
+            "delete them for good",
+            does="Deletes dead letters for good; `export` keeps a copy before.",
+            needs=_NEEDS,
+            examples="python -m app dead-letters delete --id 17 18\n"
+            "python -m app dead-letters delete --all",
+            statuses=_STATUSES,
+        ),
+    )
     delete.add_argument("--id", type=int, nargs="+", help="only these")
     delete.add_argument("--all", action="store_true", help="all, when no sink and no id is named")
 

@@ -77,7 +77,7 @@ async def running_service(chosen: Settings, *, url: str | None) -> AsyncIterator
     Raises:
         SettingsError: the settings do not say where it is.
     """
-    address = url.rstrip("/") if url else _url(chosen)
+    address = url.rstrip("/") if url else address_of(chosen)
     key = chosen.serving.api_key
     async with httpx.AsyncClient(
         headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
@@ -99,7 +99,12 @@ def _detail(answer: httpx.Response) -> str:
             return answer.reason_phrase
 
 
-def _url(chosen: Settings) -> str:
+def address_of(chosen: Settings) -> str:
+    """Return where the service listens, as a program on this machine reaches it.
+
+    Raises:
+        SettingsError: with port 0 nobody knows.
+    """
     host, port = chosen.serving.host, chosen.serving.port
     if not port:
         raise SettingsError(

@@ -85,6 +85,7 @@ _PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     **dict.fromkeys(
         (
             "get_states",
+            "auth/current_user",
             "get_config",
             "recorder/info",
             *_LISTS,
@@ -454,12 +455,25 @@ class FakeHomeAssistant:
             "subscribe_events": lambda: self._subscribe(client, parameters),
             "unsubscribe_events": lambda: client.unsubscribe(parameters["subscription"]),
             "get_states": self._house.states,
+            "auth/current_user": self._user,
             "get_config": lambda: {**_RUNNING, **self._house.config(), "version": self.version},
             "config_entries/get": self._house.config_entries,
             "recorder/info": lambda: {**_IDLE_RECORDER, **self._house.recorder()},
             "history/history_during_period": lambda: self._history(parameters),
         }
         return answers[command]()
+
+    def _user(self) -> JsonObject:
+        is_admin = not self._read_only
+        name = "Owner" if is_admin else "Reader"
+        return {
+            "id": "0123456789abcdef0123456789abcdef",
+            "name": name,
+            "is_owner": is_admin,
+            "is_admin": is_admin,
+            "credentials": [{"auth_provider_type": "homeassistant", "auth_provider_id": None}],
+            "mfa_modules": [],
+        }
 
     def _subscribe(self, client: _Client, parameters: JsonObject) -> None:
         event_type = str(parameters.get("event_type", _EVERYTHING))

@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Literal, NoReturn, TypeAlias
-from urllib.parse import urlsplit
 
 import httpx
 import msgspec
@@ -20,6 +19,7 @@ import msgspec
 from app.discovery.refresh import News
 from app.discovery.registries import Kind, domains_of
 from app.discovery.rows import Row, difference, row_to_send
+from app.logs import shown_url
 from app.resilience import Backoff, Breaker
 from app.snapshot import BreakerStatus, DataApiStatus
 
@@ -130,21 +130,35 @@ class DataApi:
 
     async def run(self) -> NoReturn:
         """Send what waits, for ever."""
+        async with self._client() as client:
+            while True:
+                await self._filled.wait()
+                if (wait_s := await self._send_chunk(client)) > 0:
+                    await self._sleep(wait_s)
+
+    async def probe(self) -> str | None:
+        """Send a list without a row, and return why it is not taken; None when it is."""
+        async with self._client() as client:
+            try:
+                answer = await client.post(_PATHS["device"], content=b"[]")
+            except httpx.TimeoutException:
+                return "no answer in time"
+            except (httpx.HTTPError, httpx.InvalidURL) as exc:
+                return f"{type(exc).__name__} {exc}".strip()
+        return None if meaning_of(answer.status_code) == "taken" else _told(answer)
+
+    def _client(self) -> httpx.AsyncClient:
         headers = {"Content-Type": "application/json"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        async with httpx.AsyncClient(
+        return httpx.AsyncClient(
             base_url=self._url,
             headers=headers,
             timeout=self._timeout_s,
             follow_redirects=False,
             # Of its own, so that a proxy set for downloads is not asked for a neighbor.
             transport=httpx.AsyncHTTPTransport(),
-        ) as client:
-            while True:
-                await self._filled.wait()
-                if (wait_s := await self._send_chunk(client)) > 0:
-                    await self._sleep(wait_s)
+        )
 
     async def _send_chunk(self, client: httpx.AsyncClient) -> float:
         """Send one chunk and return the seconds to wait before the next."""
@@ -212,7 +226,9 @@ class DataApi:
         self._failures += 1
         self._breaker.failed(trouble)
         if self._trouble is None:
-            logger.warning("The data API at %s does not take rows: %s", _shown(self._url), trouble)
+            logger.warning(
+                "The data API at %s does not take rows: %s", shown_url(self._url), trouble
+            )
         self._trouble = trouble
         return max(self._backoff.next_s(), self._breaker.wait_s)
 
@@ -228,9 +244,3 @@ def _told(answer: httpx.Response) -> str:
 
 class _Refusal(msgspec.Struct):
     detail: str
-
-
-def _shown(url: str) -> str:
-    """Return the address without user and password."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -1,53 +1,46 @@
-"""The journal on disk: an ordered log in SQLite with one cursor per sink."""
+"""The journal on disk: an ordered log in SQLite with one cursor per sink.
+
+What is done to the file, in its own thread, is in `transactions.py`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-import math
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
 
-from app.errors import JournalFull, StorageDamaged, StorageError, StorageFull
-from app.journal.coverage import Coverage, Unsaved
+from app.errors import JournalFull, StorageDamaged, StorageError
+from app.journal.coverage import Coverage
 from app.journal.last_states import LastStates
-from app.journal.ledger import Hole, Ledger, Overflow, Pending
+from app.journal.ledger import Ledger, Overflow, Pending
 from app.journal.lent import LentRows
-from app.journal.remembered import MIGRATION, Remembered, load, save_coverage, save_states
-from app.journal.rows import RowBuffer, compress, numbered, take
+from app.journal.rows import RowBuffer, compress, numbered
 from app.journal.salvage import Salvage, finish_salvage, salvage
+from app.journal.transactions import (
+    MIGRATIONS,
+    Appended,
+    Bounds,
+    Tidying,
+    append_lines,
+    kept_rows,
+    rows_after,
+    take_stock,
+    tidy_block,
+)
 from app.logs import Brake
 from app.model import LastState, Lines, Row, Times, spanned
 from app.snapshot import JournalStatus
-from app.storage import Connection, Database, Size, is_emptied, pragma, shrink, size_of
+from app.storage import Database, is_emptied
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
-_MIGRATIONS = (
-    """
-    CREATE TABLE journal_rows (
-        first INTEGER PRIMARY KEY,
-        points INTEGER NOT NULL,
-        received_at REAL NOT NULL,
-        gzip BLOB NOT NULL
-    ) STRICT;
-    CREATE TABLE journal (tail INTEGER NOT NULL) STRICT;
-    INSERT INTO journal VALUES (0);
-    CREATE TABLE cursors (sink TEXT PRIMARY KEY, settled INTEGER NOT NULL) STRICT
-    """,
-    MIGRATION,
-)
-
-_ROWS_PER_DELETE = 100
-_ROWS_PER_DROP = 2
-_PAGES_PER_SHRINK = 256
 _ROWS_PER_PAGE = 50
 _MAX_WAL_BYTES = 4_000_000
 
@@ -99,7 +92,7 @@ class SqliteJournal:
         """
         self._path = path
         self._sinks = tuple(sinks)
-        self._bounds = _Bounds(path, max_bytes, min_free_bytes, overflow, free_bytes)
+        self._bounds = Bounds(path, max_bytes, min_free_bytes, overflow, free_bytes)
         self._recent_bytes = recent_bytes
         self._housekeeping_s = housekeeping_s
         self._save_states_s = save_states_s
@@ -138,7 +131,7 @@ class SqliteJournal:
             await self._open()
         except StorageDamaged as exc:
             self._salvage = await salvage(
-                self._path, migrations=_MIGRATIONS, sinks=self._sinks, cause=exc
+                self._path, migrations=MIGRATIONS, sinks=self._sinks, cause=exc
             )
             await self._open()
         return self
@@ -223,7 +216,7 @@ class SqliteJournal:
             if rows is None:
                 rows = self._lent.after(cursor, max_points=max_points)
             if rows is None:
-                work = partial(_rows_after, cursor=cursor, max_points=max_points)
+                work = partial(rows_after, cursor=cursor, max_points=max_points)
                 rows = await self._open_database().read(work)
             if cursor == ledger.cursors[sink] and _follow(rows, cursor, ledger):
                 self._oldest_at[sink] = rows[0].received_at
@@ -258,7 +251,7 @@ class SqliteJournal:
         """
         while True:
             rows = await self._open_database().read(
-                partial(_kept_rows, after=after, since=since, limit=_ROWS_PER_PAGE)
+                partial(kept_rows, after=after, since=since, limit=_ROWS_PER_PAGE)
             )
             for row in rows:
                 yield row
@@ -319,10 +312,10 @@ class SqliteJournal:
         async with contextlib.AsyncExitStack() as stack:
             wal_bytes = min(_MAX_WAL_BYTES, self._bounds.max_bytes // 8)
             database = await stack.enter_async_context(
-                Database(self._path, migrations=_MIGRATIONS, wal_bytes=wal_bytes)
+                Database(self._path, migrations=MIGRATIONS, wal_bytes=wal_bytes)
             )
             stock = await database.write(
-                partial(_take_stock, sinks=self._sinks, bounds=self._bounds)
+                partial(take_stock, sinks=self._sinks, bounds=self._bounds)
             )
             self._closing = stack.pop_all()
         self._database = database
@@ -359,7 +352,7 @@ class SqliteJournal:
                 received_at=self._lent.since or received_at or time.time(),
             )
             work = partial(
-                _append_lines,
+                append_lines,
                 lent=tuple(self._lent.rows),
                 lines=lines,
                 tail=self._ledger.tail,
@@ -390,7 +383,7 @@ class SqliteJournal:
             self._ledger.appended(lines.points)
             self._durable_through = self._ledger.tail
 
-    def _still_full(self, appended: _Appended) -> bool:
+    def _still_full(self, appended: Appended) -> bool:
         """Whether a person should look: not only in the very moment of a drop."""
         if appended.dropped_through:
             return True
@@ -423,7 +416,7 @@ class SqliteJournal:
             return
         more = True
         while more:  # each block is a transaction of its own, so that appends come between
-            tidying = _Tidying(
+            tidying = Tidying(
                 # A cursor may stand among the lent rows; the tail on disk is before them.
                 cursors={
                     sink: min(cursor, self._durable_through)
@@ -436,7 +429,7 @@ class SqliteJournal:
                 states_through=self._durable_through,
             )
             more, self._bytes = await self._open_database().write(
-                partial(_tidy_block, tidying=tidying, path=self._path)
+                partial(tidy_block, tidying=tidying, path=self._path)
             )
             self._saved = tidying.cursors
             self._coverage.saved(unsaved)
@@ -452,237 +445,6 @@ class SqliteJournal:
         return self._last_states.unsaved()
 
 
-@dataclass(frozen=True, slots=True)
-class _Bounds:
-    """How large the file may become, and what happens then."""
-
-    path: Path
-    max_bytes: int
-    min_free_bytes: int
-    overflow: Overflow
-    free_bytes: Callable[[Path], int]
-
-    def room(self, connection: Connection) -> int:
-        """Return how many bytes an append may add now."""
-        size = size_of(connection, self.path)
-        # A WAL shrinks only when the file is closed; it may never take the whole bound.
-        bound = max(self.max_bytes - size.wal_bytes, self.max_bytes // 2)
-        return min(bound - size.live_bytes, self.disk_room(size))
-
-    def disk_room(self, size: Size) -> int:
-        """Return how many bytes the disk has for it; freed pages are used again, so they count."""
-        return size.free_bytes + max(0, self.free_bytes(self.path) - self.min_free_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _Stock:
-    """What an opened file holds."""
-
-    tail: int
-    cursors: Mapping[str, int]
-    holes: Sequence[Hole]
-    oldest_at: Mapping[str, float | None]
-    bytes: int
-    remembered: Remembered
-
-
-@dataclass(frozen=True, slots=True)
-class _Appended:
-    """What one append did."""
-
-    rows: Sequence[Row]
-    """Those of its own lines; what was lent is known already."""
-    dropped_through: int
-    """The last sequence number dropped from some sink, or 0."""
-    oldest_at: float | None
-    bytes: int
-    room: int
-    """How many bytes more could be appended without a drop."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Tidying:
-    """What one transaction of housekeeping does."""
-
-    cursors: Mapping[str, int]
-    deletable: tuple[int, float]
-    """Rows up to this number that were received before this time."""
-    unsaved: Unsaved
-    states: Mapping[str, LastState]
-    states_through: int
-
-
 def _follow(rows: Sequence[Row], cursor: int, ledger: Ledger) -> bool:
     """Whether no point that is still held stands between the cursor and the rows."""
     return bool(rows) and ledger.points_between(cursor, rows[0].first - 1) <= 0
-
-
-# All below runs in the database's own threads.
-
-
-def _take_stock(connection: Connection, sinks: Sequence[str], bounds: _Bounds) -> _Stock:
-    # Damage deep in the file would show only when a sink reads there, and then at every
-    # start; the check reads each page once.
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise StorageDamaged(verdict)
-    tail = _tail(connection)
-    connection.executemany(
-        "INSERT OR IGNORE INTO cursors VALUES (?, ?)", [(sink, tail) for sink in sinks]
-    )
-    cursors = dict(connection.execute("SELECT sink, settled FROM cursors"))
-    return _Stock(
-        tail=tail,
-        cursors=cursors,
-        holes=list(_holes(connection, min(cursors.values(), default=tail), tail)),
-        oldest_at={sink: _oldest_at(connection, cursors[sink]) for sink in cursors},
-        bytes=_bytes(connection, bounds.path),
-        remembered=load(connection),
-    )
-
-
-def _holes(connection: Connection, cursor: int, tail: int) -> Iterator[Hole]:
-    expected = cursor + 1
-    found = connection.execute("SELECT first, points FROM journal_rows ORDER BY first")
-    for first, points in found:
-        if first > expected:
-            yield Hole(expected, first - expected)
-        expected = max(expected, first + points)
-    if expected <= tail:
-        yield Hole(expected, tail - expected + 1)
-
-
-def _append_lines(
-    connection: Connection,
-    *,
-    lent: Sequence[Row],
-    lines: Lines,
-    tail: int,
-    received_at: float,
-    cursors: Mapping[str, int],
-    configured: int,
-    unsaved: Unsaved,
-    bounds: _Bounds,
-) -> _Appended:
-    new = numbered(compress(lines), first=tail + 1, received_at=received_at) if lines.points else []
-    rows = [*lent, *new]
-    _save_cursors(connection, cursors)
-    dropped = _make_room(connection, rows, configured, bounds)
-    connection.execute("UPDATE cursors SET settled = max(settled, ?)", (dropped,))
-    connection.executemany(
-        "INSERT INTO journal_rows VALUES (?, ?, ?, ?)",
-        [(row.first, row.points, row.received_at, row.gzip) for row in rows],
-    )
-    connection.execute("UPDATE journal SET tail = ?", (tail + lines.points,))
-    save_coverage(connection, unsaved)
-    lost = dropped > min(cursors.values(), default=dropped)
-    return _Appended(
-        rows=new,
-        dropped_through=dropped if lost else 0,
-        oldest_at=_oldest_at(connection, dropped) if lost else None,
-        bytes=_bytes(connection, bounds.path),
-        room=bounds.room(connection),
-    )
-
-
-def _make_room(
-    connection: Connection, rows: Sequence[Row], configured: int, bounds: _Bounds
-) -> int:
-    """Delete the oldest rows until the new ones fit; return the last number deleted, or 0.
-
-    Rows that no configured sink needs go first, whatever orphans may want.
-    """
-    page = pragma(connection, "page_size")
-    needed = sum((len(row.gzip) // page + 2) * page for row in rows)
-    through = 0
-    limits = [configured]
-    if bounds.overflow == "drop_oldest":
-        limits.append(_tail(connection))
-    for limit in limits:
-        while bounds.room(connection) < needed:
-            last = _delete_rows(connection, limit, _ROWS_PER_DROP)
-            if last is None:
-                break
-            through = last
-    if bounds.disk_room(size_of(connection, bounds.path)) < needed:
-        raise StorageFull("the disk has no more than JOURNAL_MIN_FREE_MB left")
-    if bounds.room(connection) < needed:
-        raise JournalFull(f"{needed} bytes are needed and the journal is at its bound")
-    return through
-
-
-def _tidy_block(connection: Connection, tidying: _Tidying, path: Path) -> tuple[bool, int]:
-    _save_cursors(connection, tidying.cursors)
-    save_coverage(connection, tidying.unsaved)
-    if tidying.states:
-        save_states(connection, tidying.states, tidying.states_through)
-    through, received_before = tidying.deletable
-    deleted = _delete_rows(connection, through, _ROWS_PER_DELETE, received_before=received_before)
-    more = deleted is not None
-    shrink(connection, pages=_PAGES_PER_SHRINK)
-    return more, _bytes(connection, path)
-
-
-def _delete_rows(
-    connection: Connection, through: int, limit: int, *, received_before: float = math.inf
-) -> int | None:
-    """Delete the oldest rows that end at or before `through`; return the last number, if any."""
-    (last,) = connection.execute(
-        "SELECT max(first + points - 1) FROM (SELECT first, points, received_at FROM journal_rows"
-        " WHERE first <= :through AND first + points - 1 <= :through ORDER BY first LIMIT :limit)"
-        " WHERE received_at < :received_before",
-        {"through": through, "limit": limit, "received_before": received_before},
-    ).fetchone()
-    if last is not None:
-        connection.execute("DELETE FROM journal_rows WHERE first <= ?", (last,))
-    assert last is None or isinstance(last, int)
-    return last
-
-
-def _save_cursors(connection: Connection, cursors: Mapping[str, int]) -> None:
-    connection.executemany(
-        "UPDATE cursors SET settled = max(settled, ?) WHERE sink = ?",
-        [(settled, sink) for sink, settled in cursors.items()],
-    )
-
-
-def _rows_after(connection: Connection, cursor: int, max_points: int) -> list[Row]:
-    found = connection.execute(
-        "SELECT first, points, gzip, received_at FROM journal_rows WHERE first >= coalesce("
-        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next) ORDER BY first",
-        {"next": cursor + 1},
-    )
-    with contextlib.closing(found):  # a statement left open would hold the WAL
-        rows = (row for row in (Row(*columns) for columns in found) if row.last > cursor)
-        return take(rows, max_points=max_points)
-
-
-def _oldest_at(connection: Connection, cursor: int) -> float | None:
-    """Return when the row of the next point, or the one before it, was received."""
-    oldest = connection.execute(
-        "SELECT received_at FROM journal_rows WHERE first >= coalesce("
-        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next) ORDER BY first LIMIT 1",
-        {"next": cursor + 1},
-    ).fetchone()
-    return oldest[0] if oldest else None
-
-
-def _kept_rows(connection: Connection, after: int, since: float, limit: int) -> list[Row]:
-    found = connection.execute(
-        "SELECT first, points, gzip, received_at FROM journal_rows WHERE first >= coalesce("
-        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next)"
-        " AND first + points > :next AND received_at >= :since ORDER BY first LIMIT :limit",
-        {"next": after + 1, "since": since, "limit": limit},
-    )
-    return [Row(*columns) for columns in found]
-
-
-def _bytes(connection: Connection, path: Path) -> int:
-    size = size_of(connection, path)
-    return size.live_bytes + size.wal_bytes
-
-
-def _tail(connection: Connection) -> int:
-    (tail,) = connection.execute("SELECT tail FROM journal").fetchone()
-    assert isinstance(tail, int)
-    return tail

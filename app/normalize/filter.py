@@ -12,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -21,6 +21,8 @@ from app.errors import FilterInvalid
 from app.model import Change, Placement
 
 _MAX_VERDICTS = 50_000
+_PLACED = re.compile(r"(.*) - at `(\$[^`]*)`", re.DOTALL)
+"""How msgspec says what is wrong where; without a place it is the whole document."""
 
 Globs: TypeAlias = str | tuple[str, ...]
 
@@ -54,13 +56,19 @@ def read_rules(text: str) -> Rules:
         document = json.loads(text)
     except json.JSONDecodeError as exc:
         raise FilterInvalid(f"line {exc.lineno}, column {exc.colno}: {exc.msg}") from exc
+    except ValueError as exc:  # CPython's bound for digits: such a number has no place here
+        raise FilterInvalid("$: a number in it has too many digits") from exc
     except RecursionError as exc:
-        raise FilterInvalid("it is nested too deep") from exc
+        raise FilterInvalid("$: it is nested too deep") from exc
+    for place in _halves(document, "$"):
+        raise FilterInvalid(f"{place}: a text holds half a surrogate pair, which fits nothing")
     try:
         rules = msgspec.convert(document, Rules)
     except msgspec.ValidationError as exc:
-        what, _, where = str(exc).partition(" - at ")
-        raise FilterInvalid(f"{where.strip('`') or '$'}: {what}") from exc
+        placed = _PLACED.fullmatch(str(exc))
+        what, where = placed.groups() if placed else (str(exc), "$")
+        shown = "".join(sign if sign.isprintable() else " " for sign in what)
+        raise FilterInvalid(f"{where}: {shown}") from exc
     for name in ("patterns", "exceptions"):
         for number, pattern in enumerate(getattr(rules, name)):
             if not any(getattr(pattern, key) for key in Pattern.__struct_fields__):
@@ -68,6 +76,23 @@ def read_rules(text: str) -> Rules:
     if rules.mode == "include" and not rules.patterns and not rules.exceptions:
         raise FilterInvalid("$.patterns: `include` without a pattern would keep nothing")
     return rules
+
+
+def _halves(value: object, place: str) -> Iterator[str]:
+    """Yield where a text cannot be written as UTF-8: JSON's escapes can say what it cannot."""
+    match value:
+        case str():
+            if any("\ud800" <= sign <= "\udfff" for sign in value):
+                yield place
+        case list():
+            for number, inner in enumerate(value):
+                yield from _halves(inner, f"{place}[{number}]")
+        case dict():
+            for key, inner in value.items():
+                yield from _halves(key, place)
+                yield from _halves(inner, f"{place}.{key if key.isidentifier() else '…'}")
+        case _:
+            pass
 
 
 class Filter:
@@ -160,4 +185,6 @@ def _compiled(pattern: Pattern) -> Callable[[Change], bool]:
 
 def _matcher(globs: Globs) -> Callable[[str], re.Match[str] | None]:
     parts = (globs,) if isinstance(globs, str) else globs
+    # However many `*` a glob has, it is tried in one pass: each part is an atomic group, which
+    # never gives back what it took (fnmatch does so since Python 3.11).
     return re.compile("|".join(fnmatch.translate(glob) for glob in parts)).match

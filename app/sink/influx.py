@@ -111,12 +111,24 @@ class InfluxSink:
         """Say whether anything that is not broken answers at the address."""
         try:
             async with asyncio.timeout(_PING_TIMEOUT_S):
-                question = Request(path="/ping")
-                spoken = self._dialect
-                reply = await self._ask(spoken.authorized(question) if spoken else question)
+                reply = await self.ask(Request(path="/ping"))
         except NO_ANSWER:
             return False
         return reply.status < HTTPStatus.INTERNAL_SERVER_ERROR
+
+    @property
+    def dialect(self) -> Dialect | None:
+        """Return what is spoken to the server; None until that is known."""
+        return self._dialect
+
+    async def ask(self, request: Request) -> Reply:
+        """Send a question that is no write, with the credentials of the dialect if it is known.
+
+        Raises:
+            one of NO_ANSWER: there was no response.
+        """
+        spoken = self._dialect
+        return await self._ask(spoken.authorized(request) if spoken else request)
 
     def _chosen(self) -> Dialect | None:
         if self._api != "auto":

@@ -84,7 +84,7 @@ class Advises(Protocol):
 def answer(reply: Reply, *, dialect: Advises, secrets: Sequence[str] = ()) -> Answer:  # noqa: PLR0911 - a table: a row each
     """Say what a response to a write means; no secret ever appears in a reason."""
     said = _said(reply)
-    reason = _one_line(said, secrets)
+    reason = one_line(said, secrets)
     match reply.status:
         case HTTPStatus.NO_CONTENT:
             return Accepted()
@@ -116,7 +116,7 @@ def failure(exc: Exception) -> TimedOut | Unavailable | Held:
         case aiohttp.ClientConnectorCertificateError():  # which is a ValueError, too
             cause = exc.certificate_error
             why = getattr(cause, "verify_message", None) or str(cause)
-            return Unavailable(reason=_one_line(f"the certificate of {exc.host} is refused: {why}"))
+            return Unavailable(reason=one_line(f"the certificate of {exc.host} is refused: {why}"))
         case ValueError():
             # Its text may hold what must not be shown: a password in the address, the token.
             return Held(
@@ -128,7 +128,7 @@ def failure(exc: Exception) -> TimedOut | Unavailable | Held:
         case TimeoutError():
             return TimedOut(reason="no answer in time")
         case _:
-            return Unavailable(reason=_one_line(str(exc)) or type(exc).__name__)
+            return Unavailable(reason=one_line(str(exc)) or type(exc).__name__)
 
 
 def retry_after_s(text: str, *, now: datetime) -> float | None:
@@ -174,6 +174,18 @@ def parsed(reply: Reply) -> object:
     return document
 
 
+def one_line(text: str, secrets: Sequence[str] = ()) -> str:
+    """Return a text as one line of at most 500 characters, each secret in it made unreadable."""
+    for secret in secrets:
+        for form in {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}:
+            # A password of one letter must neither be shown nor make every word unreadable.
+            is_long = len(form) >= _LONG_SECRET
+            exact = re.escape(form)
+            text = re.sub(exact if is_long else rf"(?<!\w){exact}(?!\w)", "***", text)
+    printable = "".join(sign if sign.isprintable() else " " for sign in text)
+    return " ".join(printable.split())[:_REASON_LENGTH]
+
+
 def _mistaken(said: str, dialect: Advises) -> str | None:
     for beginning, advice in _WRONG_SETTINGS:
         if said.startswith(beginning):
@@ -197,7 +209,7 @@ def _wrong_address(dialect: Advises) -> str:
 def _not_influxdb(reply: Reply, secrets: Sequence[str]) -> str:
     target = reply.headers.get("Location")
     what = f"{reply.status} to {target}" if target else f"{reply.status} instead of 204"
-    return _one_line(f"{what} is not InfluxDB's answer to a write; check INFLUXDB_URL", secrets)
+    return one_line(f"{what} is not InfluxDB's answer to a write; check INFLUXDB_URL", secrets)
 
 
 def _said(reply: Reply) -> str:
@@ -208,14 +220,3 @@ def _said(reply: Reply) -> str:
         return text
     known = {status.value: status.phrase for status in HTTPStatus}
     return known.get(reply.status, "no reason given")
-
-
-def _one_line(text: str, secrets: Sequence[str] = ()) -> str:
-    for secret in secrets:
-        for form in {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}:
-            # A password of one letter must neither be shown nor make every word unreadable.
-            is_long = len(form) >= _LONG_SECRET
-            exact = re.escape(form)
-            text = re.sub(exact if is_long else rf"(?<!\w){exact}(?!\w)", "***", text)
-    printable = "".join(sign if sign.isprintable() else " " for sign in text)
-    return " ".join(printable.split())[:_REASON_LENGTH]

@@ -9,7 +9,6 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import Protocol, Self
 from urllib.parse import urlsplit
 
@@ -24,8 +23,8 @@ from app.errors import (
     SourceProtocolError,
     SourceUnavailable,
 )
-from app.logs import Brake
-from app.model import Event
+from app.logs import Brake, shown_url
+from app.model import Event, http_date
 from app.resilience import Backoff, Breaker
 from app.snapshot import BreakerStatus, ConnectionState, ConnectionStatus
 from app.source.protocol import Malformed, Phase, Session, Step
@@ -201,10 +200,15 @@ class HomeAssistantSource:
             SourceError: the connection cannot be opened or authenticated.
         """
         async with self._open() as socket:
+            clock = _Clock(socket)
             session = Session(self._token, subscribe=False)
             await self._authenticate(socket, session)
             yield Commands(
-                socket, session=session, timeout_s=self._command_timeout_s, warn=self._warn
+                socket,
+                session=session,
+                clock=clock,
+                timeout_s=self._command_timeout_s,
+                warn=self._warn,
             )
 
     async def _stream_once(self, listener: Listener) -> None:
@@ -302,7 +306,7 @@ class HomeAssistantSource:
         # A server that accepts, subscribes and hangs up must not be hammered, so the waits
         # start anew only when an event has come, or on a quiet home after a while.
         proving = asyncio.get_running_loop().call_later(self._steady_s, self._prove)
-        logger.info("Connected to Home Assistant %s at %s", self._ha_version, _shown(self._url))
+        logger.info("Connected to Home Assistant %s at %s", self._ha_version, shown_url(self._url))
         listener.connected(since)
         try:
             yield
@@ -454,16 +458,27 @@ class Commands:
         socket: ClientConnection,
         *,
         session: Session,
+        clock: _Clock,
         timeout_s: float,
         warn: Callable[[Iterable[Malformed]], None],
     ) -> None:
         """Take an authenticated connection and how long an answer may take."""
         self._socket = socket
         self._session = session
+        self._clock = clock
         self._timeout_s = timeout_s
         self._warn = warn
         # Only one coroutine may read a socket, and an answer of 6 MB is enough at a time.
         self._turn = asyncio.Lock()
+
+    @property
+    def ha_version(self) -> str | None:
+        """Return the version that Home Assistant's greeting names."""
+        return self._session.ha_version
+
+    def ha_time(self) -> datetime | None:
+        """Return what Home Assistant's clock shows now, up to a second early; None: not said."""
+        return self._clock.now() if self._clock.is_theirs else None
 
     async def call(self, command: str, **parameters: object) -> msgspec.Raw:
         """Return what Home Assistant answers to a command: a JSON value, unread.
@@ -511,10 +526,10 @@ class _Clock:
     def __init__(self, socket: ClientConnection) -> None:
         self._read_at = time.monotonic()
         date = socket.response.headers.get("Date") if socket.response else None
-        try:
-            self._date = parsedate_to_datetime(date) if date else datetime.now(UTC)
-        except ValueError:
-            self._date = datetime.now(UTC)  # a proxy that garbles it: ours is the next best
+        said = http_date(date)
+        self.is_theirs = said is not None
+        """Whether it is theirs: without the header ours is the next best."""
+        self._date = said or datetime.now(UTC)
 
     def now(self) -> datetime:
         """Return what it shows now, up to a second early."""
@@ -582,9 +597,3 @@ def _translated() -> Iterator[None]:
                 f"Home Assistant sent too large a message: {exc.sent.reason}"
             ) from exc
         raise SourceUnavailable(f"Connection closed: {exc}") from exc
-
-
-def _shown(url: str) -> str:
-    """Return the address without user, password and query."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"

@@ -95,15 +95,14 @@ export class Home {
   /** Ask the catalog, where the service has one, for names and places. */
   async lookUp() {
     if (!(await has("/api/devices"))) return;
-    const [{ areas = [] }, { devices }, { entities }] = await Promise.all([
-      (await has("/api/areas")) ? ask("api/areas") : {},
-      ask(`api/devices?limit=${PAGE}`),
-      ask(`api/entities?limit=${PAGE}`),
-    ]);
+    const { areas = [] } = (await has("/api/areas")) ? await ask("api/areas") : {};
     for (const area of areas) this.areas.set(area.area_id ?? area.id, area.name);
-    for (const device of devices) this._takeDevice(device);
-    for (const entity of entities) this._takeEntity(entity, this.devices.get(entity.device_id));
-    this.shape += 1;
+    // Page by page, devices first: no page is long enough to keep the tab busy.
+    for await (const devices of pages("devices")) devices.forEach((device) => this._takeDevice(device));
+    for await (const entities of pages("entities")) {
+      for (const entity of entities) this._takeEntity(entity, this.devices.get(entity.device_id));
+      this.shape += 1;
+    }
   }
 
   _takeDevice(device) {
@@ -130,6 +129,16 @@ export class Home {
       area_id: entity.area_id ?? device?.area_id ?? known?.area_id ?? null,
       device_id: entity.device_id ?? null,
     });
+  }
+}
+
+/** Yield all devices, or entities, of the catalog, a page at a time. */
+async function* pages(kind) {
+  let more = "";
+  while (more !== null) {
+    const { [kind]: rows, next_cursor: next } = await ask(`api/${kind}?limit=${PAGE}${more}`);
+    yield rows;
+    more = next === null ? null : `&cursor=${encodeURIComponent(next)}`;
   }
 }
 

@@ -2,12 +2,16 @@
 
 import { byId, make, setChoices, setText } from "./dom.js";
 import { fits } from "./live.js";
-import { count, day, stateOf } from "./words.js";
+import { amount, count, day, stateOf } from "./words.js";
+
+// On the page at once: above that areas are closed, and open so many rows at a time.
+const ROWS = 500;
 
 export class Rooms {
   constructor(home) {
     this._home = home;
     this._rows = new Map(); // entity_id -> its row on the page
+    this._opened = new Map(); // area_id -> how many of its rows are shown, in a large home
     this._shape = -1;
     const filters = byId("home-filters");
     filters.addEventListener("submit", (happened) => happened.preventDefault());
@@ -40,22 +44,81 @@ export class Rooms {
       home,
     });
     const wanted = [...home.entities.values()].filter((entity) => !entity.removed && isWanted(entity));
+    const isLarge = wanted.length > ROWS;
     this._rows = new Map();
-    byId("areas").replaceChildren(...byArea(wanted, home).map(([name, entities]) => this._card(name, entities)));
+    this._cards(byArea(wanted, home), isLarge);
     const known = home.entities.size;
-    setText(byId("home-note"), known ? `${count(wanted.length, "entity", "entities")} of ${known}.` : "");
+    const hint = isLarge ? " Open an area to see what is in it, or search." : "";
+    setText(byId("home-note"), known ? `${count(wanted.length, "entity", "entities")} of ${amount(known)}.${hint}` : "");
     byId("home-empty").hidden = wanted.length > 0;
     if (known && !wanted.length) setText(byId("home-empty"), "Nothing fits these filters.");
   }
 
-  _card(name, entities) {
-    const devices = byDevice(entities, this._home);
-    return make(
+  /** Put a card for each area on the page; what has the focus keeps it. */
+  _cards(areas, isLarge) {
+    const focused = document.activeElement?.dataset.area;
+    const cards = areas.map(([area_id, entities]) => this._card(area_id, entities, isLarge));
+    byId("areas").replaceChildren(...cards);
+    byId("areas").classList.toggle("folded", isLarge);
+    if (focused !== undefined) {
+      cards.map((card) => card.querySelector("[data-area]")).find((fold) => fold?.dataset.area === focused)?.focus();
+    }
+  }
+
+  _card(area_id, entities, isLarge) {
+    const name = this._home.areaName(area_id);
+    const content = make("div", {});
+    const card = make(
       "section",
       { className: "card area" },
-      make("header", { className: "card-head" }, make("h2", {}, name), make("p", { className: "quiet" }, count(entities.length, "entity", "entities"))),
-      ...devices.map(([device, members]) => this._device(device, members)),
+      make("header", { className: "card-head" }, make("h2", {}, isLarge ? this._fold(area_id, name, entities, content) : name), make("p", { className: "quiet" }, count(entities.length, "entity", "entities"))),
+      content,
     );
+    if (!isLarge) this._fill(content, entities, entities.length);
+    return card;
+  }
+
+  /** Return the button that opens an area; rows of a closed one are not on the page at all. */
+  _fold(area_id, name, entities, content) {
+    const fold = make("button", { type: "button", className: "fold" }, name);
+    fold.dataset.area = area_id ?? "";
+    const show = () => {
+      const most = this._opened.get(area_id) ?? 0;
+      fold.setAttribute("aria-expanded", String(most > 0));
+      this._fill(content, entities, most);
+      if (most > 0 && most < entities.length) content.append(this._more(area_id, entities.length - most, show));
+    };
+    fold.addEventListener("click", () => {
+      if (!this._opened.delete(area_id)) this._opened.set(area_id, ROWS);
+      show();
+    });
+    show();
+    return fold;
+  }
+
+  _more(area_id, rest, show) {
+    const more = make("button", { type: "button" }, `Show ${amount(Math.min(rest, ROWS))} more of ${amount(rest)}`);
+    more.addEventListener("click", () => {
+      const content = more.parentElement;
+      const shown = this._opened.get(area_id);
+      this._opened.set(area_id, shown + ROWS);
+      show();
+      content.querySelectorAll("li a")[shown].focus(); // the first of those that are new
+    });
+    return more;
+  }
+
+  /** Show the first rows of an area, by device; paint no others. */
+  _fill(content, entities, most) {
+    for (const { entity_id } of entities) this._rows.delete(entity_id);
+    let left = most;
+    const devices = [];
+    for (const [device, members] of left > 0 ? byDevice(entities, this._home) : []) {
+      if (left <= 0) break;
+      devices.push(this._device(device, members.slice(0, left)));
+      left -= members.length;
+    }
+    content.replaceChildren(...devices);
   }
 
   _device(device, entities) {
@@ -68,12 +131,11 @@ export class Rooms {
   }
 }
 
-/** Return [name, entities] of each area, by name; those without an area come last. */
+/** Return [id, entities] of each area, by name; those without an area come last. */
 function byArea(entities, home) {
   const areas = grouped(entities, ({ area_id }) => area_id);
   return [...areas]
-    .sort(([one], [other]) => (one === null) - (other === null) || home.areaName(one).localeCompare(home.areaName(other)))
-    .map(([area_id, members]) => [home.areaName(area_id), members]);
+    .sort(([one], [other]) => (one === null) - (other === null) || home.areaName(one).localeCompare(home.areaName(other)));
 }
 
 /** Return [name or null, entities] of each device; what belongs to none comes first. */

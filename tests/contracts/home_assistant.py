@@ -91,6 +91,13 @@ def moment(seconds: float) -> datetime:
 class HomeAssistantContract:
     """Derive from this and provide the fixture `home`."""
 
+    async def test_whose_token_it_is_can_be_asked(self, home: Home) -> None:
+        """Anyone may ask it of himself, and is told whether he is an administrator."""
+        user = msgspec.json.decode(await home.call("auth/current_user"), type=dict[str, object])
+
+        assert {"id", "name", "is_owner", "is_admin", "credentials", "mfa_modules"} == user.keys()
+        assert isinstance(user["is_admin"], bool)
+
     async def test_history_has_the_moments_of_the_states(self, home: Home) -> None:
         """To the microsecond, or a point read back would be another point than the live one."""
         entity_id, start = new_entity(), datetime.now(UTC)

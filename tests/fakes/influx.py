@@ -17,10 +17,10 @@ import re
 import ssl
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol, Self, TypeAlias
 
 from aiohttp import web
 
@@ -34,6 +34,14 @@ _LINE = re.compile(
     rb'(?:[^ \\\n]|\\.)+ (?:"(?:[^"\\]|\\.)*"|[^"\n])*(?:\n|$)|[^\n]+(?:\n|$)',
     re.DOTALL,
 )
+
+_SELECT = re.compile(r'SELECT probe FROM "(?P<measurement>\w+)" WHERE time = (?P<time>\d+)')
+_FLUX = re.compile(r'time\(v: (?P<time>\d+)\), .*_measurement == "(?P<measurement>\w+)"')
+_SQL = re.compile(
+    r"SELECT probe FROM (?P<measurement>\w+) WHERE time = to_timestamp_nanos\((?P<time>\d+)\)"
+)
+
+Handler: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +103,13 @@ class FakeInflux:
         self.max_body_bytes: int | None = None
         """More is answered with 413; None for no limit."""
         self.may_create_buckets = True
+        self.may_write = True
+        """Whether the token, or the user, may write; else it may only read."""
+        self.may_read = True
+        self.forgets = False
+        """Whether what is accepted is kept nowhere."""
+        self.silent_on: frozenset[str] = frozenset()
+        """Paths whose requests are never answered."""
         self.delay_s = 0.0
         """How long every write takes."""
         self.fault: Reply | None = None
@@ -121,7 +136,7 @@ class FakeInflux:
     ) -> AsyncIterator[Self]:
         """Listen on a port of 127.0.0.1 until the block ends; may be entered again."""
         self._ended.clear()
-        app = web.Application(client_max_size=0)
+        app = web.Application(client_max_size=0, middlewares=[self._silence])
         app.router.add_post(self._rules.path, self._write)
         app.router.add_get("/ping", self._ping)
         self._rules.add_routes(app.router, self)
@@ -143,6 +158,18 @@ class FakeInflux:
             while not condition(self):
                 await asyncio.sleep(0.005)
 
+    def found(self, measurement: str, time_ns: int) -> list[StoredPoint]:
+        """Return the points of a measurement at one moment."""
+        return [
+            point
+            for point in self.points()
+            if point.measurement == measurement and point.time_ns == time_ns
+        ]
+
+    def delete(self, measurement: str) -> None:
+        """Delete all points of a measurement."""
+        self.lines = [line for line in self.lines if parse_line(line).measurement != measurement]
+
     def points(self) -> list[StoredPoint]:
         """Return what a query would find: of points with the same identity the last one."""
         parsed = [parse_line(line) for line in self.lines]
@@ -157,6 +184,12 @@ class FakeInflux:
         return web.Response(
             status=reply.status, body=reply.body.encode() or None, headers=reply.headers
         )
+
+    @web.middleware
+    async def _silence(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path in self.silent_on:
+            await self._ended.wait()
+        return await handler(request)
 
     async def _write(self, request: web.Request) -> web.StreamResponse:
         reply = self.script.popleft() if self.script else self.fault
@@ -183,6 +216,8 @@ class FakeInflux:
     ) -> Reply:
         if (refusal := self._rules.refusal(request, self)) is not None:
             return refusal
+        if not self.may_write:
+            return error(403, "insufficient permissions for write", code="forbidden")
         if (missing := self._rules.missing(request, self)) is not None:
             return missing
         if self.max_body_bytes is not None and size > self.max_body_bytes:
@@ -204,6 +239,8 @@ class FakeInflux:
         return faults
 
     def _keep(self, lines: Sequence[bytes]) -> None:
+        if self.forgets:
+            return
         self.lines.extend(lines)
         for line in lines:
             _flaw(line, self._types, self._rules)
@@ -280,6 +317,18 @@ class RulesOf1:
         async def query(request: web.Request) -> web.Response:
             if (refusal := self.refusal(request, server)) is not None:
                 return server.respond(refusal)
+            if (sought := _SELECT.fullmatch(request.query["q"])) is not None:
+                found = server.found(sought["measurement"], int(sought["time"]))
+                rows = {
+                    "name": sought["measurement"],
+                    "columns": ["time", "probe"],
+                    "values": [[point.time_ns] for point in found],
+                }
+                result = {"series": [rows]} if found else {"statement_id": 0}
+                return web.json_response({"results": [result]})
+            if (deleted := re.fullmatch(r'DELETE FROM "(\w+)"', request.query["q"])) is not None:
+                server.delete(deleted[1])
+                return web.json_response({"results": [{"statement_id": 0}]})
             name = re.fullmatch(r'CREATE DATABASE "((?:[^"\\]|\\.)*)"', request.query["q"])
             assert name is not None, request.query["q"]
             if not server.may_create_buckets:
@@ -289,7 +338,7 @@ class RulesOf1:
             server.buckets.add(re.sub(r"\\(.)", r"\1", name[1]))
             return web.json_response({"results": [{"statement_id": 0}]})
 
-        router.add_post("/query", query)
+        router.add_route("*", "/query", query)
 
     def unpacked(self, body: bytes) -> bytes:
         """Read every member."""
@@ -339,7 +388,7 @@ class RulesOf2:
     )
 
     def add_routes(self, router: web.UrlDispatcher, server: FakeInflux) -> None:
-        """Add organizations, buckets and `/health`."""
+        """Add organizations, buckets, queries, deletions and `/health`."""
 
         def guarded(
             answer: Callable[[web.Request], web.Response],
@@ -361,6 +410,23 @@ class RulesOf2:
         async def health(_: web.Request) -> web.Response:
             return web.json_response({"name": "influxdb", "status": "pass", "version": "v2.7.12"})
 
+        async def query(request: web.Request) -> web.Response:
+            sought = _FLUX.search((await request.json())["query"])
+            assert sought is not None
+            if not server.may_read:
+                reply = error(404, "could not find bucket", code="not found")
+                return server.respond(reply)
+            found = server.found(sought["measurement"], int(sought["time"]))
+            table = "".join(f",_result,0,{point.measurement}\r\n" for point in found)
+            return guarded(lambda _: web.Response(text=table or "\r\n"))(request)
+
+        async def delete(request: web.Request) -> web.Response:
+            predicate = (await request.json())["predicate"]
+            server.delete(predicate.removeprefix('_measurement="').removesuffix('"'))
+            return guarded(lambda _: web.Response(status=204))(request)
+
+        router.add_post("/api/v2/query", query)
+        router.add_post("/api/v2/delete", delete)
         router.add_get("/api/v2/orgs", orgs)
         router.add_post("/api/v2/buckets", create)
         router.add_get("/health", health)
@@ -428,7 +494,7 @@ class RulesOf3:
     )
 
     def add_routes(self, router: web.UrlDispatcher, server: FakeInflux) -> None:
-        """Add databases and `/health`."""
+        """Add databases, queries and `/health`."""
 
         async def create(request: web.Request) -> web.Response:
             wanted = await request.json()
@@ -445,6 +511,13 @@ class RulesOf3:
             refusal = self.refusal(request, server)
             return web.Response(text="OK") if refusal is None else server.respond(refusal)
 
+        async def query(request: web.Request) -> web.Response:
+            sought = _SQL.fullmatch(request.query["q"])
+            assert sought is not None
+            found = server.found(sought["measurement"], int(sought["time"]))
+            return web.json_response([{"probe": 1} for _ in found])
+
+        router.add_get("/api/v3/query_sql", query)
         router.add_post("/api/v3/configure/database", create)
         router.add_get("/health", health)
 

@@ -17,7 +17,8 @@ from app.errors import StorageError
 from app.journal.coverage import Coverage, Covered
 from app.journal.last_states import LastStates
 from app.journal.salvage import Span, damage_gaps
-from app.journal.sqlite import _MIGRATIONS, SqliteJournal
+from app.journal.sqlite import SqliteJournal
+from app.journal.transactions import MIGRATIONS
 from app.model import NOWHERE, Change, LastState, Lines, Times
 from tests.fakes.points import new_telemetry, numbers_in
 
@@ -317,9 +318,7 @@ async def test_a_file_of_an_older_version_keeps_its_points_and_cursors(path: Pat
     """It learns what it covers from the first connection on."""
     rig = Rig(path)
     with sqlite3.connect(path) as connection:
-        connection.executescript(
-            f"PRAGMA journal_mode=WAL; {_MIGRATIONS[0]}; PRAGMA user_version=1"
-        )
+        connection.executescript(f"PRAGMA journal_mode=WAL; {MIGRATIONS[0]}; PRAGMA user_version=1")
     connection.close()
     old = Rig(path.with_name("old.db"))
     async with old.journal:

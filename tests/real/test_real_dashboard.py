@@ -212,6 +212,91 @@ async def test_it_can_be_used_by_keyboard_and_without_motion(
     assert shown.complaints == []
 
 
+def _large_house() -> StillHouse:
+    """Return a home of 5,000 devices and 14,000 entities in 40 areas, 600 of them in none."""
+    house = StillHouse()
+    house.rows["area"] = [{"area_id": f"a{n}", "name": f"Area {n:02}"} for n in range(40)]
+    house.rows["device"] = [
+        {"id": f"d{n}", "name": f"Device {n:04}", "area_id": f"a{n % 40}"} for n in range(5_000)
+    ]
+    house.rows["entity"] = [
+        {
+            "entity_id": f"sensor.entity_{n:05}",
+            "name": f"Entity {n:05}",
+            "platform": "test",
+            "device_id": f"d{n % 5_000}" if n >= 600 else None,
+        }
+        for n in range(14_000)
+    ]
+    return house
+
+
+async def test_a_home_of_14_000_entities_is_shown_whole_and_is_not_heavy(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """All are counted and found; rows are on the page only where somebody opened an area.
+
+    How long the page was busy is printed, and says as much of the machine.
+    """
+    house = _large_house()
+    async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
+        house.fire = home_assistant.fire
+        settings = {"HOME_ASSISTANT_URL": home_assistant.url, "HOME_ASSISTANT_TOKEN": TOKEN}
+        async with service(tmp_path, settings) as running:
+            await running.until(
+                "/health",
+                lambda health: health["discovery"]["entities"] == 14_000,
+                timeout_s=60,
+            )
+            async with tab(browser, running.url, calm=True) as shown:
+                await shown.go("#/home")
+                await expect(shown.page.locator("#home-note")).to_contain_text("14,000 entities of")
+                elements = await shown.page.locator("#view-home *").count()
+                found = await _opened_by_hand(shown)
+                house.set_state("sensor.entity_13999", "42")
+                await _found_among_many(shown.page)
+                longest_ms = max(await shown.long_tasks_ms(), default=0.0)
+                await shown.page.locator("#home-search").fill("")
+                await expect(shown.page.locator(".fold")).to_have_count(41)
+                violations = await shown.violations()  # at last: it is a long task itself
+
+    sys.stdout.write(f"\n14,000 entities: the longest task {longest_ms:.0f} ms\n")
+    assert found == {"areas": 41, "rows at first": 0, "one area": 335, "none, at first": 500}
+    assert violations == []
+    assert elements < 1_000  # 14,000 rows would be 60,000
+    assert shown.complaints == []
+
+
+async def _opened_by_hand(shown: Tab) -> dict[str, int]:
+    """Open an area, close it, and open the largest in two steps; count what is on the page."""
+    page = shown.page
+    rows = page.locator(".entities li")
+    await expect(page.locator("#home-note")).to_contain_text("14,000 entities of 14,000.")
+    found = {
+        "areas": await page.locator("#areas .area").count(),
+        "rows at first": await rows.count(),
+    }
+    area = page.get_by_role("button", name="Area 00", exact=True)
+    await area.click()
+    await expect(area).to_have_attribute("aria-expanded", "true")
+    found["one area"] = await rows.count()
+    await area.click()
+    await expect(rows).to_have_count(0)
+    await page.get_by_role("button", name="No area").click()
+    found["none, at first"] = await rows.count()
+    await page.get_by_role("button", name="Show 100 more of 100").press("Enter")
+    await expect(rows).to_have_count(600)
+    await expect(rows.nth(500).get_by_role("link")).to_be_focused()
+    return found
+
+
+async def _found_among_many(page: Page) -> None:
+    await page.locator("#home-search").fill("entity_13999")
+    row = page.locator(".entities li")
+    await expect(row).to_have_count(1)
+    await expect(row.locator("b")).to_have_text("42")
+
+
 @contextlib.asynccontextmanager
 async def _demo_home(folder: Path) -> AsyncIterator[FakeHomeAssistant]:
     """Let the simulated home live in this process."""

@@ -127,7 +127,13 @@ def test_a_verdict_follows_the_placement_and_the_class() -> None:
         ('{"patterns":[{}]}', "$.patterns[0]: it names nothing"),
         ('{"patterns":[{"domain":""}]}', "$.patterns[0]: it names nothing"),
         ('{"mode":"include"}', "$.patterns: `include` without a pattern"),
-        ("[" * 100_000, "nested too deep"),
+        ("[" * 100_000, "$: it is nested too deep"),
+        ("9" * 5_000, "$: a number in it has too many digits"),
+        (
+            '{"patterns": [{"domain": ["sun", "\\ud800"]}]}',
+            "$.patterns[0].domain[1]: a text",
+        ),
+        ('{"\\udfff": 1}', "$: a text holds half"),
     ],
 )
 def test_a_mistake_is_told_with_its_position(text: str, told: str) -> None:

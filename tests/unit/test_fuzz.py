@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.api.access import AccessRules, Asked, decide
+from app.api.filter_stats import _rules
 from app.api.live import _answer, _understood
+from app.errors import FilterInvalid
 from app.fanout.hub import Selection, encode_event
-from app.model import NOWHERE
+from app.model import NOWHERE, Change
 from app.normalize.changes import Normalizer
+from app.normalize.filter import Filter, Rules, read_rules
 from app.schema.homeiq import HomeiqEncoder
 from app.source.protocol import Phase, Session
+from tests.fakes import hostile
 from tests.fakes.snapshots import change
 
 TOKEN = "t" * 40
@@ -133,3 +139,106 @@ def test_no_glob_breaks_the_selection_of_a_watcher(
 
 def _literal(text: str) -> str:
     return "".join(f"[{each}]" if each in "*?[" else each for each in text)
+
+
+_GLOBS = st.lists(
+    st.sampled_from(("*", "?", "[", "]", "!", "^", "-", "&&", "~~", "||", "\\", ".", "a", "|", "("))
+    | st.text(max_size=2),
+    max_size=12,
+).map("".join)
+_PATTERNS = st.dictionaries(
+    st.sampled_from(("entity_id", "domain", "device_class", "area_id", "label", "floor")),
+    _GLOBS | st.lists(_GLOBS, max_size=3),
+    max_size=3,
+)
+_FILTERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "mode": st.sampled_from(("include", "exclude")),
+        "patterns": st.lists(_PATTERNS, max_size=3),
+        "exceptions": st.lists(_PATTERNS, max_size=2),
+    },
+)
+_NEARLY_FILTERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "mode": st.text() | _JSON,
+        "patterns": st.lists(_PATTERNS | st.dictionaries(st.text(), _JSON, max_size=2)) | _JSON,
+        "exceptions": _JSON,
+        " - at `": _JSON,
+    },
+)
+_SURROGATES = st.text(st.characters(categories=("Cs", "Lu")), max_size=3)
+_TEXTS = (
+    _FILTERS.map(json.dumps)
+    | _NEARLY_FILTERS.map(json.dumps)
+    | _JSON.map(json.dumps)
+    | st.dictionaries(_SURROGATES, st.dictionaries(_SURROGATES, _SURROGATES)).map(json.dumps)
+    | st.text()
+    | st.sampled_from(("9" * 5_000, "[" * 100_000, "\ufeff{}", "NaN", '{"mode":"\\ud800"}'))
+)
+
+
+def _read(text: str) -> Rules | None:
+    """Return the rules, or None where the refusal says where it stands, in one printable line."""
+    try:
+        return read_rules(text)
+    except FilterInvalid as exc:
+        refusal = str(exc)
+    assert re.fullmatch(r"(line \d+, column \d+|\$\S*): .+", refusal)
+    assert refusal.encode()
+    return None
+
+
+@settings(max_examples=150)
+@given(_TEXTS, st.lists(hostile.changes, min_size=1, max_size=3))
+def test_any_text_is_an_entity_filter_or_is_refused_with_its_place(
+    text: str, changes: list[Change]
+) -> None:
+    """And each filter that can be read decides about each change, and can be shown."""
+    rules = _read(text)
+    if rules is None:
+        return
+
+    judge = Filter(rules)
+    kept = judge.selected(changes)
+
+    assert [each for each in changes if judge.passes(each)] == kept
+    assert sum(judge.matched) <= len(changes)
+    for rule in _rules((*rules.patterns, *rules.exceptions), judge.matched):
+        rule.model_dump_json()
+
+
+@settings(max_examples=150)
+@given(_FILTERS, hostile.changes)
+def test_a_filter_decides_by_one_key_that_fits(filter_: dict[str, object], one: Change) -> None:
+    """A literal pattern beside any others makes a change one that fits."""
+    fitting = {
+        "entity_id": "".join(f"[{each}]" if each in "*?[" else each for each in one.entity_id)
+    }
+    patterns = [fitting, *_as_list(filter_.get("patterns"))]
+    if not one.entity_id or _read(json.dumps({"patterns": patterns})) is None:
+        return
+
+    excluding, including = (
+        Filter(read_rules(json.dumps({"mode": mode, "patterns": patterns})))
+        for mode in ("exclude", "include")
+    )
+
+    assert not excluding.passes(one)
+    assert including.passes(one)
+
+
+def _as_list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "glob", ["*a" * 100, "*a*" * 100 + "c", "*?" * 300 + "x", "*[ab]*" * 200 + "c"]
+)
+def test_no_glob_makes_a_filter_think_for_ever(glob: str) -> None:
+    """Where each `*` may give back what it took, these would take longer than the universe has."""
+    judge = Filter(read_rules(json.dumps({"patterns": [{"entity_id": [glob, f"{glob}{glob}"]}]})))
+
+    assert judge.passes(change("sensor." + "a" * 20_000 + "b"))

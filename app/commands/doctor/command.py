@@ -1,0 +1,166 @@
+"""The order of the checks, their bounds in time, and how they are told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+from urllib.parse import unquote, urlsplit
+
+from app import __version__, settings
+from app.commands.doctor import database, findings, home_assistant, judgments, machine
+from app.commands.doctor.findings import Finding, Verdict, failed, not_tried, ok, warning
+from app.discovery.data_api import DataApi
+from app.errors import SettingsError
+from app.logs import shown_url
+from app.resilience import Backoff, Breaker
+from app.sink.dialects import Request, Target, dialect
+from app.sink.replies import one_line
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+Clock = Callable[[], datetime]
+"""Returns what this machine's clock shows, with its zone."""
+
+_WITHIN_S = 25.0
+_REQUEST_S = 6.0
+_GROUPS = (machine.DISK, machine.PORT, machine.FILES, home_assistant.NAMES)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+async def run(
+    env_file: Path | None,
+    out: TextIO,
+    *,
+    as_json: bool = False,
+    clock: Clock = _now,
+    within_s: float = _WITHIN_S,
+) -> Verdict:
+    """Look at everything, each neighbor for `within_s` seconds at most, and tell it to `out`."""
+    found = []
+    async for finding in _looked(env_file, clock=clock, within_s=within_s):
+        found.append(finding)
+        if not as_json:
+            out.write(findings.told(finding) + "\n")
+            out.flush()
+    if as_json:
+        out.write(findings.document(found, version=__version__) + "\n")
+    else:
+        out.write(f"\n{findings.summary(found)}\n")
+    out.flush()
+    return findings.verdict(found)
+
+
+async def _looked(
+    env_file: Path | None, *, clock: Clock, within_s: float
+) -> AsyncIterator[Finding]:
+    """Yield all there is to say, each as soon as those before it are known."""
+    try:
+        chosen = settings.load_settings(env_file)
+    except SettingsError as exc:
+        for problem in exc.problems:
+            yield failed("settings", f"{problem}.", "Mend it in the environment or in .env.")
+        for name in (name for group in (*_GROUPS, ("database",)) for name in group):
+            yield not_tried(name, "the settings cannot be used")
+        return
+    for finding in _of_settings(chosen, env_file):
+        yield finding
+    hidden = partial(one_line, secrets=secrets_of(chosen))
+    tasks = [
+        asyncio.create_task(_bounded(names, group, within_s), name=f"doctor.{names[0]}")
+        for names, group in _neighbors(chosen, clock)
+    ]
+    try:
+        for task in tasks:
+            for finding in await task:
+                yield findings.without_secrets(finding, hidden)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def _of_settings(chosen: Settings, env_file: Path | None) -> list[Finding]:
+    odd = settings.warnings(env_file)
+    found = [warning("settings", f"{each}.", "Mend or remove it.") for each in odd]
+    has_key = chosen.serving.api_key is not None
+    if (access := judgments.listening(chosen.serving.host, has_key=has_key)) is not None:
+        found.append(access)
+    return found or [ok("settings", "All of them can be used.")]
+
+
+def _neighbors(
+    chosen: Settings, clock: Clock
+) -> list[tuple[Sequence[str], AsyncGenerator[Finding, None]]]:
+    neighbors: list[tuple[Sequence[str], AsyncGenerator[Finding, None]]] = [
+        (machine.DISK, machine.disk(chosen)),
+        (machine.PORT, machine.port(chosen)),
+        (machine.FILES, machine.files(chosen)),
+        (home_assistant.NAMES, home_assistant.examined(chosen, clock=clock)),
+        (database.names(chosen), database.examined(chosen, clock=clock)),
+    ]
+    if chosen.discovery.data_api_url is not None:
+        neighbors.append((("data_api",), _data_api(chosen)))
+    return neighbors
+
+
+async def _data_api(chosen: Settings) -> AsyncGenerator[Finding, None]:
+    url = chosen.discovery.data_api_url
+    assert url is not None
+    api = DataApi(
+        url,
+        key=chosen.discovery.data_api_key.get_secret_value(),
+        source=chosen.source_name,
+        backoff=Backoff(max_s=1.0),
+        breaker=Breaker("data API", threshold=1, reset_s=1.0),
+        timeout_s=_REQUEST_S,
+    )
+    yield judgments.data_api(await api.probe(), shown_url(url))
+
+
+async def _bounded(
+    names: Sequence[str], looking: AsyncGenerator[Finding, None], within_s: float
+) -> list[Finding]:
+    """Return a finding for each name: what was found, and after it why the rest was not tried."""
+    found: list[Finding] = []
+    try:
+        async with asyncio.timeout(within_s), aclosing(looking):
+            async for finding in looking:
+                found.append(finding)  # noqa: PERF401 - what was found before the time is up counts
+    except TimeoutError:
+        what = f"It was not done within {within_s:g} s."
+        found.append(
+            failed(names[len(found)], what, "Find out what makes it hang, then ask again.")
+        )
+    last = found[-1].name.replace("_", " ")
+    found += [not_tried(name, f"the check of {last} failed") for name in names[len(found) :]]
+    return found
+
+
+def secrets_of(chosen: Settings) -> list[str]:
+    """Return all that must never be shown, in the forms in which it might turn up."""
+    influx, api_key = chosen.influx, chosen.serving.api_key
+    password = influx.password.get_secret_value()
+    basic = dialect("v1", Target(bucket="", username=influx.username, password=password))
+    headers = basic.authorized(Request(path="")).headers
+    urls = (chosen.home_assistant.url, influx.url, chosen.discovery.data_api_url)
+    in_urls = [urlsplit(url).password or "" for url in urls if url is not None]
+    secrets = (
+        chosen.home_assistant.token.get_secret_value(),
+        influx.token.get_secret_value(),
+        password,
+        headers.get("Authorization", "").partition(" ")[2],
+        "" if api_key is None else api_key.get_secret_value(),
+        chosen.discovery.data_api_key.get_secret_value(),
+        *in_urls,
+        *map(unquote, in_urls),
+    )
+    return [secret for secret in secrets if secret]

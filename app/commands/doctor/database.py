@@ -1,0 +1,146 @@
+"""Write a point to the database as the service does, read it back, and remove it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from app.commands.doctor import judgments
+from app.commands.doctor.findings import Finding, failed, ok, warning
+from app.logs import shown_url
+from app.model import http_date
+from app.sink.answers import Accepted, Held, Unavailable
+from app.sink.detection import detect, version_of
+from app.sink.dialects import Request, Target, Version
+from app.sink.probe import MEASUREMENT, Probe, is_found, is_removed
+from app.sink.replies import NO_ANSWER, Reply, failure
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+    from app.sink.influx import InfluxSink
+
+NAMES = ("database", "database_clock", "database_write", "database_read_back")
+
+_REQUEST_S = 6.0
+_LOOKS = 3
+_BETWEEN_LOOKS_S = 0.5
+
+
+def names(chosen: Settings) -> tuple[str, ...]:
+    """Return what is looked at; without an address there is no database."""
+    return NAMES if chosen.influx.url is not None else NAMES[:1]
+
+
+async def examined(
+    chosen: Settings, *, clock: Callable[[], datetime]
+) -> AsyncGenerator[Finding, None]:
+    """Yield what was found, in the order of `names`, up to the first that leaves nothing to ask."""
+    url = chosen.influx.url
+    if url is None:
+        yield ok("database", "INFLUXDB_URL is unset: the embedded store in DATA_DIR is used.")
+        return
+    async with _sink(url, chosen) as sink:
+        try:
+            reply = await sink.ask(Request(path="/ping"))
+        except NO_ANSWER as exc:
+            yield _away(url, exc)
+            return
+        named = await _named(sink, reply, shown_url(url))
+        yield named
+        if named.status == "failed":
+            return
+        theirs = http_date(reply.headers.get("Date"))
+        yield judgments.clock(
+            "database_clock",
+            "The database",
+            None if theirs is None else (theirs - clock()).total_seconds(),
+            matters="Queries and retention that say `now` would mean another time than the points.",
+        )
+        probe = Probe(time.time_ns())
+        answer = await sink.write(probe.batch())
+        version = _spoken(sink)
+        yield judgments.written(answer, version=version, bucket=chosen.influx.bucket)
+        if isinstance(answer, Accepted):
+            yield await _read_back(sink, probe, version=version, target=_target(chosen))
+
+
+def _away(url: str, exc: Exception) -> Finding:
+    meaning = failure(exc)
+    if isinstance(meaning, Held):
+        return failed(
+            "database", f"The database cannot be asked: {meaning.reason}.", meaning.advice
+        )
+    return judgments.not_reached("database", judgments.DATABASE, shown_url(url), exc)
+
+
+async def _named(sink: InfluxSink, ping: Reply, address: str) -> Finding:
+    if version_of(ping) is not None:
+        stated = ping.headers.get("X-Influxdb-Version", "of an unknown version")
+        return ok("database", f"InfluxDB {stated} answers at {address}.", version=stated)
+    match await detect(sink.ask):
+        case Held(reason=reason, advice=advice, status=status):
+            what = f"Something answers at {address} ({status}): {reason}."
+            return warning("database", what, advice)
+        case Unavailable(reason=reason):
+            what = f"What answers at {address} is no database: {reason}."
+            return failed("database", what, "Check INFLUXDB_URL.")
+        case version:
+            return ok(
+                "database",
+                f"What answers at {address} does not say its version; it is written to as"
+                f" InfluxDB {version[1:]}.",
+                version=None,
+            )
+
+
+def _spoken(sink: InfluxSink) -> Version:
+    return "v1" if sink.dialect is None else sink.dialect.version
+
+
+async def _read_back(
+    sink: InfluxSink, probe: Probe, *, version: Version, target: Target
+) -> Finding:
+    try:
+        reply = await sink.ask(probe.question(version, target))
+        for _ in range(_LOOKS):
+            if is_found(reply) is not False:
+                break
+            # Some databases take a moment until a query finds what they have accepted.
+            await asyncio.sleep(_BETWEEN_LOOKS_S)
+            reply = await sink.ask(probe.question(version, target))
+        removal = probe.removal(version, target)
+        removed = removal is not None and is_removed(await sink.ask(removal))
+        # What does not find its points says of their removal whatever it likes.
+        removed = removed and is_found(reply) is not False
+    except NO_ANSWER as exc:
+        return warning(
+            "database_read_back",
+            f"The database accepted the point, and did not answer then: {failure(exc).reason}.",
+            "Ask again; if it stays so, look at the log of the database.",
+        )
+    return judgments.read_back(
+        found=is_found(reply), status=reply.status, removed=removed, measurement=MEASUREMENT
+    )
+
+
+def _target(chosen: Settings) -> Target:
+    return Target(bucket=chosen.influx.bucket, org=chosen.influx.org)
+
+
+def _sink(url: str, chosen: Settings) -> InfluxSink:
+    # InfluxDB's client is a third of the time that importing this program takes.
+    from app.sink.influx import InfluxSink  # noqa: PLC0415
+
+    return InfluxSink(
+        url,
+        token=chosen.influx.token.get_secret_value(),
+        org=chosen.influx.org,
+        bucket=chosen.influx.bucket,
+        timeout_s=min(_REQUEST_S, chosen.influx.timeout_s),
+        api=chosen.influx.api,
+        username=chosen.influx.username,
+        password=chosen.influx.password.get_secret_value(),
+    )

@@ -1,0 +1,152 @@
+"""Ask Home Assistant what the service will ask it, once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from app.commands.doctor import judgments
+from app.commands.doctor.findings import Finding, failed, ok
+from app.commands.doctor.judgments import CurrentUser, Recent, RecorderInfo
+from app.errors import CommandFailed, SourceAuthRejected, SourceError, SourceProtocolError
+from app.logs import shown_url
+from app.resilience import Backoff, Breaker
+from app.source.client import HomeAssistantSource
+from app.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+    from app.source.client import Commands
+
+NAMES = ("home_assistant", "token", "version", "ha_clock", "recorder", "rights")
+
+_CONNECT_S = 6.0
+_ANSWER_S = 8.0
+
+
+class _Config(msgspec.Struct, frozen=True):
+    state: str = "RUNNING"
+
+
+async def examined(
+    chosen: Settings, *, clock: Callable[[], datetime]
+) -> AsyncGenerator[Finding, None]:
+    """Yield what was found, in the order of NAMES, up to the first that leaves nothing to ask."""
+    url = shown_url(chosen.home_assistant.url)
+    answers = judgments.reached(url, ssl_verify=chosen.home_assistant.ssl_verify)
+    is_connected = False
+    try:
+        async with _source(chosen).commands() as commands:
+            is_connected = True
+            yield answers
+            yield ok("token", "Home Assistant accepts the token.")
+            async for finding in _questions(commands, chosen, clock):
+                yield finding
+    except SourceAuthRejected as exc:
+        yield answers
+        yield judgments.token_refused(str(exc))
+    except SourceProtocolError as exc:
+        if not is_connected:  # else the question at hand has said so
+            yield judgments.not_speaking(url, str(exc))
+    except SourceError as exc:
+        if not is_connected:
+            yield judgments.not_reached(NAMES[0], judgments.HOME_ASSISTANT, url, exc)
+
+
+def _source(chosen: Settings) -> HomeAssistantSource:
+    return HomeAssistantSource(
+        chosen.home_assistant.url,
+        token=chosen.home_assistant.token.get_secret_value(),
+        ssl_verify=chosen.home_assistant.ssl_verify,
+        backoff=Backoff(max_s=1.0),
+        breaker=Breaker("Home Assistant", threshold=1, reset_s=1.0),
+        telemetry=Telemetry(CollectorRegistry()),
+        open_timeout_s=_CONNECT_S,
+        auth_timeout_s=_CONNECT_S,
+        command_timeout_s=_ANSWER_S,
+    )
+
+
+async def _questions(
+    commands: Commands, chosen: Settings, clock: Callable[[], datetime]
+) -> AsyncIterator[Finding]:
+    steps: dict[str, Callable[[], Awaitable[Finding]]] = {
+        "version": lambda: _version(commands),
+        "ha_clock": lambda: _clock(commands, clock),
+        "recorder": lambda: _recorder(commands, chosen.backfill.max_hours),
+        "rights": lambda: _rights(commands),
+    }
+    for name, step in steps.items():
+        try:
+            yield await step()
+        except (SourceError, msgspec.MsgspecError) as exc:
+            yield failed(
+                name,
+                f"Home Assistant does not answer as it should: {exc}.",
+                "Look at Home Assistant's log; it may be overloaded, starting or stopping.",
+            )
+            return
+
+
+async def _version(commands: Commands) -> Finding:
+    config = msgspec.json.decode(await commands.call("get_config"), type=_Config)
+    return judgments.version(commands.ha_version, config.state)
+
+
+async def _clock(commands: Commands, clock: Callable[[], datetime]) -> Finding:
+    theirs = commands.ha_time()
+    return judgments.clock(
+        "ha_clock",
+        "Home Assistant",
+        None if theirs is None else (theirs - clock()).total_seconds(),
+        matters="Points carry Home Assistant's time, so they would lie there.",
+    )
+
+
+async def _recorder(commands: Commands, max_hours: float) -> Finding:
+    try:
+        info = msgspec.json.decode(await commands.call("recorder/info"), type=RecorderInfo)
+    except CommandFailed as exc:
+        return judgments.no_recorder(exc, "recorder")
+    states = msgspec.json.decode(await commands.call("get_states"), type=list[Recent])
+    try:
+        hours = await _hours_back(commands, judgments.liveliest(states), max_hours)
+    except CommandFailed as exc:
+        return judgments.no_recorder(exc, "history")
+    return judgments.recorder(info, found_hours=hours, max_hours=max_hours)
+
+
+async def _hours_back(commands: Commands, entity_ids: list[str], max_hours: float) -> float | None:
+    """Return how far back some hour has history, looking from the longest way back."""
+    now = commands.ha_time() or datetime.now().astimezone()
+    for hours, start, end in judgments.windows(now, max_hours):
+        answer = await commands.call(
+            "history/history_during_period",
+            start_time=start.isoformat(),
+            end_time=end.isoformat(),
+            entity_ids=entity_ids,
+            include_start_time_state=False,
+            significant_changes_only=False,
+            minimal_response=True,
+            no_attributes=True,
+        )
+        if msgspec.json.decode(answer, type=dict[str, msgspec.Raw]):
+            return hours
+    return None
+
+
+async def _rights(commands: Commands) -> Finding:
+    user, refused = None, None
+    with suppress(CommandFailed):  # it is only told; what counts is asked next
+        user = msgspec.json.decode(await commands.call("auth/current_user"), type=CurrentUser)
+    try:
+        # The last question: from now on events come in between.
+        await commands.call("subscribe_events", event_type="state_changed")
+    except CommandFailed as exc:
+        refused = exc
+    return judgments.rights(user, refused=refused)

@@ -1,0 +1,172 @@
+"""Look at this machine: the folder, its disk, the port, and the files that the settings name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import httpx
+
+from app.commands.doctor import judgments
+from app.commands.doctor.findings import Finding, failed, not_tried, ok
+from app.commands.doctor.judgments import Disk, Port
+from app.commands.running_service import address_of
+from app.container import Container
+from app.errors import SettingsError
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
+Read = TypeVar("Read")
+
+DISK = ("data_dir", "disk_space", "fsync")
+PORT = ("port",)
+FILES = ("entity_filter", "transforms")
+
+_FSYNCS = 7
+_BLOCK = b"\0" * 4096
+_JOURNAL_FILES = ("journal.db", "journal.db-wal")
+_SERVICE = "websocket-ingestion"
+_HEALTH_S = 3.0
+
+
+async def disk(chosen: Settings) -> AsyncGenerator[Finding, None]:
+    """Yield what was found of DATA_DIR, in the order of DISK."""
+    reading = await in_thread(partial(read_disk, chosen.journal.data_dir))
+    yield judgments.data_dir(reading)
+    if reading.trouble is not None:
+        return
+    if chosen.journal.kind == "memory":
+        why = "JOURNAL=memory keeps no journal on disk"
+        yield not_tried("disk_space", why)
+        yield not_tried("fsync", why)
+        return
+    yield judgments.disk_space(
+        reading, max_mb=chosen.journal.max_mb, min_free_mb=chosen.journal.min_free_mb
+    )
+    yield judgments.fsync(reading)
+
+
+def read_disk(folder: Path) -> Disk:
+    """Write and delete a small file in the folder, or where it would be made; blocks."""
+    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
+    journal = [folder / name for name in _JOURNAL_FILES if (folder / name).exists()]
+    try:
+        return Disk(
+            folder=str(there),
+            is_there=there == folder.absolute(),
+            free_bytes=shutil.disk_usage(there).free,
+            journal_bytes=sum(file.stat().st_size for file in journal),
+            fsync_ms=_timed_fsyncs(there),
+        )
+    except OSError as exc:
+        why = exc.strerror or type(exc).__name__
+        return Disk(folder=str(there), is_there=there == folder.absolute(), trouble=why)
+
+
+def _timed_fsyncs(folder: Path) -> list[float]:
+    took_ms = []
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".doctor-", buffering=0) as file:
+        for _ in range(_FSYNCS):
+            file.write(_BLOCK)
+            begun = time.perf_counter()
+            os.fsync(file.fileno())
+            took_ms.append(1000 * (time.perf_counter() - begun))
+    return took_ms
+
+
+async def port(chosen: Settings) -> AsyncGenerator[Finding, None]:
+    """Yield whether the service can listen."""
+    host, number = chosen.serving.host, chosen.serving.port
+    if number == 0:
+        yield ok("port", "A free port is taken at each start (WEBSOCKET_INGESTION_PORT=0).")
+        return
+    yield judgments.port(await _read_port(host, number, url=address_of(chosen)))
+
+
+async def _read_port(host: str, number: int, *, url: str) -> Port:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            # It never listens, so it is in nobody's way.
+            candidate.bind((host, number))
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                return Port(state="refused", address=url, detail=exc.strerror or str(exc))
+        except TypeError:
+            return Port(state="refused", address=url, detail="that is no name of a machine")
+        else:
+            return Port(state="free", address=url)
+    status = await _status_of(url)
+    if status is None:
+        return Port(state="foreign", address=url)
+    return Port(state="ours", address=url, detail=status)
+
+
+async def _status_of(url: str) -> str | None:
+    """Return what our own service says of its health; None when something else answers."""
+    try:
+        async with httpx.AsyncClient(timeout=_HEALTH_S, trust_env=False) as client:
+            document = (await client.get(f"{url}/health")).json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    match document:
+        case {"service": service, "status": str() as status} if service == _SERVICE:
+            return status
+        case _:
+            return None
+
+
+async def files(chosen: Settings) -> AsyncGenerator[Finding, None]:
+    """Yield whether the filter and the functions that the settings name can be loaded."""
+    for name, load in (("entity_filter", _filter), ("transforms", _transforms)):
+        try:
+            yield ok(name, await in_thread(partial(load, chosen)))
+        except SettingsError as exc:
+            yield failed(name, f"{exc}.", "Mend it: the service does not start like this.")
+
+
+def _filter(chosen: Settings) -> str:
+    entity_filter = Container(settings=chosen).entity_filter()
+    if entity_filter is None:
+        return "None is set: every change is kept."
+    status = entity_filter.status()
+    rules = len(status.rules.patterns) + len(status.rules.exceptions)
+    return f"{status.source} can be used: mode {status.rules.mode}, {rules} rules."
+
+
+def _transforms(chosen: Settings) -> str:
+    names = chosen.extensions.transforms
+    # What the user's modules print while they are imported is no part of our answer.
+    with contextlib.redirect_stdout(sys.stderr):
+        Container(settings=chosen).transforms()
+    return f"Loaded: {', '.join(names)}." if names else "None is set."
+
+
+async def in_thread(work: Callable[[], Read]) -> Read:
+    """Do what may block for ever, in a thread that does not keep the process from ending."""
+    future: Future[Read] = Future()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except Exception as exc:  # noqa: BLE001 - raised again where it is awaited
+            future.set_exception(exc)
+
+    threading.Thread(target=run, daemon=True, name="doctor").start()
+    return await asyncio.wrap_future(future)

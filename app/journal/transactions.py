@@ -1,0 +1,280 @@
+"""What the journal does to its file: plain functions of a connection, each one transaction.
+
+They run in the database's own threads, on values that were gathered on the event loop before;
+`sqlite.py` is the journal that calls them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.errors import JournalFull, StorageDamaged, StorageFull
+from app.journal.coverage import Unsaved
+from app.journal.ledger import Hole, Overflow
+from app.journal.remembered import MIGRATION, Remembered, load, save_coverage, save_states
+from app.journal.rows import compress, numbered, take
+from app.model import LastState, Lines, Row
+from app.storage import Connection, Size, pragma, shrink, size_of
+
+MIGRATIONS = (
+    """
+    CREATE TABLE journal_rows (
+        first INTEGER PRIMARY KEY,
+        points INTEGER NOT NULL,
+        received_at REAL NOT NULL,
+        gzip BLOB NOT NULL
+    ) STRICT;
+    CREATE TABLE journal (tail INTEGER NOT NULL) STRICT;
+    INSERT INTO journal VALUES (0);
+    CREATE TABLE cursors (sink TEXT PRIMARY KEY, settled INTEGER NOT NULL) STRICT
+    """,
+    MIGRATION,
+)
+
+_ROWS_PER_DELETE = 100
+_ROWS_PER_DROP = 2
+_PAGES_PER_SHRINK = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large the file may become, and what happens then."""
+
+    path: Path
+    max_bytes: int
+    min_free_bytes: int
+    overflow: Overflow
+    free_bytes: Callable[[Path], int]
+
+    def room(self, connection: Connection) -> int:
+        """Return how many bytes an append may add now."""
+        size = size_of(connection, self.path)
+        # A WAL shrinks only when the file is closed; it may never take the whole bound.
+        bound = max(self.max_bytes - size.wal_bytes, self.max_bytes // 2)
+        return min(bound - size.live_bytes, self.disk_room(size))
+
+    def disk_room(self, size: Size) -> int:
+        """Return how many bytes the disk has for it; freed pages are used again, so they count."""
+        return size.free_bytes + max(0, self.free_bytes(self.path) - self.min_free_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Stock:
+    """What an opened file holds."""
+
+    tail: int
+    cursors: Mapping[str, int]
+    holes: Sequence[Hole]
+    oldest_at: Mapping[str, float | None]
+    bytes: int
+    remembered: Remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What one append did."""
+
+    rows: Sequence[Row]
+    """Those of its own lines; what was lent is known already."""
+    dropped_through: int
+    """The last sequence number dropped from some sink, or 0."""
+    oldest_at: float | None
+    bytes: int
+    room: int
+    """How many bytes more could be appended without a drop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tidying:
+    """What one transaction of housekeeping does."""
+
+    cursors: Mapping[str, int]
+    deletable: tuple[int, float]
+    """Rows up to this number that were received before this time."""
+    unsaved: Unsaved
+    states: Mapping[str, LastState]
+    states_through: int
+
+
+def take_stock(connection: Connection, sinks: Sequence[str], bounds: Bounds) -> Stock:
+    """Check the file, give each new sink a cursor at the tail, and say what there is.
+
+    Raises:
+        StorageDamaged: a page of it cannot be read.
+    """
+    # Damage deep in the file would show only when a sink reads there, and then at every
+    # start; the check reads each page once.
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise StorageDamaged(verdict)
+    tail = _tail(connection)
+    connection.executemany(
+        "INSERT OR IGNORE INTO cursors VALUES (?, ?)", [(sink, tail) for sink in sinks]
+    )
+    cursors = dict(connection.execute("SELECT sink, settled FROM cursors"))
+    return Stock(
+        tail=tail,
+        cursors=cursors,
+        holes=list(_holes(connection, min(cursors.values(), default=tail), tail)),
+        oldest_at={sink: _oldest_at(connection, cursors[sink]) for sink in cursors},
+        bytes=_bytes(connection, bounds.path),
+        remembered=load(connection),
+    )
+
+
+def _holes(connection: Connection, cursor: int, tail: int) -> Iterator[Hole]:
+    expected = cursor + 1
+    found = connection.execute("SELECT first, points FROM journal_rows ORDER BY first")
+    for first, points in found:
+        if first > expected:
+            yield Hole(expected, first - expected)
+        expected = max(expected, first + points)
+    if expected <= tail:
+        yield Hole(expected, tail - expected + 1)
+
+
+def append_lines(
+    connection: Connection,
+    *,
+    lent: Sequence[Row],
+    lines: Lines,
+    tail: int,
+    received_at: float,
+    cursors: Mapping[str, int],
+    configured: int,
+    unsaved: Unsaved,
+    bounds: Bounds,
+) -> Appended:
+    """Save cursors and coverage, and put lent rows and new lines behind the tail.
+
+    Raises:
+        JournalFull: there is no room and the policy is `drop_new`.
+        StorageFull: the disk is at its bound.
+    """
+    new = numbered(compress(lines), first=tail + 1, received_at=received_at) if lines.points else []
+    rows = [*lent, *new]
+    _save_cursors(connection, cursors)
+    dropped = _make_room(connection, rows, configured, bounds)
+    connection.execute("UPDATE cursors SET settled = max(settled, ?)", (dropped,))
+    connection.executemany(
+        "INSERT INTO journal_rows VALUES (?, ?, ?, ?)",
+        [(row.first, row.points, row.received_at, row.gzip) for row in rows],
+    )
+    connection.execute("UPDATE journal SET tail = ?", (tail + lines.points,))
+    save_coverage(connection, unsaved)
+    lost = dropped > min(cursors.values(), default=dropped)
+    return Appended(
+        rows=new,
+        dropped_through=dropped if lost else 0,
+        oldest_at=_oldest_at(connection, dropped) if lost else None,
+        bytes=_bytes(connection, bounds.path),
+        room=bounds.room(connection),
+    )
+
+
+def _make_room(connection: Connection, rows: Sequence[Row], configured: int, bounds: Bounds) -> int:
+    """Delete the oldest rows until the new ones fit; return the last number deleted, or 0.
+
+    Rows that no configured sink needs go first, whatever orphans may want.
+    """
+    page = pragma(connection, "page_size")
+    needed = sum((len(row.gzip) // page + 2) * page for row in rows)
+    through = 0
+    limits = [configured]
+    if bounds.overflow == "drop_oldest":
+        limits.append(_tail(connection))
+    for limit in limits:
+        while bounds.room(connection) < needed:
+            last = _delete_rows(connection, limit, _ROWS_PER_DROP)
+            if last is None:
+                break
+            through = last
+    if bounds.disk_room(size_of(connection, bounds.path)) < needed:
+        raise StorageFull("the disk has no more than JOURNAL_MIN_FREE_MB left")
+    if bounds.room(connection) < needed:
+        raise JournalFull(f"{needed} bytes are needed and the journal is at its bound")
+    return through
+
+
+def tidy_block(connection: Connection, tidying: Tidying, path: Path) -> tuple[bool, int]:
+    """Save, and delete some rows; say whether there may be more, and the bytes then taken."""
+    _save_cursors(connection, tidying.cursors)
+    save_coverage(connection, tidying.unsaved)
+    if tidying.states:
+        save_states(connection, tidying.states, tidying.states_through)
+    through, received_before = tidying.deletable
+    deleted = _delete_rows(connection, through, _ROWS_PER_DELETE, received_before=received_before)
+    more = deleted is not None
+    shrink(connection, pages=_PAGES_PER_SHRINK)
+    return more, _bytes(connection, path)
+
+
+def _delete_rows(
+    connection: Connection, through: int, limit: int, *, received_before: float = math.inf
+) -> int | None:
+    """Delete the oldest rows that end at or before `through`; return the last number, if any."""
+    (last,) = connection.execute(
+        "SELECT max(first + points - 1) FROM (SELECT first, points, received_at FROM journal_rows"
+        " WHERE first <= :through AND first + points - 1 <= :through ORDER BY first LIMIT :limit)"
+        " WHERE received_at < :received_before",
+        {"through": through, "limit": limit, "received_before": received_before},
+    ).fetchone()
+    if last is not None:
+        connection.execute("DELETE FROM journal_rows WHERE first <= ?", (last,))
+    assert last is None or isinstance(last, int)
+    return last
+
+
+def _save_cursors(connection: Connection, cursors: Mapping[str, int]) -> None:
+    connection.executemany(
+        "UPDATE cursors SET settled = max(settled, ?) WHERE sink = ?",
+        [(settled, sink) for sink, settled in cursors.items()],
+    )
+
+
+def rows_after(connection: Connection, cursor: int, max_points: int) -> list[Row]:
+    """Return the row of the point after the cursor, and those behind it that fit."""
+    found = connection.execute(
+        "SELECT first, points, gzip, received_at FROM journal_rows WHERE first >= coalesce("
+        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next) ORDER BY first",
+        {"next": cursor + 1},
+    )
+    with contextlib.closing(found):  # a statement left open would hold the WAL
+        rows = (row for row in (Row(*columns) for columns in found) if row.last > cursor)
+        return take(rows, max_points=max_points)
+
+
+def _oldest_at(connection: Connection, cursor: int) -> float | None:
+    """Return when the row of the next point, or the one before it, was received."""
+    oldest = connection.execute(
+        "SELECT received_at FROM journal_rows WHERE first >= coalesce("
+        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next) ORDER BY first LIMIT 1",
+        {"next": cursor + 1},
+    ).fetchone()
+    return oldest[0] if oldest else None
+
+
+def kept_rows(connection: Connection, after: int, since: float, limit: int) -> list[Row]:
+    """Return rows that hold a point after a number and were received from `since` on."""
+    found = connection.execute(
+        "SELECT first, points, gzip, received_at FROM journal_rows WHERE first >= coalesce("
+        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next)"
+        " AND first + points > :next AND received_at >= :since ORDER BY first LIMIT :limit",
+        {"next": after + 1, "since": since, "limit": limit},
+    )
+    return [Row(*columns) for columns in found]
+
+
+def _bytes(connection: Connection, path: Path) -> int:
+    size = size_of(connection, path)
+    return size.live_bytes + size.wal_bytes
+
+
+def _tail(connection: Connection) -> int:
+    (tail,) = connection.execute("SELECT tail FROM journal").fetchone()
+    assert isinstance(tail, int)
+    return tail

@@ -1,0 +1,113 @@
+"""`python -m app doctor` between a real Home Assistant and real databases."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.commands.doctor import command
+from app.settings import variables
+from app.sink.probe import MEASUREMENT
+from tests.real.influx_1 import Database
+from tests.real.servers import HomeAssistant, Server
+
+# The first test waits for Home Assistant to start, which takes minutes on a busy machine.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
+
+Set = Callable[..., None]
+
+
+@pytest.fixture
+def set_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
+    """Return what sets variables; at first only the folder and the port are."""
+    for variable in variables():
+        for name in variable.names:
+            monkeypatch.delenv(name, raising=False)
+
+    def given(**values: str) -> None:
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    given(DATA_DIR=str(tmp_path / "data"), WEBSOCKET_INGESTION_PORT="0")
+    return given
+
+
+async def doctor() -> dict[str, Any]:
+    """Return the checks by name, and the verdict."""
+    out = io.StringIO()
+    verdict = await command.run(None, out, as_json=True)
+    checks = {check["name"]: check for check in json.loads(out.getvalue())["checks"]}
+    return {"verdict": verdict, **checks}
+
+
+@pytest.mark.parametrize("is_admin", [True, False])
+async def test_all_is_well_with_either_token(
+    home_assistant: HomeAssistant, influx_1: Server, set_: Set, *, is_admin: bool
+) -> None:
+    """Rights, version, clock and recorder as they are; the probe is written, found and gone."""
+    database = Database(influx_1.url, "doctor")
+    database.run('DROP DATABASE "doctor"')
+    set_(
+        HOME_ASSISTANT_URL=home_assistant.url,
+        HOME_ASSISTANT_TOKEN=home_assistant.token if is_admin else home_assistant.read_only_token,
+        INFLUXDB_URL=influx_1.url,
+        INFLUXDB_BUCKET="doctor",
+    )
+
+    told = await doctor()
+
+    assert told["verdict"] == "ok", told
+    assert told["rights"]["readings"] == {"is_admin": is_admin}
+    assert told["version"]["readings"]["ha_state"] == "RUNNING"
+    assert told["recorder"]["readings"] == {"present": True, "hours_back": 1.0}
+    assert abs(told["ha_clock"]["readings"]["difference_s"]) <= 5.0
+    assert told["database"]["readings"]["version"].startswith("1.6.7")
+    assert told["database_read_back"]["readings"] == {"found": True, "removed": True}
+    assert database.points(f'SELECT * FROM "{MEASUREMENT}" GROUP BY *') == []
+
+
+async def test_a_wrong_token_is_told_from_an_address_that_is_wrong(
+    home_assistant: HomeAssistant, influx_1: Server, set_: Set
+) -> None:
+    """A real Home Assistant at a wrong path, the database where it should be, and the reverse."""
+    set_(
+        HOME_ASSISTANT_URL=home_assistant.url,
+        HOME_ASSISTANT_TOKEN="x" * 64,
+        INFLUXDB_URL=home_assistant.url,
+    )
+    told = await doctor()
+    set_(HOME_ASSISTANT_URL=influx_1.url)
+    again = await doctor()
+    set_(HOME_ASSISTANT_URL=home_assistant.url.replace("http:", "https:"))
+    tls = await doctor()
+
+    assert told["home_assistant"]["status"] == "ok"
+    assert told["token"]["status"] == "failed"
+    assert "HOME_ASSISTANT_TOKEN" in told["token"]["advice"]
+    assert "INFLUXDB_URL" in told["database"]["advice"]
+    assert again["home_assistant"]["status"] == "failed"
+    assert "404" in again["home_assistant"]["what"]
+    assert "does not speak TLS" in tls["home_assistant"]["what"]
+
+
+async def test_a_point_stays_in_victoria_metrics(
+    home_assistant: HomeAssistant, victoria: Server, set_: Set
+) -> None:
+    """It is taken; that it cannot be read back in the way of InfluxDB is a warning, and said."""
+    set_(
+        HOME_ASSISTANT_URL=home_assistant.url,
+        HOME_ASSISTANT_TOKEN=home_assistant.read_only_token,
+        INFLUXDB_URL=victoria.url,
+    )
+
+    told = await doctor()
+
+    assert told["verdict"] == "warning", told
+    assert told["database_write"]["status"] == "ok"
+    assert told["database_read_back"]["status"] == "warning"
+    assert MEASUREMENT in told["database_read_back"]["what"]

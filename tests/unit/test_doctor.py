@@ -1,0 +1,388 @@
+"""What each reading means, without a neighbor or a disk: the doctor's judgments."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from app.commands.doctor import database, findings, home_assistant, judgments, machine
+from app.commands.doctor.findings import Finding, Status, failed, not_tried, ok, warning
+from app.commands.doctor.judgments import CurrentUser, Disk, Port, Recent, RecorderInfo
+from app.errors import CommandFailed, SourceUnavailable
+from app.sink.answers import (
+    Accepted,
+    Answer,
+    Busy,
+    Held,
+    Refused,
+    ServerFailed,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+)
+from app.sink.dialects import Target
+from app.sink.probe import Probe, is_found, is_removed
+from app.sink.replies import Reply
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+MEGABYTE = 1_000_000
+
+
+def disk(*, free_mb: int = 9_000, journal_mb: int = 0, fsync_ms: float = 1.0) -> Disk:
+    """Return a folder that can be written."""
+    return Disk(
+        folder="/data",
+        is_there=True,
+        free_bytes=free_mb * MEGABYTE,
+        journal_bytes=journal_mb * MEGABYTE,
+        fsync_ms=[90.0, fsync_ms, fsync_ms],
+    )
+
+
+@pytest.mark.parametrize(
+    ("free_mb", "journal_mb", "status"),
+    [
+        (1_300, 0, "ok"),
+        (1_200, 0, "warning"),  # 200 of them are never used
+        (300, 1_000, "ok"),  # the journal has nearly all the room it may take
+        (200, 0, "failed"),
+        (0, 500, "failed"),
+    ],
+)
+def test_the_journal_needs_room_for_an_outage(
+    free_mb: int, journal_mb: int, status: Status
+) -> None:
+    """What is free beyond JOURNAL_MIN_FREE_MB, and what it has already, make its bound or not."""
+    finding = judgments.disk_space(
+        disk(free_mb=free_mb, journal_mb=journal_mb), max_mb=1_024, min_free_mb=200
+    )
+
+    assert finding.status == status
+    assert finding.readings == {"free_mb": free_mb, "journal_mb": journal_mb}
+
+
+@pytest.mark.parametrize(("fsync_ms", "status"), [(50.0, "ok"), (50.1, "warning")])
+def test_a_slow_disk_is_a_warning_by_the_median(fsync_ms: float, status: Status) -> None:
+    """One slow write of several says nothing."""
+    finding = judgments.fsync(disk(fsync_ms=fsync_ms))
+
+    assert finding.status == status
+    assert finding.readings == {"median_ms": fsync_ms}
+
+
+def test_a_folder_that_is_not_there_yet_is_no_trouble() -> None:
+    """The service makes it."""
+    there = Disk(folder="/srv", is_there=False, fsync_ms=[1.0])
+
+    assert judgments.data_dir(there) == ok(
+        "data_dir", "DATA_DIR is not there yet, and can be made in /srv."
+    )
+    assert judgments.data_dir(Disk(folder="/", is_there=True, trouble="Read-only")).status == (
+        "failed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [("free", "ok"), ("ours", "ok"), ("foreign", "failed"), ("refused", "failed")],
+)
+def test_a_port_is_free_ours_or_in_the_way(state: judgments.PortState, status: Status) -> None:
+    """Our own service there is as it should be."""
+    assert judgments.port(Port(state=state, address="http://x:1", detail="y")).status == status
+
+
+def _caused(cause: Exception) -> Exception:
+    exc = SourceUnavailable("no")
+    exc.__cause__ = cause
+    return exc
+
+
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (ssl.SSLCertVerificationError("expired"), "certificate is refused"),
+        (ssl.SSLError("wrong version number"), "does not speak TLS"),
+        (socket.gaierror(-2, "unknown"), "name of the host is not known"),
+        (ConnectionRefusedError(), "nothing listens there"),
+        (ConnectionResetError(), "cut at once"),
+        (TimeoutError(), "no answer in time"),
+        (OSError(113, "No route to host"), "No route to host"),
+        (RuntimeError("HTTP 404"), "something else (HTTP 404)"),
+    ],
+)
+def test_what_stands_in_the_way_is_read_from_the_bottom(cause: Exception, words: str) -> None:
+    """Each kind of trouble has its own words, and each names the variable to look at."""
+    for neighbor in (judgments.HOME_ASSISTANT, judgments.DATABASE):
+        finding = judgments.not_reached("x", neighbor, "ws://host", _caused(cause))
+
+        assert words in finding.what
+        assert finding.advice is not None
+        assert neighbor.variable in finding.advice or "certificate" in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("version", "state", "status"),
+    [
+        ("2025.4.4", "RUNNING", "ok"),
+        ("2024.3.0", "RUNNING", "ok"),
+        ("2026.12.0.dev20261124", "RUNNING", "ok"),
+        ("2023.12.4", "RUNNING", "warning"),
+        ("2025.4.4", "STARTING", "warning"),
+        (None, "RUNNING", "warning"),
+    ],
+)
+def test_a_home_assistant_is_running_and_not_too_old(
+    version: str | None, state: str, status: Status
+) -> None:
+    """Neither is in the way of trying."""
+    assert judgments.version(version, state).status == status
+
+
+def test_rights_are_judged_by_what_may_be_read() -> None:
+    """An administrator's token is more than is needed, and no trouble."""
+    refused = CommandFailed("subscribe_events", code="unauthorized", message="no")
+
+    assert "less harm" in judgments.rights(CurrentUser(is_admin=True), refused=None).what
+    assert "enough" in judgments.rights(CurrentUser(), refused=None).what
+    assert judgments.rights(None, refused=None).status == "ok"
+    assert judgments.rights(CurrentUser(is_admin=True), refused=refused).status == "failed"
+
+
+def test_history_is_looked_for_from_the_longest_way_back() -> None:
+    """Each hour is half as far back as the one before, down to the last hour."""
+    found = judgments.windows(NOON, 10.0)
+
+    assert [age for age, _, _ in found] == [10.0, 5.0, 2.5, 1.25, 1.0]
+    assert [NOON - timedelta(hours=10), NOON - timedelta(hours=5)] == [
+        start for _, start, _ in found[:2]
+    ]
+    assert found[-1][2] > NOON
+    assert [age for age, _, _ in judgments.windows(NOON, 0.5)] == [0.5]
+
+
+def test_those_that_changed_last_are_asked_for_history() -> None:
+    """At most fifty, so that the answer stays small."""
+    states = [Recent(f"sensor.s{n}", NOON + timedelta(seconds=n)) for n in range(60)]
+
+    asked = judgments.liveliest(states)
+
+    assert [f"sensor.s{n}" for n in range(59, 9, -1)] == asked
+
+
+@pytest.mark.parametrize(
+    ("info", "hours", "status", "words"),
+    [
+        (RecorderInfo(), 240.0, "ok", "10 days ago, as far as BACKFILL_MAX_HOURS"),
+        (RecorderInfo(), 24.0, "ok", "of a day ago"),
+        (RecorderInfo(), 1.0, "ok", "of an hour ago"),
+        (RecorderInfo(), 1.875, "ok", "of 1.9 hours ago"),
+        (RecorderInfo(), None, "warning", "no history"),
+        (RecorderInfo(recording=False), 240.0, "warning", "paused"),
+    ],
+)
+def test_how_far_back_the_recorder_goes_says_how_far_gaps_can_be_filled(
+    info: RecorderInfo, hours: float | None, status: Status, words: str
+) -> None:
+    """A young recorder is no trouble, a paused one is."""
+    finding = judgments.recorder(info, found_hours=hours, max_hours=240.0)
+
+    assert finding.status == status
+    assert words in finding.what
+
+
+@pytest.mark.parametrize(
+    ("difference_s", "status", "words"),
+    [
+        (None, "ok", "does not say"),
+        (0.4, "ok", "agree"),
+        (-5.0, "ok", "agree"),
+        (5.1, "warning", "5 s ahead of"),
+        (-600.0, "warning", "10 minutes behind"),
+        (7_200.0, "warning", "2 hours ahead of"),
+    ],
+)
+def test_clocks_may_differ_by_a_few_seconds(
+    difference_s: float | None, status: Status, words: str
+) -> None:
+    """The header has whole seconds, and an answer takes its time."""
+    finding = judgments.clock("ha_clock", "It", difference_s, matters="So.")
+
+    assert finding.status == status
+    assert words in finding.what
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Held(reason="401", advice="Check INFLUXDB_TOKEN.", status=401), "(401)"),
+        (Held(reason="odd", advice="Check INFLUXDB_URL."), "points: odd"),
+        (Refused(reason="conflict"), "conflict"),
+        (Busy(reason="limit"), "limit"),
+        (TimedOut(reason="late"), "late"),
+        (TooLarge(reason="413"), "413"),
+        (Unavailable(reason="reset"), "reset"),
+        (ServerFailed(reason="oh no"), "oh no"),
+    ],
+)
+def test_a_point_that_is_not_accepted_is_a_failure_with_its_reason(
+    answer: Answer, words: str
+) -> None:
+    """Each answer of the sink's vocabulary has words and advice here."""
+    finding = judgments.written(answer, version="v2", bucket="b")
+
+    assert finding.status == "failed"
+    assert words in finding.what
+    assert finding.advice
+
+
+def test_only_an_accepted_point_is_written() -> None:
+    """And the way in which it was written is told."""
+    finding = judgments.written(Accepted(), version="v2", bucket="b")
+
+    assert (finding.status, finding.readings) == ("ok", {"api": "v2"})
+
+
+@pytest.mark.parametrize(
+    ("found", "status_code", "status", "words"),
+    [
+        (True, 200, "ok", "was read back"),
+        (False, 200, "warning", "does not find it"),
+        (None, 403, "warning", "may only write"),
+        (None, 500, "warning", "no answer"),
+    ],
+)
+def test_reading_back_is_welcome_and_not_needed(
+    *, found: bool | None, status_code: int, status: Status, words: str
+) -> None:
+    """A token that may only write is enough for the service."""
+    finding = judgments.read_back(found=found, status=status_code, removed=False, measurement="m")
+
+    assert finding.status == status
+    assert words in finding.what
+    assert "It stays, in the measurement m" in finding.what
+
+
+def test_listening_for_others_without_a_key_is_warned_of() -> None:
+    """They would all be refused."""
+    assert judgments.listening("127.0.0.1", has_key=False) is None
+    assert judgments.listening("0.0.0.0", has_key=True) is None
+    for host in ("0.0.0.0", "::"):
+        finding = judgments.listening(host, has_key=False)
+        assert finding is not None
+        assert "API_KEY" in finding.what
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "found"),
+    [
+        (b'{"results":[{"series":[{"name":"websocket_ingestion_doctor"}]}]}', 200, True),
+        (b'{"results":[{"series":[{"name":"databases"}]}]}', 200, False),
+        (b'{"results":[{"statement_id":0}]}', 200, False),
+        (b'{"results":[{"error":"not allowed"}]}', 200, None),
+        (b'[{"probe":1.0}]', 200, True),
+        (b"[]", 200, False),
+        (b",result,table,_measurement\r\n,,0,websocket_ingestion_doctor\r\n", 200, True),
+        (b"\r\n", 200, False),
+        (b'{"code":"not found"}', 404, None),
+    ],
+)
+def test_an_answer_to_a_query_holds_the_point_or_not(
+    body: bytes, status: int, *, found: bool | None
+) -> None:
+    """In the three forms in which the three versions answer; a refusal is neither."""
+    assert is_found(Reply(status=status, headers={}, body=body)) is found
+
+
+def test_a_removal_is_done_when_the_answer_says_so() -> None:
+    """InfluxDB 1 answers 200 to a statement that failed, too."""
+    assert is_removed(Reply(status=204, headers={}))
+    assert is_removed(Reply(status=200, headers={}, body=b'{"results":[{"statement_id":0}]}'))
+    assert not is_removed(Reply(status=200, headers={}, body=b'{"results":[{"error":"no"}]}'))
+    assert not is_removed(Reply(status=403, headers={}))
+
+
+def test_the_removal_touches_nothing_but_the_measurement_of_the_doctor() -> None:
+    """In no dialect anything else is named; version 3 has no removal."""
+    probe, target = Probe(1_764_000_000_000_000_000), Target(bucket="b", org="o")
+    first, second = probe.removal("v1", target), probe.removal("v2", target)
+
+    assert first is not None
+    assert first.query == {"db": "b", "q": 'DELETE FROM "websocket_ingestion_doctor"'}
+    assert second is not None
+    assert second.body == {
+        "start": "1970-01-01T00:00:00Z",
+        "stop": "2025-11-24T16:01:00Z",
+        "predicate": '_measurement="websocket_ingestion_doctor"',
+    }
+    assert probe.removal("v3", target) is None
+
+
+FINE, ODD, BAD = ok("a_b", "Fine."), warning("b", "Odd.", "Look."), failed("c", "Bad.", "Mend it.")
+
+
+def test_a_finding_is_one_line() -> None:
+    """The status comes first, in a word: nothing depends on a color."""
+    assert findings.told(FINE) == "ok         a b                   Fine."
+    assert findings.told(BAD) == "failed     c                     Bad. Mend it."
+    assert findings.told(not_tried("d", "c failed")) == (
+        "not tried  d                     Not tried, because c failed."
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "summary"),
+    [
+        ([FINE], "ok", "All is well."),
+        ([FINE, ODD], "warning", "1 warning."),
+        ([FINE, ODD, BAD, not_tried("d", "x")], "failed", "1 check failed, 1 warning."),
+        ([BAD, BAD], "failed", "2 checks failed."),
+        ([failed("settings", "x", "y")], "unusable", "The settings cannot be used: mend them,"),
+        ([warning("settings", "x", "y")], "warning", "1 warning."),
+    ],
+)
+def test_the_worst_finding_is_the_verdict(
+    found: list[Finding], verdict: findings.Verdict, summary: str
+) -> None:
+    """Settings that cannot be used are worse than a check that failed."""
+    assert findings.verdict(found) == verdict
+    assert findings.summary(found).startswith(summary)
+
+
+def test_the_document_for_programs_has_every_finding() -> None:
+    """Its shape is a promise: docs/DOCTOR.md describes it."""
+    document = json.loads(findings.document([FINE, ODD], version="1.2"))
+
+    assert document == {
+        "verdict": "warning",
+        "version": "1.2",
+        "checks": [
+            {"name": "a_b", "status": "ok", "what": "Fine.", "advice": None, "readings": {}},
+            {"name": "b", "status": "warning", "what": "Odd.", "advice": "Look.", "readings": {}},
+        ],
+    }
+
+
+def test_every_check_stands_in_its_document() -> None:
+    """A program finds there what it may meet."""
+    text = (Path(__file__).parents[2] / "docs" / "DOCTOR.md").read_text()
+    groups = (machine.DISK, machine.PORT, machine.FILES, home_assistant.NAMES, database.NAMES)
+    names = {name for group in groups for name in group}
+
+    assert {"settings", "access", "data_api", *names} == set(
+        re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
+    )
+
+
+def test_what_must_not_be_shown_is_hidden_in_every_text() -> None:
+    """Also in what was measured."""
+    finding = warning("x", "my secret.", "No secret.", version="secret", size=1)
+
+    hidden = findings.without_secrets(finding, lambda text: text.replace("secret", "***"))
+
+    assert hidden == warning("x", "my ***.", "No ***.", version="***", size=1)
