@@ -27,6 +27,7 @@ from typing import Protocol
 from app.errors import CommandFailed, SourceError, StorageError
 from app.journal.coverage import Coverage
 from app.journal.last_states import LastStates
+from app.logs import Repeats
 from app.model import Change, Gap, LastState, Lines, Placement, Row, StoredPoint, Times, moment_of
 from app.normalize.recorded import Identity, Recovery
 from app.resilience import Backoff
@@ -135,6 +136,9 @@ class Backfill:
         self._clock = clock
         self._sleep = sleep
         self._reason: str | None = None
+        self._failures = Repeats(logger)
+        self._endings = Repeats(logger)
+        self._oddities = Repeats(logger)
 
     def status(self) -> GapsStatus:
         """Return this part of the snapshot."""
@@ -183,6 +187,7 @@ class Backfill:
             else:
                 self._backoff.reset()
                 self._reason = None
+                self._failures.over("What was missed is read back again")
 
     def _next(self) -> Gap | None:
         gaps = self._coverage.open_gaps()
@@ -196,7 +201,14 @@ class Backfill:
             f"What was missed {_span(gap)} cannot be read back from Home Assistant: {exc}."
             " It is tried again by itself; see /api/v1/gaps."
         )
-        logger.warning("Backfill of %s failed, next attempt in %.1fs: %s", _span(gap), wait_s, exc)
+        self._failures.tell(
+            logging.WARNING,
+            "Backfill of %s failed, next attempt in %.1fs: %s",
+            _span(gap),
+            wait_s,
+            exc,
+            kind=type(exc).__name__,
+        )
         await self._sleep(wait_s)
 
     async def _fill(self, gap: Gap) -> None:
@@ -208,11 +220,15 @@ class Backfill:
         await self._until_running()
         async with self._commands() as commands:
             recorder = Recorder(
-                commands.call, patience=self._patience, clock=self._clock, sleep=self._sleep
+                commands.call,
+                patience=self._patience,
+                clock=self._clock,
+                sleep=self._sleep,
+                oddities=self._oddities,
             )
             gap = await self._recover(gap, recorder)
         self._last_states.thaw(gap)
-        _tell(gap)
+        self._tell(gap)
 
     def _within_reach(self, gap: Gap) -> Gap:
         """Give up what is older than the recorder keeps, and return the rest."""
@@ -226,7 +242,9 @@ class Backfill:
             lost = gap = self._coverage.close(gap, "unfillable", detail=detail)
         else:
             lost, gap = self._coverage.split(gap, oldest_ns, detail=detail)
-        logger.warning("The gap %s is not filled: %s", _span(lost), detail)
+        self._endings.tell(
+            logging.WARNING, "The gap %s is not filled: %s", _span(lost), detail, kind="lost"
+        )
         return gap
 
     async def _until_running(self) -> None:
@@ -343,6 +361,24 @@ class Backfill:
                 if former is None or former.time_ns <= point.time_ns:
                     states[entity_id] = self._schema.last_state_of(point, former)
 
+    def _tell(self, gap: Gap) -> None:
+        self._endings.tell(
+            logging.INFO,
+            "Backfilled %s: %s changes of %s entities; %s entities have no recorded history",
+            _span(gap),
+            f"{gap.changes:,}",
+            f"{gap.entities:,}",
+            f"{len(gap.unrecorded):,}",
+        )
+        if gap.detail:
+            self._endings.tell(
+                logging.WARNING,
+                "The gap %s cannot be filled: %s",
+                _span(gap),
+                gap.detail,
+                kind="unfillable",
+            )
+
     def _identities(self, row: Row, gap: Gap) -> set[Identity]:
         identities = (self._schema.identity_of(line) for line in _lines(row))
         return {
@@ -355,18 +391,6 @@ class Backfill:
 def _still_to_fill(gap: Gap) -> Times:
     start_ns = gap.start_ns if gap.filled_ns is None else gap.filled_ns + 1
     return Times(start_ns, max(start_ns, gap.end_ns))
-
-
-def _tell(gap: Gap) -> None:
-    logger.info(
-        "Backfilled %s: %s changes of %s entities; %s entities have no recorded history",
-        _span(gap),
-        f"{gap.changes:,}",
-        f"{gap.entities:,}",
-        f"{len(gap.unrecorded):,}",
-    )
-    if gap.detail:
-        logger.warning("The gap %s cannot be filled: %s", _span(gap), gap.detail)
 
 
 def _span(gap: Gap) -> str:

@@ -13,6 +13,7 @@ from app.discovery.refresh import News
 from app.discovery.registries import DeviceRow, EntityRow
 from app.discovery.rows import difference
 from app.errors import StorageError
+from app.logs import Repeats
 from app.model import Lines
 from app.schema.devices import DevicePoint, EntityPoint, encode_devices, encode_entities
 
@@ -42,6 +43,7 @@ class DeviceHistory:
         self._append = append
         self._catalog = catalog
         self._instance = instance
+        self._failures = Repeats(logger)
 
     async def refreshed(self, news: News) -> None:
         """Journal the points; a journal that takes none costs this one refresh."""
@@ -64,7 +66,9 @@ class DeviceHistory:
                     encode_entities(entity_points, time_ns=time_ns, instance=self._instance)
                 )
         except StorageError as exc:
-            logger.warning("The device history misses this refresh: %s", exc)
+            self._failures.tell(logging.WARNING, "The device history misses this refresh: %s", exc)
+        else:
+            self._failures.over("The device history is written again")
 
     def _entity_point(self, row: EntityRow) -> EntityPoint:
         return EntityPoint(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self, TypeAlias
 
 from app.errors import FilterInvalid
+from app.logs import Repeats
 from app.model import Change
 from app.normalize.filter import Filter, Rules, read_rules
 
@@ -49,6 +50,7 @@ class EntityFilter:
         self._passed = 0
         self._filtered = 0
         self._problem: str | None = None
+        self._readings = Repeats(logger)
 
     @classmethod
     def of_text(cls, text: str) -> Self:
@@ -122,12 +124,12 @@ class EntityFilter:
             rules = read_rules(await asyncio.to_thread(_content, file))
         except FilterInvalid as exc:
             self._problem = str(exc)
-            logger.error("%s", self.reason)  # noqa: TRY400 - the reason is in the line
+            self._readings.tell(logging.ERROR, "%s", self.reason, kind=str(exc))
             return
         self._filter = Filter(rules)
         self._loaded_at = datetime.now(UTC)
         self._problem = None
-        logger.info("The entity filter was read again from %s", file)
+        self._readings.tell(logging.INFO, "The entity filter was read again from %s", file)
 
 
 def _content(file: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from app.errors import SettingsError
-from app.logs import Brake
+from app.logs import Repeats
 from app.normalize.transforms import Failed, Transform
 from app.telemetry import Telemetry
 
@@ -36,21 +36,20 @@ def load_transforms(
 
 
 def reporting(telemetry: Telemetry) -> Failed:
-    """Return what counts a failure, and says it once a minute."""
-    brake = Brake(every_s=60.0)
+    """Return what counts a failure and tells it, the first of each transform with its traceback."""
+    failures = Repeats(logger)
 
     def failed(name: str, exc: Exception) -> None:
         telemetry.transform_failed(name)
-        if (held_back := brake.admit(name)) is not None:
-            logger.error(
-                "The transform %s failed, its event passes unchanged (%d more since the last"
-                " line): %s: %s",
-                name,
-                held_back,
-                type(exc).__name__,
-                exc,
-                exc_info=exc,
-            )
+        failures.tell(
+            logging.ERROR,
+            "The transform %s failed, its event passes unchanged: %s: %s",
+            name,
+            type(exc).__name__,
+            exc,
+            kind=name,
+            exc_info=exc,
+        )
 
     return failed
 

@@ -20,6 +20,7 @@ from app.fanout.hub import Hub
 from app.journal.intake import Intake
 from app.journal.memory import MemoryJournal
 from app.journal.sqlite import SqliteJournal
+from app.logs import Repeats, sum_up_repeats
 from app.pipeline import Pipeline
 from app.sink.dead_letters import DeadLetters
 from app.sink.delivery import Delivery
@@ -78,6 +79,7 @@ class Observer:
         self._supervisor = supervisor
         self._memory_limit_mb = memory_limit_mb
         self._watch_s = watch_s
+        self._memory = Repeats(logger)
         self._process = psutil.Process()
         self._started = time.monotonic()
 
@@ -119,17 +121,23 @@ class Observer:
         )
 
     async def watch(self) -> None:
-        """Say once in the log when memory passes the limit, and when it is below, for ever."""
+        """Say in the log when memory passes the limit, when it is below, and what repeats.
+
+        It goes on for ever.
+        """
         over = False
         while True:
             snapshot = self.snapshot()
             if snapshot.memory_reason and not over:
                 over = True
-                logger.error("%s", snapshot.memory_reason)
+                self._memory.tell(logging.ERROR, "%s", snapshot.memory_reason)
             # Not at the limit itself: memory that moves around it would fill the log.
             elif over and snapshot.memory_mb < _WELL_BELOW * snapshot.memory_limit_mb:
                 over = False
-                logger.info("Memory is %.0f MB, below MAX_MEMORY_MB again", snapshot.memory_mb)
+                self._memory.over(
+                    "Memory is %.0f MB, below MAX_MEMORY_MB again", snapshot.memory_mb
+                )
+            sum_up_repeats()
             await asyncio.sleep(self._watch_s)
 
     def _journal_status(self) -> JournalStatus:

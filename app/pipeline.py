@@ -15,7 +15,7 @@ from app.fanout.hub import Hub
 from app.journal.coverage import Coverage
 from app.journal.intake import Intake
 from app.journal.last_states import LastStates
-from app.logs import Brake
+from app.logs import Repeats
 from app.model import Change, Event, Lines, Times, nanoseconds
 from app.normalize.changes import Malformed, Normalizer
 from app.normalize.transforms import Transforms
@@ -66,7 +66,7 @@ class Pipeline:
         self._filter_fanout = filter_fanout
         self._hold_s = hold_s
         self._hold_events = hold_events
-        self._brake = Brake(every_s=60.0)
+        self._oddities = Repeats(logger)
         self._is_live = self._has_streamed = False
         self.streaming = asyncio.Event()
         """Set while events stream and the registries were listed over this connection."""
@@ -185,19 +185,14 @@ class Pipeline:
 
     def _report_malformed(self, problem: Malformed) -> None:
         self._telemetry.events_malformed(1, kind=problem.kind)
-        if (held_back := self._brake.admit(problem.kind)) is not None:
-            logger.warning(
-                "Malformed event (%s; %d more since the last line): %s",
-                problem.kind,
-                held_back,
-                problem.excerpt,
-            )
+        self._oddities.tell(
+            logging.WARNING,
+            "Malformed event (%s): %s",
+            problem.kind,
+            problem.excerpt,
+            kind=problem.kind,
+        )
 
     def _report_bug(self, exc: Exception) -> None:
         self._telemetry.events_malformed(1, kind="bug")
-        if (held_back := self._brake.admit("bug")) is not None:
-            logger.error(
-                "An event broke our own code (%d more since the last line)",
-                held_back,
-                exc_info=exc,
-            )
+        self._oddities.tell(logging.ERROR, "An event broke our own code", kind="bug", exc_info=exc)

@@ -13,6 +13,8 @@ from typing import Literal
 import pybreaker
 import tenacity
 
+from app.logs import Repeats
+
 BreakerState = Literal["closed", "open", "half-open"]
 
 logger = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class Breaker:
         self._reset_s = reset_s
         self._clock = clock
         self._opened_at = 0.0
+        self._openings = Repeats(logger, clock=clock)
         # The wait is ours, on a monotonic clock: pybreaker's uses the wall clock, which jumps.
         self._breaker = pybreaker.CircuitBreaker(name=name, fail_max=threshold, reset_timeout=0)
 
@@ -99,6 +102,7 @@ class Breaker:
     def succeeded(self) -> None:
         """Report an attempt that reached the neighbor; the breaker closes."""
         self._breaker.call(lambda: None)
+        self._openings.over("Circuit breaker closed: %s answers", self.name)
 
     def failed(self, cause: BaseException | str) -> None:
         """Report an attempt that did not; the breaker opens at the threshold."""
@@ -109,7 +113,8 @@ class Breaker:
         if self._breaker.current_state == pybreaker.STATE_OPEN:
             self._opened_at = self._clock()
             if was_closed:
-                logger.warning(
+                self._openings.tell(
+                    logging.WARNING,
                     "Circuit breaker open: %s failed %d times in a row, last: %s",
                     self.name,
                     self.failure_count,

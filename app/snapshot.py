@@ -41,6 +41,8 @@ class ConnectionStatus:
     is_subscribed: bool = False
     reason: str | None = None
     """One sentence that says what is wrong and what a person can do; None when all is well."""
+    token_refused: bool = False
+    """Whether the last attempt ended because Home Assistant refused the token."""
     breaker: BreakerStatus = field(default_factory=BreakerStatus)
 
 
@@ -52,6 +54,11 @@ class JournalStatus:
     """Received and not yet committed, those that sinks may have from memory included."""
     oldest_pending_seconds: float = 0.0
     bytes: int = 0
+    max_bytes: int = 0
+    """The bound of `bytes`, as JOURNAL_MAX_MB sets it."""
+    free_disk_bytes: int | None = None
+    """What is free on the disk of DATA_DIR; None when the journal is in memory
+    or the disk does not say."""
     durable: bool = True
     """False while commits fail, or when the journal is in memory."""
     losing: bool = False

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from app.api.problems import Problem
-from app.logs import Brake
+from app.logs import Repeats
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class KeyAttempts:
         self._clock = clock
         self._left: dict[str, tuple[float, float]] = {}
         """By peer: how many wrong keys were allowed at a moment."""
-        self._brake = Brake(every_s=60.0, clock=clock)
+        self._refusals = Repeats(logger, clock=clock)
 
     @property
     def full(self) -> bool:
@@ -75,10 +75,7 @@ class KeyAttempts:
         if len(self._left) >= self._max_peers:
             del self._left[next(iter(self._left))]
         self._left[household] = (allowed, self._clock())
-        if (held_back := self._brake.admit("wrong key")) is not None:
-            logger.warning(
-                "Refused a wrong API key from %s (%d more since the last line)", peer, held_back
-            )
+        self._refusals.tell(logging.WARNING, "Refused a wrong API key from %s", peer)
 
     def _allowed(self, household: str) -> float:
         if household not in self._left:

@@ -26,6 +26,7 @@ from app.snapshot import ConnectionState, GapsStatus, SinkState, SinkStatus, Sna
 router = APIRouter(tags=["health"])
 
 _MEGABYTE = 1_000_000
+_DROP_CAUSES = ("journal_stalled", "journal_full", "shutdown")
 
 
 @router.get(
@@ -93,7 +94,8 @@ def _events(snapshot: Snapshot) -> Iterator[Metric]:
     dropped = CounterMetricFamily(
         "ingest_events_dropped", "Of them lost before they were durable", labels=["cause"]
     )
-    for cause, count in events.dropped.items():
+    # Also while nothing was: what first appears with a number has not grown, to Prometheus.
+    for cause, count in {**dict.fromkeys(_DROP_CAUSES, 0), **events.dropped}.items():
         dropped.add_metric([cause], count)
     yield dropped
     failures = CounterMetricFamily(
@@ -120,6 +122,11 @@ def _connection(snapshot: Snapshot) -> Iterator[Metric]:
         "ingest_connection_successes", "Of them streamed", connection.successful_connections
     )
     yield _counter("ingest_connection_failures", "Of them failed", connection.failed_connections)
+    yield _gauge(
+        "ingest_connection_token_refused",
+        "Whether Home Assistant refused the token at the last attempt",
+        connection.token_refused,
+    )
     yield _one_of(
         "ingest_connection_breaker_state",
         "1 for the state of the circuit breaker",
@@ -146,6 +153,11 @@ def _journal(snapshot: Snapshot) -> Iterator[Metric]:
     journal = snapshot.journal
     yield _counter("ingest_journal_points", "Points appended", journal.appended_points)
     yield _gauge("ingest_journal_bytes", "Size of the journal", journal.bytes)
+    yield _gauge("ingest_journal_max_bytes", "JOURNAL_MAX_MB", journal.max_bytes)
+    if journal.free_disk_bytes is not None:
+        yield _gauge(
+            "ingest_disk_free_bytes", "Free on the disk of DATA_DIR", journal.free_disk_bytes
+        )
     yield _gauge("ingest_journal_durable", "Whether a crash loses nothing", journal.durable)
     yield _gauge(
         "ingest_journal_oldest_pending_seconds",
@@ -206,6 +218,17 @@ def _sinks(sinks: Sequence[SinkStatus]) -> Iterator[Metric]:
         for state in get_args(SinkState):
             states.add_metric([sink.name, state], float(sink.state == state))
     yield states
+    breakers = GaugeMetricFamily(
+        "ingest_sink_breaker_state",
+        "1 for the state of the circuit breaker",
+        labels=["sink", "state"],
+    )
+    for sink in sinks:
+        for breaker_state in get_args(BreakerState):
+            breakers.add_metric(
+                [sink.name, breaker_state], float(sink.breaker.state == breaker_state)
+            )
+    yield breakers
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -16,6 +17,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from app.errors import StorageError
+from app.logs import Repeats
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ def handle_problems(app: FastAPI, *, headers: Mapping[str, str]) -> None:
     app.add_exception_handler(ProblemRaised, _raised)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(StorageError, _storage)
+    app.add_exception_handler(StorageError, partial(_storage, Repeats(logger)))
     app.add_exception_handler(Exception, unforeseen)
 
 
@@ -139,8 +141,9 @@ async def _invalid(_: Request, exc: Exception) -> JSONResponse:
     )
 
 
-async def _storage(request: Request, exc: Exception) -> JSONResponse:
-    logger.warning("%s could not be answered: %s", request.scope["route"].path, exc)
+async def _storage(failures: Repeats, request: Request, exc: Exception) -> JSONResponse:
+    path = request.scope["route"].path
+    failures.tell(logging.WARNING, "%s could not be answered: %s", path, exc, kind=path)
     return problem_response(
         Problem(
             status=503,

@@ -32,6 +32,7 @@ from app.demo.rooms import (
     placed_entities,
     registry_rows,
 )
+from app.logs import Repeats
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class DemoHouse:
     ) -> None:
         """Take the folder that keeps the house, and a clock of seconds since the epoch."""
         self._file = folder / "house.json"
+        self._failures = Repeats(logger)
         self._history = History(folder / "history")
         self._chance = Random(seed)  # noqa: S311 - a game, not a secret
         self._clock = clock
@@ -169,7 +171,9 @@ class DemoHouse:
         try:
             self.save()
         except OSError as exc:
-            logger.warning("The demo's house was not saved: %s", exc)
+            self._failures.tell(logging.WARNING, "The demo's house was not saved: %s", exc)
+        else:
+            self._failures.over("The demo's house is saved again")
 
     def _saved(self) -> _SavedHouse | None:
         try:

@@ -19,7 +19,7 @@ import msgspec
 from app.discovery.refresh import News
 from app.discovery.registries import Kind, domains_of
 from app.discovery.rows import Row, difference, row_to_send
-from app.logs import shown_url
+from app.logs import Repeats, shown_url
 from app.resilience import Backoff, Breaker
 from app.snapshot import BreakerStatus, DataApiStatus
 
@@ -91,7 +91,9 @@ class DataApi:
         self._refused = 0
         self._last_sent: datetime | None = None
         self._trouble: str | None = None
-        self._failures = 0
+        self._failures = Repeats(logger)
+        self._refusals = Repeats(logger)
+        self._failures_in_a_row = 0
         """How often in a row the chunk in hand was not taken."""
 
     async def refreshed(self, news: News) -> None:
@@ -185,7 +187,7 @@ class DataApi:
             return 0.0
         wait_s = self._hold(told)
         failing = answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR
-        if failing and self._failures >= _FAILURES_BEFORE_HALVING:
+        if failing and self._failures_in_a_row >= _FAILURES_BEFORE_HALVING:
             self._halve(kind, chunk, told)  # one of the rows may be the reason
         return wait_s
 
@@ -199,12 +201,11 @@ class DataApi:
         self._sent += len(chunk)
         self._last_sent = datetime.now(UTC)
         self._chunk_rows = min(2 * self._chunk_rows, self._max_rows)
-        self._failures = 0
+        self._failures_in_a_row = 0
         self._backoff.reset()
         self._breaker.succeeded()
-        if self._trouble is not None:
-            logger.info("The data API takes rows again")
-            self._trouble = None
+        self._trouble = None
+        self._failures.over("The data API takes rows again")
 
     def _halve(self, kind: Kind, chunk: _Chunk, told: str) -> None:
         """Send less at a time; a single row that is refused is given up until it changes."""
@@ -213,7 +214,9 @@ class DataApi:
             return
         self._forget(kind, chunk)
         self._refused += 1
-        logger.warning("The data API refused %s %r: %s", kind, next(iter(chunk)), told)
+        self._refusals.tell(
+            logging.WARNING, "The data API refused %s %r: %s", kind, next(iter(chunk)), told
+        )
 
     def _forget(self, kind: Kind, chunk: _Chunk) -> None:
         """Take rows out of the outbox, but not those that changed while they were sent."""
@@ -223,12 +226,15 @@ class DataApi:
                 del waiting[row_id]
 
     def _hold(self, trouble: str) -> float:
-        self._failures += 1
+        self._failures_in_a_row += 1
         self._breaker.failed(trouble)
-        if self._trouble is None:
-            logger.warning(
-                "The data API at %s does not take rows: %s", shown_url(self._url), trouble
-            )
+        self._failures.tell(
+            logging.WARNING,
+            "The data API at %s does not take rows: %s",
+            shown_url(self._url),
+            trouble,
+            kind=trouble,
+        )
         self._trouble = trouble
         return max(self._backoff.next_s(), self._breaker.wait_s)
 

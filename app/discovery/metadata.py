@@ -33,6 +33,7 @@ from app.discovery.rows import (
     upsert_statement,
 )
 from app.errors import StorageDamaged, StorageError
+from app.logs import Repeats
 from app.storage import Connection, Database, set_aside
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ class Metadata:
         self._source = source
         self._stored = Registries()
         """What the file is known to hold."""
+        self._failures = Repeats(logger)
         self._closing = AsyncExitStack()
         self._database: Database | None = None
 
@@ -171,8 +173,11 @@ class Metadata:
         try:
             await self._opened().write(work)
         except StorageError as exc:
-            logger.warning("The catalog was not kept, it is tried again: %s", exc)
+            self._failures.tell(
+                logging.WARNING, "The catalog was not kept, it is tried again: %s", exc
+            )
         else:
+            self._failures.over("The catalog is kept again")
             self._stored = news.now
 
     async def upsert(self, table: TableName, rows: Sequence[bytes]) -> int:

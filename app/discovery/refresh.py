@@ -16,7 +16,7 @@ import msgspec
 from app.discovery.catalog import Catalog
 from app.discovery.registries import KINDS, Kind, Registries, list_registries
 from app.errors import SourceError, SourceUnavailable
-from app.logs import Brake
+from app.logs import Repeats
 from app.model import Event
 from app.resilience import Backoff
 from app.snapshot import DiscoveryStatus
@@ -31,7 +31,6 @@ _REST = 4
 """After a refresh that took a second, this many seconds are for other things."""
 _STALE_AFTER_INTERVALS = 2
 _LOOK_EVERY_S = 30.0
-_WARN_EVERY_S = 600.0
 
 
 _LISTED_FOR: Mapping[str, tuple[Kind, ...]] = {
@@ -113,7 +112,8 @@ class Discovery:
         self._patience_s = patience_s
         self._now = now
         self._clock = clock
-        self._brake = Brake(every_s=_WARN_EVERY_S, clock=clock)
+        self._failures = Repeats(logger, clock=clock)
+        self._findings = Repeats(logger, clock=clock)
         self._started = now()
         self._connected = False
         self._wanted: set[Kind] = set()
@@ -207,6 +207,7 @@ class Discovery:
         refreshed()
         self._backoff.reset()
         self._failure = None
+        self._failures.over("Home Assistant lists its registries again")
         whole = len(kinds) == len(KINDS)
         if whole:
             self._whole_at = began
@@ -224,20 +225,24 @@ class Discovery:
         return found
 
     def _say(self, found: Found, *, whole: bool, periodic: bool) -> None:
-        logger.log(
-            logging.INFO if whole else logging.DEBUG,
-            "Discovered %d devices, %d entities, %d areas in %.2fs",
-            found.devices,
-            found.entities,
-            found.areas,
-            found.took_s,
-        )
+        message = "Discovered %d devices, %d entities, %d areas in %.2fs"
+        counts = (found.devices, found.entities, found.areas, found.took_s)
+        if whole:  # a connection that is lost again and again lists them as often
+            self._findings.tell(logging.INFO, message, *counts)
+        else:
+            logger.debug(message, *counts)
         if periodic:
             logger.info("Periodic discovery refresh completed successfully")
 
     def _failed(self, exc: SourceError, wanted: Collection[Kind]) -> None:
         wait_s = self._backoff.next_s()
-        logger.warning("Discovery failed, next attempt in %.1fs: %s", wait_s, exc)
+        self._failures.tell(
+            logging.WARNING,
+            "Discovery failed, next attempt in %.1fs: %s",
+            wait_s,
+            exc,
+            kind=type(exc).__name__,
+        )
         self._failure = exc
         self._rest_until = self._clock() + wait_s
         if wanted:
@@ -277,8 +282,8 @@ class Discovery:
 
     def _warn_if_stale(self) -> None:
         status = self.status()
-        if status.is_stale and self._brake.admit("stale") is not None:
-            logger.warning("%s", status.reason)
+        if status.is_stale:
+            self._failures.tell(logging.WARNING, "%s", status.reason, kind="stale")
 
     def _stale_reason(self, age: timedelta) -> str:
         why = f": {self._failure}" if self._failure else ""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from app.logs import Repeats
 from app.model import Gap, GapReason, GapState, LastState, Times, moment_of
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class Coverage:
         self._clock = clock
         self._covered: Covered | None = None
         self._gaps: dict[int, Gap] = {}
+        self._untold = Repeats(logger)
         self._last_id = 0
         self._unsaved: set[int] = set()
         self._covered_unsaved = False
@@ -150,7 +152,7 @@ class Coverage:
             cause = "clock"
             start_ns = self._newest_by(at_ns, last)
         if not self._kept:
-            _tell_the_command(start_ns, end_ns)
+            self._tell_the_command(start_ns, end_ns)
             self._cover(self._covered.since_ns, end_ns)
             return None
         gap = self._open(Times(start_ns, max(start_ns, end_ns)), cause)
@@ -317,16 +319,16 @@ class Coverage:
         self._unsaved.add(gap.id)
         return gap
 
-
-def _tell_the_command(start_ns: int, end_ns: int) -> None:
-    since, until = (
-        moment_of(time_ns).strftime("%Y-%m-%dT%H:%M:%SZ") for time_ns in (start_ns, end_ns)
-    )
-    logger.warning(
-        "Nothing was captured from %s to %s, and JOURNAL=memory keeps no account of it."
-        " To read it back: python -m app backfill --since %s --until %s",
-        since,
-        until,
-        since,
-        until,
-    )
+    def _tell_the_command(self, start_ns: int, end_ns: int) -> None:
+        since, until = (
+            moment_of(time_ns).strftime("%Y-%m-%dT%H:%M:%SZ") for time_ns in (start_ns, end_ns)
+        )
+        self._untold.tell(
+            logging.WARNING,
+            "Nothing was captured from %s to %s, and JOURNAL=memory keeps no account of it."
+            " To read it back: python -m app backfill --since %s --until %s",
+            since,
+            until,
+            since,
+            until,
+        )

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from app.errors import JournalFull, StorageDamaged, StorageError
 from app.journal.coverage import Coverage
 from app.journal.ledger import Overflow
-from app.logs import Brake
+from app.logs import Repeats
 from app.model import Lines, spanned
 from app.telemetry import Telemetry
 
@@ -105,7 +105,8 @@ class Intake:
         self._wanted_points = commit_points
         self._enough = asyncio.Event()
         self._closed = False
-        self._brake = Brake(every_s=60.0)
+        self._drops = Repeats(logger)
+        self._failures = Repeats(logger)
 
     @property
     def pending_points(self) -> int:
@@ -277,18 +278,22 @@ class Intake:
         self._telemetry.events_dropped(lines.points, cause=cause)
         self._coverage.lost(lines.times, cause)
         self.losing = self.losing or not self.durable
-        if (held_back := self._brake.admit(cause)) is not None:
-            logger.error(
-                "Dropped %d events before they were durable: %s (%d more times since the last)",
-                lines.points,
-                cause,
-                held_back,
-            )
+        self._drops.tell(
+            logging.ERROR,
+            "Dropped %d events before they were durable: %s",
+            lines.points,
+            cause,
+            kind=cause,
+        )
 
     def _failed(self, exc: StorageError) -> None:
         self._telemetry.commit_failed()
-        if self.durable:
-            logger.error("Events are not durable, the commit is tried again: %s", exc)
+        self._failures.tell(
+            logging.ERROR,
+            "Events are not durable, the commit is tried again: %s",
+            exc,
+            kind=type(exc).__name__,
+        )
         self.durable = False
         self.reason = (
             f"Events are not durable: {exc}. They go to the sinks from memory"
@@ -296,8 +301,7 @@ class Intake:
         )
 
     def _recovered(self) -> None:
-        if not self.durable:
-            logger.info("The journal makes events durable again")
+        self._failures.over("The journal makes events durable again")
         self.durable = True
         self.losing = False
         self.reason = None

@@ -140,6 +140,7 @@ class MemoryJournal:
         """Return the journal's part of the snapshot."""
         return JournalStatus(
             bytes=self._rows.bytes,
+            max_bytes=self._max_bytes,
             durable=False,
             appended_points=self._ledger.appended_points,
             reason=_FULL_REASONS[self._overflow] if self._full else None,

@@ -33,7 +33,7 @@ from app.journal.transactions import (
     take_stock,
     tidy_block,
 )
-from app.logs import Brake
+from app.logs import Repeats
 from app.model import LastState, Lines, Row, Times, spanned
 from app.snapshot import JournalStatus
 from app.storage import Database, is_emptied
@@ -116,7 +116,8 @@ class SqliteJournal:
         self._bytes = 0
         self._full = False
         self._salvage: Salvage | None = None
-        self._brake = Brake(every_s=60.0)
+        self._drops = Repeats(logger)
+        self._failures = Repeats(logger)
 
     async def __aenter__(self) -> Self:
         """Open, or create, the file; what cannot be read any more is set aside and counted.
@@ -284,13 +285,20 @@ class SqliteJournal:
             try:
                 await self._tidy()
             except StorageError as exc:
-                if self._brake.admit("housekeeping") is not None:
-                    logger.warning("Housekeeping of the journal failed, it is tried again: %s", exc)
+                self._failures.tell(
+                    logging.WARNING,
+                    "Housekeeping of the journal failed, it is tried again: %s",
+                    exc,
+                )
+            else:
+                self._failures.over("Housekeeping of the journal goes on")
 
     def status(self) -> JournalStatus:
         """Return the journal's part of the snapshot."""
         return JournalStatus(
             bytes=self._bytes,
+            max_bytes=self._bounds.max_bytes,
+            free_disk_bytes=self._free_disk_bytes(),
             durable=True,
             salvaged=self._salvage.points if self._salvage else 0,
             appended_points=self._ledger.appended_points,
@@ -383,6 +391,12 @@ class SqliteJournal:
             self._ledger.appended(lines.points)
             self._durable_through = self._ledger.tail
 
+    def _free_disk_bytes(self) -> int | None:
+        try:
+            return self._bounds.free_bytes(self._path)
+        except OSError:
+            return None  # a disk that is gone: the next commit says so
+
     def _still_full(self, appended: Appended) -> bool:
         """Whether a person should look: not only in the very moment of a drop."""
         if appended.dropped_through:
@@ -395,13 +409,9 @@ class SqliteJournal:
             if cursor < through:
                 self._oldest_at[sink] = oldest_at
         self._ledger.dropped(through)
-        if (held_back := self._brake.admit("full")) is not None:
-            logger.error(
-                "The journal is full: dropped the oldest points up to number %d"
-                " (%d more times since the last line)",
-                through,
-                held_back,
-            )
+        self._drops.tell(
+            logging.ERROR, "The journal is full: dropped the oldest points up to number %d", through
+        )
 
     async def _tidy(self, *, closing: bool = False) -> None:
         """Save what changed since the last time, and delete what nobody needs any more."""

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Protocol, TypeVar
 
 from app.errors import StorageDamaged, StorageError
-from app.logs import Brake
+from app.logs import Repeats
 from app.model import Row
 from app.resilience import Backoff, Breaker
 from app.sink.answers import (
@@ -146,7 +146,8 @@ class Delivery:
         self._trouble: Trouble | None = None
         self._last_error: str | None = None
         self._pace = Pace()
-        self._brake = Brake(every_s=60.0, clock=clock)
+        self._troubles = Repeats(logger, clock=clock)
+        self._losses = Repeats(logger, clock=clock)
 
     async def run(self) -> None:
         """Deliver for ever; after `finish` until nothing is left or the sink cannot take it."""
@@ -286,7 +287,9 @@ class Delivery:
             return
         points = self._settle(part)
         self._telemetry.points_dropped(self.name, points)
-        logger.error("Lost %d points for %s: %s", points, self.name, exc)
+        self._losses.tell(
+            logging.ERROR, "Lost %d points for %s: %s", points, self.name, exc, kind="damaged"
+        )
 
     def _advance(self, part: Part, *, seconds: float) -> None:
         points = self._settle(part)
@@ -304,14 +307,14 @@ class Delivery:
             self.name, sequence=part.first, line=lines[0], reason=reason
         )
         self._telemetry.points_dead_lettered(self.name, self._settle(part))
-        if (held_back := self._brake.admit("dead letter")) is not None:
-            logger.error(
-                "Point %d is a dead letter of %s (%d more since the last line): %r",
-                part.first,
-                self.name,
-                held_back,
-                impersonal(reason),
-            )
+        self._losses.tell(
+            logging.ERROR,
+            "Point %d is a dead letter of %s: %r",
+            part.first,
+            self.name,
+            impersonal(reason),
+            kind="dead letter",
+        )
 
     def _settle(self, part: Part) -> int:
         """Move the cursor behind the head of what is in hand; return how many points that settled.
@@ -362,14 +365,14 @@ class Delivery:
         self._note(said and impersonal(said), advice=advice)
 
     def _note(self, said: str | None, *, advice: str | None = None) -> None:
-        """Keep what a person should read, and log when it changes."""
+        """Keep what a person should read, and log it."""
         now_s = self._clock()
         self._last_error = said or self._last_error
         before = self._trouble
         if self._state.condition == "ok":
             self._trouble = None
             if before:
-                logger.info("%s", before.ended(now_s))
+                self._troubles.over("%s", before.ended())
             return
         self._pace.reset()
         self._trouble = Trouble(
@@ -379,9 +382,9 @@ class Delivery:
             said=said or "",
             advice=advice,
         )
-        if before is None or before.condition != self._state.condition:
-            level = logging.WARNING if self._state.condition == "waiting" else logging.ERROR
-            logger.log(level, "%s", self._trouble.sentence(now_s))
+        condition = self._state.condition
+        level = logging.WARNING if condition == "waiting" else logging.ERROR
+        self._troubles.tell(level, "%s", self._trouble.sentence(now_s), kind=condition)
 
 
 def _said(answer: Answer) -> str | None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Literal, Protocol, TypeAlias
 
+from app.logs import Repeats
 from app.sink.replies import Reply, message, parsed
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class V1:
     def __init__(self, target: Target) -> None:
         """Take the database and the user."""
         self._target = target
+        self._creations = Repeats(logger)
 
     def authorized(self, request: Request) -> Request:
         """Name user and password; without a user the token, for what stands in front."""
@@ -119,7 +121,7 @@ class V1:
         # Also a statement that failed is answered with 200.
         created = reply.status == HTTPStatus.OK and b'"error"' not in reply.body
         if created:
-            logger.info("Created database %r", self._target.bucket)
+            self._creations.tell(logging.INFO, "Created database %r", self._target.bucket)
         return created
 
     def advice(self, status: int, message: str) -> str | None:
@@ -150,6 +152,7 @@ class V2:
     def __init__(self, target: Target) -> None:
         """Take the bucket, its organization and the token."""
         self._target = target
+        self._creations = Repeats(logger)
 
     def authorized(self, request: Request) -> Request:
         """Name the token."""
@@ -174,7 +177,7 @@ class V2:
             Request(method="POST", path="/api/v2/buckets", headers=_JSON, body=wanted)
         )
         if created.status == HTTPStatus.CREATED:
-            logger.info("Created bucket %r in organization %r", bucket, org)
+            self._creations.tell(logging.INFO, "Created bucket %r in organization %r", bucket, org)
         # 422: someone else has just created it
         return created.status in {HTTPStatus.CREATED, HTTPStatus.UNPROCESSABLE_ENTITY}
 
@@ -208,6 +211,7 @@ class V3:
     def __init__(self, target: Target) -> None:
         """Take the database and the token."""
         self._target = target
+        self._creations = Repeats(logger)
 
     def authorized(self, request: Request) -> Request:
         """Name the token."""
@@ -232,7 +236,7 @@ class V3:
         )
         is_new = created.status in {HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.NO_CONTENT}
         if is_new:
-            logger.info("Created database %r", self._target.bucket)
+            self._creations.tell(logging.INFO, "Created database %r", self._target.bucket)
         # 409: someone else has just created it
         return is_new or created.status == HTTPStatus.CONFLICT
 

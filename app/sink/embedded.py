@@ -19,7 +19,7 @@ from typing import Self, TypeAlias
 import msgspec
 
 from app.errors import StorageDamaged, StorageError, StorageFull
-from app.logs import Brake
+from app.logs import Repeats
 from app.model import StoredPoint
 from app.sink.answers import Accepted, Answer, Batch, Held, Refused, Unavailable
 from app.storage import Connection, Database, set_aside, shrink
@@ -197,7 +197,7 @@ class EmbeddedStore:
         self._sleep = sleep
         self._prune_every_s = prune_every_s
         self._prune_step_s = prune_step_s
-        self._brake = Brake(every_s=60.0)
+        self._failures = Repeats(logger)
         self._closing = contextlib.AsyncExitStack()
         self._database: Database | None = None
 
@@ -287,8 +287,11 @@ class EmbeddedStore:
             try:
                 more = await self.prune()
             except StorageError as exc:
-                if self._brake.admit("prune") is not None:
-                    logger.warning("Old events were not deleted, it is tried again: %s", exc)
+                self._failures.tell(
+                    logging.WARNING, "Old events were not deleted, it is tried again: %s", exc
+                )
+            else:
+                self._failures.over("Old events are deleted again")
             await self._sleep(self._prune_step_s if more else self._prune_every_s)
 
     async def prune(self) -> bool:

@@ -13,6 +13,7 @@ import aiohttp
 from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
 
 from app.errors import StorageDamaged
+from app.logs import Repeats
 from app.sink.answers import Answer, Batch, Held, Refused, Unavailable
 from app.sink.detection import detect, stated_version
 from app.sink.dialects import Dialect, Request, Target, Version, dialect, is_missing
@@ -64,6 +65,7 @@ class InfluxSink:
         self._timeout_s = timeout_s
         self._api = api
         self._dialect = self._chosen()
+        self._choices = Repeats(logger)
         self._client: InfluxDBClientAsync | None = None
 
     async def __aenter__(self) -> Self:
@@ -101,7 +103,7 @@ class InfluxSink:
             if reply.status in _WRONG_PATH and (other := await self._other_than(spoken)):
                 other_reply = await self._write(body, other)
                 if other_reply.status not in _HOLDING:
-                    logger.info("Writing to InfluxDB as %s", other.version)
+                    self._choices.tell(logging.INFO, "Writing to InfluxDB as %s", other.version)
                     self._dialect, spoken, reply = other, other, other_reply
         except NO_ANSWER as exc:
             return failure(exc)
@@ -142,7 +144,7 @@ class InfluxSink:
         found = await detect(self._ask)
         if isinstance(found, Held | Unavailable):
             return found
-        logger.info("Writing to InfluxDB as %s", found)
+        self._choices.tell(logging.INFO, "Writing to InfluxDB as %s", found)
         self._dialect = dialect(found, self._target)
         return self._dialect
 

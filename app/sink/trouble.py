@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from app.logs import spoken
+
 _TITLES = {"influxdb": "InfluxDB", "embedded": "The embedded store"}
 _SMOOTHED_OVER_S = 10.0
 _QUOTED_POINT = re.compile(r""",\w+=.*|\b\w+=".*""", re.DOTALL)
@@ -35,7 +37,7 @@ class Trouble:
 
     def sentence(self, now_s: float) -> str:
         """Say what is wrong, for how long, and what a person can do."""
-        subject, lasted = self._title, _duration(now_s - self.since_s)
+        subject, lasted = self._title, spoken(now_s - self.since_s)
         said = self.said.rstrip(". ")
         match self.condition:
             case "waiting":
@@ -52,9 +54,9 @@ class Trouble:
                 )
         return f"{subject} {verb} for {lasted}: {said}. {advice}"
 
-    def ended(self, now_s: float) -> str:
+    def ended(self) -> str:
         """Say that it is over."""
-        return f"{self._title} takes writes again after {_duration(now_s - self.since_s)}"
+        return f"{self._title} takes writes again"
 
     @property
     def _title(self) -> str:
@@ -87,10 +89,3 @@ class Pace:
         if not held or self._per_s is None or self._per_s <= 0:
             return None
         return held / self._per_s
-
-
-def _duration(seconds: float) -> str:
-    for unit, size_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size_s:
-            return f"{seconds / size_s:.0f} {unit}"
-    return f"{max(seconds, 0.0):.0f} s"

@@ -27,6 +27,7 @@ from typing import Protocol
 import msgspec
 
 from app.errors import CommandFailed, SourceProtocolError
+from app.logs import Repeats
 from app.model import RecordedState, State, Times, moment_of
 
 logger = logging.getLogger(__name__)
@@ -88,10 +89,15 @@ class Recorder:
         patience: Patience,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        oddities: Repeats | None = None,
     ) -> None:
-        """Take what sends a command; `clock` gives seconds since the epoch."""
+        """Take what sends a command; `clock` gives seconds since the epoch.
+
+        `oddities` tells of rows that cannot be read, over more than one recorder.
+        """
         self._call = call
         self._patience = patience
+        self._oddities = oddities or Repeats(logger)
         self._clock = clock
         self._sleep = sleep
 
@@ -209,7 +215,15 @@ class Recorder:
         try:
             return _history_decoder.decode(answer)
         except (msgspec.MsgspecError, UnicodeDecodeError):
-            return _readable(answer)
+            read = _readable(answer)
+        odd = sum(found.count(None) for found in read.values())
+        self._oddities.tell(
+            logging.WARNING, "Left out %d rows of the recorder that cannot be read", odd
+        )
+        return {
+            entity_id: [row for row in found if row is not None]
+            for entity_id, found in read.items()
+        }
 
     async def _backlog(self) -> int:
         try:
@@ -226,18 +240,13 @@ class _RecorderInfo(msgspec.Struct, frozen=True):
 _history_decoder = msgspec.json.Decoder(dict[str, list[RecordedState]])
 
 
-def _readable(answer: msgspec.Raw) -> History:
-    """Return the rows that can be read: an odd one must not cost all others."""
+def _readable(answer: msgspec.Raw) -> Mapping[str, list[RecordedState | None]]:
+    """Return each row, or None for one that cannot be read: it must not cost all others."""
     try:
         rows = msgspec.json.decode(answer, type=dict[str, list[msgspec.Raw]])
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise SourceProtocolError(f"history/history_during_period: {exc}") from exc
-    read = {entity_id: list(map(_recorded_state, found)) for entity_id, found in rows.items()}
-    odd = sum(found.count(None) for found in read.values())
-    logger.warning("Left out %d rows of the recorder that cannot be read", odd)
-    return {
-        entity_id: [row for row in found if row is not None] for entity_id, found in read.items()
-    }
+    return {entity_id: list(map(_recorded_state, found)) for entity_id, found in rows.items()}
 
 
 def _recorded_state(row: msgspec.Raw) -> RecordedState | None:

@@ -23,7 +23,7 @@ from app.errors import (
     SourceProtocolError,
     SourceUnavailable,
 )
-from app.logs import Brake, shown_url
+from app.logs import Repeats, shown_url
 from app.model import Event, http_date
 from app.resilience import Backoff, Breaker
 from app.snapshot import BreakerStatus, ConnectionState, ConnectionStatus
@@ -127,7 +127,9 @@ class HomeAssistantSource:
         self._steady_s = steady_s
         self._readiness_poll_s = readiness_poll_s
         self._max_message_bytes = max_message_bytes
-        self._brake = Brake(every_s=60.0)
+        self._losses = Repeats(logger)
+        self._connections = Repeats(logger)
+        self._oddities = Repeats(logger)
         self._tls: ssl.SSLContext | None = None
         self._state: ConnectionState = "disconnected"
         self._attempts = 0
@@ -161,6 +163,7 @@ class HomeAssistantSource:
             ha_state=self._ha_state,
             is_subscribed=self._state == "connected",
             reason=self._reason(),
+            token_refused=isinstance(self._trouble, SourceAuthRejected),
             breaker=BreakerStatus(
                 state=self._breaker.state,
                 failure_count=self._breaker.failure_count,
@@ -306,7 +309,12 @@ class HomeAssistantSource:
         # A server that accepts, subscribes and hangs up must not be hammered, so the waits
         # start anew only when an event has come, or on a quiet home after a while.
         proving = asyncio.get_running_loop().call_later(self._steady_s, self._prove)
-        logger.info("Connected to Home Assistant %s at %s", self._ha_version, shown_url(self._url))
+        self._connections.tell(
+            logging.INFO,
+            "Connected to Home Assistant %s at %s",
+            self._ha_version,
+            shown_url(self._url),
+        )
         listener.connected(since)
         try:
             yield
@@ -320,6 +328,7 @@ class HomeAssistantSource:
         self._proved = True
         self._backoff.reset()
         self._breaker.succeeded()
+        self._losses.over("Home Assistant streams events again")
 
     @contextlib.asynccontextmanager
     async def _watching_readiness(self) -> AsyncIterator[None]:
@@ -381,17 +390,22 @@ class HomeAssistantSource:
         self._warn(step.malformed)
         for answer in step.answers:
             if answer.failure is not None:
-                logger.info("Home Assistant refused %s; going on without", answer.failure)
+                self._connections.tell(
+                    logging.INFO,
+                    "Home Assistant refused %s; going on without",
+                    answer.failure,
+                    kind=str(answer.failure),
+                )
 
     def _warn(self, malformed: Iterable[Malformed]) -> None:
         for problem in malformed:
-            if (held_back := self._brake.admit(problem.kind)) is not None:
-                logger.warning(
-                    "Unreadable message from Home Assistant (%s; %d more since the last line): %r",
-                    problem.kind,
-                    held_back,
-                    problem.excerpt,
-                )
+            self._oddities.tell(
+                logging.WARNING,
+                "Unreadable message from Home Assistant (%s): %r",
+                problem.kind,
+                problem.excerpt,
+                kind=problem.kind,
+            )
 
     def _failed(self, exc: SourceError) -> float:
         """Note how an attempt or a connection ended; return the seconds until the next."""
@@ -400,15 +414,18 @@ class HomeAssistantSource:
             self._trouble_since = time.monotonic()
         self._trouble = exc
         if isinstance(exc, SourceAuthRejected):
-            logger.error("%s Next attempt in %.0fs", self._reason(), self._auth_retry_s)
+            self._losses.tell(
+                logging.ERROR,
+                "%s Next attempt in %.0fs",
+                self._reason(),
+                self._auth_retry_s,
+                kind="token",
+            )
             return self._auth_retry_s
-        logger.warning(
-            "%s: %s",
-            "Lost Home Assistant" if self._proved else "No connection to Home Assistant",
-            exc,
-        )
         if not self._proved:
             self._breaker.failed(exc)
+        what = "Lost Home Assistant" if self._proved else "No connection to Home Assistant"
+        self._losses.tell(logging.WARNING, "%s: %s", what, exc, kind=f"{what}: {exc}")
         return self._next_wait_s(exc)
 
     def _next_wait_s(self, exc: SourceError) -> float:
@@ -417,7 +434,15 @@ class HomeAssistantSource:
             logger.error("Gave up on Home Assistant after %s reconnection attempts", limit)
             raise SourceUnavailable(f"Home Assistant cannot be reached: {exc}") from exc
         wait_s = max(self._backoff.next_s(), self._breaker.wait_s)
-        logger.info("Reconnection attempt %d/%s in %.1fs", self._backoff.attempt, limit, wait_s)
+        # Each says no more than the loss before it: one line for the first, and for all of them.
+        self._losses.tell(
+            logging.INFO,
+            "Reconnection attempt %d/%s in %.1fs",
+            self._backoff.attempt,
+            limit,
+            wait_s,
+            kind="attempt",
+        )
         return wait_s
 
     async def _wait(self, wait_s: float) -> None:

@@ -10,12 +10,6 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
 """Those that people read, ours and no others."""
 
-MERGED_SOON = {
-    *("doctor", "docs/OPERATIONS.md"),
-    *("docker/prometheus", "docker/grafana/provisioning", "docker/grafana/dashboards"),
-}
-"""Named in documents and compose.yaml, and made on other branches; goes once those are merged."""
-
 _FENCE = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

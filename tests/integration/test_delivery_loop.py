@@ -812,12 +812,12 @@ async def test_the_status_says_what_a_person_must_do(caplog: pytest.LogCaptureFi
     ] == [
         ("WARNING", "InfluxDB has not been taking writes"),
         ("ERROR", "InfluxDB has been refusing writes"),
-        ("INFO", "InfluxDB takes writes again after 63 s"),
+        ("INFO", "InfluxDB takes writes again (failed 6 times in 63 s)"),
     ]
 
 
 async def test_many_dead_letters_make_few_log_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """One a minute, with the reason as the database said it."""
+    """The first in full, with the reason as the database said it, then how many."""
     bench = Bench()
     bench.journal.add(lines(1, 100))
     bench.sink.bad = set(lines(10, 60))
@@ -827,7 +827,7 @@ async def test_many_dead_letters_make_few_log_lines(caplog: pytest.LogCaptureFix
 
     assert len(bench.dead_letters.kept) == 51
     assert [record.getMessage() for record in caplog.records] == [
-        "Point 10 is a dead letter of influxdb (0 more since the last line): 'unable to parse'"
+        "Point 10 is a dead letter of influxdb: 'unable to parse'"
     ]
 
 

@@ -32,17 +32,22 @@ declare -A PACKAGE_OF=(
   [strace]=strace
   [chromium]=chromium
   [npm]=npm
+  [prometheus]=prometheus
+  [promtool]=prometheus
 )
 # What only the screenshots need: the font that the dashboard asks for first.
 FONTS=fonts-inter
 AXE_CORE=4.14.1
-UNITS=(influxdb victoria-metrics)
+UNITS=(influxdb victoria-metrics prometheus)
 POLICY=/usr/sbin/policy-rc.d
 
 install_packages() {
   local missing=() program package
   for program in "${!PACKAGE_OF[@]}"; do
-    command -v "$program" >/dev/null || missing+=("${PACKAGE_OF[$program]}")
+    package="${PACKAGE_OF[$program]}"
+    # A package may be the home of two programs.
+    [[ " ${missing[*]} " == *" $package "* ]] || command -v "$program" >/dev/null ||
+      missing+=("$package")
   done
   if command -v dpkg >/dev/null; then
     dpkg -s "$FONTS" >/dev/null 2>&1 || missing+=("$FONTS")

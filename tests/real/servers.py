@@ -1,4 +1,4 @@
-"""Start and stop the real neighbors: Home Assistant, InfluxDB and VictoriaMetrics.
+"""Start and stop the real neighbors: Home Assistant, databases and Prometheus.
 
 Each runs on a free loopback port in a folder of its own and ends when its `with` block does.
 `python -m tests.real.servers` starts and stops them once, so that what Home Assistant fetches
@@ -197,6 +197,22 @@ def influxdb(folder: Path) -> Server:
         folder=folder,
         url=f"http://127.0.0.1:{port}",
         ready="/ping",
+    )
+
+
+def prometheus(folder: Path, *, config: Path) -> Server:
+    """Return a Prometheus that follows a configuration, not yet started."""
+    port = free_port()
+    return Server(
+        [
+            program("prometheus"),
+            f"--config.file={config}",
+            f"--storage.tsdb.path={folder / 'data'}",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ],
+        folder=folder,
+        url=f"http://127.0.0.1:{port}",
+        ready="/-/ready",
     )
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from app.api.application import build_api
 from app.settings import variables
-from tests.fakes.documents import DOCUMENTS, MERGED_SOON, ROOT, blocks, prose
+from tests.fakes.documents import DOCUMENTS, ROOT, blocks, prose
 from tests.fakes.service import components
 
 LANGUAGES = {"sh", "ini", "json", "python", "text", "influxql", "flux", "sql"}
@@ -33,6 +33,8 @@ NOT_RUN = {
     "python3": "makes environments outside the project; the image's steps are run in its place",
     "/opt/uv/bin/pip": "as python3",
     "/opt/uv/bin/uv": "as python3",
+    "tar": "a copy of a folder that belongs to the reader",
+    "sqlite3": "a program of the reader's, asked for the integrity of a file",
     "openssl": "any program that makes random letters will do",
 }
 """The first word of commands that nothing here runs."""
@@ -96,8 +98,7 @@ def test_every_link_leads_somewhere(document: Path) -> None:
             continue
         path, _, anchor = link.partition("#")
         target = (document.parent / path).resolve() if path else document
-        is_there = target.exists() or str(target.relative_to(ROOT)) in MERGED_SOON
-        if not is_there or (anchor and anchor not in _anchors(target)):
+        if not target.exists() or (anchor and anchor not in _anchors(target)):
             broken.append(link)
 
     assert broken == []
@@ -119,7 +120,7 @@ def test_every_command_is_one_that_there_is(command: str, document: str) -> None
     first, *words = shlex.split(command)
     match first:
         case "make":
-            assert words[0] in _targets() | MERGED_SOON, document
+            assert words[0] in _targets(), document
         case "python":
             assert command in OURS
         case "cp":
@@ -132,11 +133,7 @@ def test_every_command_is_one_that_there_is(command: str, document: str) -> None
             assert first in NOT_RUN, document
 
 
-def _is_of_another_branch(command: str) -> bool:
-    return command.split()[3] in MERGED_SOON
-
-
-@pytest.mark.parametrize("command", [each for each in OURS if not _is_of_another_branch(each)])
+@pytest.mark.parametrize("command", OURS)
 def test_our_commands_take_these_arguments(command: str, tmp_path: Path) -> None:
     """Without settings each ends before it does anything, but only after its arguments were read.
 
@@ -185,10 +182,3 @@ def test_what_cannot_be_run_is_in_the_documents() -> None:
     firsts = {command.split()[0] for command, _ in COMMANDS}
 
     assert set(NOT_RUN) - firsts == set()
-
-
-def test_what_was_to_be_merged_is_not_there_yet() -> None:
-    """Once it is there the exception has to go."""
-    there = {name for name in MERGED_SOON if (ROOT / name).exists() or name in _targets()}
-
-    assert there == set()

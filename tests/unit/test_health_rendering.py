@@ -177,6 +177,8 @@ def test_states_are_told_as_one_of_many() -> None:
         'ingest_connection_breaker_state{state="open"}',
         'ingest_sink_state{sink="influxdb",state="holding"}',
         'ingest_sink_state{sink="embedded",state="ok"}',
+        'ingest_sink_breaker_state{sink="influxdb",state="closed"}',
+        'ingest_sink_breaker_state{sink="embedded",state="closed"}',
     } == ones
 
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from app.logs import Brake, JsonLine, LogFormat, LogOutput, TextLine, configure
+from app.logs import (
+    JsonLine,
+    LogFormat,
+    LogOutput,
+    Repeats,
+    TextLine,
+    configure,
+    spoken,
+    sum_up_repeats,
+)
 
 NOISY = ("websockets", "httpx", "httpcore", "uvicorn.access", "asyncio")
 
@@ -179,13 +189,139 @@ def test_log_files_rotate(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1", "log.2"]
 
 
-def test_the_brake_lets_one_line_per_interval_through() -> None:
-    """It says how many it held back, by kind."""
-    now_s = 0.0
-    brake = Brake(every_s=60.0, clock=lambda: now_s)
-    assert [brake.admit("a"), brake.admit("a"), brake.admit("a")] == [0, None, None]
-    assert brake.admit("b") == 0
+class Hearing:
+    """A trouble, a clock that a test moves, and what was logged."""
 
-    now_s = 60.0
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        self.now_s = 0.0
+        self._caplog = caplog
+        self.repeats = Repeats(logging.getLogger("hearing"), clock=lambda: self.now_s)
+        caplog.set_level(logging.INFO, "hearing")
 
-    assert [brake.admit("a"), brake.admit("b")] == [2, 0]
+    def fail_every(self, step_s: float, *, until_s: float, kind: str = "") -> None:
+        """Have it happen again and again, with the look that the service takes in between."""
+        while self.now_s < until_s:
+            self.repeats.tell(logging.WARNING, "Lost %s", "it", kind=kind)
+            self.now_s += step_s
+            self.repeats.sum_up()
+
+    def said(self) -> list[str]:
+        """Return the lines since the last time."""
+        lines = [record.message for record in self._caplog.records if record.name == "hearing"]
+        self._caplog.clear()
+        return lines
+
+
+@pytest.fixture
+def hearing(caplog: pytest.LogCaptureFixture) -> Hearing:
+    """Return a trouble that has not happened yet."""
+    return Hearing(caplog)
+
+
+def test_what_repeats_is_summed_up_ever_more_rarely(hearing: Hearing) -> None:
+    """The first is told in full, then how often and for how long, at the latest every 15 min."""
+    hearing.fail_every(1.0, until_s=3_600.0)
+
+    assert hearing.said() == [
+        "Lost it",
+        "Lost it (60 times in 59 s)",
+        "Lost it (180 times in 3 min)",
+        "Lost it (420 times in 7 min)",
+        "Lost it (900 times in 15 min)",
+        "Lost it (1,800 times in 30 min)",
+        "Lost it (2,700 times in 45 min)",
+        "Lost it (3,600 times in 60 min)",
+    ]
+
+
+def test_the_end_says_how_often_and_how_long(hearing: Hearing) -> None:
+    """One line when all is well again, and nothing when nothing was wrong."""
+    hearing.repeats.over("It is back")
+    hearing.fail_every(10.0, until_s=30.0)
+    hearing.repeats.over("It is back after %s", "all")
+    hearing.repeats.over("It is back")
+    hearing.now_s = 1_000.0
+    hearing.repeats.sum_up()
+
+    assert hearing.said() == ["Lost it", "It is back after all (failed 3 times in 30 s)"]
+
+
+def test_a_new_trouble_is_told_in_full(hearing: Hearing) -> None:
+    """What was over for a minute has nothing to do with what comes now."""
+    hearing.fail_every(10.0, until_s=300.0)
+    hearing.repeats.over("It is back")
+    hearing.now_s += 60.0
+    hearing.said()
+
+    hearing.fail_every(10.0, until_s=hearing.now_s + 10.0)
+    hearing.repeats.over("It is back")
+
+    assert hearing.said() == ["Lost it", "It is back (after 10 s)"]
+
+
+def test_what_comes_and_goes_is_one_trouble(hearing: Hearing) -> None:
+    """A server that hangs up every second fills no log, neither with its ends."""
+    while hearing.now_s < 3_600.0:
+        hearing.fail_every(1.0, until_s=hearing.now_s + 1.0)
+        hearing.repeats.over("It is back")
+
+    said = hearing.said()
+    assert said[:2] == ["Lost it", "It is back (after 1 s)"]
+    assert "Lost it (1,800 times in 30 min)" in said
+    assert len(said) <= 16
+
+
+def test_what_has_stopped_is_summed_up_all_the_same(hearing: Hearing) -> None:
+    """Five hundred bad messages in five seconds, and none after: their number is told."""
+    hearing.fail_every(0.01, until_s=5.0)
+    hearing.now_s = 65.0
+    hearing.repeats.sum_up()
+    hearing.repeats.sum_up()
+
+    first, summary = hearing.said()
+    assert first == "Lost it"
+    assert re.fullmatch(r"Lost it \(50\d times in 5 s, the last 60 s ago\)", summary)
+
+
+def test_each_kind_is_told_for_itself(hearing: Hearing) -> None:
+    """Another reason is news; too many of them are one."""
+    for kind in range(1_000):
+        hearing.repeats.tell(logging.WARNING, "Kind %d", kind, kind=str(kind))
+
+    assert [f"Kind {kind}" for kind in range(51)] == hearing.said()
+
+
+def test_the_first_has_the_traceback(hearing: Hearing, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug repeats its traceback for nobody."""
+    for hearing.now_s in (0.0, 60.0):
+        hearing.repeats.tell(logging.ERROR, "Broken", exc_info=ValueError("why"))
+
+    assert [record.exc_info is not None for record in caplog.records] == [True, False]
+
+
+def test_at_debug_each_is_there(hearing: Hearing, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever looks for a pattern can have them all."""
+    caplog.set_level(logging.DEBUG, "hearing")
+
+    hearing.fail_every(1.0, until_s=3.0)
+
+    assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]
+
+
+def test_everything_that_repeats_is_reached(hearing: Hearing) -> None:
+    """The service sums up at one place what all its parts have to tell."""
+    hearing.fail_every(1.0, until_s=2.0)
+    hearing.now_s = 61.0
+
+    sum_up_repeats()
+
+    assert hearing.said() == ["Lost it", "Lost it (2 times in 1 s, the last 60 s ago)"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-1.0, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7_200.0, "2 h"), (172_800.0, "2 d")],
+)
+def test_lengths_of_time(seconds: float, words: str) -> None:
+    """No more than a person wants to know."""
+    assert words == spoken(seconds)
