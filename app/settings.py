@@ -10,7 +10,7 @@ import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, TypeVar
@@ -512,12 +512,28 @@ def load_settings(env_file: Path | None = None) -> Settings:
     if problems:
         raise SettingsError(*problems)
     settings = Settings.model_validate(sections)
-    if settings.influx.url is None and not settings.embedded_store:
-        raise SettingsError(
-            "EMBEDDED_STORE: is off while INFLUXDB_URL is unset, so events would go nowhere."
-            " Set INFLUXDB_URL, or EMBEDDED_STORE=auto"
-        )
+    problems = list(_contradictions(settings))
+    if problems:
+        raise SettingsError(*problems)
     return settings
+
+
+def _contradictions(settings: Settings) -> Iterator[str]:
+    """Yield what two settings cannot say at once."""
+    influx = settings.influx
+    if influx.url is None:
+        if not settings.embedded_store:
+            yield (
+                "EMBEDDED_STORE: is off while INFLUXDB_URL is unset, so events would go nowhere."
+                " Set INFLUXDB_URL, or EMBEDDED_STORE=auto"
+            )
+        return
+    # An HTTP request has one `Authorization`, and who stands in an address is one already.
+    if urlsplit(influx.url).username and (influx.username or influx.token.get_secret_value()):
+        yield (
+            "INFLUXDB_URL: holds a user, and INFLUXDB_USERNAME or INFLUXDB_TOKEN names another."
+            " Leave one of them out"
+        )
 
 
 def warnings(env_file: Path | None = None) -> list[str]:

@@ -584,7 +584,8 @@ async def test_no_secret_is_ever_told(set_: Set) -> None:
             API_KEY="key-of-the-api",
         )
         told = await doctor()
-        set_(INFLUXDB_URL=influx.url.replace("http://", "http://me:another-in-url@"))
+        in_url = influx.url.replace("http://", "http://me:another-in-url@")
+        set_(INFLUXDB_URL=in_url, INFLUXDB_TOKEN="")
         again = await doctor()
 
     assert "***" in told.says("database_write")

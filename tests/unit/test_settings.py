@@ -137,6 +137,20 @@ def test_events_must_go_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
         load_settings()
 
 
+@pytest.mark.parametrize("other", ["INFLUXDB_TOKEN", "INFLUXDB_USERNAME"])
+def test_a_database_is_told_one_user(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    """Two would be no request at all; nothing of what was given is shown."""
+    monkeypatch.setenv("INFLUXDB_URL", "http://ada:hush@influxdb:8086")
+    assert load_settings().influx.url is not None
+
+    monkeypatch.setenv(other, "somebody-else")
+    with pytest.raises(SettingsError, match="INFLUXDB_URL: holds a user") as caught:
+        load_settings()
+
+    assert "hush" not in str(caught.value)
+    assert "somebody-else" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("store", "url", "on"),
     [
