@@ -589,7 +589,7 @@ async def test_no_secret_is_ever_told(set_: Set) -> None:
         again = await doctor()
 
     assert "***" in told.says("database_write")
-    assert again["database"]["status"] == "failed"
+    assert again["database_write"]["status"] == "failed"
     assert [secret for secret in hidden if secret in told.text + again.text] == []
 
 
