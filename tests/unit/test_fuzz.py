@@ -91,7 +91,8 @@ def test_no_message_of_a_client_breaks_the_live_stream(sent: bytes | str) -> Non
     """It is understood or not; the answer is one of three."""
     understood, answer = _understood(sent), json.loads(_answer(sent))
 
-    assert answer["type"] == "pong" if understood and understood.type == "ping" else "error"
+    expected = "pong" if understood and understood.type == "ping" else "error"
+    assert expected == answer["type"]
 
 
 @settings(max_examples=60)
