@@ -160,7 +160,7 @@ async def _measure(load: Load, folder: Path, running: Service, house: Peer, sink
         )
         end = time.perf_counter()
         playing = _Used.by(process) - before
-        dropped = await _dropped(running)
+        dropped = await _dropped(running, played.events)
         count = await _drained(running if load.embedded else sink, played.events - dropped)
         drained_s = time.perf_counter() - end
         used = _Used.by(process) - before
@@ -241,9 +241,14 @@ class _Used:
         )
 
 
-async def _dropped(running: Service) -> int:
-    health = await running.get("/health")
-    return sum(health["accounting"]["events"]["dropped"].values())
+async def _dropped(running: Service, events: int) -> int:
+    """Wait until all events were received, and return how many of them were dropped."""
+    give_up_at = time.monotonic() + _DRAIN_S
+    while True:
+        counted = (await running.get("/health"))["accounting"]["events"]
+        if counted["received"] >= events or time.monotonic() > give_up_at:
+            return sum(counted["dropped"].values())
+        await asyncio.sleep(0.05)
 
 
 async def _drained(to: Peer | Service, events: int) -> Count:
