@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import time
-import zlib
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
@@ -24,6 +23,7 @@ from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from app import members
 from app.errors import CommandFailed, SourceError, StorageError
 from app.journal.coverage import Coverage
 from app.journal.last_states import LastStates
@@ -38,7 +38,6 @@ from app.telemetry import Telemetry
 logger = logging.getLogger(__name__)
 
 _SECOND_NS = 1_000_000_000
-_GZIP_WINDOW = 31
 _CHANGES_PER_APPEND = 200
 _RECEIVED_WITHIN_S = 2.0
 _STALLED_S = 60.0
@@ -402,6 +401,6 @@ def _span(gap: Gap) -> str:
 
 def _lines(row: Row) -> list[bytes]:
     try:
-        return Lines(zlib.decompress(row.gzip, _GZIP_WINDOW), row.points).split()
-    except zlib.error:
+        return Lines(members.decompressed(row.gzip), row.points).split()
+    except members.Damaged:
         return []  # who delivers it says that it is damaged

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, nullcontext
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
@@ -33,16 +34,16 @@ _STATUSES = """\
 0  done, also when there was none
 2  the command line or the settings cannot be used, or DATA_DIR is held and nobody answers"""
 
-HELP = described(
+_described = partial(described, needs=_NEEDS, statuses=_STATUSES)
+
+HELP = _described(
     "see, retry, export or delete the points that a database refused",
     does="""\
 A point that a database refuses for good becomes a dead letter: it is kept with the reason, and its
 neighbors are written. Each action has a page of its own: dead-letters ACTION --help.""",
-    needs=_NEEDS,
     examples="""\
 python -m app dead-letters list
 python -m app dead-letters retry --sink influxdb""",
-    statuses=_STATUSES,
 )
 
 _PAGE = 1_000
@@ -60,49 +61,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser(
         "list",
         parents=[shared],
-        **described(
+        **_described(
             "show them, newest first",
             does="Shows dead letters, newest first: number, moment, sink, reason; then the point.",
-            needs=_NEEDS,
             examples="python -m app dead-letters list --limit 20",
-            statuses=_STATUSES,
         ),
     )
     listing.add_argument("--limit", type=int, default=100, help="how many (%(default)s)")
     actions.add_parser(
         "retry",
         parents=[shared],
-        **described(
+        **_described(
             "put them back into the journal",
             does="Puts dead letters back into the journal, to be sent again: once what they were\n"
             "refused for is mended. What is refused again becomes a dead letter again.",
-            needs=_NEEDS,
             examples="python -m app dead-letters retry --sink influxdb",
-            statuses=_STATUSES,
         ),
     )
     export = actions.add_parser(
         "export",
         parents=[shared],
-        **described(
+        **_described(
             "write them as line protocol",
             does="Writes dead letters as line protocol, oldest first, and keeps them.",
-            needs=_NEEDS,
             examples="python -m app dead-letters export --output refused.lp",
-            statuses=_STATUSES,
         ),
     )
     export.add_argument("--output", type=Path, help="a file; standard output without one")
     delete = actions.add_parser(
         "delete",
         parents=[shared],
-        **described(
+        **_described(
             "delete them for good",
             does="Deletes dead letters for good; `export` keeps a copy before.",
-            needs=_NEEDS,
             examples="python -m app dead-letters delete --id 17 18\n"
             "python -m app dead-letters delete --all",
-            statuses=_STATUSES,
         ),
     )
     delete.add_argument("--id", type=int, nargs="+", help="only these")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from app import storage
+from app import members, storage
 from app.errors import StorageDamaged, StorageError
 from app.journal.coverage import Covered
 from app.journal.remembered import Remembered, load, save_covered, save_gaps, save_states
@@ -24,7 +23,6 @@ logger = logging.getLogger(__name__)
 
 _ROWS_PER_COPY = 100
 _MAX_ATTEMPTS = 20_000
-_GZIP_WINDOW = 31
 _SECOND_NS = 1_000_000_000
 _LEAST_HOLE_NS = 60 * _SECOND_NS
 _MERGED_NS = 10 * _SECOND_NS
@@ -144,8 +142,8 @@ def _rows(damaged: Connection, first: int, last: int) -> Iterator[Row]:
 
 def _whole(row: Row) -> bool:
     try:
-        lines = zlib.decompress(row.gzip, _GZIP_WINDOW)
-    except zlib.error:
+        lines = members.decompressed(row.gzip)
+    except members.Damaged:
         return False
     return lines.count(b"\n") >= row.points
 
@@ -278,7 +276,7 @@ def _covered(spans: Sequence[Span], remembered: Remembered, *, lost_at_end: int)
 
 def _spans(connection: Connection) -> Iterator[Span]:
     for row in _saved_rows(connection):
-        lines = Lines(zlib.decompress(row.gzip, _GZIP_WINDOW), row.points)
+        lines = Lines(members.decompressed(row.gzip), row.points)
         yield Span(row.first, row.last, live_times_of(lines), row.received_at)
 
 
