@@ -28,7 +28,7 @@ from app.errors import CommandFailed, SourceError, StorageError
 from app.journal.coverage import Coverage
 from app.journal.last_states import LastStates
 from app.logs import Repeats
-from app.model import Change, Gap, LastState, Lines, Placement, Row, StoredPoint, Times, moment_of
+from app.model import Change, Gap, LastState, Lines, Placements, Row, StoredPoint, Times, moment_of
 from app.normalize.recorded import Identity, Recovery
 from app.resilience import Backoff
 from app.snapshot import GapsStatus
@@ -101,7 +101,7 @@ class Backfill:
         journal: Journal,
         intake: Waiting,
         schema: Schema,
-        placement_of: Callable[[str], Placement],
+        placements: Callable[[], Placements],
         keep: Callable[[Sequence[Change]], Sequence[Change]],
         telemetry: Telemetry,
         backoff: Backoff,
@@ -125,7 +125,7 @@ class Backfill:
         self._journal = journal
         self._intake = intake
         self._schema = schema
-        self._placement_of = placement_of
+        self._placements = placements
         self._keep = keep
         self._telemetry = telemetry
         self._backoff = backoff
@@ -264,7 +264,7 @@ class Backfill:
         recovery = Recovery(
             times,
             changed_from_ns=gap.start_ns,
-            placement_of=self._placement_of,
+            placements=self._placements,
             before=self._last_states.before(gap),
             newest=newest,
         )

@@ -279,7 +279,7 @@ class Container(containers.DeclarativeContainer):
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         interval_s=settings.provided.discovery.refresh_interval_s,
     )
-    normalizer = providers.Singleton(Normalizer, catalog.provided.placement)
+    normalizer = providers.Singleton(Normalizer, catalog.provided.placements)
     encoder = providers.Singleton(_encoder, settings)
     entity_filter = providers.Singleton(_entity_filter, settings)
     transforms = providers.Singleton(_transforms, settings, telemetry)
@@ -308,7 +308,7 @@ class Container(containers.DeclarativeContainer):
         journal=journal,
         intake=intake,
         schema=providers.Singleton(_backfill_schema, settings),
-        placement_of=catalog.provided.placement,
+        placements=catalog.provided.placements,
         keep=pipeline.provided.kept,
         telemetry=telemetry,
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),

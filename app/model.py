@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -134,6 +134,9 @@ class Placement(msgspec.Struct, frozen=True, gc=False):
 
 NOWHERE = Placement()
 """The placement of an entity that no registry knows."""
+
+Placements: TypeAlias = Mapping[str, Placement]
+"""Where entities are, by their ids. It never changes: when one moves, there is another mapping."""
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):

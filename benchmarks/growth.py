@@ -95,7 +95,7 @@ def print_growth(points: list[Point]) -> None:
 def _home(entities: int, *, rounds: int) -> Point:
     material = make_material(_EVENTS_PER_HOME, entities_in_home=entities)
     session, encoder = ready_session(), new_encoder()
-    normalizer = Normalizer(material.catalog.placement)
+    normalizer = Normalizer(material.catalog.placements)
     times = []
     for _ in range(rounds):
         cpu_s, wall_s = time.process_time(), time.perf_counter()

@@ -90,7 +90,7 @@ def make_material(events: int = EVENTS, *, entities_in_home: int = ENTITIES) -> 
     corpus = make_corpus(events, entities_in_home)
     frames = make_frames(corpus, per_frame=EVENTS_PER_FRAME)
     catalog = _catalog(corpus)
-    session, normalizer, encoder = ready_session(), Normalizer(catalog.placement), new_encoder()
+    session, normalizer, encoder = ready_session(), Normalizer(catalog.placements), new_encoder()
     decoded = [session.feed(frame).events for frame in frames]
     changes = [normalizer.changes(batch)[0] for batch in decoded]
     return Material(
@@ -204,7 +204,7 @@ async def _with_folder(
 def _pure_stages(material: Material) -> Iterator[tuple[str, Callable[[], None]]]:
     yield f"decode, {EVENTS_PER_FRAME} per frame", partial(_decode, material.frames)
     yield "decode, one per frame", partial(_decode, material.single_frames)
-    normalizer = Normalizer(material.catalog.placement)
+    normalizer = Normalizer(material.catalog.placements)
     yield "normalize", partial(_normalize, normalizer, material.events)
     encoder = new_encoder()
     yield "encode", partial(_encode, encoder, material.changes)

@@ -88,7 +88,7 @@ async def _way(
             )
             pipeline = Pipeline(
                 discovery=discovery_of(Answers({}), catalog=catalog),
-                normalizer=Normalizer(catalog.placement),
+                normalizer=Normalizer(catalog.placements),
                 encoder=encoder,
                 intake=intake,
                 coverage=coverage,

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from app.discovery.registries import AreaRow, DeviceRow, EntityRow, Registries
-from app.model import NOWHERE, Placement
+from app.model import NOWHERE, Placement, Placements
 from app.snapshot import DiscoveryStatus
 
 _ENTITIES_PER_SLICE = 100
@@ -26,7 +26,7 @@ class Catalog:
     def __init__(self, *, now: Callable[[], datetime] = _utc_now) -> None:
         """Take the clock that dates a refresh."""
         self._now = now
-        self._placements: dict[str, Placement] = {}
+        self._placements: Placements = {}
         self._renamed: dict[str, str] = {}
         """Ids that are not listed yet: those given, by the ones before."""
         self.registries = Registries()
@@ -59,11 +59,15 @@ class Catalog:
         """
         self._renamed[former] = entity_id
         if former in self._placements:
-            self._placements.setdefault(entity_id, self._placements[former])
+            self._placements = {entity_id: self._placements[former], **self._placements}
 
     def placement(self, entity_id: str) -> Placement:
         """Return where an entity is; `NOWHERE` when it is not registered."""
         return self._placements.get(entity_id, NOWHERE)
+
+    def placements(self) -> Placements:
+        """Return where all registered entities are; another mapping after any change."""
+        return self._placements
 
     def status(self) -> DiscoveryStatus:
         """Return what the last refresh found."""

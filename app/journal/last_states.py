@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 from app.model import Change, Gap, LastState
 
 _MAX_FROZEN = 20
+
+
+_Fresh: TypeAlias = tuple[str | None, int | None, int]
+"""The fields of a `LastState`, in order."""
 
 
 class LastStates:
@@ -21,7 +26,7 @@ class LastStates:
         """The number of the newest point that is known here; later ones are to be recalled."""
         self._known: dict[str, LastState] = {}
         self._unsaved: dict[str, LastState] = {}
-        self._fresh: dict[str, Change] = {}
+        self._fresh: dict[str, _Fresh] = {}
         """What came since `unsaved` was asked."""
         self._frozen: dict[int, Mapping[str, LastState]] = {}
         """As it was when a gap was found, by the gap's id."""
@@ -33,7 +38,13 @@ class LastStates:
 
     def update(self, changes: Sequence[Change]) -> None:
         """Take changes as they come; on the hot path, see `make bench`."""
-        self._fresh.update([(change.entity_id, change) for change in changes])
+        # Tuples, because each replaces a former one, and what is freed late costs most.
+        self._fresh.update(
+            [
+                (change.entity_id, (change.state, change.changed_ns, change.time_ns))
+                for change in changes
+            ]
+        )
 
     def recall(self, entity_id: str, state: LastState) -> None:
         """Take the newest change that an earlier process made durable."""
@@ -69,8 +80,8 @@ class LastStates:
     def unsaved(self) -> Mapping[str, LastState]:
         """Return what has changed since the last save that went well."""
         fresh, self._fresh = self._fresh, {}
-        for name, change in fresh.items():
-            self._known[name] = self._unsaved[name] = _state_of(change)
+        for name, values in fresh.items():
+            self._known[name] = self._unsaved[name] = LastState(*values)
         return dict(self._unsaved)
 
     def saved(self, states: Mapping[str, LastState]) -> None:
@@ -85,8 +96,4 @@ class LastStates:
         return {name: state for name, state in states if state.time_ns <= gap.start_ns}
 
     def _all(self) -> dict[str, LastState]:
-        return self._known | {name: _state_of(change) for name, change in self._fresh.items()}
-
-
-def _state_of(change: Change) -> LastState:
-    return LastState(change.state, change.changed_ns, change.time_ns)
+        return self._known | {name: LastState(*values) for name, values in self._fresh.items()}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from app.model import Change, Event, Placement, State, nanoseconds
+from app.model import NOWHERE, Change, Event, Placements, State, nanoseconds
 from app.normalize.attributes import NO_ATTRIBUTES, Attributes, read_attributes
 
 _MAX_TIME_NS = 2**63 - 2
@@ -30,13 +30,13 @@ class Normalizer:
 
     def __init__(
         self,
-        placement_of: Callable[[str], Placement],
+        placements: Callable[[], Placements],
         *,
         max_known_bytes: int = 64_000_000,
         max_known_entities: int = 50_000,
     ) -> None:
-        """Take what tells the placement of an entity, and how much may be remembered."""
-        self._placement_of = placement_of
+        """Take what tells where the entities are now, and how much may be remembered."""
+        self._placements = placements
         self._max_known_bytes = max_known_bytes
         self._max_known_entities = max_known_entities
         self._known: dict[str, _Known] = {}
@@ -46,14 +46,15 @@ class Normalizer:
         """Return the change of each event that has one, in order, and the events that have none."""
         changes: list[Change] = []
         malformed: list[Malformed] = []
+        placements = self._placements()
         for event in events:
             try:
-                changes.append(self._change(event))
+                changes.append(self._change(event, placements))
             except _Unusable as exc:
                 malformed.append(Malformed(str(exc), _excerpt(event)))
         return changes, malformed
 
-    def _change(self, event: Event) -> Change:
+    def _change(self, event: Event, placements: Placements) -> Change:
         data = event.data
         entity_id, old, new = data.entity_id, data.old_state, data.new_state
         if entity_id is None:
@@ -78,36 +79,41 @@ class Normalizer:
             or (old is not None and not known.complete and known.raw != old.attributes)
         ):
             known = self._learn(entity_id, new=new, old=old)
+        if known.placements is not placements:
+            known.placements, known.placement = placements, placements.get(entity_id, NOWHERE)
         if new is None:
             self._forget(entity_id)
 
-        placement = self._placement_of(entity_id)
+        previous_state = duration_s = None
+        if old is not None:
+            previous_state = old.state
+            duration_s = (changed - old.last_changed).total_seconds()
+            duration_s = max(duration_s, 0.0)  # the clock was set back
         return Change(
-            entity_id,
+            known.entity_id,
             known.domain,
             time_ns,
             None if new is None else new.state,
-            None if old is None else old.state,
-            None if old is None else max(0.0, (changed - old.last_changed).total_seconds()),
+            previous_state,
+            duration_s,
             b"{}" if new is None else known.attributes.json,
             known.device_class,
             known.unit_of_measurement,
-            known.friendly_name or placement.name,
+            known.friendly_name or known.placement.name,
             event.context or state.context,
-            placement,
-            event.event_type,
+            known.placement,
             changed_ns=time_ns if changed == updated else nanoseconds(changed),
         )
 
     def _learn(self, entity_id: str, *, new: State | None, old: State | None) -> _Known:
         """Bring up to date what is known of an entity."""
-        known = self._known.pop(entity_id, None) or _Known(_domain(entity_id))
+        known = self._known.pop(entity_id, None) or _Known(entity_id)
         self._known_bytes -= known.size
         try:
             known.learn(new=new, old=old)
         finally:
             # Put in again at the end: the first is the one that had no news for longest.
-            self._known[entity_id] = known
+            self._known[known.entity_id] = known
             self._known_bytes += known.size
         while (
             self._known_bytes > self._max_known_bytes or len(self._known) > self._max_known_entities
@@ -132,14 +138,22 @@ class _Known:
         "complete",
         "device_class",
         "domain",
+        "entity_id",
         "friendly_name",
+        "placement",
+        "placements",
         "raw",
         "size",
         "unit_of_measurement",
     )
 
-    def __init__(self, domain: str) -> None:
-        self.domain = domain
+    def __init__(self, entity_id: str) -> None:
+        self.entity_id = entity_id
+        """Always the same object, so that whoever looks it up compares no letters."""
+        self.domain = _domain(entity_id)
+        self.placements: Placements | None = None
+        self.placement = NOWHERE
+        """Where it is, according to `placements`."""
         self.raw = msgspec.Raw(b"")
         """The last attributes as they came, and as they were read."""
         self.attributes = NO_ATTRIBUTES
@@ -163,11 +177,16 @@ class _Known:
         past = NO_ATTRIBUTES
         if old is not None and not present.complete:
             past = former if old.attributes == former_raw else _read_old(old.attributes)
-        self.device_class = present.device_class or past.device_class or self.device_class
-        self.unit_of_measurement = (
-            present.unit_of_measurement or past.unit_of_measurement or self.unit_of_measurement
-        )
-        self.friendly_name = present.friendly_name or past.friendly_name or self.friendly_name
+        device_class = present.device_class or past.device_class
+        unit_of_measurement = present.unit_of_measurement or past.unit_of_measurement
+        friendly_name = present.friendly_name or past.friendly_name
+        # What says the same stays the same object: the encoder compares those first.
+        if device_class and device_class != self.device_class:
+            self.device_class = device_class
+        if unit_of_measurement and unit_of_measurement != self.unit_of_measurement:
+            self.unit_of_measurement = unit_of_measurement
+        if friendly_name and friendly_name != self.friendly_name:
+            self.friendly_name = friendly_name
 
     def _read_new(self, raw: msgspec.Raw) -> Attributes:
         if raw == self.raw:

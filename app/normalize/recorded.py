@@ -14,7 +14,7 @@ from app.model import (
     Event,
     EventData,
     LastState,
-    Placement,
+    Placements,
     RecordedState,
     State,
     Times,
@@ -35,7 +35,7 @@ class Recovery:
         times: Times,
         *,
         changed_from_ns: int,
-        placement_of: Callable[[str], Placement],
+        placements: Callable[[], Placements],
         before: Mapping[str, LastState],
         newest: Mapping[str, State],
     ) -> None:
@@ -45,7 +45,7 @@ class Recovery:
             times: from when to when changes are made, both included; rows before that only
                 say what was true.
             changed_from_ns: where the gap begins; earlier than `times` when it is half filled.
-            placement_of: tells the placement of an entity.
+            placements: tells where the entities are now.
             before: the newest change before the gap, of each entity of which it is known.
             newest: the states as they are now.
         """
@@ -53,7 +53,7 @@ class Recovery:
         self._changed_from_ns = changed_from_ns
         self._before = before
         self._newest = newest
-        self._normalizer = Normalizer(placement_of)
+        self._normalizer = Normalizer(placements)
         self._last: dict[str, _Last] = {}
         """The row before the next, of entities that have had one."""
         self._read_through: dict[str, float] = {}

@@ -15,17 +15,25 @@ import fnmatch
 import math
 import re
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import msgspec
 
-from app.model import Change, LastState, Lines, Placement, StoredPoint
+from app.model import Change, LastState, Lines, StoredPoint
 from app.schema.line_protocol import (
+    MAX_STRING_BYTES,
     escape_field_key,
     escape_measurement,
     escape_tag,
     quote,
     quote_utf8,
 )
+
+_Octets: TypeAlias = str
+"""UTF-8 as text of one character per byte: only so can an f-string put a line together."""
+
+_ENCODING = "latin-1"
+"""What makes bytes of such text, and such text of bytes, without changing any."""
 
 VALUES_OF_WORDS = {
     "on": 1.0,
@@ -58,7 +66,6 @@ _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 _SECURITY_CLASSES = frozenset({"door", "window", "motion", "lock", "smoke", "gas"})
 
 _MAX_CACHED_STATE_LENGTH = 64
-_MAX_CONTEXT_ID_LENGTH = 64
 
 
 def value_of(state: str) -> float | None:
@@ -83,7 +90,10 @@ def category_of(domain: str, device_class: str | None) -> str:
 
 
 class _Series:
-    """What stays the same from one change of an entity to the next, already encoded."""
+    """What stays the same from one change of an entity to the next, already encoded.
+
+    The pieces are `_Octets`: UTF-8 in a `str` of one character per byte.
+    """
 
     __slots__ = (
         "attributes",
@@ -93,18 +103,39 @@ class _Series:
         "friendly_name",
         "head",
         "placement",
+        "state",
+        "state_fields",
         "unit_of_measurement",
     )
 
-    def __init__(self, change: Change, head: bytes) -> None:
-        self.placement: Placement = change.placement
+    def __init__(self, change: Change, head: _Octets) -> None:
+        self._remember(change)
+        self.head = head
+        self.attributes: bytes | None = None
+        self.attributes_fields: _Octets = ""
+        self.state: str | None = None
+        """The newest state, and its fields: it will be the next one's previous state."""
+        self.state_fields: tuple[_Octets, _Octets] = ("", "")
+
+    def fits(self, change: Change) -> bool:
+        """Whether tags and names say the same; if so, remember the objects that say it now."""
+        if (
+            self.placement is not change.placement
+            or self.device_class != change.device_class
+            or self.unit_of_measurement != change.unit_of_measurement
+            or self.friendly_name != change.friendly_name
+            or self.event_type != change.event_type
+        ):
+            return False
+        self._remember(change)
+        return True
+
+    def _remember(self, change: Change) -> None:
+        self.placement = change.placement
         self.device_class = change.device_class
         self.unit_of_measurement = change.unit_of_measurement
         self.friendly_name = change.friendly_name
         self.event_type = change.event_type
-        self.head = head
-        self.attributes: bytes | None = None
-        self.attributes_fields = b""
 
 
 class HomeiqEncoder:
@@ -131,7 +162,7 @@ class HomeiqEncoder:
         self._max_cached_states = max_cached_states
         self._series: dict[str, _Series] = {}
         self._cached_bytes = 0
-        self._states: dict[str, tuple[bytes, bytes]] = {}
+        self._states: dict[str, tuple[_Octets, _Octets]] = {}
 
     def encode(self, changes: Sequence[Change]) -> Lines:
         """Return exactly one line for each change, in order."""
@@ -141,32 +172,39 @@ class HomeiqEncoder:
             self._series.clear()
             self._cached_bytes = 0
         series_of = self._series.get
-        state_fields_of = self._states.get
-        parts: list[bytes] = []
+        fields_of = self._states.get
+        parts: list[_Octets] = []
         for change in changes:
             series = series_of(change.entity_id)
             if (
                 series is None
                 or series.placement is not change.placement
-                or series.device_class != change.device_class
-                or series.unit_of_measurement != change.unit_of_measurement
-                or series.friendly_name != change.friendly_name
-                or series.event_type != change.event_type
+                or series.device_class is not change.device_class
+                or series.unit_of_measurement is not change.unit_of_measurement
+                or series.friendly_name is not change.friendly_name
+                or series.event_type is not change.event_type
             ):
-                series = self._new_series(change)
+                series = self._series_of(change)
             if series.attributes != change.attributes:
                 self._renew_attributes(series, change.attributes)
-            state, previous_state = change.state, change.previous_state
-            if state is None:
-                now = b"removed=true"
-            else:
-                now = (state_fields_of(state) or self._state_fields(state))[0]
-            if previous_state is None:
-                before = b""
-            else:
-                before = (state_fields_of(previous_state) or self._state_fields(previous_state))[1]
-            parts += (series.head, now, before, series.attributes_fields, _tail(change))
-        return Lines(b"".join(parts), len(changes))
+            now, before = "removed=true", ""
+            if (previous := change.previous_state) is not None:
+                if previous == series.state:  # nearly always
+                    before = series.state_fields[1]
+                else:
+                    before = (fields_of(previous) or self._state_fields(previous))[1]
+            if (state := change.state) is not None:
+                if state != series.state:
+                    series.state_fields = fields_of(state) or self._state_fields(state)
+                    series.state = state
+                now = series.state_fields[0]
+            parts += (series.head, now, before, series.attributes_fields, _end(change))
+        return Lines("".join(parts).encode(_ENCODING), len(changes))
+
+    def _series_of(self, change: Change) -> _Series:
+        """Return the series of a change that does not hold the very objects of the last one."""
+        series = self._series.get(change.entity_id)
+        return series if series is not None and series.fits(change) else self._new_series(change)
 
     def _new_series(self, change: Change) -> _Series:
         tags = b"".join(
@@ -177,7 +215,7 @@ class HomeiqEncoder:
         fields = b"".join(
             key + b"=" + quote(value) + b"," for key, value in _names(change) if value is not None
         )
-        series = _Series(change, self._measurement + tags + b" " + fields)
+        series = _Series(change, _octets(self._measurement + tags + b" " + fields))
         self._cached_bytes += len(series.head)
         if (former := self._series.get(change.entity_id)) is not None:
             self._cached_bytes -= len(former.head) + len(former.attributes_fields)
@@ -190,26 +228,30 @@ class HomeiqEncoder:
             fields += _attribute_fields(attributes, self._wanted)
         self._cached_bytes += len(fields) - len(series.attributes_fields)
         series.attributes = attributes
-        series.attributes_fields = fields
+        series.attributes_fields = _octets(fields)
 
-    def _state_fields(self, state: str) -> tuple[bytes, bytes]:
+    def _state_fields(self, state: str) -> tuple[_Octets, _Octets]:
         """Return the fields of the present state, and that of the same state when it is past."""
         value = value_of(state)
         if value is None or len(state) > _MAX_CACHED_STATE_LENGTH:
-            quoted = quote(state).decode()
+            quoted = _octets(quote(state))
         else:
             quoted = f'"{state}"'  # numbers and words hold nothing to escape
         available = "false" if state in UNAVAILABLE else "true"
         number = "" if value is None else f",value={value!r}"
         fields = (
-            f"available={available},state_value={quoted}{number}".encode(),
-            f",previous_state={quoted}".encode(),
+            f"available={available},state_value={quoted}{number}",
+            f",previous_state={quoted}",
         )
         if len(state) <= _MAX_CACHED_STATE_LENGTH:
             if len(self._states) >= self._max_cached_states:
                 self._states.clear()
             self._states[state] = fields
         return fields
+
+
+def _octets(data: bytes) -> _Octets:
+    return data.decode(_ENCODING)
 
 
 def _tags(change: Change, instance: str | None) -> tuple[tuple[bytes, str | None], ...]:
@@ -238,28 +280,28 @@ def _names(change: Change) -> tuple[tuple[bytes, str | None], ...]:
     )
 
 
-def _tail(change: Change) -> bytes:
+def _end(change: Change) -> _Octets:
     """Return the end of a line: what is different every time."""
-    text = ""
+    end = ""
     if (duration_s := change.duration_s) is not None:
-        text = f",duration_in_state_seconds={duration_s!r}"
+        end = f",duration_in_state_seconds={duration_s!r}"
     if (context := change.context) is not None:
         if (context_id := context.id) is not None:
-            text += f",context_id={_quoted(context_id)}"
+            end += f",context_id={_quoted(context_id)}"
         if (parent_id := context.parent_id) is not None:
-            text += f",context_parent_id={_quoted(parent_id)}"
+            end += f",context_parent_id={_quoted(parent_id)}"
         if (user_id := context.user_id) is not None:
-            text += f",context_user_id={_quoted(user_id)}"
+            end += f",context_user_id={_quoted(user_id)}"
     if change.backfilled:
-        text += ",backfilled=true"
-    return f"{text} {change.time_ns}\n".encode()
+        end += ",backfilled=true"
+    return f"{end} {change.time_ns}\n"
 
 
-def _quoted(context_id: str) -> str:
-    # Home Assistant's are letters and digits, and then there is nothing to look for.
-    if len(context_id) <= _MAX_CONTEXT_ID_LENGTH and context_id.isalnum():
-        return f'"{context_id}"'
-    return quote(context_id).decode()
+def _quoted(text: str) -> _Octets:
+    # An id of Home Assistant's holds nothing to escape, and this is cheaper than `quote`.
+    if text.isascii() and '"' not in text and "\\" not in text and len(text) <= MAX_STRING_BYTES:
+        return f'"{text}"'
+    return _octets(quote(text))
 
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])

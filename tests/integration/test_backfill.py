@@ -128,7 +128,7 @@ class Process:
         )
         self.pipeline = Pipeline(
             discovery=self.discovery,
-            normalizer=Normalizer(catalog.placement),
+            normalizer=Normalizer(catalog.placements),
             encoder=HomeiqEncoder("events", instance=None, attribute_fields=()),
             intake=self.intake,
             coverage=self.coverage,
@@ -150,7 +150,7 @@ class Process:
                 identity_of=identity_of,
                 last_state_of=last_state_of,
             ),
-            placement_of=catalog.placement,
+            placements=catalog.placements,
             keep=self.pipeline.kept,
             telemetry=self.telemetry,
             backoff=Backoff(first_s=1.0, max_s=300.0),

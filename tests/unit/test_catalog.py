@@ -171,9 +171,10 @@ def test_a_rename_is_followed_before_it_is_listed() -> None:
     """The last event under the old id and the first under the new one are placed alike."""
     catalog = Catalog()
     catalog.replace(Registries(devices=(HUB,), entities=(LAMP,), areas=(HALL,)))
-    before = catalog.placement("light.lamp")
+    before, all_before = catalog.placement("light.lamp"), catalog.placements()
 
     catalog.rename("light.reading", former="light.lamp")
+    assert catalog.placements() is not all_before, "who remembers one looks it up again"
     assert catalog.placement("light.reading") is before
     assert catalog.placement("light.lamp") is before
 

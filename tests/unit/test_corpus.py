@@ -45,7 +45,7 @@ def test_every_event_is_of_use() -> None:
     assert [
         problem
         for batch in material.events
-        for problem in Normalizer(material.catalog.placement).changes(batch)[1]
+        for problem in Normalizer(material.catalog.placements).changes(batch)[1]
     ] == []
     assert sum(len(batch) for batch in material.changes) == ENTITIES
     assert all(change.placement.integration for batch in material.changes for change in batch)

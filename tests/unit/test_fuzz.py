@@ -14,7 +14,7 @@ from app.api.filter_stats import _rules
 from app.api.live import _answer, _understood
 from app.errors import FilterInvalid
 from app.fanout.hub import Selection, encode_event
-from app.model import NOWHERE, Change
+from app.model import Change
 from app.normalize.changes import Normalizer
 from app.normalize.filter import Filter, Rules, read_rules
 from app.schema.homeiq import HomeiqEncoder
@@ -77,7 +77,7 @@ def test_what_looks_like_an_event_is_written_or_counted(events: list[object]) ->
     frame = json.dumps([{"id": 2, "type": "event", "event": event} for event in events])
 
     step = _streaming().feed(frame.encode())
-    changes, unusable = Normalizer(lambda _: NOWHERE).changes(step.events)
+    changes, unusable = Normalizer(dict).changes(step.events)
     lines = HomeiqEncoder("events", instance=None, attribute_fields=()).encode(changes)
     told = [json.loads(encode_event(each)) for each in changes]
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.model import NOWHERE, Change, Event, Placement
+from app.model import Change, Event, Placement
 from app.normalize.changes import Normalizer
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
@@ -72,7 +72,8 @@ def test_whatever_changes_about_one_entity_is_written(batch: list[Change]) -> No
 @given(st.lists(events, min_size=1, max_size=4), placements)
 def test_any_event_is_a_change_or_malformed(batch: list[Event], placement: Placement) -> None:
     """Every event is accounted for, and its attributes are JSON that every parser reads."""
-    found, malformed = Normalizer(lambda _: placement).changes(batch)
+    everywhere = {event.data.entity_id or "": placement for event in batch}
+    found, malformed = Normalizer(lambda: everywhere).changes(batch)
 
     assert len(found) + len(malformed) == len(batch)
     _check(found)
@@ -123,7 +124,7 @@ def test_recordings_come_back(version: str) -> None:
     """What three versions of Home Assistant sent is written as the tables say."""
     batch = list(_recorded_events(version))
 
-    found, malformed = Normalizer(lambda _: NOWHERE).changes(batch)
+    found, malformed = Normalizer(dict).changes(batch)
 
     assert malformed == []
     assert len(found) == len(batch) > 50

@@ -39,7 +39,7 @@ def _event(
 
 
 def _change(event: Event, normalizer: Normalizer | None = None) -> Change:
-    (change,), malformed = (normalizer or Normalizer(lambda _: NOWHERE)).changes([event])
+    (change,), malformed = (normalizer or Normalizer(dict)).changes([event])
     assert malformed == []
     return change
 
@@ -50,7 +50,7 @@ def test_a_change_tells_what_the_event_did() -> None:
     old = _state("1.5", at=NOON - timedelta(seconds=2.5), attributes=POWER)
     event = _event(_state("2", attributes=POWER), old, context=Context(id="c1"))
 
-    change = _change(event, Normalizer({"sensor.meter": placement}.__getitem__))
+    change = _change(event, Normalizer(lambda: {"sensor.meter": placement}))
 
     assert change == Change(
         entity_id="sensor.meter",
@@ -93,7 +93,7 @@ def test_a_thousand_microseconds_are_all_different() -> None:
     """No two neighbors fall together."""
     events = [_event(_state(at=NOON + timedelta(microseconds=n))) for n in range(1000)]
 
-    changes, _ = Normalizer(lambda _: NOWHERE).changes(events)
+    changes, _ = Normalizer(dict).changes(events)
 
     assert [change.time_ns for change in changes] == [NOON_NS + 1000 * n for n in range(1000)]
 
@@ -182,7 +182,7 @@ def test_what_the_new_state_lacks_comes_from_the_old() -> None:
 
 def test_what_both_states_lack_is_the_last_known() -> None:
     """From unavailable to unknown, and after a restart of Home Assistant, the series stays."""
-    normalizer = Normalizer(lambda _: NOWHERE)
+    normalizer = Normalizer(dict)
     _change(_event(_state(attributes=POWER)), normalizer)
 
     for event in (
@@ -199,7 +199,7 @@ def test_what_both_states_lack_is_the_last_known() -> None:
 
 def test_an_old_state_we_never_saw_is_newer_than_what_we_know() -> None:
     """Events may have been missed: the old state is what was true just before."""
-    normalizer = Normalizer(lambda _: NOWHERE)
+    normalizer = Normalizer(dict)
     _change(_event(_state(attributes=POWER)), normalizer)
     _change(_event(_state("unavailable"), _state(attributes=POWER)), normalizer)
 
@@ -213,7 +213,7 @@ def test_an_old_state_we_never_saw_is_newer_than_what_we_know() -> None:
 
 def test_a_removed_entity_is_forgotten() -> None:
     """An entity that is added later under the same id is another one."""
-    normalizer = Normalizer(lambda _: NOWHERE)
+    normalizer = Normalizer(dict)
     _change(_event(_state(attributes=POWER)), normalizer)
     removed = _change(_event(None, _state("unavailable"), at=NOON), normalizer)
 
@@ -224,15 +224,29 @@ def test_a_removed_entity_is_forgotten() -> None:
 
 def test_an_entity_without_a_name_has_that_of_the_registry() -> None:
     """Home Assistant leaves the friendly name out of a raw unavailable state."""
-    normalizer = Normalizer(lambda _: Placement(name="Registered"))
+    normalizer = Normalizer(lambda: {"sensor.meter": Placement(name="Registered")})
 
     assert _change(_event(_state()), normalizer).friendly_name == "Registered"
     assert _change(_event(_state(attributes=POWER)), normalizer).friendly_name == "Meter"
 
 
+def test_an_entity_that_moves_is_in_its_new_place() -> None:
+    """Where it is may be remembered only until the registries say something else."""
+    kitchen, hall = Placement(area_id="kitchen"), Placement(area_id="hall")
+    where = {"sensor.meter": kitchen}
+    normalizer = Normalizer(lambda: where)
+
+    assert _change(_event(_state("1")), normalizer).placement is kitchen
+    assert _change(_event(_state("2")), normalizer).placement is kitchen
+    where = {"sensor.meter": hall}
+    assert _change(_event(_state("3")), normalizer).placement is hall
+    where = {}
+    assert _change(_event(_state("4")), normalizer).placement is NOWHERE
+
+
 def test_entities_do_not_share_what_is_known() -> None:
     """Each has its own class, unit and name."""
-    normalizer = Normalizer(lambda _: NOWHERE)
+    normalizer = Normalizer(dict)
     _change(_event(_state(attributes=POWER)), normalizer)
 
     assert _change(_event(_state(), entity_id="sensor.other"), normalizer).device_class is None
@@ -240,7 +254,7 @@ def test_entities_do_not_share_what_is_known() -> None:
 
 def test_what_is_repeated_is_not_read_again() -> None:
     """The same bytes give the same object, which the encoder knows again."""
-    normalizer = Normalizer(lambda _: NOWHERE)
+    normalizer = Normalizer(dict)
     first = _change(_event(_state(attributes=POWER)), normalizer)
     between = _change(_event(_state("2", attributes=POWER), _state()), normalizer)
     again = _change(_event(_state("unavailable"), _state(attributes=POWER)), normalizer)
@@ -279,7 +293,7 @@ def test_an_unusable_event_is_malformed(event: Event, kind: str) -> None:
     """It says what is wrong and with which entity, and costs its neighbors nothing."""
     good = _event(_state())
 
-    changes, malformed = Normalizer(lambda _: NOWHERE).changes([good, event, good])
+    changes, malformed = Normalizer(dict).changes([good, event, good])
 
     assert changes == [_change(good), _change(good)]
     entity_id = event.data.entity_id
@@ -292,7 +306,7 @@ def test_what_is_said_of_an_unusable_event_holds_no_value_of_it() -> None:
     secret = _state("s3cret", attributes=b'{"code": "s3cret", broken')
     event = _event(secret, secret, entity_id="sensor." + "x" * 300)
 
-    (problem,) = Normalizer(lambda _: NOWHERE).changes([event])[1]
+    (problem,) = Normalizer(dict).changes([event])[1]
 
     assert "s3cret" not in problem.excerpt
     assert problem.excerpt.startswith("state_changed of 'sensor.xxx")
@@ -301,7 +315,7 @@ def test_what_is_said_of_an_unusable_event_holds_no_value_of_it() -> None:
 
 def test_a_malformed_event_takes_nothing_away() -> None:
     """What is known of its entity is known still."""
-    normalizer = Normalizer(lambda _: NOWHERE)
+    normalizer = Normalizer(dict)
     _change(_event(_state(attributes=POWER)), normalizer)
     normalizer.changes([_event(_state(attributes=b"{broken"))])
 
@@ -310,7 +324,7 @@ def test_a_malformed_event_takes_nothing_away() -> None:
 
 def test_the_number_of_known_entities_is_bounded() -> None:
     """The one that had no news for longest is forgotten first."""
-    normalizer = Normalizer(lambda _: NOWHERE, max_known_entities=2)
+    normalizer = Normalizer(dict, max_known_entities=2)
     for entity_id in ("sensor.a", "sensor.b", "sensor.c"):
         _change(_event(_state(attributes=POWER), entity_id=entity_id), normalizer)
 
@@ -320,7 +334,7 @@ def test_the_number_of_known_entities_is_bounded() -> None:
 
 def test_the_memory_of_known_entities_is_bounded() -> None:
     """Large attributes are remembered for fewer entities; one too large is not remembered."""
-    normalizer = Normalizer(lambda _: NOWHERE, max_known_bytes=2_500)
+    normalizer = Normalizer(dict, max_known_bytes=2_500)
     for number in range(10):
         attributes = {"n": number, "filler": "x" * 1000}
         change = _change(
@@ -336,7 +350,7 @@ def test_the_memory_of_known_entities_is_bounded() -> None:
 
 def test_nothing_need_be_remembered() -> None:
     """With no room at all, every event is still read by itself."""
-    normalizer = Normalizer(lambda _: NOWHERE, max_known_entities=0)
+    normalizer = Normalizer(dict, max_known_entities=0)
 
     assert _change(_event(_state(attributes=POWER)), normalizer).device_class == "power"
     assert _change(_event(None, _state(attributes=POWER), at=NOON), normalizer).removed

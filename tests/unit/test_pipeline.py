@@ -90,7 +90,7 @@ class Rig:
         self.discovery = discovery_of(answers, catalog=self.catalog)
         self.pipeline = Pipeline(
             discovery=self.discovery,
-            normalizer=Normalizer(self.catalog.placement),
+            normalizer=Normalizer(self.catalog.placements),
             encoder=encoder("events", instance=None, attribute_fields=()),
             intake=self.intake,
             coverage=self.coverage,

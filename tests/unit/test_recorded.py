@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from app.demo.home_assistant import JsonObject
 from app.model import (
-    NOWHERE,
     Change,
     Event,
     LastState,
@@ -33,7 +32,7 @@ LONG = Times(0, 2**62)
 
 def live(events: Sequence[object]) -> list[Change]:
     """Return the changes that live events make."""
-    changes, malformed = Normalizer(lambda _: NOWHERE).changes(
+    changes, malformed = Normalizer(dict).changes(
         msgspec.json.decode(msgspec.json.encode(events), type=list[Event])
     )
     assert not malformed
@@ -61,7 +60,7 @@ def recovery(
     return Recovery(
         times,
         changed_from_ns=times.oldest_ns if changed_from_ns is None else changed_from_ns,
-        placement_of=lambda _: NOWHERE,
+        placements=dict,
         before=before or {},
         newest=newest or {},
     )
