@@ -156,17 +156,19 @@ class Size:
     free_bytes: int
     """Pages inside the file that hold nothing and are used again first."""
     wal_bytes: int
+    page_bytes: int
 
 
 def size_of(connection: Connection, path: Path) -> Size:
     """Measure the database that `connection` has opened at `path`."""
-    page = pragma(connection, "page_size")
-    free = pragma(connection, "freelist_count")
+    page, pages, free = connection.execute(
+        "SELECT * FROM pragma_page_size, pragma_page_count, pragma_freelist_count"
+    ).fetchone()
     try:
         wal_bytes = _companion(path, "-wal").stat().st_size
     except FileNotFoundError:
         wal_bytes = 0
-    return Size((pragma(connection, "page_count") - free) * page, free * page, wal_bytes)
+    return Size((pages - free) * page, free * page, wal_bytes, page)
 
 
 def pragma(connection: Connection, name: str) -> int:

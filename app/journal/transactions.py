@@ -18,7 +18,7 @@ from app.journal.ledger import Hole, Overflow
 from app.journal.remembered import MIGRATION, Remembered, load, save_coverage, save_states
 from app.journal.rows import compress, numbered, take
 from app.model import LastState, Lines, Row
-from app.storage import Connection, Size, pragma, shrink, size_of
+from app.storage import Connection, Size, shrink, size_of
 
 MIGRATIONS = (
     """
@@ -50,9 +50,8 @@ class Bounds:
     overflow: Overflow
     free_bytes: Callable[[Path], int]
 
-    def room(self, connection: Connection) -> int:
-        """Return how many bytes an append may add now."""
-        size = size_of(connection, self.path)
+    def room(self, size: Size) -> int:
+        """Return how many bytes an append may add to a file of this size."""
         # A WAL shrinks only when the file is closed; it may never take the whole bound.
         bound = max(self.max_bytes - size.wal_bytes, self.max_bytes // 2)
         return min(bound - size.live_bytes, self.disk_room(size))
@@ -155,11 +154,13 @@ def append_lines(
         JournalFull: there is no room and the policy is `drop_new`.
         StorageFull: the disk is at its bound.
     """
+    # Few statements: on a busy loop each may wait some milliseconds for the interpreter's lock.
     new = numbered(compress(lines), first=tail + 1, received_at=received_at) if lines.points else []
     rows = [*lent, *new]
     _save_cursors(connection, cursors)
     dropped = _make_room(connection, rows, configured, bounds)
-    connection.execute("UPDATE cursors SET settled = max(settled, ?)", (dropped,))
+    if dropped:
+        connection.execute("UPDATE cursors SET settled = max(settled, ?)", (dropped,))
     connection.executemany(
         "INSERT INTO journal_rows VALUES (?, ?, ?, ?)",
         [(row.first, row.points, row.received_at, row.gzip) for row in rows],
@@ -167,12 +168,13 @@ def append_lines(
     connection.execute("UPDATE journal SET tail = ?", (tail + lines.points,))
     save_coverage(connection, unsaved)
     lost = dropped > min(cursors.values(), default=dropped)
+    size = size_of(connection, bounds.path)
     return Appended(
         rows=new,
         dropped_through=dropped if lost else 0,
         oldest_at=_oldest_at(connection, dropped) if lost else None,
-        bytes=_bytes(connection, bounds.path),
-        room=bounds.room(connection),
+        bytes=size.live_bytes + size.wal_bytes,
+        room=bounds.room(size),
     )
 
 
@@ -181,21 +183,23 @@ def _make_room(connection: Connection, rows: Sequence[Row], configured: int, bou
 
     Rows that no configured sink needs go first, whatever orphans may want.
     """
-    page = pragma(connection, "page_size")
+    size = size_of(connection, bounds.path)
+    page = size.page_bytes
     needed = sum((len(row.gzip) // page + 2) * page for row in rows)
     through = 0
     limits = [configured]
     if bounds.overflow == "drop_oldest":
         limits.append(_tail(connection))
     for limit in limits:
-        while bounds.room(connection) < needed:
+        while bounds.room(size) < needed:
             last = _delete_rows(connection, limit, _ROWS_PER_DROP)
             if last is None:
                 break
             through = last
-    if bounds.disk_room(size_of(connection, bounds.path)) < needed:
+            size = size_of(connection, bounds.path)
+    if bounds.disk_room(size) < needed:
         raise StorageFull("the disk has no more than JOURNAL_MIN_FREE_MB left")
-    if bounds.room(connection) < needed:
+    if bounds.room(size) < needed:
         raise JournalFull(f"{needed} bytes are needed and the journal is at its bound")
     return through
 
