@@ -56,18 +56,23 @@ class Context(msgspec.Struct, frozen=True, gc=False):
     user_id: str | None = None
 
 
-class State(msgspec.Struct, frozen=True, gc=False):
-    """One entity's state as Home Assistant sends it.
+class EventState(msgspec.Struct, frozen=True, gc=False):
+    """What is read of the states in an event; the event itself names the entity and the context."""
 
-    https://developers.home-assistant.io/docs/core/entity/#state-property
-    """
-
-    entity_id: str
     state: str
     last_changed: Timestamp
     last_updated: Timestamp
     attributes: msgspec.Raw = msgspec.Raw(b"{}")
     """The JSON object, unread: most of it is only passed on."""
+
+
+class State(EventState, frozen=True, gc=False, kw_only=True):
+    """One entity's state as Home Assistant lists it.
+
+    https://developers.home-assistant.io/docs/core/entity/#state-property
+    """
+
+    entity_id: str
     context: Context | None = None
 
 
@@ -95,8 +100,8 @@ class EventData(msgspec.Struct, frozen=True, gc=False):
     """What an event is about: `state_changed` fills the states, registry events the rest."""
 
     entity_id: str | None = None
-    old_state: State | None = None
-    new_state: State | None = None
+    old_state: EventState | None = None
+    new_state: EventState | None = None
     action: str | None = None
     device_id: str | None = None
     area_id: str | None = None

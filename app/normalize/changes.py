@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from app.model import NOWHERE, Change, Event, Placements, State, nanoseconds
+from app.model import NOWHERE, Change, Event, EventState, Placements, nanoseconds
 from app.normalize.attributes import NO_ATTRIBUTES, Attributes, read_attributes
 
 _MAX_TIME_NS = 2**63 - 2
@@ -100,12 +100,12 @@ class Normalizer:
             known.device_class,
             known.unit_of_measurement,
             known.friendly_name or known.placement.name,
-            event.context or state.context,
+            event.context,
             known.placement,
             changed_ns=time_ns if changed == updated else nanoseconds(changed),
         )
 
-    def _learn(self, entity_id: str, *, new: State | None, old: State | None) -> _Known:
+    def _learn(self, entity_id: str, *, new: EventState | None, old: EventState | None) -> _Known:
         """Bring up to date what is known of an entity."""
         known = self._known.pop(entity_id, None) or _Known(entity_id)
         self._known_bytes -= known.size
@@ -165,7 +165,7 @@ class _Known:
         self.unit_of_measurement: str | None = None
         self.friendly_name: str | None = None
 
-    def learn(self, *, new: State | None, old: State | None) -> None:
+    def learn(self, *, new: EventState | None, old: EventState | None) -> None:
         """Take class, unit and name from the new state, else the old, else keep the last known.
 
         An entity that becomes `unavailable` drops its attributes, and must stay in its series.

@@ -135,7 +135,7 @@ class Recovery:
         if row.s is None:
             self._last[entity_id] = self._nothing(entity_id)
         else:
-            state = State(entity_id, row.s, at, at, _own(row.a))
+            state = State(row.s, at, at, _own(row.a), entity_id=entity_id)
             self._last[entity_id] = _Last(state, says_since=False)
 
     def _state(self, entity_id: str, row: RecordedState, updated: datetime) -> State | None:
@@ -145,7 +145,7 @@ class Recovery:
         if newest is not None and newest.last_updated == updated and newest.state == row.s:
             return newest  # with all attributes, and the context, which the recorder does not tell
         changed = updated if row.lc is None else datetime.fromtimestamp(row.lc, UTC)
-        return State(entity_id, row.s, changed, updated, _own(row.a))
+        return State(row.s, changed, updated, _own(row.a), entity_id=entity_id)
 
     def _change(self, entity_id: str, state: State | None, *, at: datetime) -> Change | None:
         """Return the change to this state, or to none, and make it the row before the next."""
@@ -157,6 +157,7 @@ class Recovery:
             "state_changed",
             EventData(entity_id=entity_id, old_state=last.state, new_state=state),
             time_fired=at,
+            context=None if state is None else state.context,
         )
         self._last[entity_id] = self._nothing(entity_id) if state is None else _Last(state)
         # An update of nothing but attributes says itself that the state lasts.
@@ -178,13 +179,17 @@ class Recovery:
             return self._nothing(entity_id)
         changed = moment_of(last.time_ns if last.changed_ns is None else last.changed_ns)
         state = State(
-            entity_id, last.state, changed, moment_of(last.time_ns), self._attributes(entity_id)
+            last.state,
+            changed,
+            moment_of(last.time_ns),
+            self._attributes(entity_id),
+            entity_id=entity_id,
         )
         return _Last(state, says_since=last.changed_ns is not None)
 
     def _nothing(self, entity_id: str) -> _Last:
         start = moment_of(self._times.oldest_ns)
-        state = State(entity_id, "", start, start, self._attributes(entity_id))
+        state = State("", start, start, self._attributes(entity_id), entity_id=entity_id)
         return _Last(state, says_state=False)
 
     def _attributes(self, entity_id: str) -> msgspec.Raw:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from app.model import Change, Context, Event, EventData, Placement, State
+from app.model import Change, Context, Event, EventData, EventState, Placement
 
 SNIPPETS = (
     *",= \"\\\n\r\t\0\x07\x7f#_.:/'é°😀\x85\u2028\ufeff\uffff\ud800\udfff",
@@ -59,13 +59,11 @@ def _maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 contexts = st.builds(Context, id=_maybe(texts), parent_id=_maybe(texts), user_id=_maybe(texts))
 
 _state_structs = st.builds(
-    State,
-    entity_id=texts,
+    EventState,
     state=states,
     last_changed=moments,
     last_updated=_nearby | moments,
     attributes=raw_json() | raw_json(_json_values),
-    context=_maybe(contexts),
 )
 
 entity_ids = st.just("sensor.kitchen") | st.tuples(
@@ -74,7 +72,7 @@ entity_ids = st.just("sensor.kitchen") | st.tuples(
 
 events = st.builds(
     Event,
-    event_type=st.just("state_changed") | texts,
+    event_type=st.just("state_changed"),
     data=st.builds(
         EventData,
         entity_id=entity_ids | entity_ids | entity_ids | texts | st.none(),
@@ -126,6 +124,6 @@ changes = st.builds(
     friendly_name=_maybe(texts),
     context=_maybe(contexts),
     placement=placements,
-    event_type=st.just("state_changed") | texts,
+    event_type=st.just("state_changed"),
     backfilled=st.booleans(),
 )

@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from app.model import State
+from app.model import EventState
 from app.normalize.changes import Normalizer
 from app.source.protocol import Session
 from benchmarks.corpus import ENTITIES, EVENTS, Corpus, Stream, make_corpus, make_frames
@@ -79,7 +79,7 @@ def test_an_event_begins_where_the_last_one_of_its_entity_ended(corpus: Corpus) 
     session = Session("t" * 32)
     session.feed(b'{"type":"auth_required","ha_version":"2026.11.0"}')
     session.feed(b'{"type":"auth_ok","ha_version":"2026.11.0"}')
-    former: dict[str | None, State | None] = {}
+    former: dict[str | None, EventState | None] = {}
 
     for event in stream.take(2 * EVENTS, now_ns=_NOW_NS):
         (read,) = session.feed(b'{"type":"event","event":%b,"id":2}' % event).events

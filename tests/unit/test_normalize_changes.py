@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import msgspec
 import pytest
 
-from app.model import NOWHERE, Change, Context, Event, EventData, Placement, State
+from app.model import NOWHERE, Change, Context, Event, EventData, EventState, Placement
 from app.normalize.changes import Malformed, Normalizer
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
@@ -21,15 +21,14 @@ def _state(
     at: datetime = NOON,
     changed: datetime | None = None,
     attributes: object = None,
-    context: Context | None = None,
-) -> State:
+) -> EventState:
     raw = attributes if isinstance(attributes, bytes) else msgspec.json.encode(attributes or {})
-    return State("sensor.meter", state, changed or at, at, msgspec.Raw(raw), context)
+    return EventState(state, changed or at, at, msgspec.Raw(raw))
 
 
 def _event(
-    new: State | None,
-    old: State | None = None,
+    new: EventState | None,
+    old: EventState | None = None,
     *,
     entity_id: str | None = "sensor.meter",
     at: datetime | None = None,
@@ -100,9 +99,9 @@ def test_a_thousand_microseconds_are_all_different() -> None:
 
 def test_a_removal_happens_when_its_event_fired() -> None:
     """It has no new state: its time is the event's, and what it was comes from the old state."""
-    old = _state("5", at=NOON - timedelta(minutes=1), attributes=POWER, context=Context(id="old"))
+    old = _state("5", at=NOON - timedelta(minutes=1), attributes=POWER)
 
-    change = _change(_event(None, old, at=NOON))
+    change = _change(_event(None, old, at=NOON, context=Context(id="cause")))
 
     assert change == Change(
         entity_id="sensor.meter",
@@ -115,20 +114,11 @@ def test_a_removal_happens_when_its_event_fired() -> None:
         device_class="power",
         unit_of_measurement="W",
         friendly_name="Meter",
-        context=Context(id="old"),
+        context=Context(id="cause"),
         placement=NOWHERE,
         changed_ns=NOON_NS,
     )
     assert change.removed
-
-
-def test_the_context_is_the_events() -> None:
-    """A removal has a cause of its own, and a state without an event keeps its own."""
-    mine, others = Context(id="mine"), Context(id="others")
-
-    assert _change(_event(None, _state(context=others), at=NOON, context=mine)).context == mine
-    assert _change(_event(_state(context=mine))).context == mine
-    assert _change(_event(_state())).context is None
 
 
 def test_a_state_without_a_predecessor_has_no_duration() -> None:

@@ -15,7 +15,7 @@ from app.fanout.hub import Hub, Selection
 from app.journal.coverage import Coverage
 from app.journal.intake import Intake
 from app.journal.last_states import LastStates
-from app.model import Change, Event, EventData, Lines, State
+from app.model import Change, Event, EventData, EventState, Lines
 from app.normalize.changes import Normalizer
 from app.normalize.transforms import Transforms
 from app.pipeline import Pipeline
@@ -114,7 +114,7 @@ class Rig:
 def event(entity_id: str = "sensor.kitchen", *, second: int = 0) -> Event:
     """Return a state change."""
     at = NOON + timedelta(seconds=second)
-    state = State(entity_id=entity_id, state="1", last_changed=at, last_updated=at)
+    state = EventState("1", last_changed=at, last_updated=at)
     return Event("state_changed", EventData(entity_id=entity_id, new_state=state), time_fired=at)
 
 

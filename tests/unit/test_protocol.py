@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import CommandFailed, SourceAuthRejected, SourceProtocolError
+from app.model import Context
 from app.normalize.attributes import read_attributes
 from app.source.protocol import REGISTRY_EVENTS, Malformed, Phase, Session, Step
 from tests.fakes.recordings import VERSIONS, event_messages, frame, recording
@@ -147,7 +148,9 @@ def test_every_state_change_is_read(version: str) -> None:
                 assert told["state"] == read.state
                 assert told["last_updated"] == read.last_updated.isoformat(timespec="microseconds")
                 assert frame(told["attributes"]) == bytes(read.attributes)
-                assert told["context"]["id"] == read.context.id
+        context, new_state = message["event"]["context"], message["event"]["data"]["new_state"]
+        assert event.context == Context(**context)
+        assert new_state is None or new_state["context"] == context, "so it is read only once"
 
 
 @every_version

@@ -88,11 +88,11 @@ def newest_state(
 ) -> State:
     """Return what `get_states` says."""
     return State(
-        entity_id,
         value,
         moment_of(at(changed_ms)),
         moment_of(at(changed_ms if updated_ms is None else updated_ms)),
         msgspec.Raw(msgspec.json.encode(attributes)),
+        entity_id=entity_id,
     )
 
 
