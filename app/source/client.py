@@ -9,11 +9,11 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, Self
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 from websockets.frames import CloseCode
 
@@ -27,6 +27,7 @@ from app.logs import Repeats, shown_url
 from app.model import Event, http_date
 from app.resilience import Backoff, Breaker
 from app.snapshot import BreakerStatus, ConnectionState, ConnectionStatus
+from app.source.frames import FrameSocket
 from app.source.protocol import Malformed, Phase, Session, Step
 from app.telemetry import Telemetry
 
@@ -38,7 +39,6 @@ _wire_logger.setLevel(logging.WARNING)
 
 _RUNNING = "RUNNING"
 _CLOSE_TIMEOUT_S = 0.3
-_QUEUED_FRAMES = 256
 _BATCH_EVENTS = 50
 """Enough to share what a batch costs, and few enough to be worked on while they are in the
 processor's caches: of 200 each costs a quarter more."""
@@ -231,21 +231,18 @@ class HomeAssistantSource:
                 async with self._watching_readiness():
                     for step in first:
                         self._deliver(step, listener)
-                    async with _Inbox(socket) as inbox:
-                        # Bounded by the pings: a silent peer ends the inbox with an error.
-                        while frames := await inbox.take():
-                            self._take_turn(frames, session, listener)
-                        await inbox.ended()
+                    while True:  # bounded by the pings: a silent peer ends it with an error
+                        self._take_turn(await socket.frames(), session, listener)
 
     @contextlib.asynccontextmanager
-    async def _open(self) -> AsyncIterator[ClientConnection]:
+    async def _open(self) -> AsyncIterator[FrameSocket]:
         try:
             socket = await connect(
                 self._url,
                 ssl=self._context(),
                 compression=None,  # costs the receiver about as much again per event
                 max_size=self._max_message_bytes,
-                max_queue=_QUEUED_FRAMES,
+                create_connection=FrameSocket,
                 open_timeout=self._open_timeout_s,
                 close_timeout=_CLOSE_TIMEOUT_S,
                 ping_interval=self._ping_interval_s,
@@ -256,6 +253,7 @@ class HomeAssistantSource:
             )
         except (OSError, ValueError, WebSocketException) as exc:
             raise SourceUnavailable(str(exc) or type(exc).__name__) from exc
+        assert isinstance(socket, FrameSocket), "that is what was asked for"
         try:
             with _translated():
                 yield socket
@@ -275,7 +273,7 @@ class HomeAssistantSource:
                 self._tls.verify_mode = ssl.CERT_NONE
         return self._tls
 
-    async def _authenticate(self, socket: ClientConnection, session: Session) -> None:
+    async def _authenticate(self, socket: FrameSocket, session: Session) -> None:
         try:
             async with asyncio.timeout(self._auth_timeout_s):
                 while session.phase in {Phase.GREETING, Phase.AUTHENTICATING}:
@@ -286,7 +284,7 @@ class HomeAssistantSource:
                 f"No end of authentication within {self._auth_timeout_s:g} s"
             ) from exc
 
-    async def _subscribe(self, socket: ClientConnection, session: Session) -> list[Step]:
+    async def _subscribe(self, socket: FrameSocket, session: Session) -> list[Step]:
         """Wait for the required subscription and return what came until then."""
         steps = []
         try:
@@ -480,7 +478,7 @@ class Commands:
 
     def __init__(
         self,
-        socket: ClientConnection,
+        socket: FrameSocket,
         *,
         session: Session,
         clock: _Clock,
@@ -548,7 +546,7 @@ class _Clock:
     https://www.rfc-editor.org/rfc/rfc9110#field.date
     """
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: FrameSocket) -> None:
         self._read_at = time.monotonic()
         date = socket.response.headers.get("Date") if socket.response else None
         said = http_date(date)
@@ -561,52 +559,9 @@ class _Clock:
         return self._date + timedelta(seconds=time.monotonic() - self._read_at)
 
 
-class _Inbox:
-    """Frames as they arrive, for one who takes all that are there at once."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self._socket = socket
-        self._frames: list[bytes] = []
-        self._filled = asyncio.Event()
-        self._receiving: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> Self:
-        self._receiving = asyncio.create_task(self._receive(), name="home_assistant.receive")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._receiving is not None, "it was entered"
-        self._receiving.cancel()
-        # What ended it is told by `ended`, or is beside the point of another error.
-        await asyncio.gather(self._receiving, return_exceptions=True)
-
-    async def take(self) -> Sequence[bytes]:
-        """Wait for a frame, and return it with those behind it; none when no more will come."""
-        await self._filled.wait()
-        self._filled.clear()
-        frames, self._frames = self._frames, []
-        return frames
-
-    async def ended(self) -> None:
-        """Raise what ended the connection."""
-        assert self._receiving is not None, "it was entered"
-        await self._receiving
-
-    async def _receive(self) -> None:
-        # recv does not suspend while frames are queued, so this fills the inbox with all that
-        # one read of the socket brought, and then the others have a turn.
-        try:
-            while True:
-                frame = await self._socket.recv(decode=False)
-                self._frames.append(frame)  # not in one line: the list is exchanged meanwhile
-                self._filled.set()
-        finally:
-            self._filled.set()
-
-
-async def _exchange(socket: ClientConnection, session: Session) -> Step:
+async def _exchange(socket: FrameSocket, session: Session) -> Step:
     """Receive one frame and send what it asks for."""
-    step = session.feed(await socket.recv(decode=False))
+    step = session.feed(await socket.frame())
     for frame in step.send:
         await socket.send(frame, text=True)
     return step

@@ -1,0 +1,117 @@
+"""Frames of a WebSocket, many at a time, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from itertools import chain
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+
+from app.source.frames import FrameSocket
+
+MANY = 20_000
+PATIENCE_S = 10
+
+
+@asynccontextmanager
+async def hearing(
+    talk: Callable[[ServerConnection], Awaitable[None]],
+) -> AsyncIterator[FrameSocket]:
+    """Connect to a server that talks."""
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        serve(talk, "127.0.0.1", 0, compression=None, close_timeout=0.1) as server,
+        connect(
+            f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}",
+            compression=None,
+            create_connection=FrameSocket,
+        ) as socket,
+    ):
+        assert isinstance(socket, FrameSocket)
+        yield socket
+
+
+async def lists_of(socket: FrameSocket) -> list[Sequence[bytes]]:
+    """Take frames until no more come."""
+    lists: list[Sequence[bytes]] = []
+    with contextlib.suppress(ConnectionClosed):
+        while True:
+            lists.append(await socket.frames())
+    return lists
+
+
+async def test_frames_come_in_order_and_many_at_a_time() -> None:
+    """What one read of the socket brought is one list."""
+
+    async def talk(socket: ServerConnection) -> None:
+        for number in range(MANY):
+            await socket.send(str(number))
+
+    async with hearing(talk) as socket:
+        first = await socket.frame()
+        lists = await lists_of(socket)
+
+    taken = [first, *chain(*lists)]
+    assert taken == [b"%d" % number for number in range(MANY)]
+    assert len(lists) < MANY / 10
+
+
+async def test_a_message_in_fragments_is_one_frame() -> None:
+    """Home Assistant sends none, but a proxy may cut what it passes on."""
+
+    async def talk(socket: ServerConnection) -> None:
+        await socket.send("whole")
+        await socket.send(["in ", "three ", "parts"])
+        await socket.send([b"by", b"tes"])
+        await socket.send("the end")
+
+    async with hearing(talk) as socket:
+        assert [*chain(*await lists_of(socket))] == [
+            b"whole",
+            b"in three parts",
+            b"bytes",
+            b"the end",
+        ]
+
+
+async def test_what_nobody_takes_is_not_read() -> None:
+    """A peer that floods one who is busy fills the sockets, not the memory."""
+    sent = 0
+
+    async def talk(socket: ServerConnection) -> None:
+        nonlocal sent
+        for number in range(MANY):
+            await socket.send(b"%d " % number + bytes(1_000))
+            sent = number
+
+    async with hearing(talk) as socket:
+        before = -1
+        while before < sent or sent == 0:
+            before = sent
+            await asyncio.sleep(0.2)
+        assert sent < MANY - 1, "the socket took it all"
+
+        waiting = len(await socket.frames())
+        assert waiting < 1_000
+        assert waiting + sum(map(len, await lists_of(socket))) == MANY
+
+
+async def test_what_had_come_is_handed_out_before_the_end() -> None:
+    """And then every call says that it is over."""
+
+    async def talk(socket: ServerConnection) -> None:
+        await socket.send("last words")
+        socket.transport.abort()
+
+    async with hearing(talk) as socket:
+        await socket.wait_closed()
+        assert await socket.frames() == [b"last words"]
+        for _ in range(2):
+            with pytest.raises(ConnectionClosed):
+                await socket.frame()
