@@ -39,12 +39,9 @@ class LastStates:
     def update(self, changes: Sequence[Change]) -> None:
         """Take changes as they come; on the hot path, see `make bench`."""
         # Tuples, because each replaces a former one, and what is freed late costs most.
-        self._fresh.update(
-            [
-                (change.entity_id, (change.state, change.changed_ns, change.time_ns))
-                for change in changes
-            ]
-        )
+        fresh = self._fresh
+        for change in changes:
+            fresh[change.entity_id] = (change.state, change.changed_ns, change.time_ns)
 
     def recall(self, entity_id: str, state: LastState) -> None:
         """Take the newest change that an earlier process made durable."""

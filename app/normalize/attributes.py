@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import re
-from itertools import pairwise
 
 import msgspec
 
@@ -107,18 +106,20 @@ def _odd_names(raw: bytes) -> _Names | None:
     return _Names(**texts)
 
 
-_PUNCTUATION = frozenset(b"{}[],:")
+_LOOSE_SPACE = re.compile(rb" (?:(?<=[{}\[\],:] )|(?=[{}\[\],:]))")
+"""A space beside punctuation. Only because it begins with a letter is it found fast."""
 
 
 def _compact(raw: bytes) -> bytes:
     """Return the JSON without whitespace between its parts."""
-    # Whitespace outside strings touches punctuation at one end. Looking at the few spaces of
-    # a friendly name costs a fraction of rewriting the whole.
-    words = raw.split()
-    for before, after in pairwise(words):
-        if before[-1] in _PUNCTUATION or after[0] in _PUNCTUATION:
-            return msgspec.json.format(raw, indent=-1)
-    return raw if len(words) > 1 else words[0]
+    # Whitespace outside strings touches punctuation; all but spaces cannot stand in strings.
+    # Looking for it costs a third of rewriting the whole, and there is next to none.
+    raw = raw.strip()
+    is_loose = _NEWLINE in raw or _TAB in raw or _RETURN in raw or _LOOSE_SPACE.search(raw)
+    return msgspec.json.format(raw, indent=-1) if is_loose else raw
+
+
+_TAB, _NEWLINE, _RETURN = b"\t\n\r"  # as numbers: bytes look for those ten times faster
 
 
 def _bounded(attributes: bytes) -> bytes:

@@ -175,7 +175,7 @@ class _Known:
         if new is not None:
             present = self._read_new(new.attributes)
         past = NO_ATTRIBUTES
-        if old is not None and not present.complete:
+        if old is not None and not (new is not None and self.complete):
             past = former if old.attributes == former_raw else _read_old(old.attributes)
         device_class = present.device_class or past.device_class
         unit_of_measurement = present.unit_of_measurement or past.unit_of_measurement
