@@ -19,8 +19,8 @@ from app.fanout.hub import Selection, Watcher
 
 router = APIRouter(tags=["live"])
 
-FRAME_INTERVAL_S = 0.05
-"""At most 20 frames a second for a client that coalesces."""
+FRAME_INTERVAL_S = 0.04
+"""At most 25 frames a second for a client that coalesces."""
 
 _FRAME_EVENTS = 1_000
 _TURN_EVENTS = 4
@@ -86,7 +86,7 @@ async def upgrade(
     The first message is `hello`, or `auth_required` when a key is needed and none came in a
     header: answer `{"type":"auth","api_key":…}` within ten seconds. Then each event is one
     frame `{"type":"event","event":{…}}`. With `coalesce=1` a frame is one message or a list
-    of messages, at most 20 frames a second. `entity_id`, `domain`, `area_id` and
+    of messages, at most 25 frames a second. `entity_id`, `domain`, `area_id` and
     `device_class` are globs that may be repeated: an event is sent when it fits one of each
     kind that is given. `{"type":"ping"}` is answered with `pong`. A client that is too slow
     loses its oldest events and is told how many: `{"type":"dropped","count":n}`.
@@ -184,16 +184,18 @@ async def _converse(socket: WebSocket, watcher: Watcher, *, coalesce: bool) -> N
 
 
 async def _send_coalesced(socket: WebSocket, watcher: Watcher) -> None:
+    clock = asyncio.get_running_loop().time
     with contextlib.suppress(WebSocketDisconnect):
         while True:
             await watcher.filled()
+            began_s = clock()
             messages = watcher.take(_FRAME_EVENTS)
             if len(messages) > 1:
                 # Brackets around the ends, not around the frame: it would be copied once more.
                 messages[0] = f"[{messages[0]}"
                 messages[-1] = f"{messages[-1]}]"
             await socket.send_text(",".join(messages))
-            await asyncio.sleep(FRAME_INTERVAL_S)
+            await asyncio.sleep(max(0.0, began_s + FRAME_INTERVAL_S - clock()))
 
 
 async def _send_one_by_one(socket: WebSocket, watcher: Watcher) -> None:
