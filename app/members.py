@@ -75,6 +75,11 @@ def joined(members: Sequence[bytes]) -> bytes:
     return _member(blocks, checksum, length)
 
 
+def are_ours(members: Sequence[bytes]) -> bool:
+    """Whether `joined` has nothing to compress: a microsecond or two for each."""
+    return all(map(_is_ours, members))
+
+
 def _is_ours(member: bytes) -> bool:
     end = member[_BLOCKS_END - len(_FLUSH) : _CHECKSUM_AT]
     return member.startswith(_HEADER) and end == _FLUSH + _LAST_BLOCK

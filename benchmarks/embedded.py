@@ -207,6 +207,9 @@ class _Batch:
     def lines(self) -> list[bytes]:
         return list(self.cut)
 
+    def gzip_at_hand(self) -> bytes | None:
+        raise NotImplementedError
+
     def gzip_body(self) -> bytes:
         raise NotImplementedError
 

@@ -42,6 +42,10 @@ class Batch(Protocol):
         """
         ...
 
+    def gzip_at_hand(self) -> bytes | None:
+        """Return all lines as one gzip member if that is no work; None: call `gzip_body`."""
+        ...
+
     def gzip_body(self) -> bytes:
         """Return all lines as one gzip member; may compress, so call it in a thread.
 

@@ -359,7 +359,7 @@ async def test_live_events_do_not_wait_for_a_gap(
 async def test_the_rate_is_a_bound(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
-    """No more than BACKFILL_RATE points a second, in small appends; what is there is read faster."""
+    """No more than BACKFILL_RATE points a second, in small appends; what is there is read fast."""
     async with running(Process(tmp_path, fake)) as process:
         await lived(process, house, 0, 1)
     for number in range(1, 1_001):
