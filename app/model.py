@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Annotated, Literal, NamedTuple, TypeAlias
@@ -206,6 +206,9 @@ class Lines:
     points: int
     times: Times | None = None
     """When they happened; None for points that did not come live from Home Assistant."""
+    ends: tuple[tuple[int, int], ...] = field(default=(), compare=False)
+    """Where some lines end: how many bytes, and how many points, are before. Nobody has to search
+    for them to cut the whole there; empty when nobody noted any."""
 
     def split(self) -> list[bytes]:
         """Return the lines one by one, without their final newline."""

@@ -222,16 +222,21 @@ class Intake:
 
     def _merged(self, first: Lines) -> Lines:
         data, points, times = [first.data], first.points, first.times
+        size = len(first.data)
+        ends = [(size, points)]
         while points < _LATE_COMMITS * self._commit_points and not self._queue.empty():
             batch = self._queue.get_nowait()
             if batch is None:
                 self._queue.put_nowait(None)  # closed: the next round shall see it, too
                 break
-            data.append(batch[0].data)
-            points += batch[0].points
-            times = spanned(times, batch[0].times)
-            self._queued_points -= batch[0].points
-        return Lines(b"".join(data), points, times) if len(data) > 1 else first
+            lines = batch[0]
+            data.append(lines.data)
+            size += len(lines.data)
+            points += lines.points
+            ends.append((size, points))
+            times = spanned(times, lines.times)
+            self._queued_points -= lines.points
+        return Lines(b"".join(data), points, times, tuple(ends)) if len(data) > 1 else first
 
     async def _commit(self, lines: Lines, received_at: float) -> bool:
         """Append once; return whether the batch is done with, one way or the other."""

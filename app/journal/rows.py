@@ -16,7 +16,7 @@ _MOST_ROW_POINTS = 2_500
 fill a request of 5,000 lines better than by half."""
 
 _CUT_ROW_POINTS = 2_400
-"""How many points, about, a row has that was cut from more."""
+"""How many points, or a few more, a row has that was cut from more."""
 
 _ROW_OVERHEAD_BYTES = 250
 
@@ -117,20 +117,18 @@ def take(rows: Iterator[Row], *, max_points: int) -> list[Row]:
 
 
 def _cut(lines: Lines) -> Iterator[Lines]:
-    """Cut what is too much for one row, near where the bytes say; finding each line costs more."""
-    data = lines.data
+    """Cut what is too much for one row, where its parts ended; finding each line costs more."""
     if lines.points <= _MOST_ROW_POINTS:
         yield lines
         return
-    if data.count(b"\n") != lines.points:  # some stand in strings, and only `split` knows which
+    if not lines.ends:
         yield from _cut_exactly(lines)
         return
-    row_bytes = len(data) * _CUT_ROW_POINTS // lines.points
-    start = 0
-    while start < len(data):
-        end = data.find(b"\n", start + row_bytes) + 1 or len(data)
-        yield Lines(data[start:end], data.count(b"\n", start, end))
-        start = end
+    start = before = 0
+    for end, points in lines.ends:
+        if points - before >= _CUT_ROW_POINTS or points == lines.points:
+            yield from _cut(Lines(lines.data[start:end], points - before))
+            start, before = end, points
 
 
 def _cut_exactly(lines: Lines) -> Iterator[Lines]:
