@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -84,6 +85,21 @@ async def test_the_loops_tried_here_are_all_there_are(
             pass
 
     assert sorted(names) == sorted(LOOPS)
+
+
+async def test_threads_change_often_while_the_service_runs(
+    settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit's thread asks for the interpreter many times, and events come meanwhile."""
+    before_s = sys.getswitchinterval()
+    for name, value in {**settings, "DATA_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+
+    async with running(Container(settings=load_settings(None))):
+        during_s = sys.getswitchinterval()
+
+    assert during_s < before_s / 10
+    assert sys.getswitchinterval() == before_s
 
 
 @pytest.mark.parametrize("loop", LOOPS)
