@@ -41,20 +41,27 @@ class Normalizer:
         self._max_known_entities = max_known_entities
         self._known: dict[str, _Known] = {}
         self._known_bytes = 0
+        self._placed_by: Placements = {}
+        self._moves = 0
+        """How often somebody moved. What is known of an entity says as of how many moves; if it
+        held the placements, silent entities would keep every generation of them in memory."""
 
     def changes(self, events: Sequence[Event]) -> tuple[list[Change], list[Malformed]]:
         """Return the change of each event that has one, in order, and the events that have none."""
         changes: list[Change] = []
         malformed: list[Malformed] = []
         placements = self._placements()
+        if placements is not self._placed_by:
+            self._placed_by = placements
+            self._moves += 1
         for event in events:
             try:
-                changes.append(self._change(event, placements))
+                changes.append(self._change(event))
             except _Unusable as exc:
                 malformed.append(Malformed(str(exc), _excerpt(event)))
         return changes, malformed
 
-    def _change(self, event: Event, placements: Placements) -> Change:
+    def _change(self, event: Event) -> Change:
         data = event.data
         entity_id, old, new = data.entity_id, data.old_state, data.new_state
         if entity_id is None:
@@ -79,8 +86,8 @@ class Normalizer:
             or (old is not None and not known.complete and known.raw != old.attributes)
         ):
             known = self._learn(entity_id, new=new, old=old)
-        if known.placements is not placements:
-            known.placements, known.placement = placements, placements.get(entity_id, NOWHERE)
+        if known.moves != self._moves:
+            known.moves, known.placement = self._moves, self._placed_by.get(entity_id, NOWHERE)
         if new is None:
             self._forget(entity_id)
 
@@ -141,8 +148,8 @@ class _Known:
         "domain",
         "entity_id",
         "friendly_name",
+        "moves",
         "placement",
-        "placements",
         "raw",
         "size",
         "unit_of_measurement",
@@ -152,9 +159,9 @@ class _Known:
         self.entity_id = entity_id
         """Always the same object, so that whoever looks it up compares no letters."""
         self.domain = _domain(entity_id)
-        self.placements: Placements | None = None
+        self.moves = -1
         self.placement = NOWHERE
-        """Where it is, according to `placements`."""
+        """Where it is, as of that many moves."""
         self.raw = msgspec.Raw(b"")
         """The last attributes as they came, and as they were read."""
         self.attributes = NO_ATTRIBUTES

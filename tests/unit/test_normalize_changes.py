@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
@@ -232,6 +233,23 @@ def test_an_entity_that_moves_is_in_its_new_place() -> None:
     assert _change(_event(_state("3")), normalizer).placement is hall
     where = {}
     assert _change(_event(_state("4")), normalizer).placement is NOWHERE
+
+
+def test_a_silent_entity_keeps_no_former_registries_in_memory() -> None:
+    """They are listed every half hour, for years, and some entities speak once."""
+
+    class Listed(dict[str, Placement]):
+        """Placements that can be watched."""
+
+    where = Listed({"sensor.meter": Placement(area_id="kitchen")})
+    former = weakref.ref(where)
+    normalizer = Normalizer(lambda: where)
+
+    _change(_event(_state("1")), normalizer)
+    where = Listed()
+    _change(_event(_state("1"), entity_id="sensor.other"), normalizer)
+
+    assert former() is None
 
 
 def test_entities_do_not_share_what_is_known() -> None:
