@@ -14,7 +14,7 @@ import { amount, short, span } from "./words.js";
 const HEALTH_EVERY_MS = 5_000;
 const PAINT_EVERY_MS = 250;
 const LOAD_EVERY = 2; // looks at /health, for what is larger
-const RESTARTED_MS = 3_000; // more than two clocks that are asked a moment apart may differ
+const RESTARTED_MS = 1_000; // more than what is read of two clocks in one answer may differ
 
 const TITLES = { overview: "Overview", live: "Live", home: "Home", entity: "Entity", letters: "Dead letters" };
 
