@@ -455,6 +455,7 @@ async def test_it_comes_back_after_a_restart_and_says_so(browser: Browser, tmp_p
             shown = await stack.enter_async_context(tab(browser, first.url))
             page = shown.page
             await expect(page.locator("#line")).to_have_text("Live")
+            await expect(page.locator("#verdict")).to_have_text("All is well")  # it knows the first
             before = shown.complaints.copy()
             await first.stop()
         await expect(page.locator("#line")).to_contain_text("trying again in")
