@@ -42,8 +42,12 @@ backfill: setup ## Read history back: make backfill SINCE=2026-11-01 [UNTIL=…]
 	@exec $(RUN)python -m app backfill --since "$(SINCE)" $(if $(UNTIL),--until "$(UNTIL)") \
 	  $(if $(ENTITIES),--entities $(ENTITIES))
 
+# More workers than cores: most service tests wait for a process or a timer.
+WORKERS ?= 4
+PYTEST := pytest
+
 test: setup ## Run all unit, integration and service tests
-	$(RUN)pytest tests/unit tests/integration tests/service
+	$(RUN)$(PYTEST) -n $(WORKERS) --dist worksteal tests/unit tests/integration tests/service
 
 check: setup lint-deploy ## Check format, lint, types, layers, and what deploys it
 	$(RUN)ruff format --check .
@@ -64,7 +68,7 @@ fix: setup ## Format, and mend what can be mended
 
 coverage: setup ## Run the tests with branch coverage (at least 95 %)
 	$(RUN)coverage erase
-	$(RUN)coverage run -m pytest -q tests/unit tests/integration tests/service
+	@$(MAKE) --no-print-directory test PYTEST="coverage run -m pytest"
 	$(RUN)coverage combine --quiet
 	$(RUN)coverage report
 

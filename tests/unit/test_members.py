@@ -59,7 +59,11 @@ def test_joining_compresses_nothing_anew() -> None:
     assert first[10:-10] + second[10:-10] == joined[10:-10]
 
 
-@pytest.mark.parametrize("broken", [b"", b"garbage", gzip.compress(b"whole")[:-9]])
+@pytest.mark.parametrize(
+    "broken",
+    [b"", b"garbage", gzip.compress(b"whole")[:-9]],
+    ids=["empty", "not gzip", "cut short"],
+)
 def test_what_is_no_member_is_an_error(broken: bytes) -> None:
     """Nobody makes a body of it."""
     with pytest.raises(members.Damaged):
