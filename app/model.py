@@ -16,8 +16,19 @@ Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MAX_SECONDS = 9_223_372_036
-"""InfluxDB's last moment is this far from the epoch."""
+MAX_SECONDS = 9_223_000_000
+"""Times further than this from the epoch, in 1677 and 2262, are refused where they are decoded.
+
+InfluxDB's and SQLite's last moment is four days later, so that what is computed from an accepted
+time (the end of a gap, a margin for comparison) still fits.
+"""
+_MAX_DATE_CHARS = 100
+"""An HTTP date has 29 characters."""
+
+
+def is_representable(time_ns: int) -> bool:
+    """Whether a point, a gap or a query can have this time."""
+    return abs(time_ns) <= MAX_SECONDS * 1_000_000_000
 
 
 def nanoseconds(moment: datetime) -> int:
@@ -35,17 +46,20 @@ def moment_of(time_ns: int) -> datetime:
 
 
 def http_date(text: str | None) -> datetime | None:
-    """Return the moment that a `Date` header names; None without one, or when it is garbled.
+    """Return the moment, in UTC, that an HTTP date names.
+
+    None without one, when it is garbled, and when a point could not have that time.
 
     https://www.rfc-editor.org/rfc/rfc9110#field.date
     """
     try:
-        moment = parsedate_to_datetime(text) if text else None
-    except ValueError:
+        moment = parsedate_to_datetime((text or "")[:_MAX_DATE_CHARS])
+        if moment.tzinfo is None:  # `-0000`: in UTC, of unknown origin
+            moment = moment.replace(tzinfo=UTC)
+        moment = moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # the standard library raises both for absurd numbers
         return None
-    if moment is not None and moment.tzinfo is None:  # `-0000`: in UTC, of unknown origin
-        return moment.replace(tzinfo=UTC)
-    return moment
+    return moment if is_representable(nanoseconds(moment)) else None
 
 
 class Context(msgspec.Struct, frozen=True, gc=False):

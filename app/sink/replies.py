@@ -11,13 +11,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote, quote_plus
 
 import aiohttp
 
+from app.model import http_date
 from app.sink.answers import (
     Accepted,
     Answer,
@@ -34,6 +34,8 @@ NO_ANSWER = (aiohttp.ClientError, OSError, ValueError)
 """All that a request raises: TimeoutError is an OSError, an unusable address a ValueError."""
 
 _REASON_LENGTH = 500
+_MOST_CHARS = 65_536
+"""Longer text from a database is cut before anything else looks at it."""
 _LONG_SECRET = 6
 _WRONG_ADDRESS = "Check INFLUXDB_URL and INFLUXDB_API: what answers there is not {path}."
 _WRONG_SETTINGS = (
@@ -46,6 +48,8 @@ _WRONG_SETTINGS = (
     ("db name ", "Set INFLUXDB_BUCKET to letters, digits, - and _; a letter or digit first."),
     ("Adding a new database would exceed", "Set INFLUXDB_BUCKET to a database that exists."),
 )
+# Every pattern here is linear: after a mismatch none of them scans the same text again.
+_HTML_TAG = re.compile(r"<[^<>]*>")
 _MESSAGE = re.compile(r'"(?:message|error)"\s*:\s*"((?:[^"\\]|\\.)*)', re.DOTALL)
 _VICTORIA_PREFIX = re.compile(r'(remoteAddr: "[^"]*"; )?(requestURI: \S*; )?')
 _QUOTED = (
@@ -139,13 +143,8 @@ def retry_after_s(text: str, *, now: datetime) -> float | None:
     text = text.strip()
     if re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text):
         return float(text)
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:  # `-0000`: in UTC, of unknown origin
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - now).total_seconds())
+    moment = http_date(text)
+    return None if moment is None else max(0.0, (moment - now).total_seconds())
 
 
 def message(reply: Reply) -> str:
@@ -158,11 +157,11 @@ def message(reply: Reply) -> str:
         case {"message": str() as said} | {"error": str() as said}:
             return said
         case _:
-            text = reply.body.decode(errors="replace")
+            text = reply.body[:_MOST_CHARS].decode(errors="replace")
     if text.startswith("{") and (begun := _MESSAGE.search(text)):
         # The document was too long to be read to its end; the last escape may be cut in two.
         return begun[1].replace('\\"', '"').replace("\\n", "\n")
-    return _VICTORIA_PREFIX.sub("", re.sub(r"<[^>]*>", " ", text).strip(), count=1)
+    return _VICTORIA_PREFIX.sub("", _HTML_TAG.sub(" ", text).strip(), count=1)
 
 
 def parsed(reply: Reply) -> object:
@@ -176,6 +175,7 @@ def parsed(reply: Reply) -> object:
 
 def one_line(text: str, secrets: Sequence[str] = ()) -> str:
     """Return a text as one line of at most 500 characters, each secret in it made unreadable."""
+    text = text[:_MOST_CHARS]
     for secret in secrets:
         for form in {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}:
             # A password of one letter must neither be shown nor make every word unreadable.

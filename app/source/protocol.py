@@ -231,8 +231,10 @@ class Session:
         return messages
 
     def _redact(self, text: str) -> str:
+        # Cut first, because the text may be megabytes, and not inside what is to be masked.
+        text = text[: _EXCERPT_CHARS + max(_LONGEST_OPAQUE, len(self._token))]
         text = text.replace(self._token, "***")
-        return _OPAQUE.sub("***", text)[:_EXCERPT_CHARS]
+        return _OPAQUE.sub(_masked, text)[:_EXCERPT_CHARS]
 
 
 class _Error(msgspec.Struct, frozen=True):
@@ -338,7 +340,15 @@ def _torn(text: str) -> Iterator[bytes]:
 # What people may read in a log: words of the protocol and entity ids, and nothing that says
 # what the home is like, or that opens it.
 _TELLING_KEYS = frozenset({"type", "event_type", "entity_id", "success"})
-_OPAQUE = re.compile(r"(?=[A-Za-z_-]*\d)[A-Za-z0-9_-]{32,}")
+_OPAQUE = re.compile(r"[A-Za-z0-9_-]{32,}")
+_LONGEST_OPAQUE = 1_000
+
+
+def _masked(match: re.Match[str]) -> str:
+    """Mask what has digits among its letters: a token, and no long word."""
+    return "***" if any(sign.isdecimal() for sign in match[0]) else match[0]
+
+
 _JSON_TOKEN = re.compile(
     r'"(?P<text>(?:[^"\\]|\\.)*)(?:"(?P<colon>\s*:)?|\Z)|(?P<number>-?\d[\d.eE+-]*)', re.DOTALL
 )

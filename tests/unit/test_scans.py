@@ -1,0 +1,120 @@
+"""Scans of foreign text take time in proportion to its length."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+
+from app.errors import IngestError
+from app.sink.dialects import V2, Target
+from app.sink.replies import Reply, answer, one_line, retry_after_s
+from app.sink.trouble import impersonal
+from app.source.protocol import Session
+
+_SHORT, _LONG = 8_000, 64_000
+_SECRET = "tokentokentoken1"
+_DIALECT = V2(Target(bucket="b", org="o", token=_SECRET))
+
+Scan = Callable[[str], object]
+
+
+def _reply(text: str) -> object:
+    body = text.encode()
+    for status in (400, 404, 500, 503):
+        headers = {"Retry-After": text, "Location": text}
+        reply = Reply(status=status, headers=headers, body=body)
+        answer(reply, dialect=_DIALECT, secrets=[_SECRET, "p"])
+    return answer(Reply(status=302, headers={"Location": text}), dialect=_DIALECT)
+
+
+def _command_error(text: str) -> object:
+    session = Session("t" * 40, subscribe=False)
+    session.feed(b'{"type":"auth_required"}')
+    session.feed(b'{"type":"auth_ok"}')
+    number, _ = session.command("get_states")
+    error = b'{"code":"x","message":"%b"}' % text.encode().replace(b"\\", b"").replace(b'"', b"'")
+    frame = b'{"id":%d,"type":"result","success":false,"error":%b}' % (number, error)
+    return session.feed(frame)
+
+
+def _broken_frame(text: str) -> object:
+    session = Session("t" * 40, subscribe=False)
+    session.feed(b'{"type":"auth_required"}')
+    session.feed(b'{"type":"auth_ok"}')
+    return session.feed(text.encode())
+
+
+SCANS: dict[str, Scan] = {
+    "a database's reply": _reply,
+    "one_line": lambda text: one_line(text, [_SECRET, "p"]),
+    "impersonal": impersonal,
+    "Retry-After": lambda text: retry_after_s(text, now=datetime.now(UTC)),
+    "the message of a failed command": _command_error,
+    "a broken frame": _broken_frame,
+}
+
+REPEATED = (
+    "<",
+    "<a ",
+    "`",
+    "'",
+    '"',
+    "\\",
+    " ",
+    "a",
+    "a1",
+    ",",
+    ",a",
+    'a="',
+    "=",
+    "[",
+    "{",
+    '{"id":',
+    '{"type":',
+    ',{"id":[',
+    ',{"id":1,"x":[',
+    "1,",
+    "unable to parse '",
+    "': ",
+    '"message"',
+    '"message" ',
+    'requestURI: "',
+    'remoteAddr: "',
+    "token",
+    "p",
+    "-",
+    "0",
+    "é",
+    "\ud7ff",
+    "(",
+    "Mon, ",
+    "01 Jan ",
+    ":",
+)
+
+PREFIXES = ("", "[", '{"message":"', "{", "unable to parse '", '[{"id":1,"type":"')
+
+
+def _cost_s(scan: Scan, text: str) -> float:
+    began = time.thread_time()
+    with contextlib.suppress(ValueError, IngestError):  # refusing it is fine, if it is quick
+        scan(text)
+    return time.thread_time() - began
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_a_scan_of_foreign_text_is_linear(name: str) -> None:
+    """Eight times the text costs about eight times as much, whatever is repeated in it."""
+    slow = []
+    for prefix in PREFIXES:
+        for unit in REPEATED:
+            texts = [prefix + unit * (size // len(unit)) for size in (_SHORT, _LONG)]
+            short_s, long_s = (_cost_s(SCANS[name], text) for text in texts)
+            if long_s > 0.1 and long_s > 24 * short_s:
+                slow.append((prefix, unit, round(short_s, 4), round(long_s, 3)))
+
+    assert slow == []
