@@ -64,6 +64,9 @@ def _source(settings: Settings, telemetry: Telemetry) -> HomeAssistantSource:
         settings.home_assistant.url,
         token=settings.home_assistant.token.get_secret_value(),
         ssl_verify=settings.home_assistant.ssl_verify,
+        headers=settings.home_assistant.headers_by_name,
+        client_cert=settings.home_assistant.client_cert,
+        client_key=settings.home_assistant.client_key,
         backoff=Backoff(max_s=settings.resilience.max_retry_delay_s),
         breaker=_breaker("Home Assistant", settings),
         telemetry=telemetry,
@@ -100,6 +103,10 @@ def _influx_sink(settings: Settings) -> InfluxSink | None:
         api=settings.influx.api,
         username=settings.influx.username,
         password=settings.influx.password.get_secret_value(),
+        ssl_verify=settings.influx.ssl_verify,
+        headers=settings.influx.headers_by_name,
+        client_cert=settings.influx.client_cert,
+        client_key=settings.influx.client_key,
     )
 
 

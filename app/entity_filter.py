@@ -134,7 +134,7 @@ class EntityFilter:
 
 def _content(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except OSError as exc:
         raise FilterInvalid(f"cannot be read: {exc.strerror}") from exc
     except UnicodeDecodeError as exc:

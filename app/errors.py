@@ -41,6 +41,11 @@ class SourceError(IngestError):
 class SourceUnavailable(SourceError):
     """Home Assistant cannot be reached, or the connection was lost."""
 
+    def __init__(self, why: str, *, advice: str | None = None) -> None:
+        super().__init__(why)
+        self.advice = advice
+        """Whole sentences that say what to do about it, where that is known."""
+
 
 class SourceAuthRejected(SourceError):
     """Home Assistant refused the token; trying again soon will not help."""

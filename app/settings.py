@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias, TypeVar
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-from dotenv import dotenv_values
 from pydantic import (
     AfterValidator,
     AliasChoices,
@@ -28,14 +26,25 @@ from pydantic import (
     StringConstraints,
     ValidationError,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.fields import FieldInfo
 
+from app.addresses import check_host, data_api_url, database_url, websocket_url
+from app.environment import (
+    Environment,
+    is_printable,
+    read_environment,
+    read_secret_file,
+    unparsed_lines,
+)
 from app.errors import SettingsError
+from app.http_headers import has_authorization, parse_headers
+from app.tls import UnusableCertificate, check_client_certificate
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Section = TypeVar("Section", bound="_Section")
 
-_HOME_ASSISTANT_PORT = 8123
+_FILE = "_FILE"
+"""Ends the name of the variable that names a file with the secret."""
 _DEPRECATED = (
     "WEATHER_API_KEY",
     "WEATHER_DEFAULT_LOCATION",
@@ -47,7 +56,7 @@ _DEPRECATED = (
 def _comma_separated(value: object) -> object:
     if not isinstance(value, str):
         return value
-    return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(part.strip() for part in re.split("[,\r\n]", value) if part.strip())
 
 
 def _networks(value: object) -> object:
@@ -63,24 +72,6 @@ def _token(value: SecretStr) -> SecretStr:
     return value
 
 
-def _http_url(value: str) -> str:
-    url = urlsplit(value)
-    if url.scheme not in {"http", "https"} or not url.hostname:
-        raise ValueError("must be a URL that starts with http:// or https://")
-    _check_host(url)
-    return value.rstrip("/")
-
-
-def _check_host(url: SplitResult) -> None:
-    try:
-        # Both raise: on a port above 65535, on a host like `a..b` or with a label too long.
-        reachable = url.port != 0 and bool((url.hostname or "").encode("idna"))
-    except ValueError:
-        reachable = False
-    if not reachable or re.search(r"\s", url.geturl()):
-        raise ValueError("must name a host and, if any, a port from 1 to 65535")
-
-
 def _origins(value: object) -> object:
     parts = _comma_separated(value)
     if not isinstance(parts, tuple):
@@ -89,47 +80,43 @@ def _origins(value: object) -> object:
         url = urlsplit(part)
         if url.scheme not in {"http", "https"} or part != f"{url.scheme}://{url.netloc}":
             raise ValueError(f"{part!r} is not an origin like https://panel.example:8443")
-        _check_host(url)
+        check_host(url)
     return parts
 
 
-def websocket_url(value: str) -> str:
-    """Return the address of Home Assistant's WebSocket API for what a person wrote.
-
-    http, https, ws, wss and bare hosts are taken; `/api/websocket` is appended unless the path
-    ends in `/websocket`. A bare host without a port means Home Assistant's own port 8123.
-    """
-    bare = "://" not in value
-    url = urlsplit(f"ws://{value}" if bare else value)
-    scheme = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}.get(url.scheme)
-    if scheme is None or not url.hostname:
-        raise ValueError("must be a host, or a URL of http, https, ws or wss")
-    _check_host(url)
-    netloc = url.netloc
-    if bare and url.port is None:
-        netloc = f"{netloc}:{_HOME_ASSISTANT_PORT}"
-    path = url.path.rstrip("/")
-    if not path.endswith("/websocket"):
-        path += "/api/websocket"
-    return urlunsplit((scheme, netloc, path, "", ""))
+def _path(value: Path) -> Path:
+    try:
+        return value.expanduser()
+    except RuntimeError:
+        raise ValueError("is in the home folder of an unknown user") from None
 
 
-Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400)]
-Count: TypeAlias = Annotated[int, Field(gt=0)]
-HttpUrl: TypeAlias = Annotated[str, AfterValidator(_http_url)]
+def _headers(value: SecretStr) -> SecretStr:
+    parse_headers(value.get_secret_value())
+    return value
+
+
+_MULTI_LINE = "may have line breaks"
+"""Marks a type whose text may have line breaks in it."""
+
+Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
+Count: TypeAlias = Annotated[int, Field(gt=0, le=1_000_000)]
+Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+LocalPath: TypeAlias = Annotated[Path, AfterValidator(_path)]
+DatabaseUrl: TypeAlias = Annotated[str, AfterValidator(database_url)]
+DataApiUrl: TypeAlias = Annotated[str, AfterValidator(data_api_url)]
 WebsocketUrl: TypeAlias = Annotated[str, AfterValidator(websocket_url)]
-Strings: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_comma_separated)]
-Origins: TypeAlias = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)]
-Networks: TypeAlias = Annotated[tuple[Network, ...], NoDecode, BeforeValidator(_networks)]
+Strings: TypeAlias = Annotated[tuple[str, ...], _MULTI_LINE, BeforeValidator(_comma_separated)]
+Origins: TypeAlias = Annotated[tuple[str, ...], _MULTI_LINE, BeforeValidator(_origins)]
+Networks: TypeAlias = Annotated[tuple[Network, ...], _MULTI_LINE, BeforeValidator(_networks)]
 HomeAssistantToken: TypeAlias = Annotated[SecretStr, AfterValidator(_token)]
+Headers: TypeAlias = Annotated[SecretStr, _MULTI_LINE, AfterValidator(_headers)]
 
 
-class _Section(BaseSettings):
-    """A group of variables, frozen; what is empty counts as unset."""
+class _Section(BaseModel):
+    """A group of variables, frozen."""
 
-    model_config = SettingsConfigDict(
-        frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
-    )
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
 
 class HomeAssistantSettings(_Section):
@@ -150,11 +137,34 @@ class HomeAssistantSettings(_Section):
         validation_alias="HA_SSL_VERIFY",
         description="Whether the TLS certificate of Home Assistant is checked",
     )
-    instance_name: str | None = Field(
+    headers: Headers = Field(
+        SecretStr(""),
+        validation_alias="HOME_ASSISTANT_HEADERS",
+        description="HTTP headers sent to Home Assistant, for a proxy in front of it: a JSON"
+        " object, or lines like `Name: value`",
+    )
+    client_cert: LocalPath | None = Field(
+        None,
+        validation_alias="HOME_ASSISTANT_CLIENT_CERT",
+        description="A file with the client certificate that Home Assistant's proxy requires, as"
+        " PEM; read again when it is renewed",
+    )
+    client_key: LocalPath | None = Field(
+        None,
+        validation_alias="HOME_ASSISTANT_CLIENT_KEY",
+        description="A file with the key of that certificate, without a passphrase; unset: it is"
+        " in the same file",
+    )
+    instance_name: Name | None = Field(
         None,
         validation_alias="INSTANCE_NAME",
         description="Becomes the tag `instance` of every point, to tell several homes apart",
     )
+
+    @property
+    def headers_by_name(self) -> Mapping[str, str]:
+        """The extra headers."""
+        return parse_headers(self.headers.get_secret_value())
 
 
 class ServingSettings(_Section):
@@ -193,7 +203,7 @@ class ServingSettings(_Section):
 class InfluxSettings(_Section):
     """The database."""
 
-    url: HttpUrl | None = Field(
+    url: DatabaseUrl | None = Field(
         None,
         validation_alias="INFLUXDB_URL",
         description="Address of InfluxDB or VictoriaMetrics, for example http://influxdb:8086;"
@@ -204,10 +214,10 @@ class InfluxSettings(_Section):
         validation_alias="INFLUXDB_TOKEN",
         description="A token that may write to the bucket (v2) or the database (v3)",
     )
-    org: str = Field(
+    org: Name = Field(
         "homeiq", validation_alias="INFLUXDB_ORG", description="Organization of the bucket (v2)"
     )
-    bucket: str = Field(
+    bucket: Name = Field(
         "home_assistant_events",
         validation_alias="INFLUXDB_BUCKET",
         description="Bucket (v2) or database (v1, v3) to write to; created when missing and the"
@@ -248,11 +258,39 @@ class InfluxSettings(_Section):
         validation_alias="INFLUXDB_ATTRIBUTE_FIELDS",
         description="Attributes written as fields of their own: names or globs, by commas",
     )
-    measurement: Annotated[str, StringConstraints(min_length=1)] = Field(
+    measurement: Name = Field(
         "home_assistant_events",
         validation_alias="INFLUXDB_MEASUREMENT",
         description="Measurement of every point",
     )
+    ssl_verify: bool = Field(
+        True,
+        validation_alias="INFLUXDB_SSL_VERIFY",
+        description="Whether the TLS certificate of the database is checked",
+    )
+    headers: Headers = Field(
+        SecretStr(""),
+        validation_alias="INFLUXDB_HEADERS",
+        description="HTTP headers sent to the database, for a proxy in front of it: a JSON"
+        " object, or lines like `Name: value`",
+    )
+    client_cert: LocalPath | None = Field(
+        None,
+        validation_alias="INFLUXDB_CLIENT_CERT",
+        description="A file with the client certificate that the database or its proxy requires,"
+        " as PEM; read again when it is renewed",
+    )
+    client_key: LocalPath | None = Field(
+        None,
+        validation_alias="INFLUXDB_CLIENT_KEY",
+        description="A file with the key of that certificate, without a passphrase; unset: it is"
+        " in the same file",
+    )
+
+    @property
+    def headers_by_name(self) -> Mapping[str, str]:
+        """The extra headers."""
+        return parse_headers(self.headers.get_secret_value())
 
 
 class EmbeddedSettings(_Section):
@@ -263,7 +301,7 @@ class EmbeddedSettings(_Section):
         validation_alias="EMBEDDED_STORE",
         description="on, off, or auto: on when INFLUXDB_URL is unset",
     )
-    retention_days: Count = Field(
+    retention_days: Annotated[int, Field(gt=0, le=36_500)] = Field(
         30,
         validation_alias="EMBEDDED_RETENTION_DAYS",
         description="Days that the embedded store keeps",
@@ -273,7 +311,7 @@ class EmbeddedSettings(_Section):
 class JournalSettings(_Section):
     """Where points are durable before any database sees them."""
 
-    data_dir: Path = Field(
+    data_dir: LocalPath = Field(
         Path("data"),
         validation_alias="DATA_DIR",
         description="Folder of the journal, the embedded store and the log file",
@@ -291,7 +329,7 @@ class JournalSettings(_Section):
     max_mb: Count = Field(
         1_024, validation_alias="JOURNAL_MAX_MB", description="Size of the journal, at most"
     )
-    min_free_mb: Annotated[int, Field(ge=0)] = Field(
+    min_free_mb: Annotated[int, Field(ge=0, le=1_000_000_000)] = Field(
         200,
         validation_alias="JOURNAL_MIN_FREE_MB",
         description="Megabytes of the disk that the journal never uses",
@@ -317,6 +355,7 @@ class ResilienceSettings(_Section):
     max_retries: int = Field(
         -1,
         ge=-1,
+        le=1_000_000,
         validation_alias="WEBSOCKET_MAX_RETRIES",
         description="Failed connections in a row before the service ends with status 1; -1: never",
     )
@@ -345,7 +384,7 @@ class ResilienceSettings(_Section):
 class DiscoverySettings(_Section):
     """Devices, entities and areas, and where they are kept."""
 
-    data_api_url: HttpUrl | None = Field(
+    data_api_url: DatabaseUrl | None = Field(
         None,
         validation_alias="DATA_API_URL",
         description="Address of a data API that is sent all devices and entities, for example"
@@ -373,13 +412,13 @@ class DiscoverySettings(_Section):
 class FilterSettings(_Section):
     """Which changes are kept."""
 
-    config: str | None = Field(
+    config: Annotated[str | None, _MULTI_LINE] = Field(
         None,
         validation_alias="ENTITY_FILTER_CONFIG",
         description='The entity filter as JSON, for example {"mode":"exclude","patterns":'
         '[{"domain":"sun"}]}; see docs/FILTER.md',
     )
-    config_file: Path | None = Field(
+    config_file: LocalPath | None = Field(
         None,
         validation_alias="ENTITY_FILTER_CONFIG_FILE",
         description="A file with that JSON, read again whenever it changes;"
@@ -395,7 +434,7 @@ class FilterSettings(_Section):
 class ExtensionSettings(_Section):
     """Code of yours that every change passes through."""
 
-    shared_path: Path | None = Field(
+    shared_path: LocalPath | None = Field(
         None,
         validation_alias="HOMEIQ_SHARED_PATH",
         description="A folder that is put on the import path, for INGEST_TRANSFORMS",
@@ -416,12 +455,12 @@ class BackfillSettings(_Section):
         validation_alias="BACKFILL_ENABLED",
         description="Whether what was missed is read back from Home Assistant's recorder",
     )
-    max_hours: Annotated[float, Field(gt=0, le=87_600)] = Field(
+    max_hours: Annotated[float, Field(gt=0, le=87_600, allow_inf_nan=False)] = Field(
         240.0,
         validation_alias="BACKFILL_MAX_HOURS",
         description="Hours back that are read; the recorder keeps 240 unless told otherwise",
     )
-    points_per_s: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+    points_per_s: Annotated[float, Field(ge=0.001, le=1_000_000, allow_inf_nan=False)] = Field(
         2_000.0,
         validation_alias="BACKFILL_RATE",
         description="Points per second that are read back, at most",
@@ -440,7 +479,7 @@ class LogSettings(_Section):
     output: Literal["stdout", "file", "both"] = Field(
         "stdout", validation_alias="LOG_OUTPUT", description="stdout, file or both"
     )
-    file: Path | None = Field(
+    file: LocalPath | None = Field(
         None, validation_alias="LOG_FILE", description="Log file; default DATA_DIR/service.log"
     )
     max_mb: Count = Field(
@@ -448,7 +487,7 @@ class LogSettings(_Section):
         validation_alias="LOG_MAX_MB",
         description="Megabytes after which a new log file is begun",
     )
-    backups: Annotated[int, Field(ge=0)] = Field(
+    backups: Annotated[int, Field(ge=0, le=1_000)] = Field(
         5, validation_alias="LOG_BACKUPS", description="Older log files that are kept"
     )
     max_memory_mb: Count = Field(
@@ -498,17 +537,21 @@ def load_settings(env_file: Path | None = None) -> Settings:
     """Read the environment, and `env_file` for what the environment does not set.
 
     Raises:
-        SettingsError: a variable is missing or unusable; the message is one line that names
-            each, says what is wrong and how to mend it, and never shows a secret.
+        SettingsError: a variable is missing or unusable, or the file is; the message is one line
+            that names each, says what is wrong and how to fix it, and never shows a secret.
     """
+    environment = read_environment(env_file)
     sections: dict[str, _Section] = {}
-    problems: list[str] = []
+    problems = [] if env_file is None else list(_lost_lines(env_file))
     for name, section in _sections().items():
+        values, unusable = _values(section, environment)
         try:
-            # pydantic-settings takes the file as a keyword its types do not know.
-            sections[name] = section(_env_file=env_file)  # type: ignore[call-arg]
+            sections[name] = section.model_validate(values)
         except ValidationError as exc:
-            problems += _sentences(section, exc)
+            unusable |= {
+                alias: what for alias, what in _refused(exc).items() if alias not in unusable
+            }
+        problems += _sentences(section, unusable)
     if problems:
         raise SettingsError(*problems)
     settings = Settings.model_validate(sections)
@@ -518,9 +561,87 @@ def load_settings(env_file: Path | None = None) -> Settings:
     return settings
 
 
+def _values(
+    section: type[_Section], environment: Environment
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the text of each variable that is set, and what is wrong with it, by first name."""
+    values: dict[str, str] = {}
+    unusable: dict[str, str] = {}
+    for field in section.model_fields.values():
+        names = _names(field.validation_alias)
+        try:
+            text = _given(field, environment)
+        except ValueError as exc:
+            unusable[names[0]] = str(exc)
+            continue
+        if text is None:
+            continue
+        values[names[0]] = text
+        if (what := _hygiene(field, text)) is not None:
+            unusable[names[0]] = what
+    return values, unusable
+
+
+def _given(field: FieldInfo, environment: Environment) -> str | None:
+    """Return what a variable is set to, or for a secret what its file holds; None when unset.
+
+    Raises:
+        ValueError: both are set, or the file cannot be used.
+    """
+    names = _names(field.validation_alias)
+    text = environment.lookup(names)
+    if not _is_secret(field):
+        return text
+    file = environment.lookup(name + _FILE for name in names)
+    if file is None:
+        return text
+    if text is not None:
+        raise ValueError(f"is set, and {names[0]}{_FILE} is set, too; remove one of them")
+    try:
+        return read_secret_file(Path(file))
+    except ValueError as exc:
+        raise ValueError(f"{names[0]}{_FILE} {exc}") from exc
+
+
+def _hygiene(field: FieldInfo, text: str) -> str | None:
+    """Say what no setting may have in it; None when the text is fine."""
+    is_multi_line = _MULTI_LINE in field.metadata
+    if not is_printable(text, multi_line=is_multi_line):
+        return "has a line break, another control character or bytes that are not UTF-8 in it"
+    has_lone_quote = (text[0] in "\"'") != (text[-1] in "\"'")
+    if has_lone_quote and not is_multi_line and not _is_secret(field):
+        return "has a quotation mark at one end only"
+    return None
+
+
+def _is_secret(field: FieldInfo) -> bool:
+    return field.annotation is SecretStr or field.annotation == SecretStr | None
+
+
+def _lost_lines(env_file: Path) -> Iterator[str]:
+    """Yield a sentence for each line that would set one of our variables and cannot be read."""
+    known = _known_names()
+    for number, text in unparsed_lines(env_file):
+        name = re.match(r"(?:export\s+)?['\"]?(\w+)", text)
+        if name and name[1] in known:
+            yield (
+                f"{name[1]}: line {number} of {env_file} cannot be read."
+                " Look for a quotation mark that is missing"
+            )
+
+
 def _contradictions(settings: Settings) -> Iterator[str]:
-    """Yield what two settings cannot say at once."""
-    influx = settings.influx
+    """Yield what two settings cannot mean at once."""
+    influx, home_assistant = settings.influx, settings.home_assistant
+    for prefix, party in (("HOME_ASSISTANT", home_assistant), ("INFLUXDB", influx)):
+        yield from _unusable_certificate(prefix, party)
+    if urlsplit(home_assistant.url).username is not None and has_authorization(
+        home_assistant.headers_by_name
+    ):
+        yield (
+            "HOME_ASSISTANT_HEADERS: has the header Authorization, and HOME_ASSISTANT_URL has a"
+            " user. Remove one of them"
+        )
     if influx.url is None:
         if not settings.embedded_store:
             yield (
@@ -528,32 +649,66 @@ def _contradictions(settings: Settings) -> Iterator[str]:
                 " Set INFLUXDB_URL, or EMBEDDED_STORE=auto"
             )
         return
-    # An HTTP request has one `Authorization`, and who stands in an address is one already.
-    if urlsplit(influx.url).username and (influx.username or influx.token.get_secret_value()):
+    # An HTTP request has one `Authorization`, and a user in an address is one already.
+    has_user = urlsplit(influx.url).username
+    has_credentials = influx.username or influx.token.get_secret_value()
+    if has_user and has_credentials:
         yield (
             "INFLUXDB_URL: holds a user, and INFLUXDB_USERNAME or INFLUXDB_TOKEN names another."
             " Leave one of them out"
         )
+    if (has_user or has_credentials) and has_authorization(influx.headers_by_name):
+        yield (
+            "INFLUXDB_HEADERS: has the header Authorization, which is made of INFLUXDB_TOKEN,"
+            " INFLUXDB_USERNAME or the user in INFLUXDB_URL. Remove one of them"
+        )
+
+
+def _unusable_certificate(
+    prefix: str, party: HomeAssistantSettings | InfluxSettings
+) -> Iterator[str]:
+    if party.client_cert is None:
+        if party.client_key is not None:
+            yield (
+                f"{prefix}_CLIENT_KEY: is set without {prefix}_CLIENT_CERT. Set both, or neither"
+            )
+        return
+    try:
+        check_client_certificate(party.client_cert, party.client_key)
+    except UnusableCertificate as exc:
+        yield f"{prefix}_CLIENT_CERT and {prefix}_CLIENT_KEY: {exc}"
 
 
 def warnings(env_file: Path | None = None) -> list[str]:
-    """Say which variables are deprecated or look like a misspelt one of ours."""
-    given = set(os.environ)
-    if env_file is not None:
-        given |= set(dotenv_values(env_file))
+    """Return a sentence for each variable that is deprecated, unused or looks misspelt."""
+    environment = read_environment(env_file)
+    given = environment.names()
     found = [
         f"{name} is no longer used: weather belongs to its own service"
         for name in _DEPRECATED
         if name in given
     ]
-    known = {name for variable in variables() for name in variable.names}
+    known = _known_names()
     strangers = sorted(given - known - set(_DEPRECATED))
     matches = (
         (name, difflib.get_close_matches(name, known, n=1, cutoff=0.88)) for name in strangers
     )
-    return found + [
+    found += [
         f"{name} is not a setting; did you mean {match[0]}?" for name, match in matches if match
     ]
+    return found + list(_without_tls(environment))
+
+
+def _without_tls(environment: Environment) -> Iterator[str]:
+    urls = {
+        "HOME_ASSISTANT_CLIENT_CERT": environment.lookup(
+            _names(HomeAssistantSettings.model_fields["url"].validation_alias)
+        ),
+        "INFLUXDB_CLIENT_CERT": environment.lookup(("INFLUXDB_URL",)),
+    }
+    for name, url in urls.items():
+        if url and environment.lookup((name,)) and not url.startswith(("https:", "wss:")):
+            yield f"{name} is not used: the address it is for does not start with https://"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -568,16 +723,32 @@ class Variable:
 
 
 def variables() -> list[Variable]:
-    """Return every setting, in the order of this file."""
+    """Return every setting, in the order of this file; the file of a secret comes after it."""
     return [
-        Variable(
-            names=_names(field.validation_alias),
-            default=None if field.is_required() else _as_text(field.default),
-            description=field.description or "",
-        )
+        variable
         for section in _sections().values()
         for field in section.model_fields.values()
+        for variable in _variables_of(field)
     ]
+
+
+def _variables_of(field: FieldInfo) -> Iterator[Variable]:
+    names = _names(field.validation_alias)
+    yield Variable(
+        names=names,
+        default=None if field.is_required() else _as_text(field.default),
+        description=field.description or "",
+    )
+    if _is_secret(field):
+        yield Variable(
+            names=tuple(name + _FILE for name in names),
+            default="",
+            description=f"A file that holds {names[0]}, for example a mounted secret",
+        )
+
+
+def _known_names() -> set[str]:
+    return {name for variable in variables() for name in variable.names}
 
 
 def _sections() -> dict[str, type[_Section]]:
@@ -610,12 +781,18 @@ def _names(alias: object) -> tuple[str, ...]:
     return (str(alias),)
 
 
-def _sentences(section: type[_Section], exc: ValidationError) -> Iterable[str]:
-    fields = {_names(field.validation_alias)[0]: field for field in section.model_fields.values()}
+def _refused(exc: ValidationError) -> dict[str, str]:
+    """Return what is wrong, by the first name of the variable."""
+    found = {}
     for error in exc.errors(include_input=False, include_url=False):
-        # Whichever of its names was set, the error carries the first.
-        field = fields[str(error["loc"][0])]
-        names = " or ".join(_names(field.validation_alias))
         what = error["msg"].removeprefix("Value error, ")
         what = "is missing" if error["type"] == "missing" else what[:1].lower() + what[1:]
-        yield f"{names}: {what}. {field.description}"
+        found[str(error["loc"][0])] = what
+    return found
+
+
+def _sentences(section: type[_Section], unusable: Mapping[str, str]) -> Iterable[str]:
+    for field in section.model_fields.values():
+        names = _names(field.validation_alias)
+        if (what := unusable.get(names[0])) is not None:
+            yield f"{' or '.join(names)}: {what}. {field.description}"

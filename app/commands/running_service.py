@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import httpx
 
+from app.addresses import origin, redirect_target
 from app.errors import SettingsError, StorageLocked
 from app.settings import Settings
 
@@ -55,7 +56,7 @@ class RunningService:
     def _translated_errors(self, path: str) -> Iterator[None]:
         try:
             yield
-        except httpx.HTTPError as exc:
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
             raise StorageLocked(
                 f"a service holds DATA_DIR and does not answer at {self._url}{path}: {exc}."
                 " Check WEBSOCKET_INGESTION_HOST and WEBSOCKET_INGESTION_PORT, or say --url"
@@ -80,7 +81,9 @@ async def running_service(chosen: Settings, *, url: str | None) -> AsyncIterator
     address = url.rstrip("/") if url else address_of(chosen)
     key = chosen.serving.api_key
     async with httpx.AsyncClient(
-        headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else {},
+        # As bytes, because httpx refuses text that is not ASCII.
+        headers={b"Authorization": f"Bearer {key.get_secret_value()}".encode()} if key else {},
+        follow_redirects=False,
         timeout=_TIMEOUT,
         trust_env=False,  # a proxy for the internet does not reach this machine
     ) as client:
@@ -88,6 +91,12 @@ async def running_service(chosen: Settings, *, url: str | None) -> AsyncIterator
 
 
 def _detail(answer: httpx.Response) -> str:
+    if answer.has_redirect_location:
+        target = redirect_target(str(answer.request.url), answer.headers["Location"])
+        return (
+            f"it redirects to {origin(target)}, where the key is not sent."
+            " Say the address of the service itself with --url"
+        )
     try:
         document = answer.json()
     except ValueError:

@@ -22,6 +22,7 @@ from app.discovery.rows import Row, difference, row_to_send
 from app.logs import Repeats, shown_url
 from app.resilience import Backoff, Breaker
 from app.snapshot import BreakerStatus, DataApiStatus
+from app.unreachable import DATA_API, redirect
 
 logger = logging.getLogger(__name__)
 
@@ -150,9 +151,10 @@ class DataApi:
         return None if meaning_of(answer.status_code) == "taken" else _told(answer)
 
     def _client(self) -> httpx.AsyncClient:
-        headers = {"Content-Type": "application/json"}
+        headers = {b"Content-Type": b"application/json"}
         if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
+            # As bytes, because httpx refuses text that is not ASCII.
+            headers[b"Authorization"] = f"Bearer {self._key}".encode()
         return httpx.AsyncClient(
             base_url=self._url,
             headers=headers,
@@ -241,6 +243,14 @@ class DataApi:
 
 def _told(answer: httpx.Response) -> str:
     """Return status and reason in one line."""
+    if answer.has_redirect_location:
+        found = redirect(
+            DATA_API,
+            str(answer.request.url),
+            location=answer.headers["Location"],
+            status=answer.status_code,
+        )
+        return f"{found.why}. {found.advice}".removesuffix(".")
     try:
         body = msgspec.json.decode(answer.content, type=_Refusal).detail
     except msgspec.DecodeError:

@@ -7,7 +7,7 @@ from http import HTTPStatus
 
 from app.sink.answers import Held, Unavailable
 from app.sink.dialects import Ask, Request, Version
-from app.sink.replies import NO_ANSWER, Reply, failure, parsed
+from app.sink.replies import NO_ANSWER, Reply, failure, one_line, parsed
 
 _QUESTIONS = (
     Request(path="/ping"),
@@ -70,7 +70,9 @@ def unnamed(ping: Reply) -> Version | Held | Unavailable:
                 advice="Set INFLUXDB_TOKEN, or INFLUXDB_USERNAME and INFLUXDB_PASSWORD.",
             )
         case status if HTTPStatus.OK <= status < HTTPStatus.BAD_REQUEST:
-            return Unavailable(reason=f"{status} is not InfluxDB's /ping; check INFLUXDB_URL")
+            to = f" to {ping.headers['Location']}" if "Location" in ping.headers else ""
+            reason = f"{status}{to} is not InfluxDB's /ping; check INFLUXDB_URL"
+            return Unavailable(reason=one_line(reason))
         case status if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return Unavailable(reason=f"{status} instead of a version: it may be starting")
         case status:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Literal, Self, TypeAlias
 from urllib.parse import unquote, urlsplit
 
@@ -18,6 +20,7 @@ from app.sink.answers import Answer, Batch, Held, Refused, Unavailable
 from app.sink.detection import detect, stated_version
 from app.sink.dialects import Dialect, Request, Target, Version, dialect, is_missing
 from app.sink.replies import NO_ANSWER, Reply, answer, failure
+from app.tls import ClientTls
 
 logger = logging.getLogger(__name__)
 
@@ -51,17 +54,24 @@ class InfluxSink:
         api: Api = "auto",
         username: str = "",
         password: str = "",
+        ssl_verify: bool = True,
+        headers: Mapping[str, str] | None = None,
+        client_cert: Path | None = None,
+        client_key: Path | None = None,
     ) -> None:
         """Take the address, and how many seconds a request may take.
 
         With `auto` a username means v1 and a token v2; without either, and when what was
-        chosen is not found there, the server is asked.
+        chosen is not found there, the server is asked. The headers are sent with every request;
+        a client certificate is read again when its file has changed.
         """
         self.name = "influxdb"
         self._url = str(url).rstrip("/")
         self._target = Target(
             bucket=bucket, org=org, token=token, username=username, password=password
         )
+        self._headers = dict(headers or {})
+        self._tls = ClientTls(verify=ssl_verify, client_cert=client_cert, client_key=client_key)
         self._timeout_s = timeout_s
         self._api = api
         self._dialect = self._chosen()
@@ -77,7 +87,7 @@ class InfluxSink:
             timeout=aiohttp.ClientTimeout(
                 total=self._timeout_s, connect=min(_CONNECT_TIMEOUT_S, self._timeout_s)
             ),
-            ssl_context=None if self._url.startswith("https:") else no_tls,
+            ssl_context=self._tls.context() if self._uses_tls else no_tls,
             allow_redirects=False,
             client_session_kwargs={"max_field_size": _HEADER_BYTES},
         )
@@ -110,7 +120,7 @@ class InfluxSink:
                     self._dialect, spoken, reply = other, other, other_reply
         except NO_ANSWER as exc:
             return failure(exc)
-        return answer(reply, dialect=spoken, secrets=self._secrets())
+        return answer(reply, dialect=spoken, secrets=self._secrets(), url=self._url)
 
     async def ping(self) -> bool:
         """Say whether anything that is not broken answers at the address."""
@@ -171,12 +181,14 @@ class InfluxSink:
 
     async def _ask(self, request: Request) -> Reply:
         assert self._client is not None, "the sink is not open"
+        if self._uses_tls:
+            self._tls.context()  # reads a renewed client certificate
         # Without preloading the client hands over aiohttp's own response, whatever its status.
         response: aiohttp.ClientResponse = await self._client.api_client.call_api(  # type: ignore[no-untyped-call]
             request.path,
             request.method,
             query_params=list(request.query.items()),
-            header_params=dict(request.headers),
+            header_params={**self._headers, **request.headers},
             body=request.body,
             _preload_content=False,
         )
@@ -187,12 +199,22 @@ class InfluxSink:
                 text += chunk
         return Reply(status=response.status, headers=response.headers, body=bytes(text))
 
+    @property
+    def _uses_tls(self) -> bool:
+        return self._url.startswith("https:")
+
     def _secrets(self) -> list[str]:
         in_url = unquote(urlsplit(self._url).password or "")
         basic = dialect("v1", self._target).authorized(Request(path="")).headers
         encoded = basic.get("Authorization", "").partition(" ")[2]
         return [
             secret
-            for secret in (self._target.token, self._target.password, in_url, encoded)
+            for secret in (
+                self._target.token,
+                self._target.password,
+                in_url,
+                encoded,
+                *self._headers.values(),
+            )
             if secret
         ]

@@ -17,6 +17,7 @@ from urllib.parse import quote, quote_plus
 
 import aiohttp
 
+from app.addresses import is_upgrade, origin, redirect_target
 from app.model import http_date
 from app.sink.answers import (
     Accepted,
@@ -85,7 +86,9 @@ class Advises(Protocol):
         ...
 
 
-def answer(reply: Reply, *, dialect: Advises, secrets: Sequence[str] = ()) -> Answer:  # noqa: PLR0911 - a table: a row each
+def answer(  # noqa: PLR0911 - a table: a row each
+    reply: Reply, *, dialect: Advises, secrets: Sequence[str] = (), url: str = ""
+) -> Answer:
     """Say what a response to a write means; no secret ever appears in a reason."""
     said = _said(reply)
     reason = one_line(said, secrets)
@@ -111,7 +114,7 @@ def answer(reply: Reply, *, dialect: Advises, secrets: Sequence[str] = ()) -> An
             advice = dialect.advice(status, message(reply)) or _wrong_address(dialect)
             return Held(reason=reason, status=status, advice=advice)
         case _:
-            return Unavailable(reason=_not_influxdb(reply, secrets))
+            return Unavailable(reason=_not_influxdb(reply, secrets, url))
 
 
 def failure(exc: Exception) -> TimedOut | Unavailable | Held:
@@ -206,10 +209,21 @@ def _wrong_address(dialect: Advises) -> str:
     return _WRONG_ADDRESS.format(path=f"InfluxDB's {dialect.write_path}")
 
 
-def _not_influxdb(reply: Reply, secrets: Sequence[str]) -> str:
-    target = reply.headers.get("Location")
-    what = f"{reply.status} to {target}" if target else f"{reply.status} instead of 204"
-    return one_line(f"{what} is not InfluxDB's answer to a write; check INFLUXDB_URL", secrets)
+def _not_influxdb(reply: Reply, secrets: Sequence[str], url: str) -> str:
+    what = f"{answered(reply)} is not InfluxDB's answer to a write"
+    location = reply.headers.get("Location", "")
+    if url and is_upgrade(url, target := redirect_target(url, location)):
+        return one_line(f"{what}; write {origin(target)} in INFLUXDB_URL", secrets)
+    return one_line(f"{what}; check INFLUXDB_URL", secrets)
+
+
+def answered(reply: Reply) -> str:
+    """Return the status of a response that is none of InfluxDB's, and where it redirects to.
+
+    The query is left out: a login page is often given the whole of what was asked.
+    """
+    location = reply.headers.get("Location", "").partition("?")[0]
+    return f"{reply.status} to {location}" if location else f"{reply.status} instead of 204"
 
 
 def _said(reply: Reply) -> str:

@@ -9,14 +9,17 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+from pathlib import Path
 from typing import Protocol
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.frames import CloseCode
 
+from app.addresses import origin, redirect_target
 from app.errors import (
     SourceAuthRejected,
     SourceError,
@@ -30,6 +33,8 @@ from app.snapshot import BreakerStatus, ConnectionState, ConnectionStatus
 from app.source.frames import FrameSocket
 from app.source.protocol import Malformed, Phase, Session, Step
 from app.telemetry import Telemetry
+from app.tls import ClientTls
+from app.unreachable import HOME_ASSISTANT, limited_mode, obstacle, refused_handshake
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +82,9 @@ class HomeAssistantSource:
         *,
         token: str,
         ssl_verify: bool,
+        headers: Mapping[str, str] | None = None,
+        client_cert: Path | None = None,
+        client_key: Path | None = None,
         backoff: Backoff,
         breaker: Breaker,
         telemetry: Telemetry,
@@ -97,6 +105,9 @@ class HomeAssistantSource:
             url: the WebSocket address, `ws(s)://…/api/websocket`.
             token: a long-lived access token; a read-only user's is enough.
             ssl_verify: whether a wss certificate must be valid.
+            headers: HTTP headers of the handshake, for a proxy in between.
+            client_cert: a client certificate for wss, as PEM; read again when it has changed.
+            client_key: its key; None when it is in the same file.
             backoff: the waits between attempts.
             breaker: the circuit breaker of this neighbor.
             telemetry: where received and malformed messages are counted.
@@ -114,6 +125,9 @@ class HomeAssistantSource:
         self._url = url
         self._token = token
         self._ssl_verify = ssl_verify
+        self._headers = dict(headers or {})
+        self._client_cert = client_cert
+        self._client_key = client_key
         self._backoff = backoff
         self._breaker = breaker
         self._telemetry = telemetry
@@ -130,7 +144,7 @@ class HomeAssistantSource:
         self._losses = Repeats(logger)
         self._connections = Repeats(logger)
         self._oddities = Repeats(logger)
-        self._tls: ssl.SSLContext | None = None
+        self._tls: ClientTls | None = None
         self._state: ConnectionState = "disconnected"
         self._attempts = 0
         self._successes = 0
@@ -139,6 +153,7 @@ class HomeAssistantSource:
         self._next_attempt_at: float | None = None
         self._ha_version: str | None = None
         self._ha_state: str | None = None
+        self._limited: str | None = None
         self._trouble: SourceError | None = None
         """Why events do not stream; None while they do, and before the first attempt ended."""
         self._trouble_since = 0.0
@@ -237,9 +252,10 @@ class HomeAssistantSource:
     @contextlib.asynccontextmanager
     async def _open(self) -> AsyncIterator[FrameSocket]:
         try:
-            socket = await connect(
+            socket = await _Connect(
                 self._url,
                 ssl=self._context(),
+                additional_headers=self._headers or None,
                 compression=None,  # costs the receiver about as much again per event
                 max_size=self._max_message_bytes,
                 create_connection=FrameSocket,
@@ -251,8 +267,8 @@ class HomeAssistantSource:
                 user_agent_header=_USER_AGENT,
                 logger=_wire_logger,
             )
-        except (OSError, ValueError, WebSocketException) as exc:
-            raise SourceUnavailable(str(exc) or type(exc).__name__) from exc
+        except (OSError, ValueError, LookupError, WebSocketException) as exc:
+            raise _unavailable(self._url, exc) from exc
         assert isinstance(socket, FrameSocket), "that is what was asked for"
         try:
             with _translated():
@@ -267,11 +283,10 @@ class HomeAssistantSource:
         if urlsplit(self._url).scheme != "wss":
             return None
         if self._tls is None:
-            self._tls = ssl.create_default_context()
-            if not self._ssl_verify:
-                self._tls.check_hostname = False
-                self._tls.verify_mode = ssl.CERT_NONE
-        return self._tls
+            self._tls = ClientTls(
+                verify=self._ssl_verify, client_cert=self._client_cert, client_key=self._client_key
+            )
+        return self._tls.context()
 
     async def _authenticate(self, socket: FrameSocket, session: Session) -> None:
         try:
@@ -319,7 +334,7 @@ class HomeAssistantSource:
         finally:
             proving.cancel()
             self._state = "disconnected"
-            self._ha_state = None
+            self._ha_state = self._limited = None
             listener.lost()
 
     def _prove(self) -> None:
@@ -343,7 +358,8 @@ class HomeAssistantSource:
             try:
                 async with self.commands() as commands:
                     answer = await commands.call("get_config")
-                self._ha_state = msgspec.json.decode(answer, type=_Config).state
+                config = msgspec.json.decode(answer, type=_Config)
+                self._ha_state, self._limited = config.state, config.limited
             except (SourceError, msgspec.MsgspecError) as exc:
                 logger.debug("Home Assistant did not say whether it runs: %s", exc)
             if self._ha_state != _RUNNING:
@@ -423,7 +439,7 @@ class HomeAssistantSource:
         if not self._proved:
             self._breaker.failed(exc)
         what = "Lost Home Assistant" if self._proved else "No connection to Home Assistant"
-        self._losses.tell(logging.WARNING, "%s: %s", what, exc, kind=f"{what}: {exc}")
+        self._losses.tell(logging.WARNING, "%s: %s", what, _with_advice(exc), kind=f"{what}: {exc}")
         return self._next_wait_s(exc)
 
     def _next_wait_s(self, exc: SourceError) -> float:
@@ -463,14 +479,14 @@ class HomeAssistantSource:
                 return (
                     "Home Assistant cannot be reached for"
                     f" {time.monotonic() - self._trouble_since:.0f} s: {exc}."
-                    " Check that it runs and that HOME_ASSISTANT_URL is right."
+                    f" {_advice(exc) or 'Check that it runs and that HOME_ASSISTANT_URL is right.'}"
                 )
         if self._ha_state not in {None, _RUNNING}:
             return (
                 f"Home Assistant says it is {self._ha_state}: it is starting or stopping,"
                 " and entities may be missing until it is RUNNING."
             )
-        return None
+        return self._limited
 
 
 class Commands:
@@ -538,6 +554,13 @@ class _Config(msgspec.Struct, frozen=True):
     """The part of `get_config` that is read."""
 
     state: str
+    recovery_mode: object = False
+    safe_mode: object = False
+
+    @property
+    def limited(self) -> str | None:
+        """Why entities are missing although Home Assistant runs; None when they are not."""
+        return limited_mode(recovery=self.recovery_mode is True, safe=self.safe_mode is True)
 
 
 class _Clock:
@@ -557,6 +580,59 @@ class _Clock:
     def now(self) -> datetime:
         """Return what it shows now, up to a second early."""
         return self._date + timedelta(seconds=time.monotonic() - self._read_at)
+
+
+class _Connect(connect):
+    """`connect` that follows a redirect only to another WebSocket path of the same origin.
+
+    The token is sent to whatever has accepted the connection, so it must be the server that the
+    token is meant for. The same is true of headers, client certificates and a user in the URL.
+    """
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Return the URL to connect to instead, else the error."""
+        location = _location(exc)
+        if location is None:
+            return exc
+        target = redirect_target(self.uri, location)
+        ours, theirs = urlsplit(self.uri), urlsplit(target)
+        elsewhere = urlunsplit((ours.scheme, ours.netloc, theirs.path, theirs.query, ""))
+        is_ours = origin(target) == origin(self.uri) and theirs.path.endswith("/websocket")
+        return elsewhere if is_ours and elsewhere != self.uri else exc
+
+
+def _location(exc: Exception) -> str | None:
+    """Return where a refused handshake redirects to; None when it does not."""
+    if not isinstance(exc, InvalidStatus):
+        return None
+    is_redirect = HTTPStatus.MULTIPLE_CHOICES <= exc.response.status_code < HTTPStatus.BAD_REQUEST
+    locations = exc.response.headers.get_all("Location")
+    return locations[0] if is_redirect and locations else None
+
+
+def _unavailable(url: str, exc: Exception) -> SourceUnavailable:
+    """Return what it means that no connection could be opened."""
+    if isinstance(exc, InvalidStatus):
+        found = refused_handshake(
+            HOME_ASSISTANT,
+            url,
+            status=exc.response.status_code,
+            location=_location(exc),
+            body=bytes(exc.response.body or b""),
+            header_names={name.lower() for name, _ in exc.response.headers.raw_items()},
+        )
+    else:
+        found = obstacle(HOME_ASSISTANT, exc)
+    return SourceUnavailable(found.why, advice=found.advice)
+
+
+def _advice(exc: SourceError) -> str | None:
+    return exc.advice if isinstance(exc, SourceUnavailable) else None
+
+
+def _with_advice(exc: SourceError) -> str:
+    advice = _advice(exc)
+    return f"{exc}. {advice}" if advice else str(exc)
 
 
 async def _exchange(socket: FrameSocket, session: Session) -> Step:

@@ -85,7 +85,7 @@ class Parts:
             telemetry=self.telemetry,
             max_retries=int(options.pop("max_retries", -1)),
             max_message_bytes=int(options.pop("max_message_bytes", 64 * 1024 * 1024)),
-            **{"readiness_poll_s": 0.001, **options},
+            **{"readiness_poll_s": 0.001, **options},  # type: ignore[arg-type]
         )
 
 
@@ -304,7 +304,9 @@ async def test_absent_at_the_start_is_the_same_case(
         await until(lambda: source.status().failed_connections >= 3)
         reason = source.status().reason
         assert reason is not None
-        assert re.match(r"Home Assistant cannot be reached for 0 s: .*Connect call failed", reason)
+        assert re.match(
+            r"Home Assistant cannot be reached for 0 s: nothing listens there\. Check", reason
+        )
         assert "HOME_ASSISTANT_URL" in reason
         async with fake:
             house.fire = fake.fire

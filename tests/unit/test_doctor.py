@@ -29,6 +29,7 @@ from app.sink.answers import (
 from app.sink.dialects import Target
 from app.sink.probe import Probe, is_found, is_removed
 from app.sink.replies import Reply
+from app.unreachable import DATABASE, HOME_ASSISTANT
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 MEGABYTE = 1_000_000
@@ -118,7 +119,7 @@ def _caused(cause: Exception) -> Exception:
 )
 def test_what_stands_in_the_way_is_read_from_the_bottom(cause: Exception, words: str) -> None:
     """Each kind of trouble has its own words, and each names the variable to look at."""
-    for neighbor in (judgments.HOME_ASSISTANT, judgments.DATABASE):
+    for neighbor in (HOME_ASSISTANT, DATABASE):
         finding = judgments.not_reached("x", neighbor, "ws://host", _caused(cause))
 
         assert words in finding.what

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from app.addresses import websocket_url
 from app.errors import SettingsError
-from app.settings import load_settings, variables, warnings, websocket_url
+from app.settings import load_settings, variables, warnings
 
 TOKEN = "t" * 40
 

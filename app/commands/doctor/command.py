@@ -160,6 +160,8 @@ def secrets_of(chosen: Settings) -> list[str]:
         headers.get("Authorization", "").partition(" ")[2],
         "" if api_key is None else api_key.get_secret_value(),
         chosen.discovery.data_api_key.get_secret_value(),
+        *chosen.home_assistant.headers_by_name.values(),
+        *influx.headers_by_name.values(),
         *in_urls,
         *map(unquote, in_urls),
     )

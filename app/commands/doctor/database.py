@@ -17,6 +17,7 @@ from app.sink.detection import detect, version_of
 from app.sink.dialects import Request, Target, Version
 from app.sink.probe import MEASUREMENT, Probe, is_found, is_removed
 from app.sink.replies import NO_ANSWER, Reply, failure
+from app.unreachable import DATABASE
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -73,7 +74,7 @@ def _away(url: str, exc: Exception) -> Finding:
         return failed(
             "database", f"The database cannot be asked: {meaning.reason}.", meaning.advice
         )
-    return judgments.not_reached("database", judgments.DATABASE, shown_url(url), exc)
+    return judgments.not_reached("database", DATABASE, shown_url(url), exc)
 
 
 async def _named(sink: InfluxSink, ping: Reply, address: str) -> Finding:
@@ -143,4 +144,8 @@ def _sink(url: str, chosen: Settings) -> InfluxSink:
         api=chosen.influx.api,
         username=chosen.influx.username,
         password=chosen.influx.password.get_secret_value(),
+        ssl_verify=chosen.influx.ssl_verify,
+        headers=chosen.influx.headers_by_name,
+        client_cert=chosen.influx.client_cert,
+        client_key=chosen.influx.client_key,
     )

@@ -18,6 +18,7 @@ from app.logs import shown_url
 from app.resilience import Backoff, Breaker
 from app.source.client import HomeAssistantSource
 from app.telemetry import Telemetry
+from app.unreachable import HOME_ASSISTANT, limited_mode
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -31,6 +32,8 @@ _ANSWER_S = 8.0
 
 class _Config(msgspec.Struct, frozen=True):
     state: str = "RUNNING"
+    recovery_mode: object = False
+    safe_mode: object = False
 
 
 async def examined(
@@ -55,7 +58,7 @@ async def examined(
             yield judgments.not_speaking(url, str(exc))
     except SourceError as exc:
         if not is_connected:
-            yield judgments.not_reached(NAMES[0], judgments.HOME_ASSISTANT, url, exc)
+            yield judgments.not_reached(NAMES[0], HOME_ASSISTANT, url, exc)
 
 
 def _source(chosen: Settings) -> HomeAssistantSource:
@@ -63,6 +66,9 @@ def _source(chosen: Settings) -> HomeAssistantSource:
         chosen.home_assistant.url,
         token=chosen.home_assistant.token.get_secret_value(),
         ssl_verify=chosen.home_assistant.ssl_verify,
+        headers=chosen.home_assistant.headers_by_name,
+        client_cert=chosen.home_assistant.client_cert,
+        client_key=chosen.home_assistant.client_key,
         backoff=Backoff(max_s=1.0),
         breaker=Breaker("Home Assistant", threshold=1, reset_s=1.0),
         telemetry=Telemetry(CollectorRegistry()),
@@ -95,7 +101,8 @@ async def _questions(
 
 async def _version(commands: Commands) -> Finding:
     config = msgspec.json.decode(await commands.call("get_config"), type=_Config)
-    return judgments.version(commands.ha_version, config.state)
+    limited = limited_mode(recovery=config.recovery_mode is True, safe=config.safe_mode is True)
+    return judgments.version(commands.ha_version, config.state, limited=limited)
 
 
 async def _clock(commands: Commands, clock: Callable[[], datetime]) -> Finding:

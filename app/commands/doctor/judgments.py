@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import ssl
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -14,8 +12,9 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from app.commands.doctor.findings import Finding, failed, ok, warning
-from app.errors import CommandFailed
+from app.errors import CommandFailed, SourceUnavailable
 from app.sink.answers import Accepted, Answer, Busy, Held, Refused
+from app.unreachable import Obstacle, Party, obstacle
 
 _MEGABYTE = 1_000_000
 _OLDEST_TESTED = (2024, 3)
@@ -150,86 +149,13 @@ def port(reading: Port) -> Finding:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbor:
-    """Whom a connection is made to, in the words of its advice."""
-
-    name: str
-    variable: str
-    tls_off: str | None = None
-    """The setting that accepts any certificate; None when there is none."""
-    also: str = ""
-    """A sentence for when something else answers."""
-
-
-HOME_ASSISTANT = Neighbor(
-    "Home Assistant",
-    "HOME_ASSISTANT_URL",
-    tls_off="HA_SSL_VERIFY=false",
-    also="A proxy in between must pass WebSockets on.",
-)
-DATABASE = Neighbor("the database", "INFLUXDB_URL")
-
-
-def not_reached(name: str, neighbor: Neighbor, address: str, exc: BaseException) -> Finding:
+def not_reached(name: str, party: Party, address: str, exc: BaseException) -> Finding:
     """Say why there is no connection, from the exception at the bottom of it."""
-    why, advice = _why(neighbor, exc)
-    whom = neighbor.name[0].upper() + neighbor.name[1:]
-    return failed(name, f"{whom} is not reached at {address}: {why}.", advice)
-
-
-def _why(neighbor: Neighbor, exc: BaseException) -> tuple[str, str]:
-    variable, cause = neighbor.variable, _bottom(exc)
-    match cause:
-        case ssl.SSLCertVerificationError():
-            said = getattr(cause, "verify_message", "") or cause.strerror or "it cannot be checked"
-            off = f", or set {neighbor.tls_off} where you trust the way" if neighbor.tls_off else ""
-            why = f"its certificate is refused ({said})"
-            advice = f"Renew the certificate, or make this machine trust who signed it{off}."
-        case ssl.SSLError():
-            why = "what answers there does not speak TLS"
-            advice = f"Write http:// instead of https:// in {variable}, or name its port for TLS."
-        case OSError():
-            return _why_no_connection(cause, variable)
-        case _:
-            why = f"what answers there is something else ({cause})"
-            advice = (
-                f"Check the host, the port and the path in {variable}; write https:// where TLS is"
-                f" wanted. {neighbor.also}"
-            ).strip()
-    return why, advice
-
-
-def _why_no_connection(cause: OSError, variable: str) -> tuple[str, str]:
-    match cause:
-        case socket.gaierror():
-            why = "the name of the host is not known"
-            advice = (
-                f"Check the spelling in {variable}, or write the address in numbers; in a"
-                " container a name must be known there."
-            )
-        case ConnectionRefusedError():
-            why = "nothing listens there"
-            advice = f"Check that it runs, and the host and the port in {variable}."
-        case ConnectionResetError():
-            why = "the connection is cut at once"
-            advice = (
-                f"Check that {variable} begins with http:// or https:// as that port wants it, and"
-                " names the right port."
-            )
-        case TimeoutError():
-            why = "no answer in time"
-            advice = f"Check that it runs, host and port in {variable}, and firewalls in between."
-        case _:
-            why = str(cause.strerror or cause) or type(cause).__name__
-            advice = f"Check that it runs, and the host and the port in {variable}."
-    return why, advice
-
-
-def _bottom(exc: BaseException) -> BaseException:
-    while isinstance(exc.__cause__, Exception):  # not a cancellation, which a timeout begins as
-        exc = exc.__cause__
-    return exc
+    found = obstacle(party, exc)
+    if isinstance(exc, SourceUnavailable) and exc.advice is not None:
+        found = Obstacle(str(exc), exc.advice)
+    whom = party.name[0].upper() + party.name[1:]
+    return failed(name, f"{whom} is not reached at {address}: {found.why}.", found.advice)
 
 
 def not_speaking(address: str, said: str) -> Finding:
@@ -267,9 +193,18 @@ def token_refused(said: str) -> Finding:
     )
 
 
-def version(ha_version: str | None, state: str) -> Finding:
-    """Say whether this Home Assistant is one we know, and running."""
+def version(ha_version: str | None, state: str, *, limited: str | None = None) -> Finding:
+    """Say whether this Home Assistant is one we know, and running.
+
+    Args:
+        ha_version: as it says itself.
+        state: its state, as `get_config` says.
+        limited: why entities are missing although it runs, with the advice.
+    """
     readings = {"ha_version": ha_version, "ha_state": state}
+    if limited is not None:
+        what, _, advice = limited.partition(". ")
+        return warning("version", f"{what}.", advice, **readings)
     if state != _RUNNING:
         return warning(
             "version",

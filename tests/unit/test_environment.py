@@ -1,0 +1,717 @@
+"""What is stripped from a setting, what is refused, and where it may come from."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from app.__main__ import main
+from app.addresses import data_api_url, database_url, websocket_url
+from app.errors import SettingsError
+from app.settings import Settings, load_settings, variables, warnings
+
+TOKEN = "t" * 40
+
+SECRETS = {
+    "HOME_ASSISTANT_TOKEN": TOKEN,
+    "HA_TOKEN": TOKEN,
+    "API_KEY": "the key",
+    "INFLUXDB_TOKEN": "the token",
+    "INFLUXDB_PASSWORD": "the password",
+    "DATA_API_KEY": "the other key",
+    "HOME_ASSISTANT_HEADERS": "X-Secret: hush",
+    "INFLUXDB_HEADERS": '{"X-Secret": "hush"}',
+}
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start from an environment that has none of our names but the two required."""
+    for variable in variables():
+        for name in variable.names:
+            monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME_ASSISTANT_URL", "http://ha:8123")
+    monkeypatch.setenv("HOME_ASSISTANT_TOKEN", TOKEN)
+
+
+def secret(settings: Settings, name: str) -> str:
+    """Return the value of a secret."""
+    values = {
+        "HOME_ASSISTANT_TOKEN": settings.home_assistant.token,
+        "HA_TOKEN": settings.home_assistant.token,
+        "API_KEY": settings.serving.api_key,
+        "INFLUXDB_TOKEN": settings.influx.token,
+        "INFLUXDB_PASSWORD": settings.influx.password,
+        "DATA_API_KEY": settings.discovery.data_api_key,
+        "HOME_ASSISTANT_HEADERS": settings.home_assistant.headers,
+        "INFLUXDB_HEADERS": settings.influx.headers,
+    }
+    value = values[name]
+    assert value is not None
+    return value.get_secret_value()
+
+
+def problem(name: str) -> str:
+    """Return the line about settings that cannot be used; it must name the variable."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    line = str(caught.value)
+    assert "\n" not in line
+    assert name in line.partition(": ")[0]
+    return line
+
+
+PLAIN = {
+    "HOME_ASSISTANT_URL": "http://ha:8123",
+    "HOME_ASSISTANT_TOKEN": TOKEN,
+    "HA_SSL_VERIFY": "false",
+    "HOME_ASSISTANT_HEADERS": "X-Secret: hush",
+    "INSTANCE_NAME": "home",
+    "WEBSOCKET_INGESTION_HOST": "0.0.0.0",
+    "WEBSOCKET_INGESTION_PORT": "9000",
+    "API_KEY": "the key",
+    "TRUSTED_PEERS": "10.0.0.0/8,::1",
+    "CORS_ORIGINS": "https://a.example",
+    "INFLUXDB_URL": "http://influxdb:8086",
+    "INFLUXDB_TOKEN": "the-token",
+    "INFLUXDB_ORG": "org",
+    "INFLUXDB_BUCKET": "bucket",
+    "INFLUXDB_API": "v2",
+    "INFLUXDB_USERNAME": "ada",
+    "INFLUXDB_PASSWORD": "the password",
+    "INFLUXDB_TIMEOUT": "7.5",
+    "INFLUXDB_MAX_PENDING_POINTS": "7",
+    "INFLUXDB_ATTRIBUTE_FIELDS": "a,b_*",
+    "INFLUXDB_MEASUREMENT": "m",
+    "INFLUXDB_HEADERS": '{"X-Secret": "hush"}',
+    "EMBEDDED_STORE": "on",
+    "DATA_DIR": "/var/lib/x",
+    "DATA_API_URL": "http://data-api:8006",
+    "DATA_API_KEY": "the key",
+    "ENTITY_FILTER_CONFIG": '{"mode":"exclude","patterns":[]}',
+    "ENTITY_FILTER_CONFIG_FILE": "/etc/filter.json",
+    "INGEST_TRANSFORMS": "a:b",
+    "LOG_LEVEL": "DEBUG",
+    "LOG_FILE": "/var/log/x",
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "written",
+    [
+        "{}\n",
+        "{}\r\n",
+        " {}\t",
+        '"{}"',
+        "'{}'",
+        ' "{}" \n',
+        '" {} "',
+        "\ufeff{}",
+        "“{}”",
+        "{}\u200b",
+    ],
+)
+def test_what_surrounds_a_value_is_stripped_from_every_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, written: str
+) -> None:
+    """Secret files end with a newline, and `docker run --env-file` keeps quotation marks."""
+    monkeypatch.setenv(name, PLAIN[name])
+    plain = load_settings()
+
+    monkeypatch.setenv(name, written.format(PLAIN[name]))
+
+    assert load_settings() == plain
+
+
+def test_only_one_pair_of_quotes_is_stripped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A password may begin and end with quotation marks of its own."""
+    monkeypatch.setenv("INFLUXDB_PASSWORD", "\"'really'\"")
+
+    assert load_settings().influx.password.get_secret_value() == "'really'"
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\n", '""', "' '", "\ufeff"])
+def test_what_is_blank_counts_as_unset(monkeypatch: pytest.MonkeyPatch, blank: str) -> None:
+    """The second name of a pair is used, and a default."""
+    monkeypatch.setenv("HOME_ASSISTANT_TOKEN", blank)
+    monkeypatch.setenv("HA_TOKEN", "u" * 40)
+    monkeypatch.setenv("INFLUXDB_BUCKET", blank)
+    monkeypatch.setenv("API_KEY", blank)
+
+    settings = load_settings()
+
+    assert settings.home_assistant.token.get_secret_value() == "u" * 40
+    assert settings.influx.bucket == "home_assistant_events"
+    assert settings.serving.api_key is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HOME_ASSISTANT_URL",
+        "HOME_ASSISTANT_TOKEN",
+        "INSTANCE_NAME",
+        "WEBSOCKET_INGESTION_HOST",
+        "API_KEY",
+        "INFLUXDB_URL",
+        "INFLUXDB_TOKEN",
+        "INFLUXDB_ORG",
+        "INFLUXDB_BUCKET",
+        "INFLUXDB_USERNAME",
+        "INFLUXDB_PASSWORD",
+        "INFLUXDB_MEASUREMENT",
+        "DATA_DIR",
+        "DATA_API_KEY",
+        "LOG_FILE",
+    ],
+)
+@pytest.mark.parametrize("inside", ["\n", "\r", "\t", "\x1b", "\x7f", "\u2028"])
+def test_a_line_break_inside_a_value_is_refused_and_the_variable_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, inside: str
+) -> None:
+    """Two lines in a secret are two secrets, or a file of something else."""
+    monkeypatch.setenv(name, f"hush{inside}hush")
+
+    line = problem(name)
+
+    assert "has a line break, another control character" in line
+    assert "hush" not in line
+
+
+@pytest.mark.parametrize("name", ["INFLUXDB_BUCKET", "INFLUXDB_ORG", "INSTANCE_NAME", "DATA_DIR"])
+@pytest.mark.parametrize("written", ['"home', "home'"])
+def test_a_quotation_mark_without_its_pair_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, written: str
+) -> None:
+    """Half of what was meant to surround a name is no part of it."""
+    monkeypatch.setenv(name, written)
+
+    assert "a quotation mark at one end only" in problem(name)
+
+
+def test_a_name_is_of_reasonable_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each point repeats it."""
+    monkeypatch.setenv("INSTANCE_NAME", "x" * 257)
+
+    assert "at most 256 characters" in problem("INSTANCE_NAME")
+
+
+@pytest.mark.parametrize(
+    "name", ["DATA_DIR", "LOG_FILE", "ENTITY_FILTER_CONFIG_FILE", "HOMEIQ_SHARED_PATH"]
+)
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """No shell has expanded what stands in `.env`, and a folder called `~` is never meant."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    monkeypatch.setenv(name, "~/x")
+
+    settings = load_settings()
+
+    paths = {
+        "DATA_DIR": settings.journal.data_dir,
+        "LOG_FILE": settings.log_file,
+        "ENTITY_FILTER_CONFIG_FILE": settings.filter.config_file,
+        "HOMEIQ_SHARED_PATH": settings.extensions.shared_path,
+    }
+    assert paths[name] == Path("/home/ada/x")
+
+
+def test_the_home_folder_of_an_unknown_user_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would become a folder of that name."""
+    monkeypatch.setenv("DATA_DIR", "~nobody-of-this-name/x")
+
+    assert "home folder of an unknown user" in problem("DATA_DIR")
+
+
+NUMBERS = [
+    "WEBSOCKET_INGESTION_PORT",
+    "INFLUXDB_TIMEOUT",
+    "INFLUXDB_MAX_PENDING_POINTS",
+    "INFLUXDB_MAX_BATCH_POINTS",
+    "EMBEDDED_RETENTION_DAYS",
+    "JOURNAL_COMMIT_INTERVAL",
+    "JOURNAL_MAX_MB",
+    "JOURNAL_MIN_FREE_MB",
+    "BATCH_SIZE",
+    "BATCH_TIMEOUT",
+    "WEBSOCKET_MAX_RETRIES",
+    "WEBSOCKET_MAX_RETRY_DELAY",
+    "CIRCUIT_BREAKER_THRESHOLD",
+    "CIRCUIT_BREAKER_RESET_SECONDS",
+    "SHUTDOWN_TIMEOUT",
+    "DISCOVERY_REFRESH_INTERVAL",
+    "BACKFILL_MAX_HOURS",
+    "BACKFILL_RATE",
+    "LOG_MAX_MB",
+    "LOG_BACKUPS",
+    "MAX_MEMORY_MB",
+]
+
+
+def test_every_number_is_tried_with_absurd_values() -> None:
+    """A number that is added is added to this test, too."""
+    numeric = {
+        str(field.validation_alias)
+        for section in Settings.model_fields.values()
+        for field in section.annotation.model_fields.values()  # type: ignore[union-attr]
+        if field.annotation in {int, float}
+    }
+
+    assert numeric <= set(NUMBERS)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        "nan",
+        "inf",
+        "-inf",
+        "Infinity",
+        "1e308",
+        "1e999",
+        "-2",
+        "9" * 30,
+        "9" * 5000,
+        "999999999999",
+    ],
+)
+def test_an_absurd_number_is_refused_and_the_variable_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, absurd: str
+) -> None:
+    """No arithmetic with it may overflow later."""
+    monkeypatch.setenv(name, absurd)
+
+    assert len(problem(name)) < 500
+
+
+def test_a_retention_beyond_any_calendar_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """999,999 days ended the service with an OverflowError."""
+    monkeypatch.setenv("EMBEDDED_RETENTION_DAYS", "999999")
+
+    assert "less than or equal to 36500" in problem("EMBEDDED_RETENTION_DAYS")
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_every_secret_may_be_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """As Docker and Kubernetes mount them, with a newline at the end or a byte order mark."""
+    monkeypatch.delenv("HOME_ASSISTANT_TOKEN")
+    if "TOKEN" not in name or "INFLUX" in name:
+        monkeypatch.setenv("HOME_ASSISTANT_TOKEN", TOKEN)
+    file = tmp_path / "secret"
+    file.write_text(f"\ufeff{SECRETS[name]}\r\n")
+    monkeypatch.setenv(f"{name}_FILE", f" {file}\n")
+
+    assert secret(load_settings(), name) == SECRETS[name]
+
+
+def test_every_secret_of_the_settings_is_tried() -> None:
+    """A secret that is added has its file, and is added to this test."""
+    files = {name for each in variables() for name in each.names if name.endswith("_FILE")}
+
+    assert files - {"LOG_FILE", "ENTITY_FILTER_CONFIG_FILE"} == {f"{name}_FILE" for name in SECRETS}
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_and_its_file_are_not_both_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    """Nobody could say which is meant."""
+    file = tmp_path / "secret"
+    file.write_text("u" * 40)
+    monkeypatch.setenv(name, SECRETS[name])
+    monkeypatch.setenv(f"{name}_FILE", str(file))
+
+    line = problem(name)
+
+    assert "_FILE is set, too; remove one of them" in line
+    assert SECRETS[name] not in line
+    assert "u" * 40 not in line
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "names a file that does not exist"),
+        (b"", "names a file that is empty"),
+        (b" \r\n", "names a file that is empty"),
+        (b"hush-\xff-hush", "is not text in UTF-8"),
+        ("hush hush".encode("utf-16"), "is UTF-16 or binary"),
+        ("hush hush".encode("utf-16-le"), "is UTF-16 or binary"),
+        (b"hush\nhush", "has a line break"),
+        (b"hush" * 100_000, "is larger than 64 KiB"),
+    ],
+)
+def test_a_secret_file_that_cannot_be_used_is_one_line_without_its_content(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None, words: str
+) -> None:
+    """Nor its path, which may be the secret itself, written into the wrong variable."""
+    file = tmp_path / "hush"
+    if content is not None:
+        file.write_bytes(content)
+    monkeypatch.setenv("API_KEY_FILE", str(file))
+
+    line = problem("API_KEY")
+
+    assert words in line
+    assert "hush" not in line
+
+
+def test_a_secret_file_that_is_a_folder_or_a_device_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Docker makes a folder where a mounted file is missing; a device may never end."""
+    monkeypatch.setenv("API_KEY_FILE", str(tmp_path))
+    assert "API_KEY_FILE names a file that cannot be used: it is a folder" in problem("API_KEY")
+
+    monkeypatch.setenv("API_KEY_FILE", "/dev/zero")
+    assert "it is not a regular file" in problem("API_KEY")
+
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    monkeypatch.setenv("API_KEY_FILE", str(loop))
+    assert "it cannot be read (" in problem("API_KEY")
+
+    monkeypatch.setenv("API_KEY_FILE", "x" * 5000)
+    assert "it cannot be read (File name too long)" in problem("API_KEY")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("BATCH_SIZE=7\n".encode("utf-16"), "is UTF-16 or binary"),
+        ("BATCH_SIZE=7\n".encode("utf-16-be"), "is UTF-16 or binary"),
+        ("# für Ada\nBATCH_SIZE=7\n".encode("latin-1"), "is not text in UTF-8"),
+        (b"#" * 2_000_000, "is larger than 1024 KiB"),
+        (b'INFLUXDB_BUCKET="hush\nBATCH_SIZE=7\n', "INFLUXDB_BUCKET: line 1 of"),
+    ],
+)
+def test_an_env_file_that_cannot_be_read_is_one_line_and_status_2(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes,
+    words: str,
+) -> None:
+    """What it says would else be ignored, or end in a traceback."""
+    (tmp_path / ".env").write_bytes(content)
+    monkeypatch.chdir(tmp_path)
+
+    assert main(["run"]) == 2
+
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert "hush" not in error
+
+
+def test_an_env_file_that_is_a_folder_or_unreadable_is_status_2(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Docker makes a folder where a mounted file is missing."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / ".env"
+    file.mkdir()
+    assert main(["run"]) == 2
+    file.rmdir()
+    file.symlink_to(file)
+    assert main(["run"]) == 2
+
+    folder, loop = capsys.readouterr().err.splitlines()
+    assert ".env: is a folder. Make it a text file in UTF-8" in folder
+    assert ".env: cannot be read (Too many levels of symbolic links)" in loop
+
+
+def test_an_env_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    """Editors on Windows write one, and it made the first name an unknown one."""
+    file = tmp_path / ".env"
+    file.write_bytes(b"\xef\xbb\xbfBATCH_SIZE=7\r\nINSTANCE_NAME=' home '\r\n")
+
+    settings = load_settings(file)
+
+    assert (settings.batch.size, settings.home_assistant.instance_name) == (7, "home")
+
+
+def test_foreign_lines_of_an_env_file_are_ignored(tmp_path: Path) -> None:
+    """It may be the file of another program, too."""
+    file = tmp_path / ".env"
+    file.write_text("- nothing: of ours\nBATCH_SIZE=7\n")
+
+    assert load_settings(file).batch.size == 7
+
+
+def test_names_are_read_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exact one wins."""
+    monkeypatch.setenv("batch_size", "7")
+    assert load_settings().batch.size == 7
+
+    monkeypatch.setenv("BATCH_SIZE", "8")
+    assert load_settings().batch.size == 8
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "http://ha:8123/api",
+        "http://ha:8123/api/",
+        "http://ha:8123/api/websocket",
+        "http://ha:8123/api/websocket/",
+        "http://ha:8123/api/states",
+        "http://ha:8123/",
+        "http://ha:8123//",
+        "ws://ha:8123",
+        "http://ha:8123/lovelace",
+        "http://ha:8123/lovelace/0",
+        "http://ha:8123/lovelace-kitchen/main?edit=1",
+        "http://ha:8123/dashboard-mobile/0#x",
+        "http://ha:8123/dashboard/0",
+        "http://ha:8123/config/integrations/dashboard",
+        "http://ha:8123/profile/security",
+        "http://ha:8123/developer-tools/state",
+        "HTTP://ha:8123",
+        "ha/lovelace/0",
+    ],
+)
+def test_a_page_of_home_assistant_means_its_address(written: str) -> None:
+    """People copy it from the address bar, or from another tool."""
+    assert websocket_url(written) == "ws://ha:8123/api/websocket"
+
+
+def test_a_path_of_a_proxy_stays_in_front_of_a_page() -> None:
+    """Such as the Supervisor's."""
+    assert websocket_url("http://supervisor/core/api") == "ws://supervisor/core/api/websocket"
+
+
+@pytest.mark.parametrize("written", ["http//ha:8123", "http://http://ha:8123", "http:/ha:8123"])
+def test_a_slip_in_the_scheme_is_no_host_of_that_name(written: str) -> None:
+    """It would be looked up as `http`."""
+    with pytest.raises(ValueError, match="must be a host"):
+        websocket_url(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("http://db:8086/", "http://db:8086"),
+        ("http://db:8086/write", "http://db:8086"),
+        ("http://db:8086/write/", "http://db:8086"),
+        ("http://db:8086/api/v2/write", "http://db:8086"),
+        ("http://db:8086/api/v2", "http://db:8086"),
+        ("http://db:8181/api/v3/write_lp", "http://db:8181"),
+        ("http://db:8086/query", "http://db:8086"),
+        ("http://db:8086/ping", "http://db:8086"),
+        ("http://db:8086/orgs/0a1b2c/load-data/buckets", "http://db:8086"),
+        ("http://vm:8428/influx", "http://vm:8428/influx"),
+        ("http://vm:8428/influx/write", "http://vm:8428/influx"),
+        ("http://vm:8480/insert/0/influx/api/v2/write", "http://vm:8480/insert/0/influx"),
+        ("https://ada:p%40ss@db", "https://ada:p%40ss@db"),
+    ],
+)
+def test_an_endpoint_of_a_database_means_its_address(written: str, url: str) -> None:
+    """Other programs are configured with the whole of it."""
+    assert database_url(written) == url
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "http://ada:hush@db:8086/write?db=home",
+        "http://ada:hush@db:8086?u=ada&p=hush",
+        "http://ada:hush@db:8086/api/v2/write?org=o&bucket=hush",
+        "http://ada:hush@db:8086/#hush",
+    ],
+)
+def test_a_query_in_the_address_of_a_database_is_refused(
+    monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """It was ignored or sent along; the line says what to write instead, without a secret."""
+    monkeypatch.setenv("INFLUXDB_URL", written)
+
+    line = problem("INFLUXDB_URL")
+
+    assert "must not have a query; write http://db:8086: the bucket" in line
+    assert "hush" not in line
+
+
+def test_an_endpoint_of_a_data_api_means_its_address() -> None:
+    """As for the database."""
+    assert data_api_url("http://a:8006/internal/devices/bulk_upsert") == "http://a:8006"
+    assert data_api_url("http://a:8006/behind/internal/") == "http://a:8006/behind"
+    with pytest.raises(ValueError, match="must not have a query; write http://a:8006: the key"):
+        data_api_url("http://a:8006/?key=x")
+
+
+@pytest.mark.parametrize("party", ["HOME_ASSISTANT", "INFLUXDB"])
+@pytest.mark.parametrize(
+    ("written", "headers"),
+    [
+        ('{"CF-Access-Client-Id": "a", "X-B": " b "}', {"CF-Access-Client-Id": "a", "X-B": "b"}),
+        ("CF-Access-Client-Id: a\nX-B:b:c\n", {"CF-Access-Client-Id": "a", "X-B": "b:c"}),
+        ("Authorization: Basic YTpi", {"Authorization": "Basic YTpi"}),
+        ("", {}),
+        ("{}", {}),
+    ],
+)
+def test_headers_are_a_json_object_or_lines(
+    monkeypatch: pytest.MonkeyPatch, party: str, written: str, headers: dict[str, str]
+) -> None:
+    """As compose files, shells and secret files can write them."""
+    monkeypatch.setenv(f"{party}_HEADERS", written)
+
+    settings = load_settings()
+
+    chosen = settings.home_assistant if party == "HOME_ASSISTANT" else settings.influx
+    assert chosen.headers_by_name == headers
+    assert "YTpi" not in repr(settings) + settings.model_dump_json()
+
+
+@pytest.mark.parametrize("party", ["HOME_ASSISTANT", "INFLUXDB"])
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        *(
+            (f"{name}: hush", f"must not have the header {name}")
+            for name in ("Host", "connection", "UPGRADE", "Sec-WebSocket-Key", "Content-Length")
+        ),
+        ("Transfer-Encoding: chunked\nX-A: hush", "must not have the header Transfer-Encoding"),
+        ('{"X-A": "hush\\r\\nX-B: hush"}', "has a value for X-A that"),
+        ('{"X-A": "hüsh hush"}', "has a value for X-A that"),
+        ('{"X A": "hush"}', "has a header name with characters"),
+        ('{"": "hush"}', "has a header name with characters"),
+        ('{"X-A": 5}', "must have a text in quotes"),
+        ('{"X-A": "hush"', "is not a JSON object"),
+        ("{" * 100_000, "is not a JSON object"),
+        ("hush", "must be a JSON object, or lines"),
+        ("X-A:", "has no value for X-A"),
+        ("X-A: hush\nx-a: hush", "names the header x-a twice"),
+        ('{"X-A": "hush", "X-A": "hush"}', "names the header X-A twice"),
+        ("X-A: " + "hush" * 3000, "has a value for X-A that"),
+        ("\n".join(f"X-{number}: hush" for number in range(51)), "more than 50 headers"),
+    ],
+)
+def test_headers_that_cannot_be_sent_are_refused(
+    monkeypatch: pytest.MonkeyPatch, party: str, written: str, words: str
+) -> None:
+    """The line names the header and never shows a value."""
+    monkeypatch.setenv(f"{party}_HEADERS", written)
+
+    line = problem(f"{party}_HEADERS")
+
+    assert words in line
+    assert "hush" not in line
+
+
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        {"INFLUXDB_TOKEN": "token"},
+        {"INFLUXDB_USERNAME": "ada"},
+        {"INFLUXDB_URL": "http://ada:pass@influxdb:8086"},
+    ],
+)
+def test_a_request_to_the_database_has_one_authorization(
+    monkeypatch: pytest.MonkeyPatch, credentials: dict[str, str]
+) -> None:
+    """Either of the settings or of the headers."""
+    monkeypatch.setenv("INFLUXDB_URL", "http://influxdb:8086")
+    monkeypatch.setenv("INFLUXDB_HEADERS", "authorization: Basic YTpi")
+    assert load_settings().influx.headers_by_name
+
+    for name, value in credentials.items():
+        monkeypatch.setenv(name, value)
+
+    assert "has the header Authorization" in problem("INFLUXDB_HEADERS")
+
+
+def test_a_handshake_with_home_assistant_has_one_authorization(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The user in the address is one."""
+    monkeypatch.setenv("HOME_ASSISTANT_HEADERS", "Authorization: Basic YTpi")
+    assert load_settings().home_assistant.headers_by_name
+
+    monkeypatch.setenv("HOME_ASSISTANT_URL", "http://ada:pass@ha:8123")
+
+    assert "has the header Authorization" in problem("HOME_ASSISTANT_HEADERS")
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a certificate, its key, another key and an encrypted one."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl makes the certificates")
+    folder = tmp_path_factory.mktemp("keys")
+    curve = "-pkeyopt ec_paramgen_curve:prime256v1"
+    for command in (
+        f"req -x509 -nodes -days 1 -subj /CN=a -newkey ec {curve} -keyout key.pem -out cert.pem",
+        "ecparam -name prime256v1 -genkey -noout -out other.pem",
+        "ec -in key.pem -aes256 -passout pass:hush -out encrypted.pem",
+    ):
+        subprocess.run([openssl, *command.split()], check=True, capture_output=True, cwd=folder)
+    both = (folder / "cert.pem").read_text() + (folder / "key.pem").read_text()
+    (folder / "both.pem").write_text(both)
+    (folder / "text.pem").write_text("hush")
+    return folder
+
+
+@pytest.mark.parametrize("party", ["HOME_ASSISTANT", "INFLUXDB"])
+@pytest.mark.parametrize("files", [("cert.pem", "key.pem"), ("both.pem", None)])
+def test_a_client_certificate_is_a_pair_of_files_or_one(
+    monkeypatch: pytest.MonkeyPatch, keys: Path, party: str, files: tuple[str, str | None]
+) -> None:
+    """As PEM."""
+    cert, key = files
+    monkeypatch.setenv(f"{party}_CLIENT_CERT", str(keys / cert))
+    if key is not None:
+        monkeypatch.setenv(f"{party}_CLIENT_KEY", str(keys / key))
+
+    settings = load_settings()
+
+    chosen = settings.home_assistant if party == "HOME_ASSISTANT" else settings.influx
+    assert chosen.client_cert == keys / cert
+
+
+@pytest.mark.parametrize("party", ["HOME_ASSISTANT", "INFLUXDB"])
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({"CERT": "cert.pem", "KEY": "other.pem"}, "the key does not belong to the certificate"),
+        ({"CERT": "cert.pem", "KEY": "encrypted.pem"}, "the key is encrypted; remove its passphr"),
+        ({"CERT": "cert.pem", "KEY": "nothing.pem"}, "the key file cannot be read (No such file"),
+        ({"CERT": "nothing.pem", "KEY": "key.pem"}, "the certificate file cannot be read (No such"),
+        ({"CERT": ".", "KEY": "key.pem"}, "the certificate file cannot be read (Is a directory)"),
+        ({"CERT": "cert.pem"}, "the file does not hold a certificate and its key in PEM format"),
+        ({"CERT": "text.pem", "KEY": "key.pem"}, "the files are not a certificate and a key in"),
+        ({"KEY": "key.pem"}, "is set without"),
+    ],
+)
+def test_a_client_certificate_that_cannot_be_used_is_one_line_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, keys: Path, party: str, files: dict[str, str], words: str
+) -> None:
+    """And not a failed handshake later."""
+    for name, file in files.items():
+        monkeypatch.setenv(f"{party}_CLIENT_{name}", str(keys / file))
+
+    line = problem(f"{party}_CLIENT_")
+
+    assert words in line
+    assert "hush" not in line
+
+
+def test_a_client_certificate_without_tls_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, keys: Path
+) -> None:
+    """It is never sent over http://."""
+    monkeypatch.setenv("HOME_ASSISTANT_CLIENT_CERT", str(keys / "both.pem"))
+    assert warnings() == [
+        "HOME_ASSISTANT_CLIENT_CERT is not used: the address it is for does not start with https://"
+    ]
+
+    monkeypatch.setenv("HOME_ASSISTANT_URL", "https://ha")
+    assert warnings() == []
