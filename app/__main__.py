@@ -9,15 +9,16 @@ import errno
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import uvicorn
-
 from app import settings
+from app.api.connections import ConnectionLimits, Connections
+from app.api.server import Server
 from app.commands import backfill, dead_letters, doctor
 from app.commands.helping import described
 from app.container import Container
@@ -72,6 +73,7 @@ _DEMO_TOKEN = "demo-" + "0" * 32
 _DEMO_IGNORES = ("HOME_ASSISTANT_", "HA_", "INFLUXDB_", "DATA_API_")
 _DEMO_PORTS = range(8001, 8100)
 _LAST_PORT = 65_535
+_MAX_DESCRIPTORS = 65_536
 
 logger = logging.getLogger(__name__)
 
@@ -149,17 +151,14 @@ async def _serve(
 ) -> int:
     container = Container(settings=chosen)
     supervisor = container.supervisor()
-    server = _Server(
-        uvicorn.Config(
-            create_app(container),
-            lifespan="off",  # entered below, so that what it raises reaches `main`
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            ws_max_size=65_536,
-            ws_per_message_deflate=False,
-        ),
-        started=lambda: _say_where(listen, started),
+    limits = ConnectionLimits.within(
+        _raise_descriptor_limit(), trusted_proxies=chosen.serving.trusted_proxies
+    )
+    connections = Connections(limits)
+    server = Server(
+        create_app(container, connections=connections),
+        connections,
+        on_started=lambda: _say_where(listen, started),
     )
 
     def stop() -> None:
@@ -184,22 +183,16 @@ async def _serve(
     return FAILED if supervisor.failures else OK
 
 
-class _Server(uvicorn.Server):
-    """uvicorn's server, with the signals left to us and a word when it listens."""
-
-    def __init__(self, config: uvicorn.Config, *, started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = started
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave the signals alone: uvicorn would raise them again and spoil the exit status."""
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, then say so."""
-        await super().startup(sockets=sockets)
-        self._on_started()
+def _raise_descriptor_limit() -> int:
+    """Raise the limit of open files as far as this process may, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # A sandbox may forbid what the hard limit allows; the old limit is then obeyed.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
 
 
 def _listen(host: str, ports: Sequence[int]) -> socket.socket:

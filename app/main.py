@@ -16,6 +16,9 @@ from fastapi import FastAPI
 from app import __version__, logs, settings
 from app.api.access import AccessRules
 from app.api.application import build_api
+from app.api.attempts import Challenges
+from app.api.clients import LOOPBACK
+from app.api.connections import Connections
 from app.api.dependencies import Components
 from app.container import Container, Journal
 from app.errors import SettingsError
@@ -31,15 +34,19 @@ _SWITCH_INTERVAL_S = 0.0002
 logger = logging.getLogger(__name__)
 
 
-def create_app(container: Container) -> FastAPI:
-    """Return the application of a container; its lifespan runs the whole service."""
+def create_app(container: Container, *, connections: Connections | None = None) -> FastAPI:
+    """Return the application of a container; its lifespan runs the whole service.
+
+    `connections` counts the connections of clients; only `python -m app` limits them.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with running(container):
             yield
 
-    return build_api(_components(container), lifespan=lifespan)
+    components = _components(container, connections or Connections())
+    return build_api(components, lifespan=lifespan)
 
 
 @asynccontextmanager
@@ -141,7 +148,7 @@ def configure_logs(chosen: Settings, *, env_file: Path | None = None) -> None:
         logger.warning("%s", warning)
 
 
-def _components(container: Container) -> Components:
+def _components(container: Container, connections: Connections) -> Components:
     serving = container.settings().serving
     return Components(
         snapshot=container.observer().snapshot,
@@ -155,7 +162,10 @@ def _components(container: Container) -> Components:
             api_key=serving.api_key.get_secret_value() if serving.api_key else None,
             trusted_peers=serving.trusted_peers,
             cors_origins=serving.cors_origins,
+            trusted_proxies=serving.trusted_proxies,
         ),
+        challenges=Challenges(shared=(*LOOPBACK, *serving.trusted_proxies)),
+        connections=connections,
         catalog=container.catalog(),
         metadata=container.metadata(),
         discovery=container.discovery(),

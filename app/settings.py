@@ -193,6 +193,12 @@ class ServingSettings(_Section):
         validation_alias="TRUSTED_PEERS",
         description="Networks that are answered without a key, separated by commas",
     )
+    trusted_proxies: Networks = Field(
+        (),
+        validation_alias="TRUSTED_PROXIES",
+        description="Addresses or networks of your reverse proxies, separated by commas: their"
+        " X-Forwarded-For names the client that wrong keys are counted for",
+    )
     cors_origins: Origins = Field(
         (),
         validation_alias="CORS_ORIGINS",

@@ -1,14 +1,13 @@
-"""Who is answered: one pure decision, and the ASGI middleware that asks for it.
+"""Access rules: one pure decision, and the ASGI middleware that applies it.
 
-Without an API key this machine alone is answered, and only directly: a page of a foreign
-site (DNS rebinding) fails on the Host, a reverse proxy on what it adds. With a key
-everything that holds data asks for it.
+Without an API key only direct requests from this machine are answered: a page of a foreign
+site (DNS rebinding) fails on the Host, a reverse proxy on the headers it adds or on HTTP/1.0.
+With a key, everything that holds data requires it.
 """
 
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -16,10 +15,10 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.attempts import KeyAttempts, too_many
+from app.api.attempts import KeyAttempts
+from app.api.clients import LOOPBACK, Network, client_behind, is_in, parse_address
 from app.api.problems import Problem, problem_response
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+from app.api.proxies import is_sent_by_proxies
 
 MUST_AUTHENTICATE = "must_authenticate"
 """Key in a WebSocket's scope: its first message must carry the API key."""
@@ -37,11 +36,10 @@ class AccessRules:
     """The settings that decide who is answered."""
 
     api_key: str | None = field(default=None, repr=False)
-    trusted_peers: Sequence[Network] = (
-        ipaddress.ip_network("127.0.0.0/8"),
-        ipaddress.ip_network("::1"),
-    )
+    trusted_peers: Sequence[Network] = LOOPBACK
     """Without a key, the addresses that are answered."""
+    trusted_proxies: Sequence[Network] = ()
+    """Proxies whose `X-Forwarded-For` names the client. They need a key all the same."""
     cors_origins: Sequence[str] = ()
     """Foreign origins whose pages may use the API."""
     auth_timeout_s: float = 10.0
@@ -62,6 +60,7 @@ class Asked:
 
     websocket: bool = False
     method: str = "GET"
+    http_version: str = "1.1"
     path: str
     """Below the path that the service is mounted at."""
     peer: str | None = None
@@ -73,9 +72,6 @@ class Asked:
 @dataclass(frozen=True, slots=True)
 class Allow:
     """Answer it."""
-
-    by_key: bool = False
-    """Because of the key that came with it, and for no other reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +106,7 @@ def decide(rules: AccessRules, asked: Asked) -> Decision:
 def _decide_by_key(rules: AccessRules, asked: Asked) -> Decision:
     offered = _offered_keys(asked.headers)
     if any(rules.is_key(key) for key in offered):
-        return Allow(by_key=True)
+        return Allow()
     if offered:
         return Refuse(_API_KEY_WRONG)
     # A browser cannot add headers to a WebSocket.
@@ -142,19 +138,16 @@ def _host_of(origin: str) -> str | None:
 
 def _not_of_this_machine(rules: AccessRules, asked: Asked) -> str | None:
     """Return why a request without a key is not answered; None when it is."""
-    if not _is_trusted(asked.peer, rules.trusted_peers):
+    if not is_in(asked.peer, rules.trusted_peers):
         return "this request does not come from a network in TRUSTED_PEERS"
     hosts = asked.headers.get("host", ())
     if len(hosts) != 1 or not _is_loopback(hosts[0]):
         return "the Host of this request is not localhost"
-    if any(name == "forwarded" or name.startswith("x-forwarded-") for name in asked.headers):
-        return "this request was forwarded by a proxy"
+    if name := next(filter(is_sent_by_proxies, asked.headers), None):
+        return f"this request was forwarded by a proxy, which sent {name}"
+    if asked.http_version == "1.0":
+        return "this request uses HTTP/1.0, as only proxies do"
     return None
-
-
-def _is_trusted(peer: str | None, trusted: Sequence[Network]) -> bool:
-    address = _address(peer or "")
-    return address is not None and any(address in network for network in trusted)
 
 
 def _is_loopback(host: str) -> bool:
@@ -162,16 +155,8 @@ def _is_loopback(host: str) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
         return False
-    address = _address(name)
+    address = parse_address(name)
     return name == "localhost" if address is None else address.is_loopback
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _offered_keys(headers: Mapping[str, Sequence[str]]) -> list[str]:
@@ -227,24 +212,21 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         asked = asked_in(scope)
-        match self._braked(decide(self._rules, asked), asked.peer):
+        decision = decide(self._rules, asked)
+        client = client_behind(
+            asked.peer, asked.headers.get("x-forwarded-for", ()), self._rules.trusted_proxies
+        )
+        if client != asked.peer:
+            scope = {**scope, "client": (client, 0)}
+        if decision == Refuse(_API_KEY_WRONG):
+            decision = Refuse(self._attempts.refusal(client) or _API_KEY_WRONG)
+        match decision:
             case Refuse(problem):
                 await refuse(problem, scope, receive, send)
             case Challenge():
                 await self._app({**scope, MUST_AUTHENTICATE: True}, receive, send)
             case _:
                 await self._app(scope, receive, send)
-
-    def _braked(self, decision: Decision, peer: str | None) -> Decision:
-        """Return the decision, or a refusal in place of one about a key from a guesser."""
-        is_wrong = decision == Refuse(_API_KEY_WRONG)
-        if not is_wrong and decision != Allow(by_key=True):
-            return decision
-        if wait_s := self._attempts.wait_s(peer):
-            return Refuse(too_many(wait_s))
-        if is_wrong:
-            self._attempts.failed(peer)
-        return decision
 
 
 def asked_in(scope: Scope) -> Asked:
@@ -259,6 +241,7 @@ def asked_in(scope: Scope) -> Asked:
         method=scope.get("method", "GET"),
         path=path_in(scope),
         peer=client[0] if client else None,
+        http_version=scope.get("http_version", "1.1"),
         headers=headers,
     )
 

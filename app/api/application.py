@@ -25,6 +25,7 @@ from app.api import (
     rates,
 )
 from app.api.access import METHODS, AccessMiddleware
+from app.api.connections import ConnectionsCollector
 from app.api.dependencies import Components
 from app.api.guard import GuardMiddleware, security_headers
 from app.api.problems import handle_problems
@@ -32,6 +33,8 @@ from app.api.problems import handle_problems
 MAX_BODY_BYTES = 1_000_000
 MAX_ROWS_BYTES = 32_000_000
 """A sender of the predecessor puts all entities of a home into one request."""
+MAX_TOTAL_BYTES = 64_000_000
+"""Of all bodies that are being read or processed."""
 
 
 def build_api(
@@ -59,6 +62,7 @@ def build_api(
     handle_problems(app, headers=security_headers("/api"))
     _stand_before(app, components)
     components.registry.register(metrics.SnapshotCollector(components.snapshot))
+    components.registry.register(ConnectionsCollector(components.connections))
     return app
 
 
@@ -79,5 +83,6 @@ def _stand_before(app: FastAPI, components: Components) -> None:
     app.add_middleware(
         GuardMiddleware,
         max_body_bytes=MAX_BODY_BYTES,
+        max_total_bytes=MAX_TOTAL_BYTES,
         larger={"/internal/": MAX_ROWS_BYTES},
     )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Request, Response
 
-from app.api.dependencies import ComponentsDep
+from app.api.bodies import RowsInvalid, RowsTooLarge, split_rows
+from app.api.dependencies import Components, ComponentsDep
 from app.api.problems import Problem, ProblemRaised
 from app.api.schemas import (
     Area,
@@ -197,6 +199,7 @@ _ROWS_SENT = {
 }
 _REFUSALS: _Responses = {
     409: {"model": ProblemDocument, "description": "DATA_API_URL names another data API"},
+    413: {"model": ProblemDocument, "description": "Too many rows, or a row that is too large"},
     500: {"model": ProblemDocument, "description": "They were not kept; send them again"},
 }
 
@@ -228,13 +231,21 @@ async def upsert_entities(components: ComponentsDep, request: Request) -> Upsert
 async def _upsert(components: ComponentsDep, request: Request, table: TableName) -> Upserted:
     if not components.takes_rows:
         raise ProblemRaised(_NO_DATA_API)
+    body = await request.body()
+    # One at a time: rows take more memory than the body that holds them.
+    async with components.upserting:
+        try:
+            rows = await asyncio.to_thread(split_rows, body)
+        except RowsInvalid as exc:
+            raise ProblemRaised(_NO_ROWS) from exc
+        except RowsTooLarge as exc:
+            raise ProblemRaised(replace(_TOO_LARGE, detail=f"{_TOO_LARGE.detail} {exc}")) from exc
+        return await _stored(components, table, rows)
+
+
+async def _stored(components: Components, table: TableName, rows: Sequence[bytes]) -> Upserted:
     try:
-        rows = msgspec.json.decode(await request.body(), type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise ProblemRaised(_NO_ROWS) from exc
-    await asyncio.sleep(0)  # the body may have been megabytes
-    try:
-        upserted = await components.metadata.upsert(table, [bytes(row) for row in rows])
+        upserted = await components.metadata.upsert(table, rows)
     except StorageError as exc:
         # What the contract answers; a sender tries it again.
         raise ProblemRaised(
@@ -243,6 +254,9 @@ async def _upsert(components: ComponentsDep, request: Request, table: TableName)
     return Upserted(upserted=upserted, timestamp=datetime.now(UTC))
 
 
+_TOO_LARGE = Problem(
+    status=413, code="body_too_large", detail="The body is larger than this service reads."
+)
 _NO_DATA_API = Problem(
     status=409,
     code="has_data_api",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -11,7 +12,8 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import HTTPConnection
 
 from app.api.access import AccessRules
-from app.api.attempts import KeyAttempts
+from app.api.attempts import Challenges, KeyAttempts
+from app.api.connections import Connections
 from app.api.stores import DeadLetterBox, EventStore
 from app.discovery.catalog import Catalog
 from app.discovery.metadata import Metadata
@@ -48,6 +50,11 @@ class Components:
     append: Callable[[Lines], Awaitable[None]]
     """Journals lines again; durable when it returns."""
     key_attempts: KeyAttempts = field(default_factory=KeyAttempts)
+    challenges: Challenges = field(default_factory=Challenges)
+    upserting: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while the rows of one request are processed."""
+    connections: Connections = field(default_factory=Connections)
+    """Connections of clients, for /metrics."""
 
 
 def components_of(connection: HTTPConnection) -> Components:

@@ -1,4 +1,4 @@
-"""What holds for every request, before any route: known methods, small bodies, safe headers."""
+"""Rules for every request, before any route: known methods, bounded bodies, safe headers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.access import METHODS, path_in, refuse
+from app.api.bodies import BodyBudget
 from app.api.problems import Problem
 
 _CONTENT_POLICY = (
@@ -29,6 +30,7 @@ _HEADERS = {
 }
 
 _MAX_DIGITS = 19
+_MAX_HEADERS = 100
 
 _KNOWN_METHODS = frozenset((*METHODS, "QUERY", "TRACE"))
 """No route has the last two, but they are no strangers: the answer is 405 as for any other."""
@@ -39,21 +41,35 @@ _UNKNOWN_METHOD = Problem(
 _TOO_LARGE = Problem(
     status=413, code="body_too_large", detail="The body is larger than this service reads."
 )
+_TOO_MANY_HEADERS = Problem(
+    status=431,
+    code="too_many_headers",
+    detail=f"The request has more than {_MAX_HEADERS} headers.",
+)
 
 
 class GuardMiddleware:
     """Refuses what no route should see, and adds the security headers to every answer."""
 
     def __init__(
-        self, app: ASGIApp, *, max_body_bytes: int, larger: Mapping[str, int] | None = None
+        self,
+        app: ASGIApp,
+        *,
+        max_body_bytes: int,
+        max_total_bytes: int,
+        larger: Mapping[str, int] | None = None,
     ) -> None:
         self._app = app
+        self._budget = BodyBudget(max_total_bytes)
         self._max_body_bytes = max_body_bytes
         self._larger = dict(larger or {})
         """Other bounds, by how a path begins."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with a problem."""
+        if scope["type"] == "websocket" and len(scope["headers"]) > _MAX_HEADERS:
+            await refuse(_TOO_MANY_HEADERS, scope, receive, send)
+            return
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -64,10 +80,16 @@ class GuardMiddleware:
         # An unknown method would become a label of /metrics, one for each name one can think of.
         if scope["method"] not in _KNOWN_METHODS:
             await refuse(_UNKNOWN_METHOD, scope, receive, safe)
+        elif len(scope["headers"]) > _MAX_HEADERS:
+            await refuse(_TOO_MANY_HEADERS, scope, receive, safe)
         elif _content_length(scope) > max_body_bytes:
             await refuse(_TOO_LARGE, scope, receive, safe)
         else:
-            await self._app(scope, _bounded(receive, max_body_bytes), safe)
+            body = _BoundedBody(receive, max_bytes=max_body_bytes, budget=self._budget)
+            try:
+                await self._app(scope, body.receive, safe)
+            finally:
+                body.release()
 
 
 def security_headers(path: str) -> dict[str, str]:
@@ -92,19 +114,34 @@ def _with_headers(send: Send, path: str) -> Send:
     return send_safe
 
 
-def _bounded(receive: Receive, max_bytes: int) -> Receive:
-    """Return a `receive` that ends a body whose length was not told, at the bound."""
-    read = 0
+class _BoundedBody:
+    """A body that is counted while it is read: its length may not have been announced."""
 
-    async def receive_bounded() -> Message:
-        nonlocal read
-        message = await receive()
-        read += len(message.get("body", b""))
-        if read > max_bytes:
-            raise HTTPException(413)  # within a route: it becomes a problem there
+    def __init__(self, receive: Receive, *, max_bytes: int, budget: BodyBudget) -> None:
+        self._receive = receive
+        self._max_bytes = max_bytes
+        self._budget = budget
+        self._read_bytes = 0
+
+    async def receive(self) -> Message:
+        """Return the next message.
+
+        Raises:
+            HTTPException: the body, or all bodies together, are too large. It is raised within
+                a route and becomes a problem document there.
+        """
+        message = await self._receive()
+        size = len(message.get("body", b""))
+        if self._read_bytes + size > self._max_bytes:
+            raise HTTPException(413)
+        if not self._budget.take(size):
+            raise HTTPException(503, headers={"Retry-After": "5"})
+        self._read_bytes += size
         return message
 
-    return receive_bounded
+    def release(self) -> None:
+        """Give back what the body took of the budget."""
+        self._budget.give_back(self._read_bytes)
 
 
 def _content_length(scope: Scope) -> int:

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 
 from app import __version__
 from app.api.access import MUST_AUTHENTICATE, AccessRules, refuse
-from app.api.attempts import KeyAttempts, too_many
-from app.api.dependencies import ComponentsDep
+from app.api.attempts import KeyAttempts
+from app.api.dependencies import Components, ComponentsDep
 from app.api.problems import Problem, ProblemRaised
 from app.api.schemas import ProblemDocument
 from app.fanout.hub import Selection, Watcher
@@ -109,16 +109,14 @@ async def live(
 ) -> None:
     """Send every event that is wanted until the client, or the server, hangs up."""
     hub = components.hub
-    if hub.full or components.key_attempts.full:
+    if hub.full:
         await refuse(_FULL, socket.scope, socket.receive, socket.send)
         return
     await socket.accept()
     with contextlib.suppress(WebSocketDisconnect):
-        if socket.scope.get(MUST_AUTHENTICATE) and not await _authenticated(
-            socket, components.access, components.key_attempts
-        ):
+        if socket.scope.get(MUST_AUTHENTICATE) and not await _authenticated(socket, components):
             return
-        if hub.full:  # others came while this one looked for its key
+        if hub.full:  # others came while this one was asked for its key
             await socket.close(_TRY_AGAIN_LATER, _FULL.code)
             return
         selection = Selection(
@@ -138,16 +136,16 @@ async def live(
             await _converse(socket, watcher, coalesce=coalesce)
 
 
-async def _authenticated(socket: WebSocket, rules: AccessRules, attempts: KeyAttempts) -> bool:
+async def _authenticated(socket: WebSocket, components: Components) -> bool:
     """Ask for the key, as Home Assistant does."""
     peer = socket.client.host if socket.client else None
+    rules = components.access
     first = None
-    with attempts.asking():
-        await _say(socket, type="auth_required")
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(rules.auth_timeout_s):
-                first = await _received(socket)
-    refusal = _refusal_of(first, rules, attempts, peer)
+    with contextlib.suppress(TimeoutError):
+        async with components.challenges.waiting_for_key(peer, timeout_s=rules.auth_timeout_s):
+            await _say(socket, type="auth_required")
+            first = await _received(socket)
+    refusal = _refusal_of(first, rules, components.key_attempts, peer)
     if refusal is None:
         return True
     await _say(socket, type="auth_invalid", message=refusal)
@@ -161,13 +159,11 @@ def _refusal_of(
     """Return why the first message of a client does not let it in; None when it does."""
     if first is None:
         return "No key came in time"
-    if wait_s := attempts.wait_s(peer):
-        return too_many(wait_s).detail
     message = _understood(first)
     if message is not None and message.type == "auth" and rules.is_key(message.api_key):
         return None
-    attempts.failed(peer)
-    return "The key is not the API_KEY"
+    problem = attempts.refusal(peer)
+    return problem.detail if problem else "The key is not the API_KEY"
 
 
 async def _converse(socket: WebSocket, watcher: Watcher, *, coalesce: bool) -> None:

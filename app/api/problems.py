@@ -5,6 +5,7 @@ https://www.rfc-editor.org/rfc/rfc9457
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,9 @@ from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from app.errors import StorageError
 from app.logs import Repeats
@@ -23,11 +25,14 @@ logger = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
 
+_MAX_ERRORS = 100
+
 _CODES = {
     400: "unreadable_body",
     404: "not_found",
     405: "method_not_allowed",
     413: "body_too_large",
+    503: "too_many_uploads",
     422: "invalid_request",
     500: "internal_error",
 }
@@ -68,13 +73,12 @@ class ProblemRaised(Exception):
         self.problem = problem
 
 
-def problem_response(problem: Problem) -> JSONResponse:
+def problem_response(problem: Problem) -> Response:
     """Return the response that carries the problem."""
-    return JSONResponse(
-        problem.document(),
-        status_code=problem.status,
-        headers=dict(problem.headers),
-        media_type=MEDIA_TYPE,
+    # Names in a request may hold half a surrogate pair; escaped it is valid JSON.
+    body = json.dumps(problem.document(), ensure_ascii=False).encode(errors="backslashreplace")
+    return Response(
+        body, status_code=problem.status, headers=dict(problem.headers), media_type=MEDIA_TYPE
     )
 
 
@@ -84,11 +88,12 @@ def handle_problems(app: FastAPI, *, headers: Mapping[str, str]) -> None:
     The answer to an unforeseen one passes no middleware, so it takes its `headers` here.
     """
 
-    async def unforeseen(_: Request, __: Exception) -> JSONResponse:
+    async def unforeseen(_: Request, __: Exception) -> Response:
         # Starlette raises the exception again after this answer, and the server logs it.
         return problem_response(replace(_UNFORESEEN, headers=headers))
 
     app.add_exception_handler(ProblemRaised, _raised)
+    app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StorageError, partial(_storage, Repeats(logger)))
@@ -102,12 +107,20 @@ _UNFORESEEN = Problem(
 )
 
 
-async def _raised(_: Request, exc: Exception) -> JSONResponse:
+_UNREADABLE = Problem(status=400, code=_CODES[400], detail="The body is incomplete.")
+
+
+async def _raised(_: Request, exc: Exception) -> Response:
     assert isinstance(exc, ProblemRaised)
     return problem_response(exc.problem)
 
 
-async def _http(request: Request, exc: Exception) -> JSONResponse:
+async def _left(_: Request, __: Exception) -> Response:
+    """Answer a client that left in the middle of its body; nobody reads it."""
+    return problem_response(_UNREADABLE)
+
+
+async def _http(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
     status = exc.status_code
     details = {
@@ -115,6 +128,7 @@ async def _http(request: Request, exc: Exception) -> JSONResponse:
         404: "There is nothing at this address; /docs lists what there is.",
         405: f"{request.method} is not possible at this address.",
         413: "The body is larger than this service reads.",
+        503: "Too many uploads are in progress; try again later.",
     }
     return problem_response(
         Problem(
@@ -126,7 +140,7 @@ async def _http(request: Request, exc: Exception) -> JSONResponse:
     )
 
 
-async def _invalid(_: Request, exc: Exception) -> JSONResponse:
+async def _invalid(_: Request, exc: Exception) -> Response:
     assert isinstance(exc, RequestValidationError)
     return problem_response(
         Problem(
@@ -135,13 +149,13 @@ async def _invalid(_: Request, exc: Exception) -> JSONResponse:
             detail="Some values of the request cannot be used; see `errors`.",
             errors=[
                 {"location": ".".join(str(part) for part in error["loc"]), "message": error["msg"]}
-                for error in exc.errors()
+                for error in exc.errors()[:_MAX_ERRORS]
             ],
         )
     )
 
 
-async def _storage(failures: Repeats, request: Request, exc: Exception) -> JSONResponse:
+async def _storage(failures: Repeats, request: Request, exc: Exception) -> Response:
     path = request.scope["route"].path
     failures.tell(logging.WARNING, "%s could not be answered: %s", path, exc, kind=path)
     return problem_response(

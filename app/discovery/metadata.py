@@ -317,7 +317,8 @@ def _keep(connection: Connection, before: Registries, news: News, moment: str, s
 
 def _objects(rows: Iterable[bytes]) -> Iterator[dict[str, object]]:
     for row in rows:
-        with contextlib.suppress(msgspec.DecodeError):  # what is no object has no id either
+        # What is not an object has no id either.
+        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             yield msgspec.json.decode(row, type=dict[str, object])
 
 

@@ -108,7 +108,7 @@ def _shown_name(table: Table, values: Mapping[str, Value], row_id: str) -> Value
     return row_id.partition(".")[2].replace("_", " ").title() or None
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)  # a sender chooses the columns
 def upsert_statement(table: Table, columns: tuple[str, ...]) -> str:
     """Return the SQL that inserts a row, or gives these columns of it new values.
 

@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from app.api.access import AccessRules
 from app.api.application import build_api
 from app.api.dependencies import Components
+from app.api.server import Server
 from app.discovery.catalog import Catalog
 from app.discovery.metadata import Metadata
 from app.discovery.refresh import Discovery
@@ -111,18 +112,9 @@ class Running:
 @contextlib.asynccontextmanager
 async def serving(parts: Components) -> AsyncIterator[Running]:
     """Serve the parts on a free port of this machine."""
-    server = uvicorn.Server(
-        uvicorn.Config(
-            build_api(parts),
-            port=0,
-            lifespan="off",
-            log_config=None,
-            ws="websockets-sansio",
-            ws_per_message_deflate=False,
-            timeout_graceful_shutdown=2,
-        )
-    )
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    server = Server(build_api(parts), parts.connections)
+    server.config.port = 0
+    server.config.timeout_graceful_shutdown = 2
     task = asyncio.create_task(server.serve(), name="uvicorn")
     async with asyncio.timeout(5):
         while not server.started:

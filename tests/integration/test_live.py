@@ -7,6 +7,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import cast
 
 import httpx
@@ -16,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app import __version__
 from app.api.access import AccessRules
-from app.api.attempts import KeyAttempts
+from app.api.attempts import Challenges, KeyAttempts
 from app.fanout.hub import Hub
 from tests.fakes.service import components, received, serving
 from tests.fakes.snapshots import change
@@ -288,9 +289,9 @@ async def test_a_wrong_key_ends_the_connection(sent: str) -> None:
     assert closed.value.rcvd.code == 1008
 
 
-async def test_who_sends_many_wrong_keys_must_wait() -> None:
-    """The first message counts like a header, and then the right key does not help either."""
-    attempts = KeyAttempts(most=2, clock=lambda: 0.0)
+async def test_many_wrong_keys_are_answered_with_a_wait_and_the_right_one_still_fits() -> None:
+    """The first message counts like a header; who shares the address is not locked out."""
+    attempts = KeyAttempts(most=1, clock=lambda: 0.0)
     parts = components(access=AccessRules(api_key=KEY), key_attempts=attempts)
     told = []
     async with serving(parts) as service:
@@ -300,24 +301,30 @@ async def test_who_sends_many_wrong_keys_must_wait() -> None:
                 await socket.send(json.dumps({"type": "auth", "api_key": key}))
                 told.append(await received(socket))
 
-    assert told[1] == {"type": "auth_invalid", "message": "The key is not the API_KEY"}
-    assert told[2] == {
+    assert told[0] == {"type": "auth_invalid", "message": "The key is not the API_KEY"}
+    assert told[1] == {
         "type": "auth_invalid",
-        "message": "Too many wrong keys came from this address; try again in 30 s.",
+        "message": "Too many wrong keys came from this address; try again in 60 s.",
     }
+    assert told[2]["type"] == "hello"
 
 
-async def test_only_so_many_are_asked_for_their_key_at_once() -> None:
-    """Who says nothing takes none of the places of those that watch, and not all there are."""
-    attempts = KeyAttempts(max_asking=1)
-    parts = components(access=AccessRules(api_key=KEY), key_attempts=attempts)
-    async with serving(parts) as service, service.watching() as silent:
-        await received(silent)
-        with pytest.raises(InvalidStatus) as refused:
-            await service.watching()
+async def test_silent_clients_do_not_lock_out_holders_of_the_key() -> None:
+    """A new client takes the place of the one that has been silent for longest."""
+    challenges = Challenges(total=2)
+    parts = components(access=AccessRules(api_key=KEY), challenges=challenges)
+    async with serving(parts) as service, AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(service.watching()) for _ in range(2)]
+        for socket in silent:
+            await received(socket)
+        by_header = await stack.enter_async_context(service.watching(headers={"X-API-Key": KEY}))
+        by_message = await stack.enter_async_context(service.watching())
+        await received(by_message)
+        await by_message.send(json.dumps({"type": "auth", "api_key": KEY}))
+        told = [await received(by_header), await received(by_message), await received(silent[0])]
 
-    assert refused.value.response.status_code == 503
-    assert not attempts.full
+    assert [message["type"] for message in told] == ["hello", "hello", "auth_invalid"]
+    assert challenges.waiting == 0
 
 
 async def test_a_key_must_come_in_time() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 
 import pytest
 
-from app.api.attempts import KeyAttempts, too_many
+from app.api.attempts import Challenges, KeyAttempts, too_many
 
 
 class Clock:
@@ -74,15 +76,72 @@ def test_others_do_not_wait(other: str | None) -> None:
     assert attempts.wait_s(other) == 0.0
 
 
-def test_the_memory_of_peers_is_bounded() -> None:
-    """Of too many, the one that has not failed for longest is forgotten."""
-    attempts = KeyAttempts(most=1, max_peers=2)
-    for peer in ("10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.3"):
-        attempts.failed(peer)
+def test_failures_from_many_addresses_do_not_make_one_forgotten() -> None:
+    """Memory is bounded, and still who guesses from 1,100 addresses gains nothing."""
+    attempts = KeyAttempts(clock=lambda: 0.0)
+    _failed(attempts, "192.168.1.7", 10)
+    for number in range(1_100):
+        attempts.failed(f"10.0.{number // 250}.{number % 250}")
 
-    assert attempts.wait_s("10.0.0.1") > 0
-    assert attempts.wait_s("10.0.0.2") == 0.0
-    assert attempts.wait_s("10.0.0.3") > 0
+    assert attempts.wait_s("192.168.1.7") > 0
+    assert attempts.wait_s("10.0.0.0") == 0.0
+
+
+def test_addresses_beyond_the_bound_share_one_count() -> None:
+    """They are not forgotten either, and are counted by themselves again after a while."""
+    clock = Clock()
+    attempts = KeyAttempts(most=1, max_peers=2, clock=clock)
+    for peer in ("10.0.0.1", "10.0.0.2", "10.0.0.3"):
+        attempts.failed(peer)
+    waits = [attempts.wait_s(peer) > 0 for peer in ("10.0.0.1", "10.0.0.3", "10.0.0.4")]
+    clock.now_s = 60.0
+    later = [attempts.wait_s(peer) for peer in ("10.0.0.1", "10.0.0.3", "10.0.0.4")]
+
+    assert [waits, later] == [[True, True, True], [0.0, 0.0, 0.0]]
+
+
+async def _displaced(challenges: Challenges, peer: str, started: list[str]) -> bool:
+    """Wait for a key that never comes; return whether others needed the place."""
+    began_s = asyncio.get_running_loop().time()
+    with contextlib.suppress(TimeoutError):
+        async with challenges.waiting_for_key(peer, timeout_s=30):
+            started.append(peer)
+            await asyncio.Event().wait()
+    return asyncio.get_running_loop().time() - began_s < 30
+
+
+@pytest.mark.parametrize(
+    ("peers", "displaced"),
+    [
+        (["10.0.0.1"] * 3, [0]),
+        (["10.0.0.1", "10.0.0.2", "10.0.0.3"], []),
+        (["10.0.0.1", "10.0.0.1", "10.0.0.2", "10.0.0.1", "10.0.0.1"], [0, 1]),
+        (["127.0.0.1"] * 4, []),
+        (["127.0.0.1"] * 5, [0]),
+        (["2001:db8::1", "2001:db8::2", "2001:db8::3"], [0]),
+    ],
+)
+async def test_the_longest_silent_client_gives_up_its_place(
+    peers: list[str], displaced: list[int]
+) -> None:
+    """Two of one address and four in all; an address that many share has no limit of its own."""
+    challenges = Challenges(total=4, per_client=2)
+    started: list[str] = []
+    tasks = []
+    async with asyncio.timeout(5):
+        for number, peer in enumerate(peers, start=1):
+            tasks.append(asyncio.create_task(_displaced(challenges, peer, started)))
+            while len(started) < number:
+                await asyncio.sleep(0)
+        if displaced:
+            await asyncio.wait([tasks[number] for number in displaced])
+    ended = [number for number, task in enumerate(tasks) if task.done()]
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+    assert displaced == ended
+    assert challenges.waiting == 0
 
 
 def test_wrong_keys_are_logged_with_their_peer_once_a_minute(
