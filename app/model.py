@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,11 +17,11 @@ Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MAX_SECONDS = 9_223_000_000
-"""Times further than this from the epoch, in 1677 and 2262, are refused where they are decoded.
+MAX_SECONDS = 9_223_372_036
+MAX_TIME_NS = 2**63 - 2
+"""InfluxDB's first and last moment are this far from the epoch, in 1677 and 2262.
 
-InfluxDB's and SQLite's last moment is four days later, so that what is computed from an accepted
-time (the end of a gap, a margin for comparison) still fits.
+Times outside are refused where they are decoded: neither a point nor SQLite can hold them.
 """
 _MAX_DATE_CHARS = 100
 """An HTTP date has 29 characters."""
@@ -28,7 +29,7 @@ _MAX_DATE_CHARS = 100
 
 def is_representable(time_ns: int) -> bool:
     """Whether a point, a gap or a query can have this time."""
-    return abs(time_ns) <= MAX_SECONDS * 1_000_000_000
+    return -MAX_TIME_NS <= time_ns <= MAX_TIME_NS
 
 
 def nanoseconds(moment: datetime) -> int:
@@ -40,9 +41,23 @@ def nanoseconds(moment: datetime) -> int:
 
 
 def moment_of(time_ns: int) -> datetime:
-    """Return the moment, to the microsecond, that many nanoseconds after the epoch."""
-    seconds, rest_ns = divmod(time_ns, 1_000_000_000)
+    """Return the moment, to the microsecond, that many nanoseconds after the epoch.
+
+    A time that no point can have becomes the nearest one that a point can have.
+    """
+    bounded_ns = max(-MAX_TIME_NS, min(time_ns, MAX_TIME_NS))
+    seconds, rest_ns = divmod(bounded_ns, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1_000)
+
+
+def moment_at(seconds: float) -> datetime:
+    """Return the moment that many seconds after the epoch, from a file or a clock.
+
+    It is bounded like `moment_of`; what is no number becomes the epoch.
+    """
+    if math.isnan(seconds):
+        return _EPOCH
+    return datetime.fromtimestamp(max(-MAX_SECONDS, min(seconds, MAX_SECONDS)), UTC)
 
 
 def http_date(text: str | None) -> datetime | None:

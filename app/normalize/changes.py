@@ -7,12 +7,23 @@ from typing import NamedTuple
 
 import msgspec
 
-from app.model import NOWHERE, Change, Event, EventState, Placements, nanoseconds
+from app.model import (
+    MAX_SECONDS,
+    MAX_TIME_NS,
+    NOWHERE,
+    Change,
+    Event,
+    EventState,
+    Placements,
+    is_representable,
+    nanoseconds,
+)
 from app.normalize.attributes import NO_ATTRIBUTES, Attributes, read_attributes
 
-_MAX_TIME_NS = 2**63 - 2
-"""InfluxDB's first and last nanosecond are this far from the epoch."""
-
+_MAX_ENTITY_ID_CHARS = 1_024
+"""Home Assistant allows 255."""
+_MAX_STATE_CHARS = 65_536
+"""Home Assistant allows 255; InfluxDB documents no longer string."""
 _MAX_EXCERPT_LENGTH = 200
 
 
@@ -75,7 +86,10 @@ class Normalizer:
         if updated is None or changed is None:
             raise _Unusable("time")
         time_ns = nanoseconds(updated)
-        if not -_MAX_TIME_NS <= time_ns <= _MAX_TIME_NS:
+        changed_ns = time_ns if changed == updated else nanoseconds(changed)
+        if not (
+            -MAX_TIME_NS <= time_ns <= MAX_TIME_NS and -MAX_TIME_NS <= changed_ns <= MAX_TIME_NS
+        ):
             raise _Unusable("time")
 
         # Comparing bytes is far cheaper than reading them, and most entities repeat theirs.
@@ -93,15 +107,15 @@ class Normalizer:
 
         previous_state = duration_s = None
         if old is not None:
-            previous_state = old.state
+            previous_state = _bounded(old.state)
             duration_s = (changed - old.last_changed).total_seconds()
-            if duration_s < 0.0:  # noqa: PLR1730 - max() costs as much as the line above
-                duration_s = 0.0  # the clock was set back
+            if not 0.0 <= duration_s <= MAX_SECONDS:
+                duration_s = _odd_duration(old)
         return Change(
             known.entity_id,
             known.domain,
             time_ns,
-            None if new is None else new.state,
+            None if new is None else _bounded(new.state),
             previous_state,
             duration_s,
             b"{}" if new is None else known.attributes.json,
@@ -110,7 +124,7 @@ class Normalizer:
             known.friendly_name or known.placement.name,
             event.context,
             known.placement,
-            changed_ns=time_ns if changed == updated else nanoseconds(changed),
+            changed_ns=changed_ns,
         )
 
     def _learn(self, entity_id: str, *, new: EventState | None, old: EventState | None) -> _Known:
@@ -219,14 +233,24 @@ def _read_old(raw: msgspec.Raw) -> Attributes:
         return NO_ATTRIBUTES  # the new state is what counts
 
 
+def _bounded(state: str) -> str:
+    return state if len(state) <= _MAX_STATE_CHARS else state[:_MAX_STATE_CHARS]
+
+
+def _odd_duration(old: EventState) -> float | None:
+    """Return 0 when the clock was set back, and None when nobody knows since when a state was."""
+    return 0.0 if is_representable(nanoseconds(old.last_changed)) else None
+
+
 def _excerpt(event: Event) -> str:
     """Name the event without its states and attributes: they say what goes on in a home."""
-    named = f"{event.event_type} of {event.data.entity_id!r}, fired at {event.time_fired}"
+    entity_id = event.data.entity_id and event.data.entity_id[:_MAX_EXCERPT_LENGTH]
+    named = f"{event.event_type[:40]} of {entity_id!r}, fired at {event.time_fired}"
     return named[:_MAX_EXCERPT_LENGTH]
 
 
 def _domain(entity_id: str) -> str:
     domain, _, object_id = entity_id.partition(".")
-    if not domain or not object_id:
+    if not domain or not object_id or len(entity_id) > _MAX_ENTITY_ID_CHARS:
         raise _Unusable("entity_id")
     return domain

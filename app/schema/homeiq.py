@@ -63,6 +63,9 @@ UNAVAILABLE = frozenset({"unavailable", "unknown"})
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 
+_MAX_NUMBER_CHARS = 1_024
+"""A state has at most 255."""
+
 _SECURITY_CLASSES = frozenset({"door", "window", "motion", "lock", "smoke", "gas"})
 
 _MAX_CACHED_STATE_LENGTH = 64
@@ -70,7 +73,7 @@ _MAX_CACHED_STATE_LENGTH = 64
 
 def value_of(state: str) -> float | None:
     """Return the number a state stands for; None when it stands for none."""
-    if _NUMBER.fullmatch(state):
+    if len(state) <= _MAX_NUMBER_CHARS and _NUMBER.fullmatch(state):
         value = float(state)
         return value if math.isfinite(value) else None
     return VALUES_OF_WORDS.get(state)

@@ -43,6 +43,7 @@ def escape_measurement(name: str) -> bytes:
     """Escape the name of a measurement; it must not be empty."""
     if not name:
         raise ValueError("A measurement needs a name")
+    name = name[:MAX_NAME_BYTES]
     bare = _bare("_" + name[1:] if name.startswith("#") else name)
     return _SPECIAL_IN_MEASUREMENT.sub(r"\\\g<0>", bare).encode()
 
@@ -54,12 +55,12 @@ def escape_tag(text: str) -> bytes:
 
 def escape_field_key(name: str) -> bytes:
     """Escape the key of a field."""
-    return escape_tag(name.replace('"', "'"))
+    return escape_tag(name[:MAX_NAME_BYTES].replace('"', "'"))
 
 
 def quote(text: str) -> bytes:
     """Return the text as a string field, quotes included."""
-    return quote_utf8(_encodable(text).encode())
+    return quote_utf8(_encodable(text[:MAX_STRING_BYTES]).encode())
 
 
 def quote_utf8(data: bytes) -> bytes:
@@ -70,7 +71,7 @@ def quote_utf8(data: bytes) -> bytes:
 
 
 def _bare(text: str) -> str:
-    text = _CONTROL.sub(" ", _encodable(text))
+    text = _CONTROL.sub(" ", _encodable(text[:MAX_NAME_BYTES]))
     if len(text) > MAX_NAME_BYTES // 4:
         text = _cut(text.encode(), MAX_NAME_BYTES).decode()
     return _SEPARATING_BACKSLASHES.sub(lambda run: "/" * len(run[0]), text)

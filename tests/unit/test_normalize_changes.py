@@ -13,6 +13,7 @@ from app.normalize.changes import Malformed, Normalizer
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 NOON_NS = 1_795_435_200_123_456_000
+_ALMOST_A_DAY = timedelta(hours=23, minutes=59)
 POWER = {"device_class": "power", "unit_of_measurement": "W", "friendly_name": "Meter"}
 
 
@@ -143,6 +144,30 @@ def test_a_duration_is_never_negative() -> None:
     old = _state(at=NOON + timedelta(seconds=10))
 
     assert _change(_event(_state(), old)).duration_s == 0.0
+
+
+@pytest.mark.parametrize("year", [1, 1600, 2300, 9999])
+def test_a_previous_state_of_an_impossible_time_has_no_duration(year: int) -> None:
+    """The event is written all the same: what is wrong in it is not its own time."""
+    change = _change(_event(_state(), _state("before", at=datetime(year, 1, 1, tzinfo=UTC))))
+
+    assert (change.previous_state, change.duration_s) == ("before", None)
+
+
+def test_a_state_longer_than_a_field_can_hold_is_cut() -> None:
+    """Caches, the journal's last states and subscribers hold no more of it than InfluxDB."""
+    change = _change(_event(_state("x" * 1_000_000), _state("y" * 1_000_000)))
+
+    assert change.state == "x" * 65_536
+    assert change.previous_state == "y" * 65_536
+
+
+def test_an_entity_id_of_absurd_length_is_malformed() -> None:
+    """It would be a key of every cache; its excerpt is cut before it is looked at."""
+    (problem,) = Normalizer(dict).changes([_event(_state(), entity_id="sensor." + "x" * 10**6)])[1]
+
+    assert problem.kind == "entity_id"
+    assert len(problem.excerpt) <= 200
 
 
 def test_class_unit_and_name_come_from_the_new_state_first() -> None:
@@ -293,6 +318,11 @@ def test_unreadable_attributes_of_an_old_state_do_not_matter() -> None:
         (_event(_state(at=datetime.max.replace(tzinfo=timezone(-timedelta(hours=1))))), "time"),
         (_event(_state(at=datetime(1677, 9, 20, tzinfo=UTC))), "time"),
         (_event(_state(at=datetime.min.replace(tzinfo=timezone(timedelta(hours=1))))), "time"),
+        (_event(_state(changed=datetime(1, 1, 1, tzinfo=UTC))), "time"),
+        (_event(_state(changed=datetime(2300, 1, 1, tzinfo=UTC))), "time"),
+        (_event(_state(changed=datetime.max.replace(tzinfo=UTC))), "time"),
+        (_event(None, _state(), at=datetime(1, 1, 1, tzinfo=timezone(_ALMOST_A_DAY))), "time"),
+        (_event(None, _state(), at=datetime(2300, 1, 1, tzinfo=UTC)), "time"),
         (_event(_state(attributes=b"{broken")), "attributes"),
         (_event(_state(attributes=b'{"x":' + b"[" * 100_000)), "attributes"),
     ],
