@@ -45,7 +45,8 @@ def moment_of(time_ns: int) -> datetime:
 
     A time that no point can have becomes the nearest one that a point can have.
     """
-    bounded_ns = max(-MAX_TIME_NS, min(time_ns, MAX_TIME_NS))
+    # The first microsecond is not a whole one: rounding down would leave what fits.
+    bounded_ns = max(-MAX_TIME_NS + 999, min(time_ns, MAX_TIME_NS))
     seconds, rest_ns = divmod(bounded_ns, 1_000_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1_000)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
@@ -12,6 +11,7 @@ from fastapi.responses import StreamingResponse
 from app.api.dependencies import ComponentsDep
 from app.api.schemas import DeadLetter, DeadLetterPage, Deleted, ProblemDocument, Retried
 from app.api.stores import RefusedPoint
+from app.model import moment_at
 
 router = APIRouter(
     prefix="/api/v1/dead-letters",
@@ -107,5 +107,5 @@ def _told(letter: RefusedPoint) -> DeadLetter:
         sequence=letter.sequence,
         line=letter.line.decode(errors="replace"),
         reason=letter.reason,
-        refused_at=datetime.fromtimestamp(letter.refused_at, UTC),
+        refused_at=moment_at(letter.refused_at),
     )

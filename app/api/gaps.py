@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from app.api.dependencies import ComponentsDep
 from app.api.problems import Problem, ProblemRaised
 from app.api.schemas import BackfillRequest, BackfillStarted, GapDocument, GapList
-from app.model import Gap, Times, moment_of, nanoseconds
+from app.model import Gap, Times, moment_at, moment_of, nanoseconds
 
 router = APIRouter(prefix="/api/v1", tags=["gaps"])
 
@@ -57,6 +57,6 @@ def document_of(gap: Gap) -> GapDocument:
         unrecorded=list(gap.unrecorded),
         entity_ids=list(gap.entity_ids),
         detail=gap.detail,
-        found_at=datetime.fromtimestamp(gap.found_at, UTC),
-        closed_at=None if gap.closed_at is None else datetime.fromtimestamp(gap.closed_at, UTC),
+        found_at=moment_at(gap.found_at),
+        closed_at=None if gap.closed_at is None else moment_at(gap.closed_at),
     )

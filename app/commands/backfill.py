@@ -19,7 +19,7 @@ from app.commands.helping import described
 from app.container import Container
 from app.errors import SettingsError, StorageLocked
 from app.main import running
-from app.model import Times, nanoseconds
+from app.model import Times, is_representable, nanoseconds
 from app.settings import Settings
 from app.supervisor import Supervisor
 
@@ -187,4 +187,10 @@ def _summary(gaps: Sequence[GapDocument]) -> str:
 
 
 def _moment(text: str) -> datetime:
-    return datetime.fromisoformat(text).astimezone(UTC)
+    try:
+        moment = datetime.fromisoformat(text).astimezone(UTC)
+    except OverflowError as exc:
+        raise ValueError("outside of what a date can be") from exc
+    if not is_representable(nanoseconds(moment)):
+        raise ValueError("outside of what a point's time can be")
+    return moment

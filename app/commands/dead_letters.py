@@ -10,7 +10,6 @@ import argparse
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing, nullcontext
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
@@ -19,7 +18,7 @@ from app.api.schemas import DeadLetterPage, Deleted, Retried
 from app.commands.helping import described
 from app.container import Container
 from app.errors import SettingsError, StorageLocked
-from app.model import Lines
+from app.model import Lines, moment_at
 from app.settings import Settings
 from app.sink.dead_letters import DeadLetters, RefusedPoint
 from app.storage import owned_folder
@@ -179,7 +178,7 @@ async def _export(box: Box, out: BinaryIO, *, file: Path | None, sink: str | Non
 
 
 def _told(point: RefusedPoint) -> bytes:
-    moment = datetime.fromtimestamp(point.refused_at, UTC).isoformat(timespec="seconds")
+    moment = moment_at(point.refused_at).isoformat(timespec="seconds")
     head = f"{point.id}  {moment}  {point.sink}  point {point.sequence}: {point.reason}"
     line = point.line.decode(errors="replace")
     # What homes call their things may hold what a terminal would obey.

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Literal, NoReturn, TypeAlias
+from typing import Literal, NamedTuple, NoReturn, TypeAlias
 
 import httpx
 import msgspec
@@ -22,6 +22,7 @@ from app.discovery.rows import Row, difference, row_to_send
 from app.logs import Repeats, shown_url
 from app.resilience import Backoff, Breaker
 from app.snapshot import BreakerStatus, DataApiStatus
+from app.tolerant import UNREADABLE
 from app.unreachable import DATA_API, redirect
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ _PATHS: Mapping[Kind, str] = {
 
 _ADVICE = "Check DATA_API_URL and DATA_API_KEY, and that the data API runs."
 _MAX_REASON = 200
+_ANSWER_BYTES = 65_536
 _FAILURES_BEFORE_HALVING = 3
 
 
@@ -143,15 +145,15 @@ class DataApi:
         """Send a list without a row, and return why it is not taken; None when it is."""
         async with self._client() as client:
             try:
-                answer = await client.post(_PATHS["device"], content=b"[]")
+                answer = await _post(client, _PATHS["device"], b"[]")
             except httpx.TimeoutException:
                 return "no answer in time"
             except (httpx.HTTPError, httpx.InvalidURL) as exc:
                 return f"{type(exc).__name__} {exc}".strip()
-        return None if meaning_of(answer.status_code) == "taken" else _told(answer)
+        return None if meaning_of(answer.status) == "taken" else self._told(answer)
 
     def _client(self) -> httpx.AsyncClient:
-        headers = {b"Content-Type": b"application/json"}
+        headers = {b"Content-Type": b"application/json", b"Accept-Encoding": b"identity"}
         if self._key:
             # As bytes, because httpx refuses text that is not ASCII.
             headers[b"Authorization"] = f"Bearer {self._key}".encode()
@@ -172,15 +174,15 @@ class DataApi:
             return 0.0
         chunk = dict(islice(self._outbox[kind].items(), self._chunk_rows))
         try:
-            answer = await client.post(
-                _PATHS[kind], content=msgspec.json.encode(list(self._rows(kind, chunk)))
+            answer = await _post(
+                client, _PATHS[kind], msgspec.json.encode(list(self._rows(kind, chunk)))
             )
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             return self._hold(f"{type(exc).__name__} {exc}".strip())
         return self._answered(kind, chunk, answer)
 
-    def _answered(self, kind: Kind, chunk: _Chunk, answer: httpx.Response) -> float:
-        meaning, told = meaning_of(answer.status_code), _told(answer)
+    def _answered(self, kind: Kind, chunk: _Chunk, answer: _Answer) -> float:
+        meaning, told = meaning_of(answer.status), self._told(answer)
         if meaning == "taken":
             self._taken(kind, chunk)
             return 0.0
@@ -188,10 +190,17 @@ class DataApi:
             self._halve(kind, chunk, told)
             return 0.0
         wait_s = self._hold(told)
-        failing = answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR
+        failing = answer.status == httpx.codes.INTERNAL_SERVER_ERROR
         if failing and self._failures_in_a_row >= _FAILURES_BEFORE_HALVING:
             self._halve(kind, chunk, told)  # one of the rows may be the reason
         return wait_s
+
+    def _told(self, answer: _Answer) -> str:
+        """Return why rows were not taken, in one line."""
+        if answer.location is None:
+            return reason_of(answer.status, answer.text)
+        found = redirect(DATA_API, answer.url, location=answer.location, status=answer.status)
+        return f"{found.why}. {found.advice}".removesuffix(".")
 
     def _rows(self, kind: Kind, chunk: _Chunk) -> Iterator[Row]:
         for letter in chunk.values():
@@ -241,21 +250,35 @@ class DataApi:
         return max(self._backoff.next_s(), self._breaker.wait_s)
 
 
-def _told(answer: httpx.Response) -> str:
+class _Answer(NamedTuple):
+    url: str
+    status: int
+    text: bytes
+    """The beginning of the body."""
+    location: str | None
+    """Where a redirect points to."""
+
+
+async def _post(client: httpx.AsyncClient, path: str, rows: bytes) -> _Answer:
+    """Send rows and read no more of the answer than is looked at: it may be of any length."""
+    async with client.stream("POST", path, content=rows) as response:
+        text = b""
+        # Raw: a body that is decompressed may be a thousand times as long.
+        async for chunk in response.aiter_raw(_ANSWER_BYTES):
+            text += chunk
+            if len(text) >= _ANSWER_BYTES:
+                break
+    location = response.headers["Location"] if response.has_redirect_location else None
+    return _Answer(str(response.url), response.status_code, text[:_ANSWER_BYTES], location)
+
+
+def reason_of(status: int, text: bytes) -> str:
     """Return status and reason in one line."""
-    if answer.has_redirect_location:
-        found = redirect(
-            DATA_API,
-            str(answer.request.url),
-            location=answer.headers["Location"],
-            status=answer.status_code,
-        )
-        return f"{found.why}. {found.advice}".removesuffix(".")
     try:
-        body = msgspec.json.decode(answer.content, type=_Refusal).detail
-    except msgspec.DecodeError:
-        body = answer.reason_phrase
-    return f"{answer.status_code} {body}"[:_MAX_REASON]
+        reason = msgspec.json.decode(text, type=_Refusal).detail
+    except UNREADABLE:
+        reason = httpx.codes.get_reason_phrase(status)
+    return f"{status} {reason}"[:_MAX_REASON]
 
 
 class _Refusal(msgspec.Struct):

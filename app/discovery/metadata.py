@@ -35,6 +35,7 @@ from app.discovery.rows import (
 from app.errors import StorageDamaged, StorageError
 from app.logs import Repeats
 from app.storage import Connection, Database, set_aside
+from app.tolerant import UNREADABLE
 
 logger = logging.getLogger(__name__)
 
@@ -283,7 +284,7 @@ def _load(connection: Connection) -> tuple[Registries, datetime] | None:
         raw[kind] = [row for (row,) in found]
     try:
         return read_registries(raw), datetime.fromisoformat(last[0])
-    except (msgspec.MsgspecError, ValueError) as exc:
+    except UNREADABLE as exc:
         raise StorageDamaged(f"a row of a registry cannot be read: {exc}") from exc
 
 
@@ -317,8 +318,7 @@ def _keep(connection: Connection, before: Registries, news: News, moment: str, s
 
 def _objects(rows: Iterable[bytes]) -> Iterator[dict[str, object]]:
     for row in rows:
-        # What is not an object has no id either.
-        with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        with contextlib.suppress(*UNREADABLE):  # what is not an object has no id either
             yield msgspec.json.decode(row, type=dict[str, object])
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 import msgspec
 
 from app.errors import CommandFailed, SourceProtocolError
+from app.tolerant import UNREADABLE, repaired
 
 Kind = Literal["config_entry", "device", "entity", "area", "floor", "label"]
 """Of what a registry is."""
@@ -152,7 +153,7 @@ async def list_registries(
         try:
             for _ in reading:
                 await asyncio.sleep(0)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except UNREADABLE as exc:
             raise SourceProtocolError(f"{_REGISTRIES[kind].command}: {exc}") from exc
         registries = reading.onto(registries)
     return registries
@@ -162,7 +163,7 @@ def read_registries(raw: Mapping[Kind, Iterable[bytes]]) -> Registries:
     """Return the registries of rows that were kept as they came.
 
     Raises:
-        msgspec.DecodeError: a row is not a JSON object.
+        one of UNREADABLE: a row is not a JSON object.
     """
     registries = Registries()
     for kind, rows in raw.items():
@@ -182,7 +183,7 @@ async def _list(call: Call, registry: _Registry) -> list[msgspec.Raw]:
         raise
     try:
         return msgspec.json.decode(result, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+    except UNREADABLE as exc:
         raise SourceProtocolError(f"{registry.command}: {exc}") from exc
 
 
@@ -199,14 +200,19 @@ class _Reading:
         registry = _REGISTRIES[self._kind]
         decode = msgspec.json.Decoder(registry.row).decode
         for number, raw in enumerate(self._rows, start=1):
+            # A copy: what came is a part of the whole answer, and would keep it in memory.
+            data = bytes(raw)
             try:
-                row: Row | None = decode(raw)
-            except msgspec.ValidationError:
-                row = _readable(raw, registry.row)
+                _DOCUMENT.decode(data)  # all of it is stored and sent on, not only what is read
+                row: Row | None = decode(data)
+            except UNREADABLE:
+                data = repaired(data)
+                row = _readable(data, registry.row)
+                if row is not None and "\ufffd" in getattr(row, registry.id_name):
+                    raise ValueError("an id that is not text") from None
             if row is not None:
                 self._read.append(row)
-                # A copy: what came is a part of the whole answer, and would keep it in memory.
-                self._raw[getattr(row, registry.id_name)] = bytes(raw)
+                self._raw[getattr(row, registry.id_name)] = data
             if not number % _ROWS_PER_SLICE:
                 yield
 
@@ -215,6 +221,9 @@ class _Reading:
         members: dict[str, Any] = {_REGISTRIES[self._kind].member: tuple(self._read)}
         raw = {**registries.raw, self._kind: self._raw}
         return msgspec.structs.replace(registries, raw=raw, **members)
+
+
+_DOCUMENT = msgspec.json.Decoder(dict[str, object])
 
 
 def _readable(raw: bytes, row: type[Row]) -> Row | None:

@@ -7,16 +7,24 @@ everything else here is for the day they are not.
 from __future__ import annotations
 
 import contextlib
-import json
-import math
 import re
 
 import msgspec
 
+from app.tolerant import MAX_DIGITS, repaired
+
 MAX_BYTES = 65_536
 """Longest JSON passed on: InfluxDB documents no longer string."""
 
+MAX_READ_BYTES = 4_000_000
+"""Of a longer object only the three names are read; Home Assistant records at most 16,384 bytes."""
+
+_MAX_MEMBERS = MAX_BYTES // 5
+"""Of more members only the three names are read, too: most could not be kept."""
+
 _TRUNCATED = "_truncated"
+_ALL_TRUNCATED = b'{"_truncated":["*"]}'
+_LONG_NUMBER = re.compile(rb"(?<![0-9])[0-9]{%d}" % MAX_DIGITS)
 _MAX_NAME_LENGTH = 64
 """Longest name listed in `_truncated`; a longer one is cut."""
 
@@ -66,22 +74,46 @@ def read_attributes(raw: bytes) -> Attributes:
 
 
 def _read(raw: bytes) -> Attributes:
+    if len(raw) > MAX_READ_BYTES:
+        return _read_names(raw)
     try:
         names = _names(raw)
-        raw.isascii() or raw.decode()  # msgspec does not look into strings that it skips
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        raw = _mended(raw)
+        _check_skipped(raw)
+    except ValueError:
+        raw = repaired(raw, control_characters=False)
         names = _names(raw)
     if names is None:
         return NO_ATTRIBUTES
     attributes = _compact(raw)
     if len(attributes) > MAX_BYTES:
         attributes = _bounded(attributes)
+    return _attributes(attributes, names)
+
+
+def _check_skipped(raw: bytes) -> None:
+    """Refuse what msgspec does not look at in values that it skips, and other parsers do.
+
+    Raises:
+        ValueError: it is not UTF-8, or a number has thousands of digits.
+    """
+    raw.isascii() or raw.decode()
+    if len(raw) > MAX_DIGITS and _LONG_NUMBER.search(raw):
+        raise ValueError("A number has too many digits")
+
+
+def _read_names(raw: bytes) -> Attributes:
+    """Return the three that are read, and nothing else of what would take seconds to look at."""
+    names = _NAMES.decode(raw)
+    return _attributes(_ALL_TRUNCATED, names)
+
+
+def _attributes(json: bytes, names: _Names) -> Attributes:
+    device_class, unit, name = names.device_class, names.unit_of_measurement, names.friendly_name
     return Attributes(
-        attributes,
-        names.device_class or None,
-        names.unit_of_measurement or None,
-        names.friendly_name or None,
+        json,
+        device_class[:MAX_BYTES] if device_class else None,
+        unit[:MAX_BYTES] if unit else None,
+        name[:MAX_BYTES] if name else None,
     )
 
 
@@ -125,6 +157,8 @@ _TAB, _NEWLINE, _RETURN = b"\t\n\r"  # as numbers: bytes look for those ten time
 def _bounded(attributes: bytes) -> bytes:
     """Leave out the largest values, and list their names in `_truncated`."""
     members = _MEMBERS.decode(attributes)
+    if len(members) > _MAX_MEMBERS:
+        return _ALL_TRUNCATED
     members.pop(_TRUNCATED, None)
     left_out: list[str] = []
     size = len(_encoded({**members, _TRUNCATED: left_out}))
@@ -140,18 +174,3 @@ def _bounded(attributes: bytes) -> bytes:
 
 
 _encoded = msgspec.json.Encoder().encode
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
-
-
-def _mended(raw: bytes) -> bytes:
-    """Return what Python's more tolerant parser can read as JSON that every parser can."""
-    value = json.loads(
-        raw.decode(errors="replace"), parse_constant=lambda _: None, parse_float=_finite
-    )
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return _SURROGATE.sub("\ufffd", text).encode()
-
-
-def _finite(text: str) -> float | None:
-    number = float(text)
-    return number if math.isfinite(number) else None

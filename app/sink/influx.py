@@ -89,7 +89,11 @@ class InfluxSink:
             ),
             ssl_context=self._tls.context() if self._uses_tls else no_tls,
             allow_redirects=False,
-            client_session_kwargs={"max_field_size": _HEADER_BYTES},
+            client_session_kwargs={
+                "max_field_size": _HEADER_BYTES,
+                # Cookies mean nothing here, and aiohttp fails on one with an absurd Max-Age.
+                "cookie_jar": aiohttp.DummyCookieJar(),
+            },
         )
         return self
 

@@ -29,6 +29,7 @@ import msgspec
 from app.errors import CommandFailed, SourceProtocolError
 from app.logs import Repeats
 from app.model import RecordedState, State, Times, moment_of
+from app.tolerant import UNREADABLE
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ class Recorder:
         answer = await self._call("get_states")
         try:
             rows = msgspec.json.decode(answer, type=list[msgspec.Raw])
-        except msgspec.MsgspecError as exc:
+        except UNREADABLE as exc:
             raise SourceProtocolError(f"get_states: {exc}") from exc
         states: dict[str, State] = {}
         for start in range(0, len(rows), _STATES_PER_SLICE):
@@ -214,7 +215,7 @@ class Recorder:
         )
         try:
             return _history_decoder.decode(answer)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except UNREADABLE:
             read = _readable(answer)
         odd = sum(found.count(None) for found in read.values())
         self._oddities.tell(
@@ -229,7 +230,7 @@ class Recorder:
         try:
             answer = await self._call("recorder/info")
             return msgspec.json.decode(answer, type=_RecorderInfo).backlog or 0
-        except (CommandFailed, msgspec.MsgspecError):
+        except (CommandFailed, *UNREADABLE):
             return 0  # it does not say
 
 
@@ -244,7 +245,7 @@ def _readable(answer: msgspec.Raw) -> Mapping[str, list[RecordedState | None]]:
     """Return each row, or None for one that cannot be read: it must not cost all others."""
     try:
         rows = msgspec.json.decode(answer, type=dict[str, list[msgspec.Raw]])
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except UNREADABLE as exc:
         raise SourceProtocolError(f"history/history_during_period: {exc}") from exc
     return {entity_id: list(map(_recorded_state, found)) for entity_id, found in rows.items()}
 
@@ -252,7 +253,7 @@ def _readable(answer: msgspec.Raw) -> Mapping[str, list[RecordedState | None]]:
 def _recorded_state(row: msgspec.Raw) -> RecordedState | None:
     try:
         return msgspec.json.decode(row, type=RecordedState)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return None
 
 
@@ -273,5 +274,5 @@ def _questions(entity_ids: Sequence[str]) -> Iterator[Sequence[str]]:
 def _state(row: bytes) -> State | None:
     try:
         return msgspec.json.decode(row, type=State)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except UNREADABLE:
         return None  # one odd row must not cost all others

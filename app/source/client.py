@@ -34,6 +34,7 @@ from app.source.frames import FrameSocket
 from app.source.protocol import Malformed, Phase, Session, Step
 from app.telemetry import Telemetry
 from app.tls import ClientTls
+from app.tolerant import UNREADABLE
 from app.unreachable import HOME_ASSISTANT, limited_mode, obstacle, refused_handshake
 
 logger = logging.getLogger(__name__)
@@ -360,7 +361,7 @@ class HomeAssistantSource:
                     answer = await commands.call("get_config")
                 config = msgspec.json.decode(answer, type=_Config)
                 self._ha_state, self._limited = config.state, config.limited
-            except (SourceError, msgspec.MsgspecError) as exc:
+            except (SourceError, *UNREADABLE) as exc:
                 logger.debug("Home Assistant did not say whether it runs: %s", exc)
             if self._ha_state != _RUNNING:
                 await asyncio.sleep(self._readiness_poll_s)

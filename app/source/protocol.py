@@ -6,8 +6,6 @@ https://developers.home-assistant.io/docs/api/websocket/
 from __future__ import annotations
 
 import enum
-import json
-import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -15,6 +13,7 @@ import msgspec
 
 from app.errors import CommandFailed, SourceAuthRejected, SourceProtocolError
 from app.model import Event
+from app.tolerant import DECODER, UNREADABLE, repaired
 
 REGISTRY_EVENTS = tuple(
     f"{kind}_registry_updated" for kind in ("device", "entity", "area", "floor", "label")
@@ -127,7 +126,7 @@ class Session:
         messages: list[_Message] | _Message
         try:
             messages = _frame_decoder.decode(frame)
-        except (ValueError, RecursionError):
+        except UNREADABLE:
             messages = self._salvage(frame, malformed)
         if not isinstance(messages, list):  # asked this way round because a Struct is slow to ask
             messages = [messages]
@@ -278,32 +277,18 @@ def _read(piece: bytes) -> _Message:
     try:
         piece.decode()
         return _message_decoder.decode(piece)
-    except (ValueError, RecursionError):
+    except UNREADABLE:
         pass  # the second reading says what is wrong, if anything still is
     try:
-        repaired = _repaired(piece)
-    except (ValueError, RecursionError) as exc:
+        strict = repaired(piece)
+    except UNREADABLE as exc:
         raise _Unreadable("not_json", exc) from exc
     try:
-        return _message_decoder.decode(repaired)
-    except (ValueError, RecursionError) as exc:
+        return _message_decoder.decode(strict)
+    except UNREADABLE as exc:
         raise _Unreadable("unexpected_shape", exc) from exc
 
 
-def _repaired(piece: bytes) -> bytes:
-    """Return the message as strict JSON: no NaN, no invalid UTF-8, no lone surrogates."""
-    value = _tolerant.decode(piece.decode(errors="replace"))
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # By way of UTF-16, halves that belong together are joined and lone ones replaced.
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode()
-
-
-def _finite(number: str) -> float | None:
-    value = float(number)
-    return value if math.isfinite(value) else None
-
-
-_tolerant = json.JSONDecoder(parse_constant=lambda _: None, parse_float=_finite, strict=False)
 _SEPARATOR = re.compile(r"[\s,]*")
 _NEXT_MESSAGE = re.compile(r',\s*(?=\{\s*"(?:id|type)"\s*:)')
 
@@ -312,7 +297,7 @@ def _pieces(frame: bytes) -> list[bytes]:
     """Cut a frame into its messages, even where one of them is not JSON."""
     try:
         return [bytes(piece) for piece in _pieces_decoder.decode(frame)]
-    except (ValueError, RecursionError):
+    except UNREADABLE:
         text = frame.decode(errors="replace").strip()
     if not text.startswith("["):
         return [frame]
@@ -329,8 +314,8 @@ def _torn(text: str) -> Iterator[bytes]:
         if at in {len(text), last}:
             return
         try:
-            end = _tolerant.raw_decode(text, at)[1]
-        except (ValueError, RecursionError):
+            end = DECODER.raw_decode(text, at)[1]
+        except UNREADABLE:
             boundary = _NEXT_MESSAGE.search(text, at)
             end = boundary.start() if boundary else len(text)
         yield text[at:end].encode()

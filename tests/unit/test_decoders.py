@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from datetime import UTC, datetime
 
+import httpx
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.model import http_date, is_representable, nanoseconds
+from app.commands import backfill
+from app.discovery.data_api import meaning_of, reason_of
+from app.discovery.registries import KINDS, list_registries
+from app.discovery.rows import DEVICES, ENTITIES, row_to_send
+from app.errors import SourceError
+from app.fanout.hub import encode_event, iso_time
+from app.model import (
+    Event,
+    Times,
+    http_date,
+    is_representable,
+    moment_at,
+    moment_of,
+    nanoseconds,
+)
+from app.normalize.attributes import MAX_BYTES, read_attributes
+from app.normalize.changes import Normalizer
+from app.schema.homeiq import HomeiqEncoder
 from app.sink.replies import retry_after_s
+from app.source.backfill import Patience, Recorder
+from app.source.protocol import Session
+from app.tolerant import UNREADABLE, repaired
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -55,3 +79,252 @@ def test_a_retry_after_is_a_number_of_seconds_or_none(text: str) -> None:
 def test_a_year_outside_of_what_a_point_can_have_is_no_date(year: str) -> None:
     """Neither a handshake's Date nor a Retry-After of that year means anything."""
     assert http_date(f"Mon, 01 Jan {year} 00:00:00 GMT") is None
+
+
+numbers = st.integers() | st.floats() | st.sampled_from([10**18, 10**30, 1e300, -1e300, 2**63])
+times = st.one_of(
+    st.sampled_from(
+        [
+            "0001-01-01T00:00:00+00:00",
+            "0001-01-01T00:00:00+23:59",
+            "0001-01-01T00:00:00-23:59",
+            "1600-01-01T00:00:00Z",
+            "2300-01-01T00:00:00.5+00:00",
+            "9999-12-31T23:59:59.999999999-23:59",
+            "9999-12-31T23:59:60Z",
+            "2016-12-31T23:59:60Z",
+            "2026-11-23T24:00:00Z",
+            "2026-11-23T12:00:00+99:99",
+            "2026-11-23T12:00:00",
+            "2026-11-23T12:00:00.1234567890123Z",
+        ]
+    ),
+    st.datetimes().map(lambda moment: f"{moment.isoformat()}Z"),
+    st.text(),
+    numbers,
+)
+scalars = st.none() | st.booleans() | numbers | st.text() | times
+documents = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+RAW = (
+    "[" * 100_000,
+    '{"a":' * 100_000,
+    '{"a":' + "[" * 100_000 + "]" * 100_000 + "}",
+    "1" * 100_000,
+    "1e400",
+    "[1e400]",
+    "-" + "9" * 400 + ".0",
+    "NaN",
+    '"\\ud800"',
+    '{"\\ud800":1}',
+    "",
+)
+
+
+def encoded(value: object) -> bytes:
+    """Return JSON as some program may write it, NaN and lone surrogates included."""
+    return json.dumps(value).encode()
+
+
+bytes_of_documents = (
+    documents.map(encoded) | st.binary(max_size=50) | st.sampled_from(RAW).map(str.encode)
+)
+states = st.fixed_dictionaries(
+    {"state": st.just("on") | scalars},
+    optional={
+        "entity_id": st.just("sensor.a") | scalars,
+        "attributes": documents,
+        "last_changed": times,
+        "last_updated": times,
+        "context": documents,
+    },
+)
+events = st.fixed_dictionaries(
+    {
+        "id": st.integers(),
+        "type": st.just("event"),
+        "event": st.fixed_dictionaries(
+            {
+                "event_type": st.just("state_changed"),
+                "data": st.fixed_dictionaries(
+                    {"entity_id": st.just("sensor.a") | scalars},
+                    optional={"old_state": states | scalars, "new_state": states | scalars},
+                ),
+            },
+            optional={"time_fired": times, "context": documents},
+        ),
+    }
+)
+
+
+def ready() -> Session:
+    """Return a session that is ready for commands."""
+    session = Session("t" * 40, subscribe=False)
+    session.feed(b'{"type":"auth_required"}')
+    session.feed(b'{"type":"auth_ok"}')
+    return session
+
+
+@given(st.lists(events, max_size=3).map(encoded) | bytes_of_documents)
+def test_every_frame_becomes_lines_and_messages_or_is_counted(frame: bytes) -> None:
+    """From the socket to line protocol and to subscribers nothing but our own errors comes out."""
+    found: list[Event] = []
+    try:
+        step = ready().feed(frame)
+        found = step.events
+    except SourceError:
+        pass
+    changes, malformed = Normalizer(dict).changes(found)
+    lines = HomeiqEncoder("m", instance=None, attribute_fields=["*"]).encode(changes)
+
+    assert len(changes) + len(malformed) == len(found)
+    assert lines.points == len(changes)
+    for change in changes:
+        assert is_representable(change.time_ns)
+        assert is_representable(change.changed_ns or 0)
+        json.loads(encode_event(change))
+
+
+@given(bytes_of_documents)
+@example(b'{"a":' + b"1" * 100_000 + b"}")
+def test_attributes_are_json_that_every_parser_reads_or_refused(raw: bytes) -> None:
+    """Of whatever size, depth and number of digits."""
+    try:
+        attributes = read_attributes(raw)
+    except ValueError:
+        return
+    assert len(attributes.json) <= MAX_BYTES
+    assert isinstance(json.loads(attributes.json), dict)
+
+
+@given(bytes_of_documents)
+def test_repaired_json_is_strict_json_or_unreadable(raw: bytes) -> None:
+    """Whoever repairs needs to know two exceptions."""
+    try:
+        strict = repaired(raw)
+    except UNREADABLE:
+        return
+    msgspec.json.decode(strict)
+
+
+rows = st.fixed_dictionaries(
+    {"s": st.none() | st.just("on") | scalars, "lu": numbers | scalars},
+    optional={"lc": numbers | scalars, "a": documents},
+)
+
+
+@given(
+    st.lists(states, max_size=3).map(encoded) | bytes_of_documents,
+    st.dictionaries(st.just("sensor.a"), st.lists(rows, max_size=3)).map(encoded)
+    | bytes_of_documents,
+    st.fixed_dictionaries({"backlog": scalars}).map(encoded) | bytes_of_documents,
+)
+async def test_every_answer_of_the_recorder_is_read_or_our_own_error(
+    newest: bytes, history: bytes, info: bytes
+) -> None:
+    """States, rows and the backlog, whatever their numbers and times."""
+    answers = {"get_states": newest, "recorder/info": info}
+
+    async def call(command: str, **_: object) -> msgspec.Raw:
+        return msgspec.Raw(answers.get(command, history))
+
+    async def sleep(_: float) -> None:
+        now.append(now[-1] + 10.0)
+
+    now = [0.0]
+    recorder = Recorder(call, patience=Patience(), clock=lambda: now[-1], sleep=sleep)
+    try:
+        await recorder.until_written()
+        for state in (await recorder.newest_states()).values():
+            nanoseconds(state.last_updated)
+        times = Times(-(2**63) + 2, -(2**63) + 10)
+        async for part in recorder.history(times, ["sensor.a"], with_start=(), is_new=False):
+            for row in part.history.get("sensor.a", ()):
+                assert is_representable(int(row.lu * 1e9))
+                moment_at(row.lu)
+    except SourceError:
+        pass
+
+
+registry_rows = st.fixed_dictionaries(
+    {"id": st.just("a"), "entity_id": st.just("sensor.a"), "area_id": st.just("b")},
+    optional=dict.fromkeys(
+        (
+            "created_at",
+            "manufacturer",
+            "sw_version",
+            "labels",
+            "unique_id",
+            "name",
+            "supported_features",
+            "capabilities",
+            "disabled_by",
+            "config_entries",
+        ),
+        documents,
+    ),
+)
+
+
+@given(st.lists(registry_rows, max_size=3).map(encoded) | bytes_of_documents)
+@example(b'[{"id":"a","entity_id":"sensor.a","area_id":"b","x":1e400,"created_at":1e300}]')
+@example(b'[{"id":"a","entity_id":"sensor.a","area_id":"b","name":"\\ud800"}]')
+async def test_every_registry_is_stored_and_sent_or_our_own_error(answer: bytes) -> None:
+    """What is kept of a row can be written as columns and sent to a data API."""
+
+    async def call(_: str) -> msgspec.Raw:
+        return msgspec.Raw(answer)
+
+    try:
+        registries = await list_registries(call)
+    except SourceError:
+        return
+    for kind in KINDS:
+        for raw in registries.raw[kind].values():
+            row = row_to_send(kind, raw, domains={}, source="home")
+            msgspec.json.encode(row)
+            for table in (DEVICES, ENTITIES):
+                for value in (table.values(row, moment="now") or {}).values():
+                    assert value is None or isinstance(value, str) or -(2**63) <= value < 2**63
+
+
+@given(st.integers(100, 999), bytes_of_documents)
+def test_every_answer_of_a_data_api_has_a_meaning_and_a_short_reason(
+    status: int, body: bytes
+) -> None:
+    """Whatever stands in it."""
+    assert meaning_of(status) in {"taken", "too_much", "hold"}
+    assert len(reason_of(status, body)) <= 200
+    assert httpx.codes.get_reason_phrase(status) is not None
+
+
+@given(st.integers(-(2**63), 2**63 - 1))
+def test_every_integer_of_a_file_is_a_moment(time_ns: int) -> None:
+    """A row of SQLite holds 64 bits, whoever wrote them."""
+    assert is_representable(nanoseconds(moment_of(time_ns)))
+    assert iso_time(time_ns).endswith("Z")
+
+
+@given(st.floats())
+def test_every_float_of_a_file_is_a_moment(seconds: float) -> None:
+    """NaN and infinities, too."""
+    assert moment_at(seconds).tzinfo is UTC
+
+
+@given(times.map(str) | st.text())
+@example("0001-01-01")
+@example("9999-12-31T23:59:59-23:59")
+@example("0001-01-01T00:00:00+23:59")
+@example("2300-01-01")
+def test_a_moment_of_the_command_line_is_one_a_point_can_have_or_refused(text: str) -> None:
+    """A wrong --since is one line and status 2, never a traceback."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    backfill.add_arguments(parser)
+    try:
+        wanted = parser.parse_args([f"--since={text}"])
+    except argparse.ArgumentError:
+        return
+    assert is_representable(nanoseconds(wanted.since))

@@ -193,3 +193,24 @@ def test_recorded_attributes_keep_their_meaning(version: str) -> None:
             read = read_attributes(text.encode())
             assert json.loads(read.json) == attributes
             assert read.friendly_name == attributes.get("friendly_name")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b'"' + b"x" * 5_000_000 + b'"',
+        b" " * 5_000_000 + b"1",
+        b"[" + b"1," * 3_000_000 + b"1]",
+        b"1" + b"".join(b',"%d":1' % number for number in range(100_000)),
+    ],
+)
+def test_of_megabytes_only_the_names_are_read(value: bytes) -> None:
+    """Looking at all of it would keep the event loop busy for seconds."""
+    raw = b'{"device_class":"power","unit_of_measurement":"W","big":%b}' % value
+
+    assert read_attributes(raw) == Attributes(b'{"_truncated":["*"]}', "power", "W")
+
+
+def test_an_integer_that_other_parsers_refuse_becomes_null() -> None:
+    """Python refuses more than 4,300 digits, wherever the attributes are read again."""
+    assert read_attributes(b'{"n":' + b"1" * 5_000 + b',"m":1}').json == b'{"n":null,"m":1}'

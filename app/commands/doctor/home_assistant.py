@@ -18,6 +18,7 @@ from app.logs import shown_url
 from app.resilience import Backoff, Breaker
 from app.source.client import HomeAssistantSource
 from app.telemetry import Telemetry
+from app.tolerant import UNREADABLE
 from app.unreachable import HOME_ASSISTANT, limited_mode
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ async def _questions(
     for name, step in steps.items():
         try:
             yield await step()
-        except (SourceError, msgspec.MsgspecError) as exc:
+        except (SourceError, *UNREADABLE) as exc:
             yield failed(
                 name,
                 f"Home Assistant does not answer as it should: {exc}.",
