@@ -334,6 +334,7 @@ class Container(containers.DeclarativeContainer):
         data_api=data_api,
         entity_filter=entity_filter,
         dead_letters=dead_letters,
+        local_files=providers.List(dead_letters, metadata, embedded_store),
         hub=hub,
         telemetry=telemetry,
         supervisor=supervisor,

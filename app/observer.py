@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import psutil
 
@@ -38,6 +38,13 @@ _WELL_BELOW = 0.9
 logger = logging.getLogger(__name__)
 
 
+class LocalFile(Protocol):
+    """A database of this service that may be damaged."""
+
+    damage: str | None
+    """One sentence when it is, or was at the start."""
+
+
 class Observer:
     """Knows every part that has a state, and shows them all at one moment."""
 
@@ -54,6 +61,7 @@ class Observer:
         data_api: DataApi | None = None,
         entity_filter: EntityFilter | None = None,
         dead_letters: DeadLetters,
+        local_files: Sequence[LocalFile | None] = (),
         hub: Hub,
         telemetry: Telemetry,
         supervisor: Supervisor,
@@ -74,6 +82,7 @@ class Observer:
         self._data_api = data_api
         self._filter = entity_filter
         self._dead_letters = dead_letters
+        self._local_files = local_files
         self._hub = hub
         self._telemetry = telemetry
         self._supervisor = supervisor
@@ -115,6 +124,7 @@ class Observer:
             memory_limit_mb=self._memory_limit_mb,
             cpu_percent=cpu_percent,
             failures=dict(self._supervisor.failures),
+            damage=[file.damage for file in self._local_files if file and file.damage],
             data_api=self._data_api.status() if self._data_api else None,
             filter_reason=self._filter.reason if self._filter else None,
             transform_failures=dict(telemetry.transform_failures),

@@ -175,6 +175,8 @@ class Snapshot:
     """Loops of ours that ended early, with why."""
     data_api: DataApiStatus | None = None
     """None without DATA_API_URL."""
+    damage: Sequence[str] = ()
+    """A sentence for each local file, beside the journal's, that is or was damaged."""
     filter_reason: str | None = None
     """One sentence while the file of the entity filter cannot be used."""
     transform_failures: Mapping[str, int] = field(default_factory=dict)
@@ -222,6 +224,7 @@ class Snapshot:
         parts = [
             self.connection.reason,
             self.journal.reason,
+            *self.damage,
             *(sink.reason for sink in self.sinks),
             self.discovery.reason,
             self.data_api.reason if self.data_api else None,

@@ -34,7 +34,8 @@ from app.discovery.rows import (
 )
 from app.errors import StorageDamaged, StorageError
 from app.logs import Repeats
-from app.storage import Connection, Database, set_aside
+from app.model import Timestamp
+from app.storage import RESTART_ADVICE, Connection, Database, open_or_replace, quick_check
 from app.tolerant import UNREADABLE
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,11 @@ _MORE = {
     "devices": ", (SELECT count(*) FROM entities WHERE entities.device_id = devices.device_id"
     " AND entities.removed_at IS NULL) AS entity_count"
 }
+_JSON_COLUMNS = {"devices": ("labels",), "entities": ("labels", "capabilities")}
+_CONSEQUENCE = (
+    "The catalog is read from Home Assistant again; what other instances sent is missing until they"
+    " send it again."
+)
 _MIGRATIONS = (
     """
     CREATE TABLE registry (
@@ -135,6 +141,8 @@ class Metadata:
 
     def __init__(self, path: Path, *, catalog: Catalog, source: str) -> None:
         """Take the file, the catalog that is kept, and the name of this Home Assistant."""
+        self.damage: str | None = None
+        """One sentence when the file was damaged at the start."""
         self._path = path
         self._catalog = catalog
         self._source = source
@@ -145,20 +153,13 @@ class Metadata:
         self._database: Database | None = None
 
     async def __aenter__(self) -> Self:
-        """Open, or create, the file, and let the catalog know what it holds.
+        """Open, or create, the file and restore the catalog from it.
 
         Raises:
             StorageNewer: a newer version of this service wrote the file.
             StorageError: the folder or file cannot be opened.
         """
-        try:
-            await self._open()
-        except StorageDamaged as exc:
-            aside = set_aside(self._path)
-            logger.error(  # noqa: TRY400 - the reason is in the line, a traceback adds nothing
-                "The catalog is damaged and kept as %s, a new one begins: %s", aside, exc
-            )
-            await self._open()
+        self.damage = await open_or_replace(self._path, self._open, consequence=_CONSEQUENCE)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -174,6 +175,8 @@ class Metadata:
         try:
             await self._opened().write(work)
         except StorageError as exc:
+            if isinstance(exc, StorageDamaged):
+                self.damage = f"{self._path.name} is damaged ({exc}). {RESTART_ADVICE}"
             self._failures.tell(
                 logging.WARNING, "The catalog was not kept, it is tried again: %s", exc
             )
@@ -262,7 +265,7 @@ class Metadata:
     async def _open(self) -> None:
         async with AsyncExitStack() as stack:
             self._database = await stack.enter_async_context(
-                Database(self._path, migrations=_MIGRATIONS)
+                Database(self._path, migrations=_MIGRATIONS, check=_check)
             )
             kept = await self._database.read(_load)
             if kept is not None:
@@ -274,6 +277,17 @@ class Metadata:
 # All below runs in the database's own threads.
 
 
+def _check(connection: Connection) -> None:
+    quick_check(connection)
+    for table, columns in _JSON_COLUMNS.items():
+        invalid = " OR ".join(
+            f"({name} IS NOT NULL AND NOT json_valid({name}))" for name in columns
+        )
+        (count,) = connection.execute(f"SELECT count(*) FROM {table} WHERE {invalid}").fetchone()  # noqa: S608 - names of ours
+        if count:
+            raise StorageDamaged(f"{count} rows of {table} hold no valid JSON")
+
+
 def _load(connection: Connection) -> tuple[Registries, datetime] | None:
     last = connection.execute("SELECT at FROM refreshes").fetchone()
     if last is None:
@@ -283,7 +297,8 @@ def _load(connection: Connection) -> tuple[Registries, datetime] | None:
         found = connection.execute("SELECT row FROM registry WHERE kind = ?", (kind,))
         raw[kind] = [row for (row,) in found]
     try:
-        return read_registries(raw), datetime.fromisoformat(last[0])
+        last_refresh = msgspec.convert(last[0], Timestamp)
+        return read_registries(raw), last_refresh
     except UNREADABLE as exc:
         raise StorageDamaged(f"a row of a registry cannot be read: {exc}") from exc
 

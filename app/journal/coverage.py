@@ -159,7 +159,9 @@ class Coverage:
         self._cover(min(self._covered.since_ns, start_ns), gap.end_ns)
         return gap
 
-    def lost(self, times: Times | None, reason: Literal["journal_stalled", "journal_full"]) -> None:
+    def lost(
+        self, times: Times | None, reason: Literal["journal_stalled", "journal_full", "damage"]
+    ) -> None:
         """Note that what happened in this span was received and is not in the journal."""
         if times is None or not self._kept:
             return

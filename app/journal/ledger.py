@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from app.telemetry import Telemetry
 
@@ -30,6 +30,10 @@ class Hole:
     points: int
 
 
+Span: TypeAlias = tuple[int, int]
+"""The first and the last of consecutive sequence numbers."""
+
+
 class Ledger:
     """The cursors of all sinks and the tail of one journal.
 
@@ -44,6 +48,8 @@ class Ledger:
         self.appended_points = 0
         """Points appended since the journal was opened."""
         self.holes: Sequence[Hole] = ()
+        self.unsaved_holes: list[Hole] = []
+        """Those that the file does not list yet."""
         self._sinks = tuple(sinks)
         self._telemetry = telemetry
         self._cursors = dict.fromkeys(sinks, 0)
@@ -125,6 +131,28 @@ class Ledger:
             self.holes = (*before, Hole(last.first, last.points + points))
         else:
             self.holes = (*self.holes, Hole(first, points))
+        self.unsaved_holes.append(self.holes[-1])
+
+    def lost(self, first: int, last: int) -> int:
+        """Count points on disk that cannot be read any more; return how many some sink needed."""
+        if not (points := self.points_between(first - 1, last)):
+            return 0
+        for sink, cursor in self._cursors.items():
+            if cursor < last:
+                count = self.points_between(max(cursor, first - 1), last)
+                self._telemetry.points_dropped(sink, count)
+        known = [(hole.first, hole.first + hole.points - 1) for hole in self.holes]
+        new = [
+            Hole(start, end - start + 1)
+            for start, end in missing(known, after=first - 1, through=last)
+        ]
+        self.holes = tuple(sorted((*self.holes, *new), key=lambda hole: hole.first))
+        self.unsaved_holes += new
+        return points
+
+    def saved_holes(self, saved: Sequence[Hole]) -> None:
+        """Take note that the file lists these holes."""
+        self.unsaved_holes = [hole for hole in self.unsaved_holes if hole not in saved]
 
     def secured(self, points: int) -> None:
         """Count lent points that are durable now, or in every sink that is configured."""
@@ -140,3 +168,17 @@ class Ledger:
             await future
         finally:
             del self._waiting[future]
+
+
+def missing(present: Iterable[Span], *, after: int, through: int) -> list[Span]:
+    """Return the numbers between two bounds that are in no span; spans may overlap."""
+    found, expected = [], after + 1
+    for first, last in sorted(present):
+        if first > through:
+            break
+        if first > expected:
+            found.append((expected, first - 1))
+        expected = max(expected, last + 1)
+    if expected <= through:
+        found.append((expected, through))
+    return found

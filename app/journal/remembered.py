@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from app.errors import StorageDamaged
 from app.journal.coverage import Covered, Unsaved
-from app.model import Gap, LastState
+from app.model import MAX_SECONDS, Gap, LastState
 from app.storage import Connection
 
 MIGRATION = """
@@ -48,6 +50,9 @@ _GAP_COLUMNS = (
     " unrecorded, entity_ids, detail, closed_at"
 )
 
+GAP_COLUMNS = tuple(name.strip() for name in _GAP_COLUMNS.split(","))
+_COVERED_COLUMNS = ("since_ns", "through_ns", "edge_at")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remembered:
@@ -61,12 +66,16 @@ class Remembered:
 
 
 def load(connection: Connection) -> Remembered:
-    """Read all of it."""
+    """Read all of it.
+
+    Raises:
+        StorageDamaged: a value cannot be right.
+    """
     covered = connection.execute("SELECT since_ns, through_ns, edge_at FROM covered").fetchone()
     (states_through,) = connection.execute("SELECT states_through FROM journal").fetchone()
     return Remembered(
-        covered=Covered(*covered) if covered else None,
-        gaps=[_gap(row) for row in connection.execute(f"SELECT {_GAP_COLUMNS} FROM gaps")],  # noqa: S608 - names of ours
+        covered=covered_of(covered) if covered else None,
+        gaps=[gap_of(row) for row in connection.execute(f"SELECT {_GAP_COLUMNS} FROM gaps")],  # noqa: S608 - names of ours
         states={
             entity_id: LastState(*columns)
             for entity_id, *columns in connection.execute(
@@ -89,12 +98,17 @@ def save_coverage(connection: Connection, unsaved: Unsaved) -> None:
 
 def save_covered(connection: Connection, covered: Covered) -> None:
     """Write from when to when the journal covers."""
-    columns = (covered.since_ns, covered.through_ns, covered.edge_at)
+    columns = (covered.since_ns, covered.through_ns, covered.edge_at, ~covered.through_ns)
     changed = connection.execute(
-        "UPDATE covered SET since_ns = ?, through_ns = ?, edge_at = ?", columns
+        "UPDATE covered SET since_ns = ?, through_ns = ?, edge_at = ?, through_check = ?", columns
     )
     if not changed.rowcount:
-        connection.execute("INSERT INTO covered VALUES (?, ?, ?)", columns)
+        connection.execute(
+            "INSERT INTO covered (since_ns, through_ns, edge_at, through_check)"
+            " VALUES (?, ?, ?, ?)",
+            columns,
+        )
+        connection.execute("UPDATE journal SET has_covered = 1")
 
 
 def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
@@ -109,7 +123,8 @@ def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
 def save_states(connection: Connection, states: Mapping[str, LastState], through: int) -> None:
     """Write the newest states of some entities, true up to a sequence number."""
     connection.executemany(
-        "INSERT OR REPLACE INTO last_states VALUES (?, ?, ?, ?)",
+        "INSERT OR REPLACE INTO last_states (entity_id, state, changed_ns, time_ns)"
+        " VALUES (?, ?, ?, ?)",
         [
             (entity_id, last.state, last.changed_ns, last.time_ns)
             for entity_id, last in states.items()
@@ -137,12 +152,48 @@ def _columns(gap: Gap) -> tuple[object, ...]:
     )
 
 
-def _gap(row: Sequence[object]) -> Gap:
-    names = [name.strip() for name in _GAP_COLUMNS.split(",")]
-    columns = dict(zip(names, row, strict=True))
+def gap_of(row: Sequence[object]) -> Gap:
+    """Return the gap that a row holds.
+
+    Raises:
+        StorageDamaged: a value cannot be right.
+    """
+    columns = dict(zip(GAP_COLUMNS, row, strict=True))
     try:
         for name in ("unrecorded", "entity_ids"):
-            columns[name] = tuple(json.loads(str(columns[name])))
+            columns[name] = json.loads(str(columns[name]))
+        gap = msgspec.convert(columns, Gap)
+    except (ValueError, RecursionError) as exc:
+        raise StorageDamaged(f"gap {columns.get('id')} cannot be read: {exc}") from exc
+    moments_ns = (gap.start_ns, gap.end_ns, gap.filled_ns or 0)
+    moments = (gap.found_at, gap.edge_at, gap.closed_at or 0.0)
+    if not all(map(is_time_ns, moments_ns)) or not all(map(is_time, moments)):
+        raise StorageDamaged(f"gap {gap.id} has a time that cannot be right")
+    if gap.start_ns > gap.end_ns or gap.id < 1:
+        raise StorageDamaged(f"gap {gap.id} ends before it starts")
+    return gap
+
+
+def is_time(seconds: object) -> bool:
+    """Return whether a value can be a moment in seconds since the epoch."""
+    return isinstance(seconds, int | float) and 0 <= seconds < MAX_SECONDS
+
+
+def is_time_ns(time_ns: object) -> bool:
+    """Return whether a value can be a moment in nanoseconds since the epoch."""
+    return isinstance(time_ns, int) and 0 <= time_ns < MAX_SECONDS * 10**9
+
+
+def covered_of(row: Sequence[object]) -> Covered:
+    """Return the time that a row says is covered.
+
+    Raises:
+        StorageDamaged: it cannot be right.
+    """
+    try:
+        covered = msgspec.convert(dict(zip(_COVERED_COLUMNS, row, strict=True)), Covered)
     except ValueError as exc:
-        raise StorageDamaged(f"gap {columns['id']} cannot be read: {exc}") from exc
-    return Gap(**columns)  # type: ignore[arg-type]  # what `_columns` wrote
+        raise StorageDamaged(f"the time that it covers cannot be read: {exc}") from exc
+    if not all(map(is_time_ns, (covered.since_ns, covered.through_ns))):
+        raise StorageDamaged("the time that it covers cannot be right")
+    return covered

@@ -16,18 +16,20 @@ from pathlib import Path
 from typing import Self
 
 from app.errors import JournalFull, StorageDamaged, StorageError
+from app.journal.checks import check_contents
 from app.journal.coverage import Coverage
 from app.journal.last_states import LastStates
 from app.journal.ledger import Ledger, Overflow, Pending
 from app.journal.lent import LentRows
 from app.journal.rows import RowBuffer, compress, numbered
-from app.journal.salvage import Salvage, finish_salvage, salvage
+from app.journal.salvage import Salvage, salvage
 from app.journal.transactions import (
     MIGRATIONS,
     Appended,
     Bounds,
     Tidying,
     append_lines,
+    around,
     kept_rows,
     rows_after,
     take_stock,
@@ -36,7 +38,7 @@ from app.journal.transactions import (
 from app.logs import Repeats
 from app.model import LastState, Lines, Row, Times, spanned
 from app.snapshot import JournalStatus
-from app.storage import Database, is_emptied
+from app.storage import RESTART_ADVICE, Connection, Database, finish_replacing, opening
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -116,6 +118,10 @@ class SqliteJournal:
         self._bytes = 0
         self._full = False
         self._salvage: Salvage | None = None
+        self._unreadable_points = 0
+        """Lost on the disk since the journal was opened."""
+        self._damage: StorageDamaged | None = None
+        """What the disk said when rows could not be read."""
         self._drops = Repeats(logger)
         self._failures = Repeats(logger)
 
@@ -127,14 +133,15 @@ class SqliteJournal:
             StorageFull: a damaged file cannot be copied, the disk is full.
             StorageError: the folder or file cannot be opened.
         """
-        finish_salvage(self._path)
-        try:
-            await self._open()
-        except StorageDamaged as exc:
-            self._salvage = await salvage(
-                self._path, migrations=MIGRATIONS, sinks=self._sinks, cause=exc
-            )
-            await self._open()
+        with opening(self._path):
+            finish_replacing(self._path)
+            try:
+                await self._open()
+            except StorageDamaged as exc:
+                self._salvage = await salvage(
+                    self._path, migrations=MIGRATIONS, sinks=self._sinks, cause=exc
+                )
+                await self._open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -218,15 +225,53 @@ class SqliteJournal:
                 rows = self._lent.after(cursor, max_points=max_points)
             if rows is None:
                 work = partial(rows_after, cursor=cursor, max_points=max_points)
-                rows = await self._open_database().read(work)
+                rows = await self._read_disk(work)
             if cursor == ledger.cursors[sink] and _follow(rows, cursor, ledger):
                 self._oldest_at[sink] = rows[0].received_at
                 return rows
             # An append at its bound has dropped these rows, and perhaps not said so yet.
             async with self._order:
                 if cursor == ledger.cursors[sink]:
-                    raise StorageDamaged(f"the journal has lost the rows after number {cursor}")
+                    await self._lose(cursor + 1, await self._readable_from(cursor) - 1)
         return []
+
+    async def _read_disk(self, work: Callable[[Connection], list[Row]]) -> list[Row]:
+        try:
+            return await self._open_database().read(work)
+        except StorageDamaged as exc:
+            self._damage = exc
+            raise
+
+    async def _readable_from(self, cursor: int) -> int:
+        """Return the first number after a cursor that can be read, or the one after the tail."""
+        rows = await self._read_disk(partial(rows_after, cursor=cursor, max_points=1))
+        first_in_memory = self._ledger.tail + 1
+        for row in (*self._recent.all(), *self._lent.rows):
+            if row.last > cursor:
+                first_in_memory = row.first
+                break
+        return min([first_in_memory, *(row.first for row in rows)])
+
+    async def _lose(self, first: int, last: int) -> None:
+        """Count points that the disk has lost, and open a gap for their time."""
+        if last < first:
+            return
+        before, after = await self._open_database().read(partial(around, first=first, last=last))
+        points = self._ledger.lost(first, last)
+        self._unreadable_points += points
+        covered = self._coverage.covered
+        start_ns = before.newest_ns if before else covered.since_ns if covered else None
+        end_ns = after.oldest_ns if after else covered.through_ns if covered else None
+        if start_ns is not None and end_ns is not None:
+            self._coverage.lost(Times(min(start_ns, end_ns), max(start_ns, end_ns)), "damage")
+        self._drops.tell(
+            logging.ERROR,
+            "%d points in %s cannot be read any more, from number %d on",
+            points,
+            self._path,
+            first,
+            kind="damage",
+        )
 
     def cursor(self, sink: str) -> int:
         """Return the last sequence number the sink has settled."""
@@ -251,14 +296,14 @@ class SqliteJournal:
             StorageError: the rows cannot be read.
         """
         while True:
-            rows = await self._open_database().read(
+            rows, last = await self._open_database().read(
                 partial(kept_rows, after=after, since=since, limit=_ROWS_PER_PAGE)
             )
             for row in rows:
                 yield row
-                after = row.last
-            if len(rows) < _ROWS_PER_PAGE:
+            if last is None:
                 return
+            after = last
 
     def pending(self, sink: str) -> Pending:
         """Return what the sink has not settled, and its age as of the last read."""
@@ -308,19 +353,27 @@ class SqliteJournal:
     def _reason(self) -> str | None:
         if self._full:
             return _FULL_REASONS[self._bounds.overflow]
-        return self._salvage.reason if self._salvage else None
+        if self._damage:
+            return f"{self._path} is damaged: {self._damage}. {RESTART_ADVICE}"
+        reasons = [self._salvage.reason] if self._salvage else []
+        if self._unreadable_points:
+            reasons.append(
+                f"{self._unreadable_points} points in {self._path} could not be read any more and"
+                " are missing. Their time is a gap, see /api/v1/gaps. Check the disk."
+            )
+        return " ".join(reasons) or None
 
     def _open_database(self) -> Database:
         assert self._database is not None, "the journal is not open"
         return self._database
 
     async def _open(self) -> None:
-        if is_emptied(self._path):  # SQLite would take it for a new file and start over
-            raise StorageDamaged("the file is empty")
         async with contextlib.AsyncExitStack() as stack:
             wal_bytes = min(_MAX_WAL_BYTES, self._bounds.max_bytes // 8)
             database = await stack.enter_async_context(
-                Database(self._path, migrations=MIGRATIONS, wal_bytes=wal_bytes)
+                Database(
+                    self._path, migrations=MIGRATIONS, wal_bytes=wal_bytes, check=check_contents
+                )
             )
             stock = await database.write(
                 partial(take_stock, sinks=self._sinks, bounds=self._bounds)
@@ -354,6 +407,7 @@ class SqliteJournal:
     async def _append(self, lines: Lines, received_at: float) -> None:
         async with self._order:  # rows come back in the order of their sequence numbers
             cursors = dict(self._ledger.cursors)
+            holes = tuple(self._ledger.unsaved_holes)
             unsaved = self._coverage.unsaved(
                 spanned(self._lent_times, lines.times),
                 # A commit of what was lent has no time of its own.
@@ -368,6 +422,7 @@ class SqliteJournal:
                 cursors=cursors,
                 unsaved=unsaved,
                 configured=self._ledger.settled_by_configured,
+                unsaved_holes=holes,
                 bounds=self._bounds,
             )
             try:
@@ -381,6 +436,7 @@ class SqliteJournal:
             self._saved = cursors
             self._lent_times = None
             self._coverage.saved(unsaved)
+            self._ledger.saved_holes(holes)
             self._bytes = appended.bytes
             if appended.dropped_through:
                 self._drop(appended.dropped_through, appended.oldest_at)
@@ -421,7 +477,7 @@ class SqliteJournal:
         if (
             self._saved == self._ledger.cursors
             and self._tidied == deletable
-            and not (states or unsaved.covered or unsaved.gaps)
+            and not (states or unsaved.covered or unsaved.gaps or self._ledger.unsaved_holes)
         ):
             return
         more = True
@@ -437,12 +493,14 @@ class SqliteJournal:
                 states=states,
                 # What is not yet appended is recalled from the rows behind this number.
                 states_through=self._durable_through,
+                holes=tuple(self._ledger.unsaved_holes),
             )
             more, self._bytes = await self._open_database().write(
                 partial(tidy_block, tidying=tidying, path=self._path)
             )
             self._saved = tidying.cursors
             self._coverage.saved(unsaved)
+            self._ledger.saved_holes(tidying.holes)
             self._last_states.saved(states)
             unsaved, states = self._coverage.unsaved(), {}
         self._tidied = deletable

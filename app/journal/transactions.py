@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.errors import JournalFull, StorageDamaged, StorageFull
+from app import members
+from app.errors import JournalFull, StorageFull
+from app.journal import checks
 from app.journal.coverage import Unsaved
-from app.journal.ledger import Hole, Overflow
+from app.journal.ledger import Hole, Overflow, missing
 from app.journal.remembered import MIGRATION, Remembered, load, save_coverage, save_states
-from app.journal.rows import compress, numbered, take
-from app.model import LastState, Lines, Row
-from app.storage import Connection, Size, shrink, size_of
+from app.journal.rows import compress, live_times_of, numbered, take
+from app.model import LastState, Lines, Row, Times
+from app.storage import Connection, Cursor, Size, shrink, size_of
 
 MIGRATIONS = (
     """
@@ -33,11 +35,15 @@ MIGRATIONS = (
     CREATE TABLE cursors (sink TEXT PRIMARY KEY, settled INTEGER NOT NULL) STRICT
     """,
     MIGRATION,
+    checks.MIGRATION,
 )
 
 _ROWS_PER_DELETE = 100
 _ROWS_PER_DROP = 2
 _PAGES_PER_SHRINK = 256
+_STORED = "SELECT first, points, received_at, gzip, checksum FROM journal_rows"
+_NEIGHBORS = 20
+"""How many rows beside missing numbers are looked at for a live point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +103,25 @@ class Tidying:
     unsaved: Unsaved
     states: Mapping[str, LastState]
     states_through: int
+    holes: Sequence[Hole] = ()
+    """Numbers that are newly known to be missing."""
+
+
+def around(connection: Connection, first: int, last: int) -> tuple[Times | None, Times | None]:
+    """Return when what stands before and after some missing numbers happened, as far as known."""
+    before = connection.execute(
+        f"{_STORED} WHERE first < ? ORDER BY first DESC LIMIT {_NEIGHBORS}", (first,)
+    )
+    after = connection.execute(
+        f"{_STORED} WHERE first > ? ORDER BY first LIMIT {_NEIGHBORS}", (last,)
+    )
+    return _nearest_times(before), _nearest_times(after)
 
 
 def take_stock(connection: Connection, sinks: Sequence[str], bounds: Bounds) -> Stock:
-    """Check the file, give each new sink a cursor at the tail, and say what there is.
-
-    Raises:
-        StorageDamaged: a page of it cannot be read.
-    """
-    # Damage deep in the file would show only when a sink reads there, and then at every
-    # start; the check reads each page once.
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise StorageDamaged(verdict)
+    """Give each new sink a cursor at the tail, and return what a file holds that was checked."""
     tail = _tail(connection)
-    connection.executemany(
-        "INSERT OR IGNORE INTO cursors VALUES (?, ?)", [(sink, tail) for sink in sinks]
-    )
+    save_new_cursors(connection, dict.fromkeys(sinks, tail))
     cursors = dict(connection.execute("SELECT sink, settled FROM cursors"))
     return Stock(
         tail=tail,
@@ -126,14 +134,14 @@ def take_stock(connection: Connection, sinks: Sequence[str], bounds: Bounds) -> 
 
 
 def _holes(connection: Connection, cursor: int, tail: int) -> Iterator[Hole]:
-    expected = cursor + 1
-    found = connection.execute("SELECT first, points FROM journal_rows ORDER BY first")
-    for first, points in found:
-        if first > expected:
-            yield Hole(expected, first - expected)
-        expected = max(expected, first + points)
-    if expected <= tail:
-        yield Hole(expected, tail - expected + 1)
+    """Yield the numbers that no row holds; what lies at a known hole is not to be read."""
+    present = connection.execute(
+        "SELECT first, first + points - 1 FROM journal_rows WHERE NOT EXISTS ("
+        "SELECT 1 FROM holes WHERE holes.first < journal_rows.first + journal_rows.points"
+        " AND holes.first + holes.points > journal_rows.first)"
+    )
+    for first, last in missing(present, after=cursor, through=tail):
+        yield Hole(first, last - first + 1)
 
 
 def append_lines(
@@ -146,6 +154,7 @@ def append_lines(
     cursors: Mapping[str, int],
     configured: int,
     unsaved: Unsaved,
+    unsaved_holes: Sequence[Hole],
     bounds: Bounds,
 ) -> Appended:
     """Save cursors and coverage, and put lent rows and new lines behind the tail.
@@ -160,12 +169,14 @@ def append_lines(
     _save_cursors(connection, cursors)
     dropped = _make_room(connection, rows, configured, bounds)
     if dropped:
-        connection.execute("UPDATE cursors SET settled = max(settled, ?)", (dropped,))
-    connection.executemany(
-        "INSERT INTO journal_rows VALUES (?, ?, ?, ?)",
-        [(row.first, row.points, row.received_at, row.gzip) for row in rows],
-    )
-    connection.execute("UPDATE journal SET tail = ?", (tail + lines.points,))
+        connection.execute(
+            "UPDATE cursors SET settled = max(settled, ?1), settled_check = ~max(settled, ?1)",
+            (dropped,),
+        )
+    insert_rows(connection, rows)
+    save_tail(connection, tail + lines.points)
+    if unsaved_holes:
+        save_holes(connection, unsaved_holes)
     save_coverage(connection, unsaved)
     lost = dropped > min(cursors.values(), default=dropped)
     size = size_of(connection, bounds.path)
@@ -210,7 +221,9 @@ def tidy_block(connection: Connection, tidying: Tidying, path: Path) -> tuple[bo
     save_coverage(connection, tidying.unsaved)
     if tidying.states:
         save_states(connection, tidying.states, tidying.states_through)
+    save_holes(connection, tidying.holes)
     through, received_before = tidying.deletable
+    connection.execute("DELETE FROM holes WHERE first + points - 1 <= ?", (through,))
     deleted = _delete_rows(connection, through, _ROWS_PER_DELETE, received_before=received_before)
     more = deleted is not None
     shrink(connection, pages=_PAGES_PER_SHRINK)
@@ -235,21 +248,71 @@ def _delete_rows(
 
 def _save_cursors(connection: Connection, cursors: Mapping[str, int]) -> None:
     connection.executemany(
-        "UPDATE cursors SET settled = max(settled, ?) WHERE sink = ?",
+        "UPDATE cursors SET settled = max(settled, ?1), settled_check = ~max(settled, ?1)"
+        " WHERE sink = ?2",
         [(settled, sink) for sink, settled in cursors.items()],
     )
 
 
+def save_new_cursors(connection: Connection, cursors: Mapping[str, int]) -> None:
+    """Write the cursors of sinks that have none yet."""
+    connection.executemany(
+        "INSERT OR IGNORE INTO cursors (sink, settled, settled_check) VALUES (?, ?, ?)",
+        [(sink, settled, ~settled) for sink, settled in cursors.items()],
+    )
+    connection.execute("UPDATE journal SET sinks = (SELECT count(*) FROM cursors)")
+
+
+def save_tail(connection: Connection, tail: int) -> None:
+    """Write the number of the newest point."""
+    connection.execute("UPDATE journal SET tail = ?, tail_check = ?", (tail, ~tail))
+
+
+def save_holes(connection: Connection, new: Iterable[Hole]) -> None:
+    """Write which numbers are known to be missing."""
+    connection.executemany(
+        "INSERT OR REPLACE INTO holes (first, points) VALUES (?, ?)",
+        [(hole.first, hole.points) for hole in new],
+    )
+
+
+def insert_rows(connection: Connection, rows: Iterable[Row]) -> None:
+    """Write rows, each with its checksum."""
+    connection.executemany(
+        "INSERT INTO journal_rows (first, points, received_at, gzip, checksum)"
+        " VALUES (?, ?, ?, ?, ?)",
+        (
+            (*columns, checks.checksum(*columns))
+            for row in rows
+            for columns in [(row.first, row.points, row.received_at, row.gzip)]
+        ),
+    )
+
+
 def rows_after(connection: Connection, cursor: int, max_points: int) -> list[Row]:
-    """Return the row of the point after the cursor, and those behind it that fit."""
+    """Return the row of the point after the cursor, and those behind it that fit.
+
+    Rows that are not as they were written are left out.
+    """
     found = connection.execute(
-        "SELECT first, points, gzip, received_at FROM journal_rows WHERE first >= coalesce("
+        f"{_STORED} WHERE first >= coalesce("  # noqa: S608 - words of ours
         "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next) ORDER BY first",
         {"next": cursor + 1},
     )
     with contextlib.closing(found):  # a statement left open would hold the WAL
-        rows = (row for row in (Row(*columns) for columns in found) if row.last > cursor)
+        stored = (checks.StoredRow(*columns) for columns in found)
+        rows = (each.row for each in stored if each.row.last > cursor and checks.is_whole(each))
         return take(rows, max_points=max_points)
+
+
+def _nearest_times(found: Cursor) -> Times | None:
+    with contextlib.closing(found):
+        for stored in (checks.StoredRow(*columns) for columns in found):
+            if checks.is_whole(stored):
+                lines = Lines(members.decompressed(stored.gzip), stored.points)
+                if (times := live_times_of(lines)) is not None:
+                    return times
+    return None
 
 
 def _oldest_at(connection: Connection, cursor: int) -> float | None:
@@ -262,15 +325,23 @@ def _oldest_at(connection: Connection, cursor: int) -> float | None:
     return oldest[0] if oldest else None
 
 
-def kept_rows(connection: Connection, after: int, since: float, limit: int) -> list[Row]:
-    """Return rows that hold a point after a number and were received from `since` on."""
+def kept_rows(
+    connection: Connection, after: int, since: float, limit: int
+) -> tuple[list[Row], int | None]:
+    """Return rows that hold a point after a number and were received from `since` on.
+
+    And the number after which there may be more, None when there are no more. Rows that are not
+    as they were written are left out.
+    """
     found = connection.execute(
-        "SELECT first, points, gzip, received_at FROM journal_rows WHERE first >= coalesce("
+        f"{_STORED} WHERE first >= coalesce("  # noqa: S608 - words of ours
         "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next)"
         " AND first + points > :next AND received_at >= :since ORDER BY first LIMIT :limit",
         {"next": after + 1, "since": since, "limit": limit},
-    )
-    return [Row(*columns) for columns in found]
+    ).fetchall()
+    stored = [checks.StoredRow(*columns) for columns in found]
+    last = max(after + 1, stored[-1].row.last) if len(stored) == limit else None
+    return [each.row for each in stored if checks.is_whole(each)], last
 
 
 def _bytes(connection: Connection, path: Path) -> int:

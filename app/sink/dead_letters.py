@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self
 
-from app.model import Lines
-from app.storage import Connection, Database
+from app import sqlite_pages
+from app.errors import StorageDamaged
+from app.model import MAX_SECONDS, Lines
+from app.storage import (
+    Connection,
+    Database,
+    finish_replacing,
+    quick_check,
+    replace_damaged,
+    tables_of,
+)
+
+logger = logging.getLogger(__name__)
 
 _MIGRATIONS = (
     """
@@ -63,7 +76,10 @@ class DeadLetters:
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Take the bound in points; `clock` gives seconds since the epoch."""
-        self._database = Database(path, migrations=_MIGRATIONS)
+        self.damage: str | None = None
+        """One sentence when the file was damaged."""
+        self._path = path
+        self._database = Database(path, migrations=_MIGRATIONS, check=_check)
         self._max_points = max_points
         self._clock = clock
         self.count = 0
@@ -72,17 +88,17 @@ class DeadLetters:
         """How many went at the bound since the start of the process."""
 
     async def __aenter__(self) -> Self:
-        """Open, or create, the file.
+        """Open, or create, the file; of one that is damaged, what can be read is saved.
 
         Raises:
-            StorageError: it cannot be opened, is damaged or too new.
+            StorageNewer: a newer version of this service wrote the file.
+            StorageError: it cannot be opened.
         """
-        await self._database.__aenter__()
+        finish_replacing(self._path)
         try:
-            self.count = await self._database.read(_count)
-        except BaseException:
-            await self._database.__aexit__()
-            raise
+            await self._open()
+        except StorageDamaged as exc:
+            await self._replace(exc)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -160,6 +176,26 @@ class DeadLetters:
             "DELETE FROM dead_letters WHERE ?1 IS NULL OR sink = ?1", [(sink,)]
         )
 
+    async def _open(self) -> None:
+        await self._database.__aenter__()
+        try:
+            self.count = await self._database.read(_count)
+        except BaseException:
+            await self._database.__aexit__()
+            raise
+
+    async def _replace(self, cause: StorageDamaged) -> None:
+        """Begin a new file with what can be read of the damaged one, which is kept."""
+        aside, saved = await replace_damaged(
+            self._path, migrations=_MIGRATIONS, fill=partial(_save, path=self._path)
+        )
+        self.damage = (
+            f"{self._path.name} was damaged ({cause}) and is kept as {aside}. {saved} dead letters"
+            " were saved; how many it held beside them cannot be known."
+        )
+        logger.error("%s", self.damage)
+        await self._open()
+
     async def _delete(self, statement: str, values: Sequence[tuple[str | int | None]]) -> int:
         def work(connection: Connection) -> tuple[int, int]:
             deleted = connection.executemany(statement, values)
@@ -174,6 +210,39 @@ class DeadLetters:
             return [_point(row) for row in connection.execute(f"{_SELECT} LIMIT ?4", values)]
 
         return await self._database.read(work)
+
+
+def _check(connection: Connection) -> None:
+    quick_check(connection)
+    rows = connection.execute(
+        "SELECT id, sink, sequence, line, reason, refused_at FROM dead_letters"
+    )
+    if not all(map(_is_plausible, rows)):
+        raise StorageDamaged("a dead letter has a number or a time that cannot be right")
+
+
+def _save(connection: Connection, path: Path) -> int:
+    """Copy what the pages of a damaged file hold, also what was deleted not long ago."""
+    columns = tables_of(_MIGRATIONS)["dead_letters"].columns
+    found = (row for view in sqlite_pages.views(path) for row in sqlite_pages.rows(view, columns))
+    connection.executemany(
+        "INSERT OR IGNORE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)",
+        (row for row in found if _is_plausible(row)),
+    )
+    return _count(connection)
+
+
+def _is_plausible(row: Sequence[sqlite_pages.Value]) -> bool:
+    number, sink, sequence, _, _, refused_at = row
+    return (
+        isinstance(number, int)
+        and number > 0
+        and isinstance(sequence, int)
+        and sequence >= 0
+        and bool(sink)
+        and isinstance(refused_at, int | float)
+        and 0 <= refused_at < MAX_SECONDS
+    )
 
 
 def _count(connection: Connection) -> int:

@@ -22,7 +22,7 @@ from app.errors import StorageDamaged, StorageError, StorageFull
 from app.logs import Repeats
 from app.model import StoredPoint
 from app.sink.answers import Accepted, Answer, Batch, Held, Refused, Unavailable
-from app.storage import Connection, Database, set_aside, shrink
+from app.storage import Connection, Database, open_or_replace, quick_check, shrink
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +120,10 @@ _ROWS_PER_STEP = 500
 _ROWS_PER_INSERT = 300
 _MAX_REASON = 500
 _PAGES_PER_STEP = 256
+_CONSEQUENCE = (
+    "A new event store begins: no event of the damaged file is in it. The recorder's part can be"
+    " read back: python -m app backfill --since …"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,7 +194,11 @@ class EmbeddedStore:
         `parse` raises `ValueError` for a line it cannot read; it is called in a thread.
         `clock` gives seconds since the epoch.
         """
+        self.damage: str | None = None
+        """One sentence when the file was damaged at the start."""
         self._path = path
+        self._suspect = path.with_name(path.name + ".suspect")
+        """A file that is there when the next start has to read the whole database."""
         self._parse = parse
         self._retention_ns = int(retention_days * _NS_PER_DAY)
         self._clock = clock
@@ -208,14 +216,7 @@ class EmbeddedStore:
             StorageNewer: a newer version of this service wrote the file.
             StorageError: the folder or file cannot be opened.
         """
-        try:
-            await self._open()
-        except StorageDamaged as exc:
-            aside = set_aside(self._path)
-            logger.error(  # noqa: TRY400 - the reason is in the line, a traceback adds nothing
-                "The event store is damaged and kept as %s, a new one begins: %s", aside, exc
-            )
-            await self._open()
+        self.damage = await open_or_replace(self._path, self._open, consequence=_CONSEQUENCE)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -232,6 +233,9 @@ class EmbeddedStore:
         except StorageFull as exc:
             return Held(reason=str(exc), advice=f"Free space on the disk of {self._path}.")
         except StorageDamaged as exc:
+            # Reading the whole file at every start could take minutes: only after this.
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._suspect.touch)
             return Held(reason=str(exc), advice=f"Check the disk of {self._path} and restart.")
         except StorageError as exc:
             return Unavailable(reason=str(exc))
@@ -311,9 +315,18 @@ class EmbeddedStore:
                     migrations=_MIGRATIONS,
                     cache_bytes=_CACHE_BYTES,
                     wal_bytes=_WAL_BYTES,
+                    check=self._check,
                 )
             )
+            with contextlib.suppress(OSError):
+                self._suspect.unlink(missing_ok=True)
             self._closing = stack.pop_all()
+
+    def _check(self, connection: Connection) -> None:
+        if self._suspect.exists():
+            quick_check(connection)
+        connection.execute("SELECT * FROM events ORDER BY id DESC LIMIT 1").fetchone()
+        connection.execute("SELECT time_ns FROM events ORDER BY time_ns DESC LIMIT 1").fetchone()
 
 
 class _Unreadable(Exception):

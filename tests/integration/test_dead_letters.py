@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from pathlib import Path
 
 import pytest
 
-from app.errors import StorageError, StorageFull
+from app.errors import StorageFull
 from app.model import Lines
 from app.sink.dead_letters import DeadLetters, RefusedPoint
 
@@ -184,25 +185,71 @@ async def test_at_the_bound_the_oldest_go_and_are_counted(tmp_path: Path) -> Non
         assert (letters.count, letters.discarded) == (3, 2)
 
 
-async def test_a_file_that_is_no_database_is_not_opened(tmp_path: Path) -> None:
-    """It is an error of storage, and nothing stays open."""
+async def test_a_file_that_is_no_database_does_not_prevent_the_start(tmp_path: Path) -> None:
+    """It is set aside, and a sentence names it."""
     (tmp_path / "dead_letters.db").write_bytes(b"not a database" * 100)
 
-    with pytest.raises(StorageError):
-        async with letters_in(tmp_path):
-            pass
-
-
-async def test_a_file_that_cannot_be_counted_is_closed_again(tmp_path: Path) -> None:
-    """Opening is all or nothing."""
     async with letters_in(tmp_path) as letters:
-        await letters._database.write(
-            lambda connection: connection.execute("DROP TABLE dead_letters")
-        )
+        await fill(letters, 1)
+        assert "dead_letters.db was damaged" in str(letters.damage)
+        assert letters.count == 1
 
-    with pytest.raises(StorageError):
-        async with letters_in(tmp_path):
-            pass
+    (aside,) = tmp_path.glob("dead_letters.db.damaged-*")
+    assert aside.read_bytes() == b"not a database" * 100
+    async with letters_in(tmp_path) as letters:
+        assert (letters.count, letters.damage) == (1, None)
+
+
+@pytest.mark.parametrize("damage", ["first page", "tree", "emptied", "number", "text", "table"])
+async def test_what_can_be_read_of_damaged_dead_letters_is_saved(
+    tmp_path: Path, damage: str
+) -> None:
+    """All letters whose pages are whole, each once."""
+    path = tmp_path / "dead_letters.db"
+    async with letters_in(tmp_path) as letters:
+        await fill(letters, 500)
+        before = {point.line for point in await letters.newest(limit=500)}
+    spoil(path, damage)
+
+    async with letters_in(tmp_path) as letters:
+        saved = [point.line for point in await letters.newest(limit=1_000)]
+
+        assert "dead_letters.db was damaged" in str(letters.damage)
+        assert f"{letters.count} dead letters were saved" in str(letters.damage)
+        assert len(saved) == len(set(saved))
+        assert set(saved) <= before
+        lost = {"first page": 0, "tree": 0, "number": 1, "text": 1}
+        if damage in lost:
+            assert len(saved) >= 500 - lost[damage]
+
+
+def spoil(path: Path, damage: str) -> None:
+    """Damage a closed file of dead letters."""
+    statements = {
+        "number": "UPDATE dead_letters SET sequence = -5 WHERE id = 7",
+        "text": "UPDATE dead_letters SET sink = CAST(x'ff' AS TEXT) WHERE id = 7",
+        "table": "DROP TABLE dead_letters",
+    }
+    if damage in statements:
+        with sqlite3.connect(path) as connection:
+            connection.execute(statements[damage])
+        connection.close()
+    elif damage == "emptied":
+        path.write_bytes(b"")
+    else:
+        with path.open("r+b") as file:
+            file.seek(0 if damage == "first page" else root_page(path) * 4096 - 4096)
+            file.write(b"\xa5" * 4096)
+
+
+def root_page(path: Path) -> int:
+    """Return the page at which the tree of the table begins."""
+    with sqlite3.connect(path) as connection:
+        (page,) = connection.execute(
+            "SELECT rootpage FROM sqlite_schema WHERE name = 'dead_letters'"
+        ).fetchone()
+    connection.close()
+    return int(page)
 
 
 async def _never(lines: Lines) -> None:

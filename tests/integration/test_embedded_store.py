@@ -279,12 +279,31 @@ async def test_damage_while_running_holds_everything(tmp_path: Path) -> None:
     """The points stay in the journal until somebody has looked at the disk."""
     async with store_at(tmp_path) as store:
         await store.write(batch_of(*series(200)))
-    overwrite_pages(tmp_path / "events.db")
     async with store_at(tmp_path) as store:
+        overwrite_pages(tmp_path / "events.db")
         answer = await store.write(batch_of(*series(200)))
 
     assert isinstance(answer, Held)
     assert "Check the disk" in answer.advice
+
+
+async def test_after_damage_the_next_start_reads_the_whole_store(tmp_path: Path) -> None:
+    """Also a page that opening does not touch; reading all of it at every start takes too long."""
+    async with store_at(tmp_path) as store:
+        await store.write(batch_of(*series(2_000)))
+    with (tmp_path / "events.db").open("r+b") as file:
+        file.seek(20 * 4096)
+        file.write(b"\xa5" * 4096)
+    async with store_at(tmp_path) as store:
+        assert store.damage is None
+        await answer_after(store, "PRAGMA query_only = 0")
+        store._suspect.touch()
+
+    async with store_at(tmp_path) as store:
+        assert "events.db was damaged" in str(store.damage)
+        assert await store.write(batch_of(change())) == Accepted()
+    async with store_at(tmp_path) as store:
+        assert store.damage is None
 
 
 def overwrite_pages(path: Path) -> None:

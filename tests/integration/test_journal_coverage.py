@@ -16,7 +16,7 @@ import pytest
 from app.errors import StorageError
 from app.journal.coverage import Coverage, Covered
 from app.journal.last_states import LastStates
-from app.journal.salvage import Span, damage_gaps
+from app.journal.salvage import RowTimes, damage_gaps
 from app.journal.sqlite import SqliteJournal
 from app.journal.transactions import MIGRATIONS
 from app.model import NOWHERE, Change, LastState, Lines, Times
@@ -87,10 +87,10 @@ def live_lines(second: int, *, padding: int = 10, entity: str = "sensor.a") -> L
     return Lines(line, 1, Times(at(second), at(second)))
 
 
-def spans(*seconds: int | None, received: int = 0) -> list[Span]:
+def spans(*seconds: int | None, received: int = 0) -> list[RowTimes]:
     """Return rows of one point each, numbered from 1; None is a row that came not live."""
     return [
-        Span(
+        RowTimes(
             number,
             number,
             None if second is None else Times(at(second), at(second)),
@@ -462,15 +462,16 @@ async def test_missing_numbers_become_a_gap_without_the_books(path: Path, table:
         assert rig.bounds()[-1] == ("restart", 10, 61)
 
 
-async def test_a_gap_that_cannot_be_read_is_damage(path: Path) -> None:
-    """The start goes on without it."""
+async def test_a_gap_that_cannot_be_read_is_opened_again(path: Path) -> None:
+    """Its time is still known; better read twice than lost."""
     rig = await damaged(path, lost=())
     with sqlite3.connect(path) as connection:
         connection.execute("UPDATE gaps SET entity_ids = '[\"sensor'")
     connection.close()
 
     async with rig.journal:
-        assert rig.coverage.gaps() == []
+        assert rig.bounds() == [("damage", -600, -60)]
+        assert rig.coverage.count("open") == 1
         assert rig.journal.missing_points == 0
         assert rig.coverage.covered is not None
         assert rig.coverage.covered.through_ns == at(10)

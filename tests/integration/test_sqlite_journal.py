@@ -11,13 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import JournalFull, StorageDamaged, StorageError, StorageFull
+from app.errors import JournalFull, StorageError, StorageFull
 from app.journal.coverage import Coverage
 from app.journal.ledger import Overflow
-from app.journal.salvage import finish_salvage
 from app.journal.sqlite import SqliteJournal, free_disk_bytes
 from app.model import Lines, Row
-from app.storage import Connection
+from app.storage import Connection, finish_replacing
 from app.telemetry import Telemetry
 from tests.fakes.points import new_telemetry, numbered_lines, numbers_in
 
@@ -40,6 +39,7 @@ def journal_at(
     housekeeping_s: float = 3600.0,
     min_free_bytes: int = 0,
     free_bytes: Callable[[Path], int] = free_disk_bytes,
+    coverage: Coverage | None = None,
 ) -> SqliteJournal:
     """Return a journal that is not open yet; its housekeeping waits for an hour."""
     return SqliteJournal(
@@ -48,7 +48,7 @@ def journal_at(
         telemetry=telemetry or new_telemetry(),
         max_bytes=max_bytes,
         # What is settled may go at once; the two minutes it stays have tests of their own.
-        coverage=Coverage(compare_s=-1.0),
+        coverage=coverage or Coverage(compare_s=-1.0),
         overflow=overflow,
         recent_bytes=recent_bytes,
         housekeeping_s=housekeeping_s,
@@ -634,15 +634,51 @@ async def test_a_read_between_a_drop_and_its_books_waits_for_them(path: Path) ->
         assert [(row.first, row.last) for row in rows] == [(6, 10)]
 
 
-async def test_rows_that_vanish_are_damage(path: Path) -> None:
-    """A journal that cannot give what it counts as held says so; it does not wait for ever."""
-    async with journal_at(path, "a", recent_bytes=0) as journal:
-        await append(journal, 1, 5)
+async def test_rows_that_vanish_while_running_are_counted_and_stepped_over(path: Path) -> None:
+    """The sink goes on behind them; health says how many are missing."""
+    telemetry = new_telemetry()
+    async with journal_at(path, "a", recent_bytes=0, telemetry=telemetry) as journal:
+        for first in (1, 6, 11):
+            await append(journal, first, 5)
         await journal._open_database().write(
-            lambda connection: connection.execute("DELETE FROM journal_rows")
+            lambda connection: connection.execute("DELETE FROM journal_rows WHERE first < 11")
         )
-        with pytest.raises(StorageDamaged, match="lost the rows after number 0"):
-            await journal.read("a", max_points=5)
+        (row,) = await journal.read("a", max_points=5)
+        assert (row.first, row.last) == (11, 15)
+        assert telemetry.sink("a").dropped == 10
+        assert journal.pending("a").points == 5
+        assert "10 points in" in str(journal.status().reason)
+        assert str(path) in str(journal.status().reason)
+        await append(journal, 16, 5)
+
+    async with journal_at(path, "a") as journal:
+        assert [*range(11, 21)] == await numbers_held(journal, "a")
+        assert journal.status().reason is None
+
+
+@pytest.mark.parametrize("column", ["gzip = zeroblob(50)", "points = 4", "received_at = 7.5"])
+async def test_a_row_that_rots_while_running_is_not_sent(path: Path, column: str) -> None:
+    """Its checksum tells, whichever of its columns was hit; its time becomes a gap."""
+    coverage, telemetry = Coverage(compare_s=-1.0), new_telemetry()
+    journal = journal_at(path, "a", recent_bytes=0, telemetry=telemetry, coverage=coverage)
+    async with journal:
+        for first in (1, 6, 11):
+            await append(journal, first, 5)
+        await journal._open_database().write(
+            lambda connection: connection.execute(
+                f"UPDATE journal_rows SET {column} WHERE first = 6"
+            )
+        )
+        seen = []
+        while rows := await journal.read("a", max_points=5):
+            seen += numbers_in(rows)
+            journal.settle("a", rows[-1].last)
+
+        assert [*range(1, 6), *range(11, 16)] == seen
+        assert telemetry.sink("a").dropped == 5
+        assert [gap.reason for gap in coverage.gaps()] == ["damage"]
+    async with journal_at(path, "a") as journal:
+        assert journal.status().reason is None
 
 
 async def test_rows_that_are_gone_at_the_start_are_not_held(path: Path) -> None:
@@ -861,7 +897,7 @@ def test_finishing_a_salvage_leaves_a_whole_journal_alone(path: Path) -> None:
     """Without a salvage there is nothing to finish."""
     path.write_bytes(b"the journal")
     path.with_name("journal.db.salvage").write_bytes(b"half a copy")
-    finish_salvage(path)
+    finish_replacing(path)
 
     assert path.read_bytes() == b"the journal"
 

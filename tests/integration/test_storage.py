@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -236,9 +237,12 @@ async def test_the_size_counts_what_is_live_free_and_in_the_wal(path: Path) -> N
 
 def test_a_database_without_a_wal_has_none(tmp_path: Path) -> None:
     """Closed files and those of other programs have no WAL."""
-    with storage.opened_as_it_is(tmp_path / "plain.db") as connection:
+    path = tmp_path / "plain.db"
+    with sqlite3.connect(path) as connection:
         connection.execute(TABLE)
+    connection.close()
 
+    with storage.opened_as_it_is(path) as connection:
         assert storage.size_of(connection, tmp_path / "plain.db").wal_bytes == 0
 
 

@@ -169,7 +169,7 @@ def test_bad_settings_end_it_with_status_2_and_one_line(
     [
         (
             {"DATA_DIR": "file/data"},
-            r"DATA_DIR: the folder file/data cannot be written \(.*\)\. Mend it, or set DATA_DIR",
+            r"DATA_DIR: the folder file/data cannot be written \(.*\)\. Fix that, or set DATA_DIR",
         ),
         (
             {"LOG_OUTPUT": "file", "LOG_FILE": "file/service.log"},

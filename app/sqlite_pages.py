@@ -1,0 +1,357 @@
+"""Reads rows from the pages of a damaged SQLite file, without SQLite.
+
+SQLite finds a row through page 1, the schema and the interior pages of a tree; when one of them
+is damaged, every row behind it is lost to SQL. A leaf page can be read by itself. Like `.recover`
+of SQLite's shell, which is in no Python package, this looks at every page; a table is recognized
+by the types of its columns. The format: https://www.sqlite.org/fileformat2.html
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias
+
+Value: TypeAlias = str | bytes | int | float | None
+
+_MAGIC = b"SQLite format 3\x00"
+_DEFAULT_PAGE_BYTES = 4096
+_PAGE_SIZES = frozenset(2**power for power in range(9, 17))
+_FILE_HEADER_BYTES = 100
+_WAL_MAGICS = frozenset({0x377F0682, 0x377F0683})
+_WAL_HEADER_BYTES = 32
+_FRAME_HEADER_BYTES = 24
+_TABLE_LEAF, _INDEX_LEAF, _INDEX_INTERIOR = 0x0D, 0x0A, 0x02
+_INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
+_FLOAT, _ZERO, _ONE = 7, 8, 9
+_FIRST_BLOB = 12
+_MORE = 0x80
+"""The bit that says that a variable-length integer goes on."""
+
+
+class Column(NamedTuple):
+    """One column of a table, as far as its values are recognized by it."""
+
+    type: Literal["INTEGER", "REAL", "TEXT", "BLOB"]
+    nullable: bool = False
+    rowid: bool = False
+    """Whether it is an INTEGER PRIMARY KEY: the record holds NULL in its place."""
+    default: Value = None
+    """What a record holds that was written before the column was added."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    page: int
+    offset: int
+    """Of the page, in the file."""
+    commits: bool
+    is_current: bool
+    """Whether it was written since the log was last restarted."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wal:
+    page_bytes: int
+    frames: Sequence[_Frame]
+
+
+class Pages:
+    """The pages of a file, some of them replaced by newer versions in its write-ahead log."""
+
+    def __init__(
+        self, main: _File, *, page_bytes: int, log: _File, replaced: Mapping[int, int]
+    ) -> None:
+        self.page_bytes = page_bytes
+        self._main = main
+        self._log = log
+        self._replaced = replaced
+        """Offsets in the log by page number."""
+        self._pages_in_main = -(-main.bytes // page_bytes)
+        self.max_bytes = main.bytes + log.bytes
+        """No record can be larger."""
+
+    def page(self, number: int) -> bytes | None:
+        """Return a page; None when there is none or the disk cannot read it."""
+        if (offset := self._replaced.get(number)) is not None:
+            return self._log.read(offset, self.page_bytes)
+        if not 0 < number <= self._pages_in_main:
+            return None
+        return self._main.read((number - 1) * self.page_bytes, self.page_bytes)
+
+    def __iter__(self) -> Iterator[tuple[int, bytes]]:
+        """Yield every page that can be read, with its number."""
+        for number in sorted({*range(1, self._pages_in_main + 1), *self._replaced}):
+            if (page := self.page(number)) is not None:
+                yield number, page
+
+
+class _File:
+    """A file that is read piece by piece: a bad sector costs only its page."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor: int | None = None
+        self.bytes = 0
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.bytes = os.fstat(self._descriptor).st_size
+        except OSError:
+            pass  # missing or not to be read: no pages
+
+    def read(self, offset: int, count: int) -> bytes | None:
+        """Return bytes, zeros behind the end of the file; None when they cannot be read."""
+        if self._descriptor is None:
+            return None
+        try:
+            found = os.pread(self._descriptor, count, offset)
+        except OSError:
+            return None
+        return found.ljust(count, b"\0") if found else None
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def views(path: Path) -> Iterator[Pages]:
+    """Yield what a closed file may hold, the most likely first.
+
+    With the newest pages of its write-ahead log, without the log, and with the pages that an
+    earlier round of the log left behind.
+    """
+    main, log = _File(path), _File(_wal_path(path))
+    try:
+        wal = _read_wal(log)
+        page_bytes = _page_bytes(main, wal)
+
+        def view(frames: Sequence[_Frame]) -> Pages:
+            replaced = {frame.page: frame.offset for frame in frames}
+            return Pages(main, page_bytes=page_bytes, log=log, replaced=replaced)
+
+        current = [frame for frame in wal.frames if frame.is_current] if wal else []
+        stale = [frame for frame in wal.frames if not frame.is_current] if wal else []
+        yield view(current)
+        if current:
+            yield view([])
+        if stale:
+            yield view(stale)
+    finally:
+        main.close()
+        log.close()
+
+
+def has_frames(path: Path) -> bool:
+    """Return whether a write-ahead log beside the file holds pages."""
+    try:
+        return _wal_path(path).stat().st_size > _WAL_HEADER_BYTES + _FRAME_HEADER_BYTES
+    except OSError:
+        return False
+
+
+def has_lost_commits(path: Path) -> bool:
+    """Return whether a write-ahead log holds commits that SQLite will not find.
+
+    SQLite reads up to the first frame whose checksum is wrong. That a crash tears the last
+    transaction is normal; a commit before its last one can only be missing because of damage.
+    """
+    log = _File(_wal_path(path))
+    try:
+        wal = _read_wal(log)
+        if wal is None:
+            return False
+        valid = _valid_frames(log, wal)
+        behind = [frame for frame in wal.frames[valid:] if frame.is_current]
+        commits = [index for index, frame in enumerate(behind) if frame.commits]
+        return bool(commits) and commits[0] + 1 < len(behind)
+    finally:
+        log.close()
+
+
+def rows(pages: Pages, table: Sequence[Column], *, is_index: bool = False) -> Iterator[list[Value]]:
+    """Yield the rows of a table, in no order; a row may be an old one that was deleted.
+
+    `is_index` is for a table WITHOUT ROWID, whose key must be its first column.
+    """
+    kinds = (_INDEX_LEAF, _INDEX_INTERIOR) if is_index else (_TABLE_LEAF,)
+    for number, page in pages:
+        start = _FILE_HEADER_BYTES if number == 1 else 0
+        if page[start] not in kinds:
+            continue
+        for offset in _cells(page, start):
+            try:
+                rowid, payload = _payload(pages, page, offset, kind=page[start])
+                row = _values(payload, table, rowid)
+            except (IndexError, ValueError, struct.error):
+                continue  # nonsense that looked like a cell
+            if row is not None:
+                yield row
+
+
+def _wal_path(path: Path) -> Path:
+    return path.with_name(path.name + "-wal")
+
+
+def _page_bytes(main: _File, wal: _Wal | None) -> int:
+    header = main.read(0, _FILE_HEADER_BYTES) or b""
+    if header.startswith(_MAGIC):
+        stored = int.from_bytes(header[16:18], "big")
+        size = 65_536 if stored == 1 else stored
+        if size in _PAGE_SIZES:
+            return size
+    return wal.page_bytes if wal else _DEFAULT_PAGE_BYTES
+
+
+def _read_wal(log: _File) -> _Wal | None:
+    header = log.read(0, _WAL_HEADER_BYTES)
+    if header is None:
+        return None
+    magic, _, page_bytes = struct.unpack_from(">III", header)
+    if magic not in _WAL_MAGICS or page_bytes not in _PAGE_SIZES:
+        page_bytes = _DEFAULT_PAGE_BYTES
+    salts = header[16:24]
+    frames = []
+    for offset in range(_WAL_HEADER_BYTES, log.bytes, _FRAME_HEADER_BYTES + page_bytes):
+        frame = log.read(offset, _FRAME_HEADER_BYTES)
+        if frame is None:
+            continue
+        page, pages_after = struct.unpack_from(">II", frame)
+        is_current = frame[8:16] == salts
+        frames.append(_Frame(page, offset + _FRAME_HEADER_BYTES, pages_after > 0, is_current))
+    return _Wal(page_bytes, frames)
+
+
+def _valid_frames(log: _File, wal: _Wal) -> int:
+    """Return how many frames from the first on have the right checksum."""
+    header = log.read(0, _WAL_HEADER_BYTES) or b""
+    order: Literal["<", ">"] = ">" if header[3] & 1 else "<"
+    sums = _checksum(header[:24], (0, 0), order)
+    if sums != struct.unpack_from(">II", header, 24):
+        return 0
+    for index, frame in enumerate(wal.frames):
+        whole = log.read(frame.offset - _FRAME_HEADER_BYTES, _FRAME_HEADER_BYTES + wal.page_bytes)
+        if whole is None or not frame.is_current:
+            return index
+        sums = _checksum(whole[:8], sums, order)
+        sums = _checksum(whole[_FRAME_HEADER_BYTES:], sums, order)
+        if sums != struct.unpack_from(">II", whole, 16):
+            return index
+    return len(wal.frames)
+
+
+def _checksum(data: bytes, sums: tuple[int, int], order: Literal["<", ">"]) -> tuple[int, int]:
+    first, second = sums
+    words = iter(struct.unpack(f"{order}{len(data) // 4}I", data))
+    for even, odd in zip(words, words, strict=True):
+        first = (first + even + second) & 0xFFFFFFFF
+        second = (second + odd + first) & 0xFFFFFFFF
+    return first, second
+
+
+def _cells(page: bytes, start: int) -> Iterator[int]:
+    count = int.from_bytes(page[start + 3 : start + 5], "big")
+    header_bytes = 12 if page[start] == _INDEX_INTERIOR else 8
+    pointers = page[start + header_bytes : start + header_bytes + 2 * count]
+    for index in range(0, len(pointers) - 1, 2):
+        yield int.from_bytes(pointers[index : index + 2], "big")
+
+
+def _payload(pages: Pages, page: bytes, offset: int, *, kind: int) -> tuple[int, bytes]:
+    """Return the row id, 0 in an index, and the whole record of a cell."""
+    if kind == _INDEX_INTERIOR:
+        offset += 4  # the child's page number
+    size, offset = _varint(page, offset)
+    rowid = 0
+    if kind == _TABLE_LEAF:
+        rowid, offset = _varint(page, offset)
+        rowid -= (rowid >> 63) << 64  # signed
+    if size > pages.max_bytes:
+        raise ValueError("a record is larger than its file")
+    usable = pages.page_bytes
+    most = usable - 35 if kind == _TABLE_LEAF else (usable - 12) * 64 // 255 - 23
+    if size <= most:
+        return rowid, _exactly(page[offset : offset + size], size)
+    least = (usable - 12) * 32 // 255 - 23
+    local = least + (size - least) % (usable - 4)
+    local = local if local <= most else least
+    next_page = int.from_bytes(page[offset + local : offset + local + 4], "big")
+    return rowid, _spilled(pages, [page[offset : offset + local]], size - local, next_page)
+
+
+def _spilled(pages: Pages, parts: list[bytes], left: int, next_page: int) -> bytes:
+    """Join a record from the pages that its rest is on."""
+    while left > 0:
+        page = pages.page(next_page)
+        if page is None:
+            raise ValueError("an overflow page is missing")
+        parts.append(page[4 : 4 + left])
+        left -= pages.page_bytes - 4
+        next_page = int.from_bytes(page[:4], "big")
+    return b"".join(parts)
+
+
+def _exactly(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise ValueError("a record ends behind its page")
+    return data
+
+
+def _values(record: bytes, table: Sequence[Column], rowid: int) -> list[Value] | None:
+    """Return the values of a record; None when it is not one of this table."""
+    header_bytes, at = _varint(record, 0)
+    if header_bytes > len(record):
+        return None
+    kinds = []
+    while at < header_bytes:
+        kind, at = _varint(record, at)
+        kinds.append(kind)
+    if not 0 < len(kinds) <= len(table) or not all(map(_fits, kinds, table)):
+        return None
+    if not all(column.nullable for column in table[len(kinds) :]):
+        return None
+    values, at = [], header_bytes
+    for kind, column in zip(kinds, table, strict=False):
+        value, at = _value(record, kind, at)
+        values.append(rowid if column.rowid else value)
+    return values + [column.default for column in table[len(kinds) :]]
+
+
+def _fits(kind: int, column: Column) -> bool:
+    if column.rowid:
+        return kind == 0
+    if kind == 0:
+        return column.nullable
+    match column.type:
+        case "INTEGER":
+            return kind in _INTEGER_BYTES or kind in (_ZERO, _ONE)
+        case "REAL":  # a whole number is stored as an integer
+            return kind in _INTEGER_BYTES or kind in (_FLOAT, _ZERO, _ONE)
+        case "TEXT":
+            return kind > _FIRST_BLOB and kind % 2 == 1
+        case "BLOB":
+            return kind >= _FIRST_BLOB and kind % 2 == 0
+
+
+def _value(record: bytes, kind: int, at: int) -> tuple[Value, int]:
+    if kind in (0, _ZERO, _ONE):
+        return {0: None, _ZERO: 0, _ONE: 1}[kind], at
+    if kind == _FLOAT:
+        return struct.unpack_from(">d", record, at)[0], at + 8
+    if kind in _INTEGER_BYTES:
+        end = at + _INTEGER_BYTES[kind]
+        return int.from_bytes(_exactly(record[at:end], end - at), "big", signed=True), end
+    size = (kind - _FIRST_BLOB) // 2
+    data = _exactly(record[at : at + size], size)
+    return data.decode() if kind % 2 else data, at + size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for index in range(8):
+        byte = data[at + index]
+        value = value << 7 | byte & ~_MORE
+        if not byte & _MORE:
+            return value, at + index + 1
+    return value << 8 | data[at + 8], at + 9
