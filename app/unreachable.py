@@ -22,6 +22,9 @@ _PLAIN_ON_TLS = re.compile(
     re.IGNORECASE,
 )
 """What nginx, Apache and Go answer on a port for TLS."""
+_CLIENT_CERTIFICATE = re.compile(r"No required SSL certificate", re.IGNORECASE)
+_WRONG_CERTIFICATE = re.compile(r"SSL certificate error", re.IGNORECASE)
+"""What nginx answers within TLS to a client without its certificate, or with another."""
 _NO_UPGRADE = re.compile(r"upgrade", re.IGNORECASE)
 """aiohttp's answer when a proxy has removed the header `Upgrade`."""
 _SAME_ERRNO = re.compile(r"\[Errno (\d+)\]")
@@ -67,12 +70,15 @@ class Obstacle:
     """Whole sentences."""
 
 
-def obstacle(party: Party, exc: BaseException) -> Obstacle:
-    """Return why a connection failed, from the exception at the bottom of the chain."""
+def obstacle(party: Party, exc: BaseException, *, url: str = "") -> Obstacle:
+    """Return why a connection to `url` failed, from the exception at the bottom of the chain."""
     cause = _bottom(exc)
+    with_tls = url.startswith(("https:", "wss:"))
     match cause:
         case ssl.SSLError():
             return _tls(party, cause)
+        case ConnectionResetError() | ConnectionAbortedError() | EOFError() if with_tls:
+            return _closed_with_tls(party)
         case OSError():
             return _no_connection(party, cause)
         case EOFError():
@@ -85,8 +91,19 @@ def obstacle(party: Party, exc: BaseException) -> Obstacle:
             return Obstacle(
                 f"what answers there is something else ({_shown(str(cause))})",
                 f"Check the host, the port and the path in {party.variable}; write https:// where"
-                f" TLS is wanted. {party.also}".strip(),
+                f" TLS is wanted. {party.also}".strip()
+                + _certificate_hint(party, with_tls=with_tls),
             )
+
+
+def is_tls_failure(exc: BaseException) -> bool:
+    """Whether TLS is at the bottom of the chain."""
+    return isinstance(_bottom(exc), ssl.SSLError)
+
+
+def sentence(found: Obstacle) -> str:
+    """Return what is wrong and what to do, without the last full stop."""
+    return f"{found.why}. {found.advice}".removesuffix(".")
 
 
 def refused_handshake(  # noqa: C901, PLR0911, PLR0912 - a table: a row each
@@ -125,6 +142,10 @@ def refused_handshake(  # noqa: C901, PLR0911, PLR0912 - a table: a row each
                 "the port is for TLS, and the address begins with http:// (400)",
                 f"Write https:// in {party.variable}.",
             )
+        case HTTPStatus.BAD_REQUEST if _CLIENT_CERTIFICATE.search(text):
+            return _certificate_missing(party)
+        case HTTPStatus.BAD_REQUEST if _WRONG_CERTIFICATE.search(text):
+            return _certificate_refused(party)
         case HTTPStatus.BAD_REQUEST if _NO_UPGRADE.search(text):
             return _no_websockets(status)
         case HTTPStatus.BAD_REQUEST:
@@ -224,7 +245,6 @@ def limited_mode(*, recovery: bool, safe: bool) -> str | None:
 
 def _tls(party: Party, exc: ssl.SSLError) -> Obstacle:
     reason = getattr(exc, "reason", None) or ""
-    cert = f"{party.prefix}_CLIENT_CERT"
     if isinstance(exc, ssl.SSLCertVerificationError):
         said = getattr(exc, "verify_message", "") or exc.strerror or "it cannot be checked"
         return Obstacle(
@@ -233,18 +253,47 @@ def _tls(party: Party, exc: ssl.SSLError) -> Obstacle:
             f" {party.tls_off} where you trust the way.",
         )
     if _CLIENT_CERTIFICATE_ALERT.search(reason):
-        return Obstacle(
-            "it requires a client certificate",
-            f"Set {cert} and {party.prefix}_CLIENT_KEY to one that it accepts.",
-        )
+        return _certificate_missing(party)
     if _REFUSED_CERTIFICATE_ALERT.search(reason):
-        return Obstacle(
-            f"it refuses our client certificate ({reason})",
-            f"Set {cert} to a valid certificate, signed by an authority that it trusts.",
-        )
+        return _certificate_refused(party)
+    if reason == "UNEXPECTED_EOF_WHILE_READING":
+        return _closed_with_tls(party)
     return Obstacle(
         "what answers there does not speak TLS",
         f"Write http:// instead of https:// in {party.variable}, or name its port for TLS.",
+    )
+
+
+def _certificate_missing(party: Party) -> Obstacle:
+    return Obstacle(
+        "it requires a client certificate",
+        f"Set {party.prefix}_CLIENT_CERT and {party.prefix}_CLIENT_KEY to one that it accepts.",
+    )
+
+
+def _certificate_refused(party: Party) -> Obstacle:
+    return Obstacle(
+        "it refuses our client certificate",
+        f"Set {party.prefix}_CLIENT_CERT to a valid certificate, signed by an authority that it"
+        " trusts.",
+    )
+
+
+def _closed_with_tls(party: Party) -> Obstacle:
+    """Return what it may mean that the server hung up without saying why."""
+    advice = (
+        f"Check that {party.variable} begins with http:// or https:// as that port wants it, and"
+        " names the right port."
+    )
+    return Obstacle("the connection is cut at once", advice + _certificate_hint(party))
+
+
+def _certificate_hint(party: Party, *, with_tls: bool = True) -> str:
+    if not with_tls or not party.prefix:
+        return ""
+    return (
+        f" If the server requires a client certificate, set {party.prefix}_CLIENT_CERT and"
+        f" {party.prefix}_CLIENT_KEY to one that it accepts."
     )
 
 

@@ -23,7 +23,7 @@ from app.logs import Repeats, shown_url
 from app.resilience import Backoff, Breaker
 from app.snapshot import BreakerStatus, DataApiStatus
 from app.tolerant import UNREADABLE
-from app.unreachable import DATA_API, redirect
+from app.unreachable import DATA_API, redirect, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -199,8 +199,9 @@ class DataApi:
         """Return why rows were not taken, in one line."""
         if answer.location is None:
             return reason_of(answer.status, answer.text)
-        found = redirect(DATA_API, answer.url, location=answer.location, status=answer.status)
-        return f"{found.why}. {found.advice}".removesuffix(".")
+        return sentence(
+            redirect(DATA_API, answer.url, location=answer.location, status=answer.status)
+        )
 
     def _rows(self, kind: Kind, chunk: _Chunk) -> Iterator[Row]:
         for letter in chunk.values():

@@ -70,8 +70,9 @@ def unnamed(ping: Reply) -> Version | Held | Unavailable:
                 advice="Set INFLUXDB_TOKEN, or INFLUXDB_USERNAME and INFLUXDB_PASSWORD.",
             )
         case status if HTTPStatus.OK <= status < HTTPStatus.BAD_REQUEST:
-            to = f" to {ping.headers['Location']}" if "Location" in ping.headers else ""
-            reason = f"{status}{to} is not InfluxDB's /ping; check INFLUXDB_URL"
+            location = ping.headers.get("Location", "").partition("?")[0]
+            what = f"{status} to {location}" if location else f"{status}"
+            reason = f"{what} is not InfluxDB's /ping; check INFLUXDB_URL"
             return Unavailable(reason=one_line(reason))
         case status if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return Unavailable(reason=f"{status} instead of a version: it may be starting")

@@ -95,6 +95,10 @@ class InfluxSink:
                 "cookie_jar": aiohttp.DummyCookieJar(),
             },
         )
+        for name, value in self._headers.items():
+            # The client has a default of its own for this one, and knows only this spelling.
+            known = "User-Agent" if name.lower() == "user-agent" else name
+            self._client.api_client.set_default_header(known, value)  # type: ignore[no-untyped-call]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -192,7 +196,7 @@ class InfluxSink:
             request.path,
             request.method,
             query_params=list(request.query.items()),
-            header_params={**self._headers, **request.headers},
+            header_params=dict(request.headers),
             body=request.body,
             _preload_content=False,
         )

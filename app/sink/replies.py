@@ -30,6 +30,7 @@ from app.sink.answers import (
     TooLarge,
     Unavailable,
 )
+from app.unreachable import DATABASE, is_tls_failure, obstacle, sentence
 
 NO_ANSWER = (aiohttp.ClientError, OSError, ValueError)
 """All that a request raises: TimeoutError is an OSError, an unusable address a ValueError."""
@@ -135,7 +136,14 @@ def failure(exc: Exception) -> TimedOut | Unavailable | Held:
         case TimeoutError():
             return TimedOut(reason="no answer in time")
         case _:
-            return Unavailable(reason=one_line(str(exc)) or type(exc).__name__)
+            return Unavailable(reason=_no_response(exc))
+
+
+def _no_response(exc: Exception) -> str:
+    closed_in_tls = isinstance(exc, aiohttp.ClientConnectorError) and exc.strerror is None
+    if closed_in_tls or is_tls_failure(exc):
+        return sentence(obstacle(DATABASE, exc, url="https:"))
+    return one_line(str(exc)) or type(exc).__name__
 
 
 def retry_after_s(text: str, *, now: datetime) -> float | None:

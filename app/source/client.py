@@ -623,7 +623,7 @@ def _unavailable(url: str, exc: Exception) -> SourceUnavailable:
             header_names={name.lower() for name, _ in exc.response.headers.raw_items()},
         )
     else:
-        found = obstacle(HOME_ASSISTANT, exc)
+        found = obstacle(HOME_ASSISTANT, exc, url=url)
     return SourceUnavailable(found.why, advice=found.advice)
 
 

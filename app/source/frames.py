@@ -80,4 +80,7 @@ class FrameSocket(ClientConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """Wake whoever waits: nothing more comes."""
         super().connection_lost(exc)
+        if exc is not None and self.protocol.handshake_exc is not None:
+            # The library blames the missing response; this says why there is none.
+            self.protocol.handshake_exc.__cause__ = exc
         self._arrived.set()

@@ -151,7 +151,7 @@ def port(reading: Port) -> Finding:
 
 def not_reached(name: str, party: Party, address: str, exc: BaseException) -> Finding:
     """Say why there is no connection, from the exception at the bottom of it."""
-    found = obstacle(party, exc)
+    found = obstacle(party, exc, url=address)
     if isinstance(exc, SourceUnavailable) and exc.advice is not None:
         found = Obstacle(str(exc), exc.advice)
     whom = party.name[0].upper() + party.name[1:]
@@ -180,6 +180,19 @@ def reached(address: str, *, ssl_verify: bool) -> Finding:
         " between can read the token.",
         "Give it a certificate that this machine trusts, and unset HA_SSL_VERIFY.",
         tls=True,
+    )
+
+
+def unchecked(finding: Finding) -> Finding:
+    """Return the finding about the database with a warning that its certificate is not checked."""
+    if finding.status != "ok":
+        return finding
+    return warning(
+        finding.name,
+        f"{finding.what} Its certificate is not checked (INFLUXDB_SSL_VERIFY=false): whoever stands"
+        " in between can read the token.",
+        "Give it a certificate that this machine trusts, and unset INFLUXDB_SSL_VERIFY.",
+        **finding.readings,
     )
 
 

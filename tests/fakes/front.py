@@ -1,0 +1,50 @@
+"""What may stand in front of a server, or in its place: every request gets the same answer."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+
+class Front:
+    """An HTTP server on a port of 127.0.0.1 that remembers what it was sent."""
+
+    def __init__(
+        self, status: int = 200, *, headers: Mapping[str, str] | None = None, body: str = ""
+    ) -> None:
+        """Take the answer."""
+        self.status = status
+        self.headers = dict(headers or {})
+        self.body = body
+        self.requests: list[web.BaseRequest] = []
+        self.port = 0
+        self._tls = False
+
+    def url(self, scheme: str = "http") -> str:
+        """Return its address; `http` and `ws` become `https` and `wss` with TLS."""
+        return f"{scheme}{'s' if self._tls else ''}://127.0.0.1:{self.port}"
+
+    def sent(self, name: str) -> list[str | None]:
+        """Return a header of each request."""
+        return [request.headers.get(name) for request in self.requests]
+
+    @asynccontextmanager
+    async def serving(self, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Front]:
+        """Listen until the block ends."""
+        self._tls = tls is not None
+        server = web.Server(self._answer)
+        runner = web.ServerRunner(server, shutdown_timeout=0.1)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+            self.port = runner.addresses[0][1]
+            yield self
+        finally:
+            await runner.cleanup()
+
+    async def _answer(self, request: web.BaseRequest) -> web.Response:
+        self.requests.append(request)
+        return web.Response(status=self.status, headers=self.headers, text=self.body)

@@ -1,0 +1,472 @@
+"""Why a handshake failed, in one sentence; headers and client certificates for proxies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import io
+import json
+import logging
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from app.commands.doctor import command
+from app.demo.home_assistant import FakeHomeAssistant
+from app.errors import SourceUnavailable
+from app.model import Row
+from app.resilience import Backoff, Breaker
+from app.settings import variables
+from app.sink.answers import Accepted, Unavailable
+from app.sink.batches import WholeRows
+from app.sink.influx import InfluxSink
+from app.source.client import HomeAssistantSource
+from app.telemetry import Telemetry
+from tests.fakes.front import Front
+from tests.fakes.influx import FakeInflux
+from tests.fakes.still_house import StillHouse
+from tests.integration.test_source_client import Ear, running, until
+
+TOKEN = "handshake-token-0123456789-0123456789-0123456789"
+BATCH = WholeRows((Row(1, 1, gzip.compress(b"m v=1 1\n"), 0.0),))
+HEADERS = {"CF-Access-Client-Id": "id.access", "CF-Access-Client-Secret": "hush"}
+
+
+@pytest.fixture
+def doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Return the doctor of some settings: it returns what it says of each check."""
+    for variable in variables():
+        for name in variable.names:
+            monkeypatch.delenv(name, raising=False)
+
+    async def said(**values: str) -> dict[str, str]:
+        values = {
+            "HOME_ASSISTANT_URL": "http://127.0.0.1:1",
+            "HOME_ASSISTANT_TOKEN": TOKEN,
+            "DATA_DIR": str(tmp_path / "data"),
+            "WEBSOCKET_INGESTION_PORT": "0",
+            **values,
+        }
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+        out = io.StringIO()
+        async with asyncio.timeout(60):
+            await command.run(None, out, as_json=True)
+        checks = json.loads(out.getvalue())["checks"]
+        return {
+            each["name"]: f"{each['status']}: {each['what']} {each['advice'] or ''}"
+            for each in checks
+        }
+
+    return said
+
+
+def source_of(url: str, **options: Any) -> HomeAssistantSource:
+    """Return a source with waits of next to nothing."""
+    return HomeAssistantSource(
+        url,
+        token=TOKEN,
+        ssl_verify=options.pop("ssl_verify", True),
+        backoff=Backoff(max_s=1.0, first_s=0.001, chance=lambda: 0.5),
+        breaker=Breaker("Home Assistant", threshold=3, reset_s=0.0),
+        telemetry=Telemetry(CollectorRegistry()),
+        readiness_poll_s=0.001,
+        **options,
+    )
+
+
+def sink_of(url: str, **options: Any) -> InfluxSink:
+    """Return a sink for a database of version 2."""
+    return InfluxSink(url, token="token", org="org", bucket="bucket", timeout_s=5.0, **options)
+
+
+NGINX = "<html><h1>400 Bad Request</h1>The plain HTTP request was sent to HTTPS port</html>"
+AIOHTTP = 'No WebSocket UPGRADE hdr: None\n Can "Upgrade" only to "WebSocket".'
+LOGIN = {"Location": "https://login.example/auth?next=hush"}
+CLOUDFLARE = {"CF-Ray": "8a1b2c3d4e5f-VIE"}
+CAUSES: list[tuple[Front, str, str]] = [
+    (Front(200, body="<html>Welcome to our Wi-Fi</html>"), "captive portal", "in a browser"),
+    (Front(204), "a web page answers (204)", "Write the address"),
+    (
+        Front(302, headers=LOGIN),
+        "redirects to https://login.example/auth",
+        "HOME_ASSISTANT_HEADERS",
+    ),
+    (Front(400, body="400: Bad Request"), "does not trust the reverse proxy", "trusted_proxies"),
+    (Front(400, body=NGINX), "the port is for TLS", "Write https:// in HOME_ASSISTANT_URL"),
+    (
+        Front(400, body="400 No required SSL certificate was sent"),
+        "requires a client certificate",
+        "HOME_ASSISTANT_CLIENT_CERT",
+    ),
+    (
+        Front(400, body="400 The SSL certificate error"),
+        "refuses our client certificate",
+        "HOME_ASSISTANT_CLIENT_CERT",
+    ),
+    (Front(400, body=AIOHTTP), "does not pass WebSockets on", "Upgrade and Connection"),
+    (Front(401), "asks for a login of its own", "HOME_ASSISTANT_HEADERS"),
+    (Front(403, body="403: Forbidden"), "bans this machine", "ip_bans.yaml"),
+    (Front(403, headers=CLOUDFLARE), "Cloudflare refuses", "CF-Access-Client-Secret"),
+    (Front(404), "no WebSocket API at this path (404)", "without a path"),
+    (Front(405), "no WebSocket API at this path (405)", "without a path"),
+    (Front(418), "refuses the WebSocket handshake (418)", "HOME_ASSISTANT_URL"),
+    (Front(426), "does not pass WebSockets on", "Upgrade and Connection"),
+    (Front(429), "limits requests (429)", "further apart"),
+    (Front(500), "fails (500)", "Look at the log"),
+    (Front(502), "answers 502: Home Assistant is starting", "Wait if it is restarting"),
+    (Front(503), "answers 503: Home Assistant is starting", "Wait if it is restarting"),
+    (Front(504), "answers 504: Home Assistant is starting", "Wait if it is restarting"),
+    (Front(530, headers=CLOUDFLARE), "Cloudflare answers 530", "Wait if it is restarting"),
+]
+
+
+@pytest.mark.parametrize(("front", "why", "advice"), CAUSES)
+async def test_a_refused_handshake_names_its_cause_everywhere(
+    doctor: Callable[..., Any],
+    caplog: pytest.LogCaptureFixture,
+    front: Front,
+    why: str,
+    advice: str,
+) -> None:
+    """The same sentences stand in `/health`, in the log and in what the doctor says."""
+    caplog.set_level(logging.INFO)
+    async with front.serving():
+        source = source_of(front.url("ws") + "/api/websocket")
+        async with running(source, Ear()):
+            await until(lambda: source.status().reason)
+            reason = source.status().reason or ""
+        told = (await doctor(HOME_ASSISTANT_URL=front.url()))["home_assistant"]
+
+    logged = next(line for line in caplog.messages if "No connection to Home Assistant" in line)
+    for text in (reason, logged, told):
+        assert why in text
+        assert advice in text
+        assert "hush" not in text
+    sentences = logged.removeprefix("No connection to Home Assistant: ")
+    assert sentences in reason
+    assert sentences in told
+
+
+async def test_a_page_without_end_is_not_read_to_its_end() -> None:
+    """A captive portal may send anything."""
+    async with Front(400, body="x" * 3_000_000).serving() as front:
+        with pytest.raises(SourceUnavailable):
+            async with source_of(front.url("ws")).commands():
+                pass
+
+
+async def test_headers_are_sent_to_home_assistant_by_all_that_connects(
+    doctor: Callable[..., Any],
+) -> None:
+    """Cloudflare Access and its like look at the handshake."""
+    async with Front(403).serving() as front:
+        with pytest.raises(SourceUnavailable):
+            async with source_of(front.url("ws"), headers=HEADERS).commands():
+                pass
+        told = await doctor(
+            HOME_ASSISTANT_URL=front.url(), HOME_ASSISTANT_HEADERS=json.dumps(HEADERS)
+        )
+
+    assert front.sent("CF-Access-Client-Id") == ["id.access"] * 2
+    assert front.sent("CF-Access-Client-Secret") == ["hush"] * 2
+    assert "hush" not in str(told)
+
+
+async def test_headers_do_not_keep_home_assistant_from_answering() -> None:
+    """What it does not know it ignores."""
+    async with FakeHomeAssistant(StillHouse(), token=TOKEN) as home_assistant:
+        headers = {**HEADERS, "User-Agent": "mine", "Authorization": "Basic YTpi", "Origin": "x"}
+        async with source_of(home_assistant.url, headers=headers).commands() as commands:
+            assert await commands.call("get_states")
+
+
+@pytest.mark.parametrize("api", ["v1", "v2", "v3", "auto"])
+async def test_headers_are_sent_to_the_database_with_every_request(api: Any) -> None:
+    """Writes, questions about the version, and those that create a bucket."""
+    async with Front(404, body='{"message": "bucket not found"}').serving() as front:
+        sink = sink_of(front.url(), api=api, headers={**HEADERS, "user-agent": "mine"})
+        async with sink:
+            await sink.write(BATCH)
+            await sink.ping()
+
+    assert len(front.requests) >= 2
+    assert set(front.sent("CF-Access-Client-Secret")) == {"hush"}
+    assert {request.headers.getall("User-Agent")[0] for request in front.requests} == {"mine"}
+    assert {len(request.headers.getall("User-Agent")) for request in front.requests} == {1}
+
+
+async def test_what_a_database_repeats_of_a_header_is_hidden(doctor: Callable[..., Any]) -> None:
+    """A proxy may show in its error what it was sent."""
+    headers = {"X-Key": "hush-hush"}
+    async with Front(403, body="no such key: hush-hush").serving() as front:
+        async with sink_of(front.url(), headers=headers) as sink:
+            answer = await sink.write(BATCH)
+        told = await doctor(
+            INFLUXDB_URL=front.url(), INFLUXDB_TOKEN="t", INFLUXDB_HEADERS=json.dumps(headers)
+        )
+
+    assert set(front.sent("X-Key")) == {"hush-hush"}
+    assert "no such key: ***" in str(answer)
+    assert "hush" not in str(told)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with an authority, a server's certificate and two of clients."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl makes the certificates")
+    folder = tmp_path_factory.mktemp("authority")
+    new = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+    (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
+    commands = [f"req -x509 {new} -days 2 -subj /CN=authority -keyout ca.key -out ca.pem"]
+    signed = "-CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names"
+    for name in ("server", "client", "renewed"):
+        commands.append(f"req {new} -subj /CN={name} -keyout {name}.key -out {name}.csr")
+        commands.append(f"x509 -req -in {name}.csr {signed} -out {name}.pem")
+    commands.append(f"req -x509 {new} -days 2 -subj /CN=other -keyout other.key -out other.pem")
+    for each in commands:
+        subprocess.run([openssl, *each.split()], check=True, capture_output=True, cwd=folder)
+    return folder
+
+
+def mutual(authority: Path, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """Return the TLS of a server that requires a certificate of the authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority / "server.pem", authority / "server.key")
+    context.load_verify_locations(authority / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    if version is not None:
+        context.maximum_version = version
+    return context
+
+
+def certificate(authority: Path, name: str) -> dict[str, Path]:
+    """Return the files of a client certificate as options."""
+    return {"client_cert": authority / f"{name}.pem", "client_key": authority / f"{name}.key"}
+
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_home_assistant_behind_mutual_tls(
+    monkeypatch: pytest.MonkeyPatch,
+    doctor: Callable[..., Any],
+    authority: Path,
+    version: ssl.TLSVersion,
+) -> None:
+    """With the certificate there is a connection; without it, or with another, the reason."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
+    tls = mutual(authority, version=version)
+    async with FakeHomeAssistant(StillHouse(), token=TOKEN, tls=tls) as it:
+        async with source_of(it.url, **certificate(authority, "client")).commands() as commands:
+            assert await commands.call("get_states")
+        with pytest.raises(SourceUnavailable) as without:
+            async with source_of(it.url).commands():
+                pass
+        with pytest.raises(SourceUnavailable) as wrong:
+            async with source_of(it.url, **certificate(authority, "other")).commands():
+                pass
+        told = await doctor(
+            HOME_ASSISTANT_URL=it.url,
+            HOME_ASSISTANT_CLIENT_CERT=str(authority / "client.pem"),
+            HOME_ASSISTANT_CLIENT_KEY=str(authority / "client.key"),
+        )
+
+    # asyncio's server hangs up without an alert; see the next test.
+    assert "HOME_ASSISTANT_CLIENT_CERT" in str(without.value.advice)
+    assert "HOME_ASSISTANT_CLIENT_CERT" in str(wrong.value.advice)
+    assert told["home_assistant"].startswith("ok")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_database_behind_mutual_tls(
+    monkeypatch: pytest.MonkeyPatch,
+    doctor: Callable[..., Any],
+    authority: Path,
+    version: ssl.TLSVersion,
+) -> None:
+    """As for Home Assistant."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
+    server = FakeInflux(token="token", org="org")
+    async with server.serving(tls=mutual(authority, version=version)):
+        async with sink_of(server.url, **certificate(authority, "client")) as sink:
+            assert await sink.write(BATCH) == Accepted()
+        async with sink_of(server.url) as sink:
+            without = await sink.write(BATCH)
+        told = await doctor(INFLUXDB_URL=server.url, INFLUXDB_TOKEN="token", INFLUXDB_ORG="org")
+        told_with = await doctor(
+            INFLUXDB_CLIENT_CERT=str(authority / "client.pem"),
+            INFLUXDB_CLIENT_KEY=str(authority / "client.key"),
+            INFLUXDB_URL=server.url,
+        )
+
+    assert isinstance(without, Unavailable)
+    assert "INFLUXDB_CLIENT_CERT" in told["database"]
+    assert told_with["database"].startswith("ok")
+    assert told_with["database_write"].startswith("ok")
+
+
+@pytest.fixture
+def alerting(authority: Path, request: pytest.FixtureRequest) -> Iterator[int]:
+    """Run a TLS server that sends OpenSSL's alerts, and return its port."""
+    context = mutual(authority, version=request.param)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(0.05)
+        ended = threading.Event()
+
+        def accept() -> None:
+            while not ended.is_set():
+                with contextlib.suppress(OSError):
+                    accepted, _ = listening.accept()
+                    accepted.settimeout(1.0)
+                    with accepted.dup() as lingering:
+                        with contextlib.suppress(OSError):
+                            context.wrap_socket(accepted, server_side=True).recv(1)
+                        # Closing with something unread would reset the connection.
+                        lingering.shutdown(socket.SHUT_WR)
+                        while lingering.recv(4096):
+                            pass
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield listening.getsockname()[1]
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("alerting", VERSIONS, indirect=True)
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [(None, "it requires a client certificate"), ("other", "it refuses our client certificate")],
+)
+async def test_a_refused_client_certificate_is_named(
+    monkeypatch: pytest.MonkeyPatch, authority: Path, alerting: int, name: str | None, words: str
+) -> None:
+    """The server's alert says it, with TLS 1.3 only after the handshake."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
+    files = certificate(authority, name) if name else {}
+    with pytest.raises(SourceUnavailable) as caught:
+        async with source_of(f"wss://127.0.0.1:{alerting}", **files).commands():
+            pass
+    async with sink_of(f"https://127.0.0.1:{alerting}", **files) as sink:
+        answer = await sink.write(BATCH)
+
+    assert words in str(caught.value)
+    assert "HOME_ASSISTANT_CLIENT_CERT" in str(caught.value.advice)
+    assert isinstance(answer, Unavailable)
+    assert words in answer.reason
+    assert "INFLUXDB_CLIENT_CERT" in answer.reason
+
+
+async def test_the_certificate_of_a_database_may_be_left_unchecked(
+    doctor: Callable[..., Any], authority: Path
+) -> None:
+    """INFLUXDB_SSL_VERIFY=false encrypts without knowing to whom, and the doctor warns of it."""
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(authority / "other.pem", authority / "other.key")
+    server = FakeInflux(token="token", org="org")
+    async with server.serving(tls=tls):
+        async with sink_of(server.url) as sink:
+            refused = await sink.write(BATCH)
+        async with sink_of(server.url, ssl_verify=False) as sink:
+            accepted = await sink.write(BATCH)
+        values = {"INFLUXDB_URL": server.url, "INFLUXDB_TOKEN": "token", "INFLUXDB_ORG": "org"}
+        told = await doctor(**values)
+        told_unchecked = await doctor(**values, INFLUXDB_SSL_VERIFY="false")
+
+    assert isinstance(refused, Unavailable)
+    assert accepted == Accepted()
+    assert "INFLUXDB_SSL_VERIFY=false" in told["database"]
+    assert told_unchecked["database"].startswith("warning")
+    assert "INFLUXDB_SSL_VERIFY=false" in told_unchecked["database"]
+    assert told_unchecked["database_write"].startswith("ok")
+
+
+def replace(authority: Path, folder: Path, name: str) -> None:
+    """Put a certificate and its key where the service reads them."""
+    for ending in ("pem", "key"):
+        shutil.copy(authority / f"{name}.{ending}", folder / f"new.{ending}")
+        (folder / f"new.{ending}").replace(folder / f"mine.{ending}")
+
+
+async def test_a_renewed_certificate_is_used_at_the_next_connection(
+    monkeypatch: pytest.MonkeyPatch, authority: Path, tmp_path: Path
+) -> None:
+    """Nobody restarts the service for it, and a half replaced pair changes nothing."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
+    seen: list[object] = []
+    tls = mutual(authority)
+    replace(authority, tmp_path, "client")
+    files = {"client_cert": tmp_path / "mine.pem", "client_key": tmp_path / "mine.key"}
+    house = StillHouse()
+    async with FakeHomeAssistant(house, token=TOKEN, tls=tls) as it:
+        source = source_of(it.url, **files)
+
+        async def connect() -> None:
+            async with source.commands() as commands:
+                transport = next(iter(it._clients)).socket.transport
+                subject = transport.get_extra_info("peercert")["subject"]
+                seen.append(subject[0][0][1])
+                await commands.call("get_states")
+
+        await connect()
+        shutil.copy(authority / "renewed.pem", tmp_path / "mine.pem")
+        await connect()
+        replace(authority, tmp_path, "renewed")
+        await connect()
+        (tmp_path / "mine.key").unlink()
+        await connect()
+
+    assert seen == ["client", "client", "renewed", "renewed"]
+
+
+async def test_a_certificate_that_never_could_be_read_is_no_connection(tmp_path: Path) -> None:
+    """It was there when the settings were read; the next attempt looks again."""
+    source = source_of("wss://127.0.0.1:1", client_cert=tmp_path / "gone.pem")
+
+    with pytest.raises(SourceUnavailable, match="the client certificate cannot be used"):
+        async with source.commands():
+            pass
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [("recovery_mode", "runs in recovery mode"), ("safe_mode", "runs in safe mode")],
+)
+async def test_a_limited_home_assistant_is_reported(
+    monkeypatch: pytest.MonkeyPatch, doctor: Callable[..., Any], mode: str, words: str
+) -> None:
+    """It is RUNNING, and most entities are missing."""
+    house = StillHouse()
+    config = {**house.config(), mode: True}
+    monkeypatch.setattr(house, "config", lambda: config)
+    async with FakeHomeAssistant(house, token=TOKEN) as it:
+        source = source_of(it.url)
+        async with running(source, Ear()):
+            await until(lambda: source.status().ha_state == "RUNNING")
+            reason = source.status().reason
+            config[mode] = None  # not what it should be, and no reason to doubt the rest
+            await it.drop()
+            await until(lambda: source.status().successful_connections == 2)
+            await until(lambda: source.status().ha_state == "RUNNING")
+            later = source.status().reason
+        config[mode] = True
+        told = await doctor(HOME_ASSISTANT_URL=it.url)
+
+    assert reason is not None
+    assert words in reason
+    assert later is None
+    assert told["version"].startswith("warning")
+    assert words in told["version"]
