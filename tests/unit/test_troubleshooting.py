@@ -99,6 +99,8 @@ def test_every_sentence_of_health_is_explained() -> None:
         "Home Assistant cannot be reached for",
         "Home Assistant refused the token",
         "Home Assistant says it is",
+        "Home Assistant runs in recovery mode",
+        "Home Assistant runs in safe mode",
         "Events are not durable",
         "The journal is full",
         "The journal file was damaged",
