@@ -11,7 +11,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help python setup demo run doctor backfill test check lint-deploy image-steps fix coverage real-servers test-real screenshots bench bench-smoke soak clean
+.PHONY: help python setup demo run doctor backfill test check lint-deploy image-steps fix coverage real-servers test-real storm screenshots bench bench-smoke soak clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -77,6 +77,9 @@ real-servers: setup ## Install the real neighbors that test-real needs
 
 test-real: setup ## Run the service against a real Home Assistant and real databases
 	$(RUN)pytest tests/real
+
+storm: setup ## Let real servers and links fail at random: make storm MINUTES=30 [SEED=…]
+	MINUTES=$(or $(MINUTES),30) $(RUN)pytest tests/real/test_real_storm.py
 
 screenshots: setup ## Take the pictures of the dashboard for the README
 	$(RUN)python -m tests.real.screenshots

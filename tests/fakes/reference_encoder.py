@@ -73,7 +73,7 @@ def _fields(change: Change, attribute_fields: Sequence[str]) -> Mapping[str, Fie
         "removed": True if state is None else None,
         "available": None if state is None else state not in ("unavailable", "unknown"),
         "state_value": state,
-        "value": None if state is None else _number(state),
+        "value": None if state is None else number_of(state),
         "previous_state": change.previous_state,
         "attributes": change.attributes.decode(),
         **_attribute_fields(change.attributes, attribute_fields),
@@ -100,7 +100,8 @@ def _category(domain: str, device_class: str | None) -> str:
     return "general"
 
 
-def _number(state: str) -> float | None:
+def number_of(state: str) -> float | None:
+    """Return the number that a state is or stands for; None when it is none."""
     if state in ONE or state in ZERO:
         return 1.0 if state in ONE else 0.0
     # JSON's own grammar, in ASCII: what the parser reads as a number and nothing else.

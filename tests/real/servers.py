@@ -7,18 +7,17 @@ at its very first start is there before a test waits for it.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
+import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -149,6 +148,18 @@ class Server:
             process.kill()
             return process.wait()
 
+    def kill(self) -> None:
+        """End the process as a power cut would."""
+        process, self._process = self._process, None
+        assert process is not None, "it does not run"
+        process.kill()
+        process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process, for example to suspend it."""
+        assert self._process is not None, "it does not run"
+        self._process.send_signal(number)
+
     def _story(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-40:]
         return "\n".join([f"{' '.join(self._command)} said:", *lines])
@@ -225,27 +236,30 @@ class Emitted:
     state: str
 
 
-class Recorded(NamedTuple):
-    """A row of the recorder's database."""
+class RandomChanges(NamedTuple):
+    """What the load generator does by itself."""
 
-    entity_id: str
-    last_updated: datetime
-    state: str | None
-    """None when the entity was removed."""
+    rate: float
+    """Changes a second."""
+    seed: int
 
 
 class HomeAssistant:
     """A real Home Assistant with its demo devices and our load generator, after onboarding."""
 
-    def __init__(self, folder: Path, *, timeout_s: float = 100.0) -> None:
+    def __init__(
+        self, folder: Path, *, timeout_s: float = 100.0, changes: RandomChanges | None = None
+    ) -> None:
         """Take a folder of its own, and how long it may take to listen, then to be RUNNING."""
         port = free_port()
         self.token = ""
         """A long-lived token of the owner."""
         self.read_only_token = ""
         """A long-lived token of a user who may only read."""
+        self._changes = changes
         self._folder = folder
         self._config = folder / "config"
+        self.recorder_database = self._config / "home-assistant_v2.db"
         self.server = Server(
             [program("hass"), "--config", self._config],
             folder=folder,
@@ -285,8 +299,21 @@ class HomeAssistant:
     def restart(self) -> None:
         """Stop it as an operator would, and start it again at the same address."""
         self.server.stop()
+        self.start()
+
+    def start(self) -> None:
+        """Start it again at the same address and wait until it is RUNNING."""
         self.server.start()
         self._wait_until_running()
+
+    def act(self, domain: str, action: str, timeout_s: float = 60.0, **data: object) -> None:
+        """Perform an action of Home Assistant and return when it is done."""
+        httpx.post(
+            f"{self.url}/api/services/{domain}/{action}",
+            headers={"Authorization": f"Bearer {self.token}"},
+            json=data,
+            timeout=timeout_s,
+        ).raise_for_status()
 
     def emit(self, count: int, *, rate: int, sensors: int) -> list[Emitted]:
         """Have it emit `count` changes, `rate` a second; return them as it knew them.
@@ -294,12 +321,15 @@ class HomeAssistant:
         `sensor.load_0` and so on, `sensors` of them, take turns; no state occurs twice.
         """
         before = self.emitted()
-        httpx.post(
-            f"{self.url}/api/services/load_generator/emit",
-            headers={"Authorization": f"Bearer {self.token}"},
-            json={"count": count, "rate": rate, "sensors": sensors, "first": len(before)},
-            timeout=60 + count / rate,
-        ).raise_for_status()
+        self.act(
+            "load_generator",
+            "emit",
+            timeout_s=60 + count / rate,
+            count=count,
+            rate=rate,
+            sensors=sensors,
+            first=len(before),
+        )
         return self.emitted()[len(before) :]
 
     def emitted(self) -> list[Emitted]:
@@ -309,20 +339,6 @@ class HomeAssistant:
             return []
         decoder = msgspec.json.Decoder(Emitted)
         return decoder.decode_lines(notes.read_bytes())
-
-    def recorded(self, start: datetime, end: datetime) -> list[Recorded]:
-        """Return every row of the recorder's own database between two moments."""
-        with contextlib.closing(sqlite3.connect(self._config / "home-assistant_v2.db")) as database:
-            rows = database.execute(
-                "SELECT states_meta.entity_id, last_updated_ts, state FROM states"
-                " JOIN states_meta USING (metadata_id)"
-                " WHERE last_updated_ts > ? AND last_updated_ts < ?",
-                (start.timestamp(), end.timestamp()),
-            ).fetchall()
-        return [
-            Recorded(entity_id, datetime.fromtimestamp(updated, UTC), state)
-            for entity_id, updated, state in rows
-        ]
 
     def call(self, command: str, *, token: str, **parameters: object) -> object:
         """Send one WebSocket command with a token and return its result."""
@@ -338,6 +354,8 @@ class HomeAssistant:
     def _configure(self) -> None:
         components = self._config / "custom_components"
         shutil.copytree(_LOAD_GENERATOR, components / "load_generator")
+        changes = self._changes
+        load = "" if changes is None else f"{{rate: {changes.rate}, seed: {changes.seed}}}"
         (self._config / "configuration.yaml").write_text(
             f"""
 http:
@@ -351,7 +369,7 @@ recorder:
   commit_interval: 1
 history:
 demo:
-load_generator:
+load_generator: {load}
 """
         )
 

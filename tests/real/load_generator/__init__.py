@@ -1,87 +1,71 @@
-"""A Home Assistant component that emits state changes at a given rate and keeps the proof.
+"""A Home Assistant component that changes states: as told, or at random.
 
 Action `load_generator.emit` with `count`, `rate` (changes a second), `sensors` and `first`
 (the first sequence number). It returns when all are emitted and `emitted.jsonl` in the
-configuration folder says what they were: a line each, in order, with entity_id, state and
+configuration folder lists them: a line each, in order, with entity_id, state and
 last_updated as Home Assistant itself set them.
 
-Home Assistant imports this file; nothing in it needs Home Assistant to be installed.
+With `rate` and `seed` in its configuration it makes random changes of every kind, from its setup
+until Home Assistant ends or the action `load_generator.pause` is called. The action
+`load_generator.lock_recorder` with `seconds` locks the recorder's database as a backup does.
+
+Home Assistant imports these files. The project's own environment does not have it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from datetime import datetime
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Protocol
+
+from homeassistant.components.recorder import get_instance
+from homeassistant.core import HomeAssistant, ServiceCall, State, StateMachine
+from homeassistant.helpers.discovery import async_load_platform
+
+from .changes import RandomChanges
 
 DOMAIN = "load_generator"
 _TICK_S = 0.005
 
 
-class Call(Protocol):
-    """Home Assistant's ServiceCall, as far as it is used here."""
-
-    data: Mapping[str, int]
-
-
-class State(Protocol):
-    """Home Assistant's State, as far as it is used here."""
-
-    entity_id: str
-    state: str
-    last_updated: datetime
-
-
-class StateMachine(Protocol):
-    """Home Assistant's StateMachine, as far as it is used here."""
-
-    def async_set(self, entity_id: str, new_state: str, attributes: Mapping[str, object]) -> None:
-        """Set a state and fire the event for it."""
-
-    def get(self, entity_id: str) -> State:
-        """Return the newest state."""
-
-
-class Services(Protocol):
-    """Home Assistant's ServiceRegistry, as far as it is used here."""
-
-    def async_register(
-        self, domain: str, service: str, service_func: Callable[[Call], Awaitable[None]]
-    ) -> None:
-        """Offer an action."""
-
-
-class Config(Protocol):
-    """Home Assistant's Config, as far as it is used here."""
-
-    def path(self, name: str) -> str:
-        """Return the path of a file in the configuration folder."""
-
-
-class HomeAssistant(Protocol):
-    """Home Assistant's core, as far as it is used here."""
-
-    states: StateMachine
-    services: Services
-    config: Config
-
-
 async def async_setup(hass: HomeAssistant, config: Mapping[str, object]) -> bool:
-    """Offer the action."""
+    """Offer the actions, and begin the random changes when they are configured."""
     proof = Path(hass.config.path("emitted.jsonl"))
 
-    async def emit(call: Call) -> None:
+    async def emit(call: ServiceCall) -> None:
         emitted: list[State] = []
         async for number in _paced(call.data["count"], rate=call.data["rate"]):
             sequence = call.data["first"] + number
             emitted.append(_set_state(hass.states, sequence, sensors=call.data["sensors"]))
         await asyncio.to_thread(_append, proof, emitted)
 
+    async def lock_recorder(call: ServiceCall) -> None:
+        recorder = get_instance(hass)
+        await recorder.lock_database()
+        await asyncio.sleep(call.data["seconds"])
+        recorder.unlock_database()
+
     hass.services.async_register(DOMAIN, "emit", emit)
+    hass.services.async_register(DOMAIN, "lock_recorder", lock_recorder)
+    chosen = config.get(DOMAIN)
+    if isinstance(chosen, Mapping):
+        _change_at_random(hass, config, seed=chosen["seed"], rate=chosen["rate"])
     return True
+
+
+def _change_at_random(
+    hass: HomeAssistant, config: Mapping[str, object], *, seed: int, rate: float
+) -> None:
+    changing = hass.async_create_background_task(
+        RandomChanges(hass, seed=seed).run(rate), "load_generator.random_changes"
+    )
+
+    async def pause(call: ServiceCall) -> None:
+        changing.cancel()
+
+    hass.services.async_register(DOMAIN, "pause", pause)
+    hass.async_create_task(async_load_platform(hass, "sensor", DOMAIN, {}, config))
 
 
 async def _paced(count: int, *, rate: int) -> AsyncIterator[int]:

@@ -1,0 +1,291 @@
+"""The recorder's states table and InfluxDB, compared row by row.
+
+What each point must hold is computed here from the recorder's table alone, by the rules of
+docs/SCHEMA.md, without the service's code. A difference is a documented exception (`Rule`) or a
+failure.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from pathlib import Path
+
+from app.model import StoredPoint
+from tests.fakes.reference_encoder import number_of
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ABSENT = (None,)
+_CLASS_AND_UNIT = ("device_class", "unit_of_measurement")
+_UNAVAILABLE = ("unavailable", "unknown")
+
+
+class Rule(StrEnum):
+    """Why a point may differ from what the recorder's table says."""
+
+    RENAMED = "a rename removes the old entity id, which Home Assistant does not record"
+    KILLED = "captured live; Home Assistant was killed before its recorder committed the row"
+    FIRST_KNOWN = "backfilled, and the service knew nothing of the entity before"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A row of the recorder's states table."""
+
+    state_id: int
+    old_state_id: int | None
+    """The row of the state before; None where Home Assistant had none, or had just started."""
+    entity_id: str
+    state: str | None
+    """None when the entity was removed."""
+    updated_ns: int
+    changed_ns: int
+    attributes: Mapping[str, object] = field(default_factory=dict)
+    """Those that the recorder keeps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """What happened outside the recorder's table, from the log of the test's own actions."""
+
+    renames: Mapping[str, str] = field(default_factory=dict)
+    """The new entity id of each old one."""
+    kills_ns: Sequence[int] = ()
+    """When Home Assistant was killed."""
+
+    def newest_id(self, entity_id: str) -> str:
+        """Return what an entity is called at the end: the recorder moves its history there."""
+        while entity_id in self.renames:
+            entity_id = self.renames[entity_id]
+        return entity_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One point that is not what the recorder's table says."""
+
+    entity_id: str
+    time_ns: int
+    what: str
+    """`missing`, `extra`, `twice`, or the name of the field or tag that differs."""
+    expected: object = None
+    actual: object = None
+    is_backfilled: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What differs in which kind of point."""
+        return f"{self.what} ({'backfilled' if self.is_backfilled else 'live'})"
+
+    def __str__(self) -> str:
+        values = f"expected {self.expected!r}, is {self.actual!r}"
+        return f"{clock(self.time_ns)} {self.entity_id}: {self.kind}: {values}"
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What came of it."""
+
+    rows: int = 0
+    points: int = 0
+    backfilled: int = 0
+    explained: Counter[Rule] = field(default_factory=Counter)
+    differences: list[Difference] = field(default_factory=list)
+
+    def counts(self) -> Counter[str]:
+        """Return how often each kind of difference occurs."""
+        return Counter(found.kind for found in self.differences)
+
+    def summary(self) -> str:
+        """Return one paragraph for a person."""
+        lines = [f"{self.rows:,} rows, {self.points:,} points, {self.backfilled:,} backfilled"]
+        lines += [f"{count:,} explained: {rule}" for rule, count in self.explained.items()]
+        lines += [f"{count:,} differ: {what}" for what, count in self.counts().most_common()]
+        return "\n".join(lines)
+
+
+def read_rows(database: Path) -> list[Row]:
+    """Return every row of the recorder's database, in the order it was written."""
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        found = connection.execute(
+            "SELECT state_id, old_state_id, states_meta.entity_id, state, last_updated_ts,"
+            " coalesce(last_changed_ts, last_updated_ts), coalesce(shared_attrs, '{}')"
+            " FROM states JOIN states_meta USING (metadata_id)"
+            " LEFT JOIN state_attributes USING (attributes_id) ORDER BY state_id"
+        ).fetchall()
+    return [
+        Row(
+            state_id=state_id,
+            old_state_id=old_state_id,
+            entity_id=entity_id,
+            state=state,
+            updated_ns=_nanoseconds(updated),
+            changed_ns=_nanoseconds(changed),
+            attributes=json.loads(attributes),
+        )
+        for state_id, old_state_id, entity_id, state, updated, changed, attributes in found
+    ]
+
+
+def compare(
+    rows: Sequence[Row], points: Iterable[StoredPoint], *, since_ns: int, history: History
+) -> Comparison:
+    """Compare all rows and points from a moment on."""
+    result = Comparison()
+    expected = {
+        (history.newest_id(row.entity_id), row.updated_ns): (row, wanted)
+        for row, wanted in _expectations(rows)
+        if row.updated_ns >= since_ns
+    }
+    actual: dict[tuple[str, int], list[StoredPoint]] = defaultdict(list)
+    for point in points:
+        if point.time_ns >= since_ns:
+            actual[history.newest_id(point.tags["entity_id"]), point.time_ns].append(point)
+    result.rows, result.points = len(expected), sum(map(len, actual.values()))
+    known: set[str] = set()
+    lost = _lost_by_kills(rows, history)
+    for identity in sorted({*expected, *actual}, key=lambda identity: identity[::-1]):
+        found = actual.get(identity, [])
+        result.backfilled += sum(_is_backfilled(point) for point in found)
+        row_and_wanted = expected.get(identity)
+        if row_and_wanted is None:
+            for point in found:
+                if (rule := _why_extra(point, lost, history)) is not None:
+                    result.explained[rule] += 1
+                else:
+                    result.differences.append(_difference("extra", point, None, _told(point)))
+        elif not found:
+            result.differences.append(
+                Difference(
+                    entity_id=identity[0],
+                    time_ns=identity[1],
+                    what="missing",
+                    expected=row_and_wanted[0].state,
+                )
+            )
+        else:
+            if len(found) > 1:
+                series = [dict(point.tags) for point in found]
+                result.differences.append(_difference("twice", found[0], "one series", series))
+            for point in found:
+                _compare_fields(row_and_wanted[1], point, result, is_known=identity[0] in known)
+        known.add(identity[0])
+    return result
+
+
+class _Wanted(dict[str, tuple[object, ...]]):
+    """The acceptable values of each field and tag; None is absent."""
+
+
+def _expectations(rows: Sequence[Row]) -> Iterator[tuple[Row, _Wanted]]:
+    """Yield what the point of each row holds."""
+    by_id = {row.state_id: row for row in rows}
+    described: dict[str, dict[str, tuple[object, ...]]] = {}
+    for row in rows:
+        before = None if row.old_state_id is None else by_id.get(row.old_state_id)
+        yield row, _wanted(row, before, described.setdefault(row.entity_id, {}))
+        if row.state is None:
+            described.pop(row.entity_id)
+
+
+def _wanted(row: Row, before: Row | None, described: dict[str, tuple[object, ...]]) -> _Wanted:
+    wanted = _Wanted(
+        state_value=(row.state,),
+        value=(None if row.state is None else number_of(row.state),),
+        available=(None if row.state is None else row.state not in _UNAVAILABLE,),
+        removed=(True if row.state is None else None,),
+        previous_state=_ABSENT,
+        duration_in_state_seconds=_ABSENT,
+    )
+    if before is not None and before.state is not None:
+        lasted = timedelta(microseconds=(row.changed_ns - before.changed_ns) // 1_000)
+        wanted["previous_state"] = (before.state,)
+        wanted["duration_in_state_seconds"] = (max(0.0, lasted.total_seconds()),)
+    inherits = row.state is None or row.state in _UNAVAILABLE
+    for name in _CLASS_AND_UNIT:
+        own = row.attributes.get(name)
+        if own is not None or not inherits:
+            described[name] = (own,)
+        # Without an old state there is only what the service may still know from before.
+        last_known = described.get(name, _ABSENT)
+        wanted[name] = last_known if before is not None else (*last_known, None)
+    return wanted
+
+
+def _compare_fields(
+    wanted: _Wanted, point: StoredPoint, result: Comparison, *, is_known: bool
+) -> None:
+    for name, acceptable in wanted.items():
+        is_tag = name in _CLASS_AND_UNIT
+        actual = point.tags.get(name) if is_tag else point.fields.get(name)
+        if any(_equal(actual, value) for value in acceptable):
+            continue
+        if (
+            name in ("previous_state", "duration_in_state_seconds")
+            and _is_backfilled(point)
+            and not is_known
+            and actual is None
+        ):
+            result.explained[Rule.FIRST_KNOWN] += 1
+        else:
+            expected = acceptable[0] if len(acceptable) == 1 else acceptable
+            result.differences.append(_difference(name, point, expected, actual))
+
+
+def _equal(actual: object, expected: object) -> bool:
+    if isinstance(actual, int | float) and isinstance(expected, int | float):
+        return abs(actual - expected) < 1e-6 or actual == expected
+    return actual == expected
+
+
+def _lost_by_kills(rows: Sequence[Row], history: History) -> list[tuple[int, int]]:
+    """Return the spans of time whose rows were lost: the recorder commits in order."""
+    return [
+        (max((row.updated_ns for row in rows if row.updated_ns <= kill), default=0), kill)
+        for kill in history.kills_ns
+    ]
+
+
+def _why_extra(
+    point: StoredPoint, lost: Sequence[tuple[int, int]], history: History
+) -> Rule | None:
+    if point.fields.get("removed") and point.tags["entity_id"] in history.renames:
+        return Rule.RENAMED
+    if any(newest < point.time_ns <= kill for newest, kill in lost):
+        return Rule.KILLED
+    return None
+
+
+def _difference(what: str, point: StoredPoint, expected: object, actual: object) -> Difference:
+    return Difference(
+        entity_id=point.tags["entity_id"],
+        time_ns=point.time_ns,
+        what=what,
+        expected=expected,
+        actual=actual,
+        is_backfilled=_is_backfilled(point),
+    )
+
+
+def _told(point: StoredPoint) -> object:
+    return "removed" if point.fields.get("removed") else point.fields.get("state_value")
+
+
+def _is_backfilled(point: StoredPoint) -> bool:
+    return bool(point.fields.get("backfilled"))
+
+
+def clock(time_ns: int) -> str:
+    """Return the time of day, in UTC, to the microsecond."""
+    return f"{_EPOCH + timedelta(microseconds=time_ns // 1_000):%H:%M:%S.%f}"
+
+
+def _nanoseconds(timestamp: float) -> int:
+    # Home Assistant's float of seconds; its own conversion rounds to the microsecond like this.
+    return (datetime.fromtimestamp(timestamp, UTC) - _EPOCH) // timedelta(microseconds=1) * 1_000

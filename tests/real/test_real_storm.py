@@ -1,0 +1,114 @@
+"""The central promise, end to end: what Home Assistant recorded, InfluxDB has, through a storm.
+
+`MINUTES=30 make test-real` makes it longer, `SEED=…` repeats the order of its faults.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.model import StoredPoint
+from tests.real.influx_1 import Database
+from tests.real.reconcile import Comparison, Difference, compare, read_rows
+from tests.real.servers import HomeAssistant, RandomChanges, Server, influxdb
+from tests.real.storm import Storm
+
+MINUTES = float(os.environ.get("MINUTES", "3"))
+SEED = int(os.environ.get("SEED", "0")) or random.randrange(1, 1_000_000)
+RATE = 100
+_SLICE_NS = 60_000_000_000
+_EDGE_NS = 2_000_000_000
+_LISTED_PER_KIND = 20
+
+# In front of the storm Home Assistant starts, behind it every gap is filled.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(MINUTES * 60 + 1_500)]
+
+
+@pytest.fixture
+def stormy_home_assistant(tmp_path: Path) -> Iterator[HomeAssistant]:
+    """Return a Home Assistant of this test's own, whose entities change all the time."""
+    with HomeAssistant(tmp_path / "home-assistant", changes=RandomChanges(RATE, SEED)) as server:
+        yield server
+
+
+@pytest.fixture
+def influx(tmp_path: Path) -> Iterator[Server]:
+    """Return an InfluxDB 1 of this test's own."""
+    with influxdb(tmp_path / "influxdb") as server:
+        yield server
+
+
+async def test_after_a_storm_influxdb_has_every_row_of_the_recorder(
+    stormy_home_assistant: HomeAssistant,
+    influx: Server,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Value, time, previous state, duration, class and unit are those of the recorder's rows."""
+    with capsys.disabled():
+        sys.stdout.write(f"\nstorm: SEED={SEED} MINUTES={MINUTES:g}\n")
+    storm = Storm(
+        tmp_path,
+        stormy_home_assistant,
+        influx,
+        seed=SEED,
+        longest_lock_s=40 if MINUTES < 10 else 240,
+    )
+    async with storm.ready():
+        since_ns = time.time_ns() + _EDGE_NS
+        await storm.rage(MINUTES * 60)
+        health = await storm.calm()
+    rows = read_rows(stormy_home_assistant.recorder_database)
+    points = await asyncio.to_thread(_points, influx, since_ns)
+    result = compare(rows, points, since_ns=since_ns, history=storm.history())
+    report = _report(storm, result, health)
+    (tmp_path / "report.txt").write_text(report)
+    with capsys.disabled():
+        sys.stdout.write(f"storm: {storm.done.total()} faults, {result.summary()}\n")
+
+    assert not result.differences, report
+    assert health["gaps"]["unfillable"] == 0, report
+    assert health["gaps"]["filled"] >= 3, report
+    assert result.rows > RATE * MINUTES * 60 / 4, report
+
+
+def _points(influx: Server, since_ns: int) -> list[StoredPoint]:
+    database = Database(influx.url, "home_assistant_events")
+    points: list[StoredPoint] = []
+    for start_ns in range(since_ns, time.time_ns() + _SLICE_NS, _SLICE_NS):
+        points += database.points(
+            "SELECT state_value, value, available, removed, previous_state,"
+            " duration_in_state_seconds, backfilled FROM home_assistant_events"
+            f" WHERE time >= {start_ns} AND time < {start_ns + _SLICE_NS} GROUP BY *"
+        )
+    return points
+
+
+def _report(storm: Storm, result: Comparison, health: Any) -> str:
+    """Return what happened and what differs, the actions in between, for a person to read."""
+    by_kind: dict[str, list[Difference]] = defaultdict(list)
+    for found in result.differences:
+        by_kind[found.kind].append(found)
+    listed = [found for kind in by_kind.values() for found in kind[:_LISTED_PER_KIND]]
+    entries = [(action.time_ns, f"--- {action}") for action in storm.actions]
+    entries += [(found.time_ns, str(found)) for found in listed]
+    left_out = len(result.differences) - len(listed)
+    return "\n".join(
+        [
+            f"SEED={SEED} MINUTES={MINUTES:g}: {storm.done.total()} faults, {dict(storm.done)}",
+            f"gaps: {health['gaps']}",
+            result.summary(),
+            *[text for _, text in sorted(entries)],
+            *([f"and {left_out:,} more differences"] if left_out > 0 else []),
+        ]
+    )
