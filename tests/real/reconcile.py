@@ -81,6 +81,8 @@ class Difference:
     @property
     def kind(self) -> str:
         """What differs in which kind of point."""
+        if self.what == "missing":
+            return self.what
         return f"{self.what} ({'backfilled' if self.is_backfilled else 'live'})"
 
     def __str__(self) -> str:
@@ -203,6 +205,9 @@ def _wanted(row: Row, before: Row | None, described: dict[str, tuple[object, ...
         previous_state=_ABSENT,
         duration_in_state_seconds=_ABSENT,
     )
+    if before is None and row.changed_ns < row.updated_ns:
+        # Home Assistant had set this state before its recorder began to listen.
+        before = row
     if before is not None and before.state is not None:
         lasted = timedelta(microseconds=(row.changed_ns - before.changed_ns) // 1_000)
         wanted["previous_state"] = (before.state,)

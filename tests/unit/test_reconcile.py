@@ -150,6 +150,13 @@ def test_a_point_that_was_backfilled_first_may_lack_what_came_before() -> None:
     assert _found(result) == [("previous_state", 3), ("duration_in_state_seconds", 3)]
 
 
+def test_an_update_of_attributes_has_a_previous_state_although_the_recorder_missed_it() -> None:
+    """Home Assistant sets some states before its recorder listens; the next row says since when."""
+    row = _row(2, "20", old_state_id=None, changed_ns=SECOND_NS)
+
+    assert _compared([row], [POINTS[1]]).differences == []
+
+
 def test_a_renamed_entity_keeps_its_history_under_either_id() -> None:
     """The recorder moves it to the new id; points that came live keep the old one."""
     history = History(renames={"sensor.old": "sensor.a"})
