@@ -11,11 +11,12 @@ import contextlib
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeAlias
 
 from app.model import StoredPoint
 from tests.fakes.reference_encoder import number_of
@@ -23,7 +24,12 @@ from tests.fakes.reference_encoder import number_of
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ABSENT = (None,)
 _CLASS_AND_UNIT = ("device_class", "unit_of_measurement")
+_FROM_BEFORE = ("previous_state", "duration_in_state_seconds")
 _UNAVAILABLE = ("unavailable", "unknown")
+
+
+Wanted: TypeAlias = dict[str, tuple[object, ...]]
+"""The acceptable values of each field and tag, nearly always one; None is absent."""
 
 
 class Rule(StrEnum):
@@ -31,6 +37,7 @@ class Rule(StrEnum):
 
     RENAMED = "a rename removes the old entity id, which Home Assistant does not record"
     KILLED = "captured live; Home Assistant was killed before its recorder committed the row"
+    UNKNOWABLE = "existed only while nothing was captured, and Home Assistant's logbook omits it"
     FIRST_KNOWN = "backfilled, and the service knew nothing of the entity before"
 
 
@@ -56,6 +63,8 @@ class History:
 
     renames: Mapping[str, str] = field(default_factory=dict)
     """The new entity id of each old one."""
+    present: Collection[str] = ()
+    """The entities that have a state at the end."""
     kills_ns: Sequence[int] = ()
     """When Home Assistant was killed."""
 
@@ -99,6 +108,40 @@ class Comparison:
     backfilled: int = 0
     explained: Counter[Rule] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
+
+    def add_extra(self, point: StoredPoint, rule: Rule | None) -> None:
+        """Count a point that has no row."""
+        if rule is not None:
+            self.explained[rule] += 1
+        else:
+            state = "removed" if point.fields.get("removed") else point.fields.get("state_value")
+            self.differences.append(_difference("extra", point, None, state))
+
+    def add_missing(self, identity: tuple[str, int], row: Row, rule: Rule | None) -> None:
+        """Count a row that has no point."""
+        if rule is not None:
+            self.explained[rule] += 1
+        else:
+            entity_id, time_ns = identity
+            self.differences.append(
+                Difference(entity_id=entity_id, time_ns=time_ns, what="missing", expected=row.state)
+            )
+
+    def add_points(self, points: Sequence[StoredPoint], wanted: Wanted, *, is_known: bool) -> None:
+        """Compare the points of one row, of which there must be one."""
+        if len(points) > 1:
+            series = [dict(point.tags) for point in points]
+            self.differences.append(_difference("twice", points[0], "one series", series))
+        for point in points:
+            for name, acceptable in wanted.items():
+                actual = (point.tags if name in _CLASS_AND_UNIT else point.fields).get(name)
+                if any(_equal(actual, value) for value in acceptable):
+                    continue
+                is_first = _is_backfilled(point) and not is_known
+                if is_first and name in _FROM_BEFORE and actual is None:
+                    self.explained[Rule.FIRST_KNOWN] += 1
+                else:
+                    self.differences.append(_difference(name, point, acceptable, actual))
 
     def counts(self) -> Counter[str]:
         """Return how often each kind of difference occurs."""
@@ -151,41 +194,27 @@ def compare(
             actual[history.newest_id(point.tags["entity_id"]), point.time_ns].append(point)
     result.rows, result.points = len(expected), sum(map(len, actual.values()))
     known: set[str] = set()
+    unknowable = _unknowable(
+        rows, present={*history.present, *(entity_id for entity_id, _ in actual)}
+    )
     lost = _lost_by_kills(rows, history)
     for identity in sorted({*expected, *actual}, key=lambda identity: identity[::-1]):
+        entity_id, _ = identity
         found = actual.get(identity, [])
         result.backfilled += sum(_is_backfilled(point) for point in found)
-        row_and_wanted = expected.get(identity)
-        if row_and_wanted is None:
+        if identity not in expected:
             for point in found:
-                if (rule := _why_extra(point, lost, history)) is not None:
-                    result.explained[rule] += 1
-                else:
-                    result.differences.append(_difference("extra", point, None, _told(point)))
-        elif not found:
-            result.differences.append(
-                Difference(
-                    entity_id=identity[0],
-                    time_ns=identity[1],
-                    what="missing",
-                    expected=row_and_wanted[0].state,
-                )
-            )
+                result.add_extra(point, _why_extra(point, lost, history))
+        elif found:
+            result.add_points(found, expected[identity][1], is_known=entity_id in known)
         else:
-            if len(found) > 1:
-                series = [dict(point.tags) for point in found]
-                result.differences.append(_difference("twice", found[0], "one series", series))
-            for point in found:
-                _compare_fields(row_and_wanted[1], point, result, is_known=identity[0] in known)
-        known.add(identity[0])
+            rule = Rule.UNKNOWABLE if entity_id in unknowable else None
+            result.add_missing(identity, expected[identity][0], rule)
+        known.add(entity_id)
     return result
 
 
-class _Wanted(dict[str, tuple[object, ...]]):
-    """The acceptable values of each field and tag; None is absent."""
-
-
-def _expectations(rows: Sequence[Row]) -> Iterator[tuple[Row, _Wanted]]:
+def _expectations(rows: Sequence[Row]) -> Iterator[tuple[Row, Wanted]]:
     """Yield what the point of each row holds."""
     by_id = {row.state_id: row for row in rows}
     described: dict[str, dict[str, tuple[object, ...]]] = {}
@@ -196,15 +225,15 @@ def _expectations(rows: Sequence[Row]) -> Iterator[tuple[Row, _Wanted]]:
             described.pop(row.entity_id)
 
 
-def _wanted(row: Row, before: Row | None, described: dict[str, tuple[object, ...]]) -> _Wanted:
-    wanted = _Wanted(
-        state_value=(row.state,),
-        value=(None if row.state is None else number_of(row.state),),
-        available=(None if row.state is None else row.state not in _UNAVAILABLE,),
-        removed=(True if row.state is None else None,),
-        previous_state=_ABSENT,
-        duration_in_state_seconds=_ABSENT,
-    )
+def _wanted(row: Row, before: Row | None, described: dict[str, tuple[object, ...]]) -> Wanted:
+    wanted: Wanted = {
+        "state_value": (row.state,),
+        "value": (None if row.state is None else number_of(row.state),),
+        "available": (None if row.state is None else row.state not in _UNAVAILABLE,),
+        "removed": (True if row.state is None else None,),
+        "previous_state": _ABSENT,
+        "duration_in_state_seconds": _ABSENT,
+    }
     if before is None and row.changed_ns < row.updated_ns:
         # Home Assistant had set this state before its recorder began to listen.
         before = row
@@ -223,30 +252,23 @@ def _wanted(row: Row, before: Row | None, described: dict[str, tuple[object, ...
     return wanted
 
 
-def _compare_fields(
-    wanted: _Wanted, point: StoredPoint, result: Comparison, *, is_known: bool
-) -> None:
-    for name, acceptable in wanted.items():
-        is_tag = name in _CLASS_AND_UNIT
-        actual = point.tags.get(name) if is_tag else point.fields.get(name)
-        if any(_equal(actual, value) for value in acceptable):
-            continue
-        if (
-            name in ("previous_state", "duration_in_state_seconds")
-            and _is_backfilled(point)
-            and not is_known
-            and actual is None
-        ):
-            result.explained[Rule.FIRST_KNOWN] += 1
-        else:
-            expected = acceptable[0] if len(acceptable) == 1 else acceptable
-            result.differences.append(_difference(name, point, expected, actual))
-
-
 def _equal(actual: object, expected: object) -> bool:
     if isinstance(actual, int | float) and isinstance(expected, int | float):
         return abs(actual - expected) < 1e-6 or actual == expected
     return actual == expected
+
+
+def _unknowable(rows: Sequence[Row], *, present: Collection[str]) -> set[str]:
+    """Return the entities that no source could name: the logbook shows changes of texts only."""
+    states: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        if row.entity_id not in present and row.state is not None:
+            states[row.entity_id].append(row)
+    return {
+        entity_id
+        for entity_id, found in states.items()
+        if len(found) < 2 or any("unit_of_measurement" in row.attributes for row in found)
+    }
 
 
 def _lost_by_kills(rows: Sequence[Row], history: History) -> list[tuple[int, int]]:
@@ -268,6 +290,8 @@ def _why_extra(
 
 
 def _difference(what: str, point: StoredPoint, expected: object, actual: object) -> Difference:
+    if isinstance(expected, tuple) and len(expected) == 1:
+        expected = expected[0]
     return Difference(
         entity_id=point.tags["entity_id"],
         time_ns=point.time_ns,
@@ -276,10 +300,6 @@ def _difference(what: str, point: StoredPoint, expected: object, actual: object)
         actual=actual,
         is_backfilled=_is_backfilled(point),
     )
-
-
-def _told(point: StoredPoint) -> object:
-    return "removed" if point.fields.get("removed") else point.fields.get("state_value")
 
 
 def _is_backfilled(point: StoredPoint) -> bool:

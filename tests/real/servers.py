@@ -368,6 +368,7 @@ onboarding:
 recorder:
   commit_interval: 1
 history:
+logbook:
 demo:
 load_generator: {load}
 """

@@ -58,6 +58,7 @@ class Storm:
         self.done: Counter[str] = Counter()
         self.kills_ns: list[int] = []
         self.renames: dict[str, str] = {}
+        self.present: list[str] = []
         self._folder = folder
         self._home_assistant = home_assistant
         self._influx = influx
@@ -108,13 +109,16 @@ class Storm:
         self._note("calm")
         await asyncio.to_thread(self._home_assistant.act, "load_generator", "pause")
         await self._until_recorded()
+        states = await self._call("get_states")
+        assert isinstance(states, list)
+        self.present = [state["entity_id"] for state in states]
         health = await self._until(_settled, timeout_s=300 + 2 * self._longest_lock_s)
         await self._end_service(signal.SIGTERM)
         return health
 
     def history(self) -> History:
         """Return what the comparison has to know of all this."""
-        return History(renames=dict(self.renames), kills_ns=list(self.kills_ns))
+        return History(renames=self.renames, present=self.present, kills_ns=self.kills_ns)
 
     def _faults(self) -> list[Fault]:
         return [

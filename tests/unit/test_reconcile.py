@@ -170,6 +170,18 @@ def test_a_renamed_entity_keeps_its_history_under_either_id() -> None:
     assert _found(_compared(ROWS[:1], [live, POINTS[0]], history)) == [("twice", 1)]
 
 
+def test_an_entity_that_no_source_can_name_is_explained() -> None:
+    """The logbook omits a single state and whatever has a unit; two texts it names."""
+    single = [_row(1, "here", entity_id="sensor.b", attributes={})]
+    metered = [_row(1, "1", entity_id="sensor.b"), _row(2, "2", entity_id="sensor.b")]
+    texts = [*single, _row(2, "there", entity_id="sensor.b", attributes={})]
+
+    assert _compared(single, []).explained == {Rule.UNKNOWABLE: 1}
+    assert _found(_compared(single, [], History(present=["sensor.b"]))) == [("missing", 1)]
+    assert _compared(metered, []).explained == {Rule.UNKNOWABLE: 2}
+    assert _found(_compared(texts, [])) == [("missing", 1), ("missing", 2)]
+
+
 def test_what_a_killed_recorder_lost_is_explained_up_to_the_kill() -> None:
     """It commits in order: nothing before its newest row, and nothing after the kill."""
     history = History(kills_ns=[6 * SECOND_NS])

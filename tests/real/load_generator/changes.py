@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Mapping
 
 from homeassistant.core import HomeAssistant
@@ -39,7 +40,9 @@ class RandomChanges:
             self._change_identity,
             self._drop_out,
             self._come_or_go,
+            self._pass_by,
         ]
+        self._passing: str | None = None
 
     async def run(self, rate: float) -> None:
         """Make `rate` changes a second until cancelled, catching up after each short sleep."""
@@ -112,6 +115,17 @@ class RandomChanges:
         entity_id = f"sensor.random_brief_{self._chance.randrange(_BRIEF)}"
         if not self._hass.states.async_remove(entity_id):
             self._set(entity_id, str(self._chance.randrange(100)), {"unit_of_measurement": "%"})
+
+    def _pass_by(self) -> None:
+        """Let an entity that nothing knew appear, change once and disappear for good."""
+        if self._passing is None:
+            self._passing = f"sensor.passing_{time.time_ns()}"
+            self._set(self._passing, "here", {})
+        elif (state := self._hass.states.get(self._passing)) is not None and state.state == "here":
+            self._set(self._passing, "there", {})
+        else:
+            self._hass.states.async_remove(self._passing)
+            self._passing = None
 
     def _numeric(self) -> str:
         return f"sensor.random_{self._chance.randrange(_NUMBERS)}"
