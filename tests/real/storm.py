@@ -29,6 +29,9 @@ from tests.service.process import Service, service
 Fault = Callable[[], Awaitable[None]]
 
 _PREFIX = "sensor.registered_"
+_FEW_ROWS = 20
+_COMMITS_S = 4.0
+"""A few commit intervals of the recorder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class Storm:
             if not deck:
                 deck = self._faults()
                 self._chance.shuffle(deck)
-            await asyncio.sleep(self._chance.uniform(0.5, 4))
+            await asyncio.sleep(self._chance.uniform(0.3, 2.5))
             fault = deck.pop()
             self.done[fault.__name__] += 1
             await fault()
@@ -109,6 +112,7 @@ class Storm:
         self._note("calm")
         await asyncio.to_thread(self._home_assistant.act, "load_generator", "pause")
         await self._until_recorded()
+        await asyncio.sleep(_COMMITS_S)
         states = await self._call("get_states")
         assert isinstance(states, list)
         self.present = [state["entity_id"] for state in states]
@@ -233,7 +237,8 @@ class Storm:
 
     async def lock_recorder_from_outside(self) -> None:
         """Hold an exclusive lock on the recorder's database, as another program may."""
-        seconds = self._chance.uniform(10, 30)  # its own retries end after 30 s and more
+        # Home Assistant gives up, and loses rows, after more than 30 s of its own retries.
+        seconds = self._chance.uniform(8, min(30, self._longest_lock_s))
 
         def hold() -> None:
             with contextlib.closing(
@@ -247,7 +252,7 @@ class Storm:
 
     async def lock_recorder_as_a_backup_does(self) -> None:
         """Have Home Assistant itself stop writing, for longer."""
-        seconds = self._chance.uniform(20, self._longest_lock_s)
+        seconds = self._chance.uniform(10, self._longest_lock_s)
 
         async def hold() -> None:
             await asyncio.to_thread(
@@ -273,6 +278,8 @@ class Storm:
             try:
                 await hold()
                 self._note("the recorder is unlocked")
+                await self._until_recorded()
+                self._note("the recorder has caught up")
             finally:
                 self._recorder_lock.release()
 
@@ -280,14 +287,15 @@ class Storm:
         self._in_background(locked(), "storm.lock")
 
     async def _until_recorded(self) -> None:
-        """Wait until the recorder has written all it was given, with a commit's time to spare."""
-        idle = 0
+        """Wait until the recorder has written nearly all that it was given."""
         async with asyncio.timeout(120 + self._longest_lock_s):
-            while idle < 3:
-                info = await self._call("recorder/info")
-                assert isinstance(info, dict)
-                idle = idle + 1 if info["recording"] and not info["backlog"] else 0
-                await asyncio.sleep(1)
+            while await self._backlog() > _FEW_ROWS:
+                await asyncio.sleep(0.5)
+
+    async def _backlog(self) -> int:
+        info = await self._call("recorder/info")
+        assert isinstance(info, dict)
+        return int(info["backlog"])
 
     # --- InfluxDB
 

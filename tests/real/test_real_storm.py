@@ -62,7 +62,7 @@ async def test_after_a_storm_influxdb_has_every_row_of_the_recorder(
         stormy_home_assistant,
         influx,
         seed=SEED,
-        longest_lock_s=40 if MINUTES < 10 else 240,
+        longest_lock_s=25 if MINUTES < 10 else 240,
     )
     async with storm.ready():
         since_ns = time.time_ns() + _EDGE_NS
