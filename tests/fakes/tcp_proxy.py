@@ -1,4 +1,4 @@
-"""TCP proxy that delays, throttles, freezes and cuts the connections of one link."""
+"""A TCP proxy that delays, rewrites, throttles, freezes and cuts the connections of one link."""
 
 from __future__ import annotations
 
@@ -11,36 +11,52 @@ _CHUNK_BYTES = 65_536
 
 
 class TcpProxy:
-    """One link of the network: every connection to `url` continues at the upstream port.
+    """Forwards connections to a port of 127.0.0.1; use as `async with`.
 
-    The attributes apply from the next chunk on, the handshake's to the next connection.
+    The attributes apply to the next chunk; those of the first answer to the next connection.
     """
 
-    def __init__(self, upstream_port: int) -> None:
-        self.handshake_delay_s = 0.0
-        """How long the first answer on each new connection is held back."""
-        self.rewrite_answer: Callable[[bytes], bytes] | None = None
-        """Changes the first chunk of the first answer on each new connection."""
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self.port = 0
+        self.delay_s = 0.0
+        """How long the first bytes of each answer are delayed."""
+        self.rewrite: Callable[[bytes], bytes] = _unchanged
+        """Applied to the first bytes of each answer: the HTTP response of a handshake."""
+        self.refusing = False
+        """While True, new connections are closed at once."""
         self.chunk_delay_s = 0.0
         """Added before each chunk, in both directions."""
         self.bytes_per_s: float | None = None
         """Throughput in each direction; None is as fast as it goes."""
-        self.url = ""
-        self._upstream_port = upstream_port
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._connections: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
 
-    @contextlib.asynccontextmanager
-    async def serving(self) -> AsyncIterator[Self]:
-        """Listen on a free port of 127.0.0.1 until the block ends, then cut all connections."""
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        try:
-            yield self
-        finally:
-            server.close()
-            await self.cut()
+    @property
+    def url(self) -> str:
+        """Where Home Assistant's WebSocket API is, through the proxy."""
+        return f"ws://127.0.0.1:{self.port}/api/websocket"
+
+    async def __aenter__(self) -> Self:
+        """Listen."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End all connections."""
+        self._server.close()
+        self.thaw()
+        self.cut()
+        async with asyncio.timeout(5):
+            while self._writers:
+                await asyncio.sleep(0.001)
+
+    def cut(self) -> None:
+        """Reset all connections, on both sides."""
+        for writer in tuple(self._writers):
+            writer.transport.abort()
 
     def freeze(self) -> None:
         """Stop forwarding without closing anything: each side sees silence, not even an end."""
@@ -50,64 +66,60 @@ class TcpProxy:
         """Forward again, beginning with what was held back."""
         self._flowing.set()
 
-    async def cut(self) -> None:
-        """Reset every connection on both sides."""
-        connections = list(self._connections)
-        for connection in connections:
-            connection.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
-
     def restore(self) -> None:
         """Forward everything at once and unchanged, as at first."""
-        self.handshake_delay_s = self.chunk_delay_s = 0.0
-        self.rewrite_answer = self.bytes_per_s = None
+        self.delay_s = self.chunk_delay_s = 0.0
+        self.bytes_per_s, self.rewrite, self.refusing = None, _unchanged, False
         self.thaw()
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = asyncio.create_task(self._connection(reader, writer), name="proxy.connection")
-        self._connections.add(connection)
-        connection.add_done_callback(self._connections.discard)
-
-    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            # A reset is the end of this connection and of nothing else.
-            with contextlib.suppress(OSError):
-                await self._forward(reader, writer)
-        finally:
-            writer.transport.abort()
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # A reset is the end of this connection and of nothing else.
+        with contextlib.suppress(OSError):
+            async with self._registered(writer):
+                if not self.refusing:
+                    await self._forward(reader, writer)
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream_port)
-        directions = [
-            asyncio.create_task(self._pump(reader, up_writer), name="proxy.up"),
-            asyncio.create_task(self._pump(up_reader, writer, answers=True), name="proxy.down"),
-        ]
-        try:
-            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for direction in directions:
-                direction.cancel()
-            await asyncio.gather(*directions, return_exceptions=True)
-            up_writer.transport.abort()
+        answers, requests = await asyncio.open_connection("127.0.0.1", self._target)
+        async with self._registered(requests):
+            tasks = [
+                asyncio.create_task(self._copied(reader, requests), name="proxy.requests"),
+                asyncio.create_task(self._answered(answers, writer), name="proxy.answers"),
+            ]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _pump(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        *,
-        answers: bool = False,
-    ) -> None:
-        is_first = answers
+    async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        first = await reader.read(_CHUNK_BYTES)
+        await asyncio.sleep(self.delay_s)
+        await self._write(writer, self.rewrite(first))
+        await self._copied(reader, writer)
+
+    async def _copied(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(_CHUNK_BYTES):
-            if is_first:
-                await asyncio.sleep(self.handshake_delay_s)
-                chunk = self.rewrite_answer(chunk) if self.rewrite_answer else chunk
-                is_first = False
-            await asyncio.sleep(self.chunk_delay_s + len(chunk) / (self.bytes_per_s or 1e12))
-            await self._flowing.wait()
-            writer.write(chunk)
-            await writer.drain()
-        # The end travels the same way as the bytes before it.
+            await self._write(writer, chunk)
+        await self._flowing.wait()  # the end travels the same way as the bytes before it
+
+    async def _write(self, writer: asyncio.StreamWriter, chunk: bytes) -> None:
+        throttle_s = len(chunk) / self.bytes_per_s if self.bytes_per_s else 0.0
+        await asyncio.sleep(self.chunk_delay_s + throttle_s)
         await self._flowing.wait()
-        writer.write_eof()
+        writer.write(chunk)
         await writer.drain()
+
+    @contextlib.asynccontextmanager
+    async def _registered(self, writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+        self._writers.add(writer)
+        try:
+            yield
+        finally:
+            writer.transport.abort()
+            self._writers.discard(writer)
+
+
+def _unchanged(chunk: bytes) -> bytes:
+    return chunk

@@ -39,14 +39,14 @@ async def echoing() -> AsyncIterator[TcpProxy]:
         writer.close()
 
     server = await asyncio.start_server(echo, "127.0.0.1", 0)
-    async with server, TcpProxy(server.sockets[0].getsockname()[1]).serving() as proxy:
+    async with server, TcpProxy(server.sockets[0].getsockname()[1]) as proxy:
         yield proxy
 
 
 @contextlib.asynccontextmanager
 async def connected(proxy: TcpProxy) -> AsyncIterator[Client]:
     """Connect to the proxy."""
-    client = Client(*await asyncio.open_connection("127.0.0.1", int(proxy.url.split(":")[-1])))
+    client = Client(*await asyncio.open_connection("127.0.0.1", proxy.port))
     try:
         yield client
     finally:
@@ -80,7 +80,7 @@ async def test_a_cut_link_is_a_reset_and_the_next_connection_works() -> None:
         async with connected(proxy) as client:
             await client.asked(b"hello")
             proxy.freeze()
-            await proxy.cut()
+            proxy.cut()
             with contextlib.suppress(ConnectionError):
                 assert await client.reader.read() == b""
         proxy.thaw()
@@ -91,8 +91,8 @@ async def test_a_cut_link_is_a_reset_and_the_next_connection_works() -> None:
 async def test_only_the_first_answer_of_a_connection_is_held_back_and_rewritten() -> None:
     """That is the handshake."""
     async with echoing() as proxy, connected(proxy) as client:
-        proxy.handshake_delay_s = SILENCE_S
-        proxy.rewrite_answer = bytes.upper
+        proxy.delay_s = SILENCE_S
+        proxy.rewrite = bytes.upper
         started = time.monotonic()
 
         assert await client.asked(b"hello") == b"HELLO"

@@ -78,7 +78,7 @@ class Storm:
     @contextlib.asynccontextmanager
     async def ready(self) -> AsyncIterator[None]:
         """Run the links and the service; the block begins once events stream."""
-        async with self._home_link.serving(), self._database_link.serving():
+        async with self._home_link, self._database_link:
             await self._start_service()
             await self._until(_streams)
             try:
@@ -191,9 +191,9 @@ class Storm:
 
     async def _start_service(self) -> None:
         settings = {
-            "HOME_ASSISTANT_URL": self._home_link.url,
+            "HOME_ASSISTANT_URL": f"http://127.0.0.1:{self._home_link.port}",
             "HOME_ASSISTANT_TOKEN": self._home_assistant.read_only_token,
-            "INFLUXDB_URL": self._database_link.url,
+            "INFLUXDB_URL": f"http://127.0.0.1:{self._database_link.port}",
             "INFLUXDB_API": "v1",
             "INFLUXDB_TIMEOUT": "5",
             "BATCH_TIMEOUT": "0.5",
@@ -326,7 +326,7 @@ class Storm:
     async def cut_home_link(self) -> None:
         """Reset the connections to Home Assistant."""
         self._note("cut the link to Home Assistant")
-        await self._home_link.cut()
+        self._home_link.cut()
 
     async def freeze_home_link(self) -> None:
         """Let it fall silent without an end, sometimes for longer than a probe may take."""
@@ -336,16 +336,16 @@ class Storm:
         """Cut the link, and hold back the answers to the next handshakes."""
         seconds = self._chance.uniform(1, 8)
         self._note(f"cut the link to Home Assistant, handshakes take {seconds:.1f} s")
-        self._home_link.handshake_delay_s = seconds
-        await self._home_link.cut()
+        self._home_link.delay_s = seconds
+        self._home_link.cut()
         self._in_background(self._restored(self._home_link, 2 * seconds), "storm.handshake")
 
     async def skew_date_header(self) -> None:
         """Cut the link, and have the next handshakes answered by a proxy with its own clock."""
         seconds = self._chance.choice([-3600, -30, -5, 5, 30, 3600])
         self._note(f"cut the link to Home Assistant, the Date header is {seconds:+d} s off")
-        self._home_link.rewrite_answer = lambda chunk: _skewed(chunk, seconds)
-        await self._home_link.cut()
+        self._home_link.rewrite = lambda chunk: _skewed(chunk, seconds)
+        self._home_link.cut()
         self._in_background(self._restored(self._home_link, 10), "storm.skew")
 
     async def slow_home_link(self) -> None:
@@ -355,7 +355,7 @@ class Storm:
     async def cut_database_link(self) -> None:
         """Reset the connections to InfluxDB."""
         self._note("cut the link to InfluxDB")
-        await self._database_link.cut()
+        self._database_link.cut()
 
     async def freeze_database_link(self) -> None:
         """Let it fall silent without an end."""
@@ -371,7 +371,7 @@ class Storm:
         link.freeze()
         await asyncio.sleep(seconds)
         if ends_cut:
-            await link.cut()
+            link.cut()
         link.thaw()
 
     async def _slow(self, link: TcpProxy, name: str) -> None:
