@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -69,18 +70,18 @@ class JsonLine(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return _writable(json.dumps(line, ensure_ascii=False))
+        return _UNSAFE.sub(_as_json, json.dumps(line, ensure_ascii=False))
 
 
 class TextLine(logging.Formatter):
-    """A record as one line of text; newlines in it are shown escaped."""
+    """A record as one line of text; newlines and other control characters are escaped."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
         text = f"{_timestamp(record)} {record.levelname:<8} {record.name}: {record.getMessage()}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        return _writable(text.replace("\r", "\\r").replace("\n", "\\n"))
+        return _UNSAFE.sub(_as_python, text)
 
 
 class Repeats:
@@ -257,9 +258,24 @@ def _is_no_refusal(record: logging.LogRecord) -> bool:
     return record.msg != "ASGI callable returned without completing handshake."
 
 
-def _writable(line: str) -> str:
-    """Escape what UTF-8 cannot carry: foreign text may hold half a surrogate pair."""
-    return line.encode(errors="backslashreplace").decode()
+_UNSAFE = re.compile(
+    "["
+    "\x00-\x1f\x7f-\x9f"  # C0, DEL and C1: newlines, and what a terminal obeys
+    "\u2028\u2029"  # line and paragraph separators
+    "\u061c\u200b-\u200f\u202a-\u202e\u2060-\u206f"  # invisible, or changing the direction
+    "\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+    "\ud800-\udfff"  # half a surrogate pair, which UTF-8 cannot carry
+    "]"
+)
+"""Characters that would forge a line, or make it look like another one: text comes from outside."""
+
+
+def _as_python(unsafe: re.Match[str]) -> str:
+    return unsafe[0].encode("unicode_escape").decode()
+
+
+def _as_json(unsafe: re.Match[str]) -> str:
+    return json.dumps(unsafe[0])[1:-1]
 
 
 def _timestamp(record: logging.LogRecord) -> str:

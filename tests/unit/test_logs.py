@@ -325,3 +325,34 @@ def test_everything_that_repeats_is_reached(hearing: Hearing) -> None:
 def test_lengths_of_time(seconds: float, words: str) -> None:
     """No more than a person wants to know."""
     assert words == spoken(seconds)
+
+
+UNSAFE = [
+    *map(chr, (*range(0x20), 0x7F, *range(0x80, 0xA0))),
+    *"\u2028\u2029\u061c\u200b\u200e\u200f\u202a\u202e\u2066\u2069\ufeff\ud800\udfff\U000e0041",
+]
+
+
+@pytest.mark.parametrize("formatter", [TextLine(), JsonLine()])
+@pytest.mark.parametrize("sign", UNSAFE, ids=lambda sign: f"U+{ord(sign):04X}")
+def test_control_characters_from_outside_are_escaped(
+    formatter: logging.Formatter, sign: str
+) -> None:
+    """Neither a message, nor an argument or an exception forges a line or steers a terminal."""
+    forged = f"a{sign}2026-01-01 ERROR forged"
+    failed = (ValueError, ValueError(forged), None)
+    record = logging.LogRecord("app", logging.ERROR, "", 1, "Refused: %s", (forged,), failed)
+
+    line = formatter.format(record)
+
+    assert sign not in line
+    assert line.encode().decode().splitlines() == [line]
+    if isinstance(formatter, JsonLine):
+        assert json.loads(line)["message"] == f"Refused: {forged}"
+
+
+def test_text_of_every_language_is_shown_as_it_is() -> None:
+    """Only what is not shown is escaped."""
+    record = logging.LogRecord("app", logging.INFO, __file__, 1, "Küche 厨房 21 °C 😀", (), None)
+
+    assert TextLine().format(record).endswith("Küche 厨房 21 °C 😀")
