@@ -78,6 +78,10 @@ def http_date(text: str | None) -> datetime | None:
     return moment if is_representable(nanoseconds(moment)) else None
 
 
+UNAVAILABLE = frozenset({"unavailable", "unknown"})
+"""States in which Home Assistant does not know what an entity is like."""
+
+
 class Context(msgspec.Struct, frozen=True, gc=False):
     """Who or what caused a change."""
 

@@ -11,6 +11,7 @@ from app.model import (
     MAX_SECONDS,
     MAX_TIME_NS,
     NOWHERE,
+    UNAVAILABLE,
     Change,
     Event,
     EventState,
@@ -97,7 +98,7 @@ class Normalizer:
         if (
             known is None
             or known.raw != state.attributes
-            or (old is not None and not known.complete and known.raw != old.attributes)
+            or (not known.complete and known.depends_on(new=new, old=old))
         ):
             known = self._learn(entity_id, new=new, old=old)
         if known.moves != self._moves:
@@ -153,10 +154,11 @@ class _Unusable(Exception):
 
 
 class _Known:
-    """What the last change of an entity told, and of what it did not tell the last known."""
+    """Per-entity cache: the latest attributes, and the class, unit and name that hold."""
 
     __slots__ = (
         "attributes",
+        "available",
         "complete",
         "device_class",
         "domain",
@@ -181,6 +183,8 @@ class _Known:
         self.attributes = NO_ATTRIBUTES
         self.complete = False
         """Whether these name the class, the unit and the name."""
+        self.available = False
+        """Whether the last change brought a state in which they hold as they are."""
         self.size = 0
         """Bytes held by the attributes."""
         self.device_class: str | None = None
@@ -188,26 +192,42 @@ class _Known:
         self.friendly_name: str | None = None
 
     def learn(self, *, new: EventState | None, old: EventState | None) -> None:
-        """Take class, unit and name from the new state, else the old, else keep the last known.
+        """Update class, unit and name.
 
-        An entity that becomes `unavailable` drops its attributes, and must stay in its series.
+        An available entity has those that its state names, and no others. One that is unavailable
+        or removed drops its attributes and must stay in its series: what its state does not name
+        comes from the old state, else it is the last known.
         """
         former, former_raw = self.attributes, self.raw
-        present = NO_ATTRIBUTES
-        if new is not None:
-            present = self._read_new(new.attributes)
+        present = NO_ATTRIBUTES if new is None else self._read_new(new.attributes)
+        self.available = new is not None and new.state not in UNAVAILABLE
+        if self.available:
+            self._set(present.device_class, present.unit_of_measurement, present.friendly_name)
+            return
         past = NO_ATTRIBUTES
         if old is not None and not (new is not None and self.complete):
             past = former if old.attributes == former_raw else _read_old(old.attributes)
-        device_class = present.device_class or past.device_class
-        unit_of_measurement = present.unit_of_measurement or past.unit_of_measurement
-        friendly_name = present.friendly_name or past.friendly_name
+        self._set(
+            present.device_class or past.device_class or self.device_class,
+            present.unit_of_measurement or past.unit_of_measurement or self.unit_of_measurement,
+            present.friendly_name or past.friendly_name or self.friendly_name,
+        )
+
+    def depends_on(self, *, new: EventState | None, old: EventState | None) -> bool:
+        """Whether the class, the unit and the name may be others, with the same attributes."""
+        if new is not None and new.state not in UNAVAILABLE:
+            return not self.available
+        return self.available or (old is not None and self.raw != old.attributes)
+
+    def _set(
+        self, device_class: str | None, unit_of_measurement: str | None, friendly_name: str | None
+    ) -> None:
         # What says the same stays the same object: the encoder compares those first.
-        if device_class and device_class != self.device_class:
+        if device_class != self.device_class:
             self.device_class = device_class
-        if unit_of_measurement and unit_of_measurement != self.unit_of_measurement:
+        if unit_of_measurement != self.unit_of_measurement:
             self.unit_of_measurement = unit_of_measurement
-        if friendly_name and friendly_name != self.friendly_name:
+        if friendly_name != self.friendly_name:
             self.friendly_name = friendly_name
 
     def _read_new(self, raw: msgspec.Raw) -> Attributes:

@@ -19,7 +19,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from app.model import Change, LastState, Lines, StoredPoint
+from app.model import UNAVAILABLE, Change, LastState, Lines, StoredPoint
 from app.schema.line_protocol import (
     MAX_STRING_BYTES,
     escape_field_key,
@@ -58,8 +58,6 @@ VALUES_OF_WORDS = {
 Words with a third neighbor are not here (`opening`, `jammed`, `idle`, `paused`), nor is a zone's
 name: a person who is in the zone `work` is neither 1 nor 0.
 """
-
-UNAVAILABLE = frozenset({"unavailable", "unknown"})
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
 

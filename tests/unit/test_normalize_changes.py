@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.model import NOWHERE, Change, Context, Event, EventData, EventState, Placement
 from app.normalize.changes import Malformed, Normalizer
@@ -227,6 +229,59 @@ def test_an_old_state_we_never_saw_is_newer_than_what_we_know() -> None:
     assert change.device_class == "power"
 
 
+@pytest.mark.parametrize("lost", ["device_class", "unit_of_measurement", "friendly_name"])
+def test_an_available_entity_that_loses_its_class_or_unit_has_none_from_then_on(lost: str) -> None:
+    """A restart would not know the old one either, and one entity would have two series."""
+    normalizer = Normalizer(dict)
+    left = {name: value for name, value in POWER.items() if name != lost}
+    _change(_event(_state("1", attributes=POWER)), normalizer)
+
+    for event in (
+        _event(_state("2", attributes=left), _state("1", attributes=POWER)),
+        _event(_state("3", attributes=left), _state("2", attributes=left)),
+        _event(_state("unavailable", attributes={}), _state("3", attributes=left)),
+        _event(_state("unknown", attributes={}), _state("unavailable")),
+        _event(None, _state("unknown"), at=NOON),
+    ):
+        change = _change(event, normalizer)
+        named = {name: getattr(change, name) for name in POWER}
+        assert named == {**POWER, lost: None}
+
+
+def test_an_entity_without_attributes_loses_all_when_it_is_available_again() -> None:
+    """The same attributes mean something else in an available state."""
+    normalizer = Normalizer(dict)
+    _change(_event(_state(attributes=POWER)), normalizer)
+    gone = _change(_event(_state("unavailable"), _state(attributes=POWER)), normalizer)
+
+    back = _change(_event(_state("on"), _state("unavailable")), normalizer)
+
+    assert (gone.device_class, back.device_class) == ("power", None)
+
+
+_named = st.sampled_from([{}, POWER, {"device_class": "power"}, {"unit_of_measurement": "kW"}])
+_steps = st.lists(
+    st.tuples(st.sampled_from(["on", "21.5", "unavailable", "unknown"]), _named), min_size=1
+)
+
+
+@given(_steps, st.data())
+def test_a_restart_changes_no_series(steps: list[tuple[str, object]], data: st.DataObject) -> None:
+    """As far as the events say: an entity that is unavailable at the restart and says nothing."""
+    states = [_state(state, attributes=attributes) for state, attributes in steps]
+    events = [_event(new, old) for old, new in zip([None, *states], states, strict=False)]
+    at = data.draw(st.integers(0, len(events)))
+    while at and states[at - 1].state in {"unavailable", "unknown"}:
+        at -= 1
+    whole, before, after = Normalizer(dict), Normalizer(dict), Normalizer(dict)
+
+    uninterrupted = [_change(event, whole) for event in events]
+    restarted = [_change(event, before) for event in events[:at]]
+    restarted += [_change(event, after) for event in events[at:]]
+
+    assert restarted == uninterrupted
+
+
 def test_a_removed_entity_is_forgotten() -> None:
     """An entity that is added later under the same id is another one."""
     normalizer = Normalizer(dict)
@@ -357,7 +412,7 @@ def test_a_malformed_event_takes_nothing_away() -> None:
     _change(_event(_state(attributes=POWER)), normalizer)
     normalizer.changes([_event(_state(attributes=b"{broken"))])
 
-    assert _change(_event(_state()), normalizer).device_class == "power"
+    assert _change(_event(_state("unavailable")), normalizer).device_class == "power"
 
 
 def test_the_number_of_known_entities_is_bounded() -> None:
@@ -366,8 +421,9 @@ def test_the_number_of_known_entities_is_bounded() -> None:
     for entity_id in ("sensor.a", "sensor.b", "sensor.c"):
         _change(_event(_state(attributes=POWER), entity_id=entity_id), normalizer)
 
-    assert _change(_event(_state(), entity_id="sensor.c"), normalizer).device_class == "power"
-    assert _change(_event(_state(), entity_id="sensor.a"), normalizer).device_class is None
+    for entity_id, device_class in (("sensor.c", "power"), ("sensor.a", None)):
+        gone = _event(_state("unavailable"), entity_id=entity_id)
+        assert _change(gone, normalizer).device_class == device_class
 
 
 def test_the_memory_of_known_entities_is_bounded() -> None:
