@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 from websockets.asyncio.client import ClientConnection
 from websockets.client import ClientProtocol
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 from websockets.protocol import Event, State
 
 _MOST_WAITING = 256
 """So many frames may wait for one who does not take them; then the socket is not read."""
+
+_MAX_FRAGMENTS = 4_096
+"""Home Assistant sends whole messages; a proxy that cuts them sends kilobytes at a time."""
 
 _DATA = {Opcode.TEXT, Opcode.BINARY, Opcode.CONT}
 
@@ -27,8 +30,10 @@ class FrameSocket(ClientConnection):
         """Take what `connect` gives."""
         super().__init__(protocol, **settings)  # type: ignore[arg-type]
         self._frames: list[bytes] = []
-        self._fragments: list[bytes] = []
+        self._begun = bytearray()
         """The beginning of a message whose end is still to come."""
+        self._fragments = 0
+        """In how many fragments it came: empty ones cost time, too."""
         self._arrived = asyncio.Event()
         self._is_paused = False
 
@@ -66,16 +71,29 @@ class FrameSocket(ClientConnection):
             return
         frame = bytes(event.data)
         if self._fragments or not event.fin:
-            self._fragments.append(frame)
+            self._begun += frame
+            self._fragments += 1
+            if self._fragments > _MAX_FRAGMENTS:
+                self._give_up()
+                return
             if not event.fin:
                 return
-            frame = b"".join(self._fragments)
-            self._fragments.clear()
+            frame = bytes(self._begun)
+            self._begun.clear()
+            self._fragments = 0
         self._frames.append(frame)
         self._arrived.set()
         if len(self._frames) >= _MOST_WAITING and not self._is_paused:
             self._is_paused = True
             self.transport.pause_reading()
+
+    def _give_up(self) -> None:
+        """Close the connection: the message comes in too many fragments."""
+        if self.protocol.state is State.OPEN:
+            reason = f"over {_MAX_FRAGMENTS} fragments"
+            self.protocol.fail(CloseCode.MESSAGE_TOO_BIG, reason)
+            self.send_data()
+            self.transport.abort()  # it may go on without end, and never close its side
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wake whoever waits: nothing more comes."""

@@ -6,6 +6,7 @@ https://developers.home-assistant.io/docs/api/websocket/
 from __future__ import annotations
 
 import enum
+import json
 import re
 from collections.abc import Iterable, Iterator
 
@@ -13,7 +14,7 @@ import msgspec
 
 from app.errors import CommandFailed, SourceAuthRejected, SourceProtocolError
 from app.model import Event
-from app.tolerant import DECODER, UNREADABLE, repaired
+from app.tolerant import DECODER, MAX_REPAIRED_BYTES, UNREADABLE, repaired
 
 REGISTRY_EVENTS = tuple(
     f"{kind}_registry_updated" for kind in ("device", "entity", "area", "floor", "label")
@@ -22,6 +23,10 @@ REGISTRY_EVENTS = tuple(
 
 _EXCERPT_CHARS = 200
 _REASON_CHARS = 90
+_MAX_MESSAGES = 10_000
+"""Home Assistant has at most 4,096 messages pending for one client."""
+_LONG_FRAME_BYTES = 1_000_000
+_MAX_TYPES = 10 * _MAX_MESSAGES
 
 
 class Phase(enum.Enum):
@@ -114,8 +119,9 @@ class Session:
 
         Raises:
             SourceAuthRejected: the token is wrong; reconnecting soon will not help.
-            SourceProtocolError: a message is not allowed in this phase, or the subscription
-                to `state_changed` was refused.
+            SourceProtocolError: a message is not allowed in this phase, the subscription to
+                `state_changed` was refused, or the frame holds too many messages, or too much
+                that is broken.
         """
         # This is the hot path, paid by "decode" in benchmarks/README.md: one call decodes a
         # whole frame, attributes stay bytes, and a frame of nothing but state changes (nearly
@@ -124,12 +130,16 @@ class Session:
         # those that an entity repeats; whether an answer is, further down.
         malformed: list[Malformed] = []
         messages: list[_Message] | _Message
+        if len(frame) > _LONG_FRAME_BYTES:
+            _check_long(frame)
         try:
             messages = _frame_decoder.decode(frame)
         except UNREADABLE:
             messages = self._salvage(frame, malformed)
         if not isinstance(messages, list):  # asked this way round because a Struct is slow to ask
             messages = [messages]
+        if len(messages) > _MAX_MESSAGES:
+            raise _too_many()
         if self.phase is Phase.READY:
             events = [
                 event
@@ -191,15 +201,16 @@ class Session:
             case _Message(type="event"):
                 step.malformed.append(Malformed("unexpected_shape", "An event without content"))
             case _:
-                excerpt = self._redact(f"A message of type {message.type!r}")
+                excerpt = self._redact(f"A message of type {message.type[:_LONGEST_OPAQUE]!r}")
                 step.malformed.append(Malformed("unexpected_type", excerpt))
 
     def _answered(self, message: _Message, step: Step) -> None:
         command = self._commands.pop(message.id, None) if message.id is not None else None
         if message.id is None or command is None:
-            excerpt = self._redact(
-                f"Answer to no command of ours: id {message.id}, {message.error or 'no error'}"
+            reason = (
+                f"{message.error.code}: {message.error.message}" if message.error else "no error"
             )
+            excerpt = self._redact(f"Answer to no command of ours: id {message.id}, {reason}")
             step.malformed.append(Malformed("unexpected_id", excerpt))
             return
         failure = None
@@ -220,8 +231,10 @@ class Session:
 
     def _salvage(self, frame: bytes, malformed: list[Malformed]) -> list[_Message]:
         """Read message by message what cannot be read as a whole."""
-        messages = []
+        messages: list[_Message] = []
         for piece in _pieces(frame):
+            if len(messages) + len(malformed) >= _MAX_MESSAGES:
+                raise _too_many()
             try:
                 messages.append(_read(piece))
             except _Unreadable as exc:
@@ -263,7 +276,6 @@ class _Unreadable(Exception):
 
 _frame_decoder = msgspec.json.Decoder(list[_Message] | _Message)
 _message_decoder = msgspec.json.Decoder(_Message)
-_pieces_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 
 def _is_utf8(frame: bytes) -> bool:
@@ -290,22 +302,29 @@ def _read(piece: bytes) -> _Message:
 
 
 _SEPARATOR = re.compile(r"[\s,]*")
+_MOST_SCANNED = 8
+"""Parts of a broken frame are scanned more than once, this many times the whole at most."""
+_COUNTED_FASTER = 32
 _NEXT_MESSAGE = re.compile(r',\s*(?=\{\s*"(?:id|type)"\s*:)')
 
 
-def _pieces(frame: bytes) -> list[bytes]:
-    """Cut a frame into its messages, even where one of them is not JSON."""
-    try:
-        return [bytes(piece) for piece in _pieces_decoder.decode(frame)]
-    except UNREADABLE:
-        text = frame.decode(errors="replace").strip()
-    if not text.startswith("["):
-        return [frame]
-    return list(_torn(text))
+def _pieces(frame: bytes) -> Iterator[bytes]:
+    """Cut a frame into its messages, even where one of them is not JSON.
+
+    Raises:
+        SourceProtocolError: that would take seconds.
+    """
+    if frame.lstrip()[:1] != b"[":
+        yield frame
+        return
+    if len(frame) > MAX_REPAIRED_BYTES:
+        raise SourceProtocolError(f"Unreadable frame of {len(frame)} bytes")
+    yield from _torn(frame.decode(errors="replace").strip())
 
 
 def _torn(text: str) -> Iterator[bytes]:
     at = 1
+    scanned_chars = 0
     last = len(text) - 1 if text.endswith("]") else len(text)
     while True:
         separator = _SEPARATOR.match(text, at)
@@ -315,11 +334,32 @@ def _torn(text: str) -> Iterator[bytes]:
             return
         try:
             end = DECODER.raw_decode(text, at)[1]
-        except UNREADABLE:
+        except UNREADABLE as exc:
+            scanned_chars += _scanned(exc, at, len(text))
+            if scanned_chars > _MOST_SCANNED * len(text):
+                raise SourceProtocolError("A frame has too much in it that is not JSON") from exc
             boundary = _NEXT_MESSAGE.search(text, at)
             end = boundary.start() if boundary else len(text)
         yield text[at:end].encode()
         at = max(end, at + 1)
+
+
+def _scanned(exc: Exception, at: int, length: int) -> int:
+    """Return about how many characters were scanned from `at` until this was raised."""
+    if not isinstance(exc, json.JSONDecodeError):
+        return length - at
+    # The line number in its message is counted from the beginning of the text.
+    return exc.pos - at + exc.pos // _COUNTED_FASTER
+
+
+def _check_long(frame: bytes) -> None:
+    # Only here, because it costs a tenth of decoding: a list of this size may hold millions.
+    if frame.lstrip()[:1] == b"[" and frame.count(b'"type"') > _MAX_TYPES:
+        raise _too_many()
+
+
+def _too_many() -> SourceProtocolError:
+    return SourceProtocolError(f"More than {_MAX_MESSAGES} messages in a frame")
 
 
 # What people may read in a log: words of the protocol and entity ids, and nothing that says

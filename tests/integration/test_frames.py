@@ -12,6 +12,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 
 from app.source.frames import FrameSocket
 
@@ -115,3 +116,39 @@ async def test_what_had_come_is_handed_out_before_the_end() -> None:
         for _ in range(2):
             with pytest.raises(ConnectionClosed):
                 await socket.frame()
+
+
+@pytest.mark.parametrize("fragment", ["", "x"])
+async def test_a_message_in_too_many_fragments_ends_the_connection(fragment: str) -> None:
+    """Their number is bounded, not only their size: a message may have empty ones without end."""
+
+    async def endless() -> AsyncIterator[str]:
+        yield "begin"
+        while True:
+            yield fragment
+            await asyncio.sleep(0)  # both ends share this loop
+
+    async def talk(socket: ServerConnection) -> None:
+        await socket.send("whole")
+        with contextlib.suppress(ConnectionClosed):
+            await socket.send(endless())
+
+    async with hearing(talk) as socket:
+        assert await socket.frame() == b"whole"
+        with pytest.raises(ConnectionClosed) as closed:
+            await socket.frame()
+
+    assert closed.value.sent is not None
+    assert closed.value.sent.code == CloseCode.MESSAGE_TOO_BIG
+    assert "fragments" in closed.value.sent.reason
+
+
+async def test_the_fragments_of_each_message_are_counted_anew() -> None:
+    """Many messages of a few fragments are no reason to hang up."""
+
+    async def talk(socket: ServerConnection) -> None:
+        for _ in range(3):
+            await socket.send(["x"] * 3_000)
+
+    async with hearing(talk) as socket:
+        assert [*chain(*await lists_of(socket))] == [b"x" * 3_000] * 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -557,3 +558,55 @@ def test_no_json_costs_a_neighbor(first: object, last: object) -> None:
     step = streaming().feed(json.dumps(messages).encode())
 
     assert (entity_ids(step), len(step.malformed)) == (["a.b"], 2)
+
+
+def _ready() -> Session:
+    session = Session("t" * 40, subscribe=False)
+    session.feed(b'{"type":"auth_required"}')
+    session.feed(b'{"type":"auth_ok"}')
+    return session
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        pytest.param(b"[" + b"1," * 20_000_000 + b"1]", id="numbers"),
+        pytest.param(b"[" + b"{}," * 2_000_000 + b"{}]", id="objects"),
+        pytest.param(b"[" + b'{"type":"x"},' * 2_000_000 + b'{"type":"x"}]', id="messages"),
+        pytest.param(b"[" + b'{"type":"x"},' * 20_000 + b'{"type":"x"}]', id="some too many"),
+        pytest.param(b'[1,{"id":[' + b',{"id":[' * 500_000, id="nested"),
+        pytest.param(b'[1,{"id":[' + b',{"id":x' * 500_000, id="broken"),
+        pytest.param(b"[" * 30_000_000, id="deep"),
+    ],
+)
+def test_a_frame_costs_no_more_than_its_size(frame: bytes) -> None:
+    """What would take seconds ends the connection: what was in it is read back as a gap."""
+    began = time.thread_time()
+
+    with pytest.raises(SourceProtocolError):
+        _ready().feed(frame)
+
+    assert time.thread_time() - began < 5.0
+
+
+def test_a_single_message_too_long_to_be_repaired_is_malformed() -> None:
+    """It is an answer, and whoever waits for it gets none in time."""
+    frame = b'{"id":1,"type":"result","result":[NaN' + b",1" * 10_000_000 + b"]}"
+
+    (problem,) = _ready().feed(frame).malformed
+
+    assert problem.kind == "not_json"
+
+
+def test_the_masked_reason_of_a_failed_command_is_cut_first() -> None:
+    """An error message of megabytes holds neither the event loop nor the token."""
+    session = _ready()
+    number, _ = session.command("get_states")
+    message = b"a" * 190 + b"t" * 40 + b"a" * 10_000_000
+    frame = b'{"id":%d,"type":"result","error":{"code":1,"message":"%b"}}' % (number, message)
+
+    (answer,) = session.feed(frame).answers
+
+    assert answer.failure is not None
+    assert len(str(answer.failure)) < 300
+    assert "t" * 8 not in str(answer.failure)
