@@ -1,4 +1,4 @@
-"""Takes the one picture of health from all parts."""
+"""The snapshot of all parts for health and metrics, and the monitor of memory."""
 
 from __future__ import annotations
 
@@ -45,6 +45,33 @@ class LocalFile(Protocol):
     """One sentence when it is, or was at the start."""
 
 
+class ProcessUsage:
+    """Memory and processor time of this process, as last read.
+
+    Reading needs a file descriptor. When there is none left, or the reading fails otherwise,
+    the last numbers stay and the failure is counted.
+    """
+
+    def __init__(self, process: psutil.Process | None = None) -> None:
+        self.memory_mb = 0.0
+        self.cpu_percent = 0.0
+        self.failures = 0
+        self._process = process or psutil.Process()
+        self._log = Repeats(logger)
+
+    def read(self) -> None:
+        """Read both; call it before looking at them."""
+        try:
+            with self._process.oneshot():
+                self.memory_mb = self._process.memory_info().rss / _MEGABYTE
+                self.cpu_percent = self._process.cpu_percent()
+        except (OSError, psutil.Error) as exc:
+            self.failures += 1
+            self._log.tell(logging.WARNING, "Cannot read memory and processor time: %s", exc)
+        else:
+            self._log.over("Memory and processor time can be read again")
+
+
 class Observer:
     """Knows every part that has a state, and shows them all at one moment."""
 
@@ -67,10 +94,11 @@ class Observer:
         supervisor: Supervisor,
         memory_limit_mb: float,
         watch_s: float = 5.0,
+        usage: ProcessUsage | None = None,
     ) -> None:
-        """Take the parts, and the memory in megabytes above which the picture alarms.
+        """Observe the parts; above `memory_limit_mb` the snapshot is degraded.
 
-        `watch_s` is how often `watch` looks.
+        `watch` looks every `watch_s` seconds.
         """
         self._source = source
         self._pipeline = pipeline
@@ -89,15 +117,17 @@ class Observer:
         self._memory_limit_mb = memory_limit_mb
         self._watch_s = watch_s
         self._memory = Repeats(logger)
-        self._process = psutil.Process()
+        self._usage = usage or ProcessUsage()
+        self.watch_failures = 0
+        """Rounds of `watch` that failed."""
+        self._failures = Repeats(logger)
         self._started = time.monotonic()
 
     def snapshot(self) -> Snapshot:
         """Return the picture; nothing in it awaits, so its books are of one moment."""
         telemetry = self._telemetry
-        with self._process.oneshot():
-            memory_mb = self._process.memory_info().rss / _MEGABYTE
-            cpu_percent = self._process.cpu_percent()
+        usage = self._usage
+        usage.read()
         return Snapshot(
             version=__version__,
             timestamp=datetime.now(UTC),
@@ -120,9 +150,10 @@ class Observer:
             dead_letters=self._dead_letters.count,
             dead_letters_discarded=self._dead_letters.discarded,
             watchers=self._hub.watchers,
-            memory_mb=memory_mb,
+            memory_mb=usage.memory_mb,
             memory_limit_mb=self._memory_limit_mb,
-            cpu_percent=cpu_percent,
+            cpu_percent=usage.cpu_percent,
+            monitor_failures=usage.failures + self.watch_failures,
             failures=dict(self._supervisor.failures),
             damage=[file.damage for file in self._local_files if file and file.damage],
             data_api=self._data_api.status() if self._data_api else None,
@@ -131,24 +162,33 @@ class Observer:
         )
 
     async def watch(self) -> None:
-        """Say in the log when memory passes the limit, when it is below, and what repeats.
+        """Log when memory passes the limit, when it is below again, and repeated messages.
 
-        It goes on for ever.
+        It runs forever, whatever it fails at: a monitor must not end what it monitors.
         """
         over = False
         while True:
-            snapshot = self.snapshot()
-            if snapshot.memory_reason and not over:
-                over = True
-                self._memory.tell(logging.ERROR, "%s", snapshot.memory_reason)
-            # Not at the limit itself: memory that moves around it would fill the log.
-            elif over and snapshot.memory_mb < _WELL_BELOW * snapshot.memory_limit_mb:
-                over = False
-                self._memory.over(
-                    "Memory is %.0f MB, below MAX_MEMORY_MB again", snapshot.memory_mb
+            try:
+                over = self._check_memory(over=over)
+                sum_up_repeats()
+            except Exception as exc:  # noqa: BLE001 - the boundary that the docstring names
+                self.watch_failures += 1
+                self._failures.tell(
+                    logging.ERROR, "The monitor failed: %s", exc, kind=str(type(exc)), exc_info=exc
                 )
-            sum_up_repeats()
             await asyncio.sleep(self._watch_s)
+
+    def _check_memory(self, *, over: bool) -> bool:
+        """Log when memory passes the limit in either direction; return whether it is over."""
+        snapshot = self.snapshot()
+        if snapshot.memory_reason and not over:
+            self._memory.tell(logging.ERROR, "%s", snapshot.memory_reason)
+            return True
+        # Not at the limit itself: memory that moves around it would fill the log.
+        if over and snapshot.memory_mb < _WELL_BELOW * snapshot.memory_limit_mb:
+            self._memory.over("Memory is %.0f MB, below MAX_MEMORY_MB again", snapshot.memory_mb)
+            return False
+        return over
 
     def _journal_status(self) -> JournalStatus:
         status = self._journal.status()

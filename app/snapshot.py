@@ -179,6 +179,8 @@ class Snapshot:
     """A sentence for each local file, beside the journal's, that is or was damaged."""
     filter_reason: str | None = None
     """One sentence while the file of the entity filter cannot be used."""
+    monitor_failures: int = 0
+    """Readings of memory and processor time, and rounds of the monitor, that failed."""
     transform_failures: Mapping[str, int] = field(default_factory=dict)
     """Changes that broke a transform and went on as they were, by its name."""
 

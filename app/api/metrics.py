@@ -76,6 +76,11 @@ def _process(snapshot: Snapshot) -> Iterator[Metric]:
     yield _gauge("ingest_memory_bytes", "Resident memory", snapshot.memory_mb * _MEGABYTE)
     yield _gauge("ingest_memory_limit_bytes", "MAX_MEMORY_MB", snapshot.memory_limit_mb * _MEGABYTE)
     yield _gauge("ingest_cpu_ratio", "Processor time; 1 is one core", snapshot.cpu_percent / 100)
+    yield _counter(
+        "ingest_monitor_failures",
+        "Readings of memory and processor time that failed",
+        snapshot.monitor_failures,
+    )
     yield _gauge("ingest_watchers", "Clients connected to /ws", snapshot.watchers)
     yield _gauge("ingest_dead_letters", "Points put aside", snapshot.dead_letters)
     yield _counter(

@@ -186,6 +186,38 @@ def test_every_query_of_the_home_asks_for_what_the_schema_has() -> None:
     assert {title: found for title, query in queries.items() if (found := [*misfits(query)])} == {}
 
 
+def schema_collisions(query: str) -> Iterator[str]:
+    """Yield what makes Flux put values of several types into one column.
+
+    Fields have types of their own. A table that holds several of them is an error ("schema
+    collision"), so they become columns before series are grouped.
+    """
+    before, pivot, _ = query.partition("pivot(")
+    if pivot and re.search(r"\bgroup\(", before):
+        yield "group() before pivot()"
+    if not pivot and len(set(_FIELD.findall(query))) != 1 and "group(" in query:
+        yield "group() of several fields"
+
+
+def test_every_query_turns_fields_into_columns_before_it_groups() -> None:
+    """In the dashboards and in the documentation."""
+    queries = {panel.title: target.query for panel in read(HOME).panels for target in panel.targets}
+    examples = re.findall(r"```flux\n(.*?)```", SCHEMA, re.DOTALL)
+    queries |= {f"example {number}": text for number, text in enumerate(examples)}
+
+    assert len(examples) > 3
+    assert [name for name, query in queries.items() if [*schema_collisions(query)]] == []
+
+
+def test_a_query_that_groups_several_fields_is_noticed() -> None:
+    """Or the test above would say nothing."""
+    fields = 'filter(fn: (r) => r._field == "value" or r._field == "state_value")'
+
+    assert [*schema_collisions(f"{fields} |> pivot() |> group()")] == []
+    assert [*schema_collisions(f"{fields} |> group() |> pivot()")] == ["group() before pivot()"]
+    assert [*schema_collisions(f"{fields} |> group()")] == ["group() of several fields"]
+
+
 def test_every_variable_in_a_query_is_one_that_can_be_chosen() -> None:
     """Grafana leaves the others as they are."""
     for path in BOARDS:
