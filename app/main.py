@@ -146,6 +146,11 @@ def configure_logs(chosen: Settings, *, env_file: Path | None = None) -> None:
         ) from exc
     for warning in settings.warnings(env_file):
         logger.warning("%s", warning)
+    key = chosen.serving.api_key
+    if key is not None and len(key.get_secret_value()) < settings.SHORTEST_GOOD_KEY:
+        logger.warning(
+            "API_KEY has fewer than %d characters and can be guessed", settings.SHORTEST_GOOD_KEY
+        )
 
 
 def _components(container: Container, connections: Connections) -> Components:

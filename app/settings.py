@@ -43,6 +43,9 @@ from app.tls import UnusableCertificate, check_client_certificate
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Section = TypeVar("Section", bound="_Section")
 
+SHORTEST_GOOD_KEY = 16
+"""Characters of an API_KEY that is not warned about (docs/decisions/0017)."""
+
 _FILE = "_FILE"
 """Ends the name of the variable that names a file with the secret."""
 _DEPRECATED = (

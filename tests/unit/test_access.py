@@ -77,6 +77,9 @@ def _ws(**changes: object) -> Asked:
         (_asked(headers={"forwarded": ["for=1.2.3.4"]}), "api_key_needed"),
         (_asked(headers={"x-forwarded-for": ["127.0.0.1"]}), "api_key_needed"),
         (_asked(headers={"x-forwarded-proto": ["https"]}), "api_key_needed"),
+        (_asked(http_version="1.0"), "api_key_needed"),
+        (_ws(headers={"via": ["1.1 proxy"]}), "api_key_needed"),
+        (_asked("/metrics", http_version="1.0"), "allow"),
         # always open
         (_asked("/health", peer="192.168.1.7", headers={"host": ["nas"]}), "allow"),
         (_asked("/health/live", peer=None), "allow"),
@@ -165,6 +168,52 @@ def test_with_a_key_everything_that_holds_data_asks_for_it(asked: Asked, verdict
     assert verdict == _verdict(LOCKED, asked)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Via", "Forwarded", "X-Real-IP", "X-Forwarded-Host", "X-Forwarded", "CF-Connecting-IP",
+        "CF-Ray", "CDN-Loop", "True-Client-IP", "X-Client-IP", "X-Cluster-Client-IP",
+        "Fastly-Client-IP", "X-Original-URL", "X-Envoy-External-Address", "X-Original-Host",
+        "X-Amzn-Trace-Id", "X-Amz-Cf-Id", "X-Cloud-Trace-Context", "Fly-Client-IP",
+        "Tailscale-User-Login", "X-Ingress-Path", "X-Hassio-User-ID", "X-Remote-User-Id",
+        "X-ARR-LOG-ID", "X-Azure-ClientIP", "X-Varnish", "X-Request-Id", "X-Scheme",
+        "X-Vercel-Id", "X-Kong-Request-Id", "WL-Proxy-Client-IP", "X-ProxyUser-Ip",
+        "Remote-User", "X-Auth-Request-User", "Akamai-Origin-Hop",
+    ],
+)  # fmt: skip
+def test_a_header_of_a_proxy_is_recognized(name: str) -> None:
+    """Without a key its request is refused, and the reason names the header."""
+    asked = asked_in(
+        {
+            "type": "http",
+            "path": "/api/v1/dead-letters",
+            "method": "DELETE",
+            "client": ("127.0.0.1", 5),
+            "headers": [(b"host", b"localhost"), (name.encode(), b"x")],
+        }
+    )
+    decision = decide(OPEN, asked)
+
+    assert isinstance(decision, Refuse)
+    assert f"was forwarded by a proxy, which sent {name.lower()}" in decision.problem.detail
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Accept", "Accept-Encoding", "Accept-Language", "Cache-Control", "Connection", "Cookie",
+        "Content-Length", "Content-Type", "DNT", "If-None-Match", "If-Modified-Since", "Origin",
+        "Pragma", "Priority", "Range", "Referer", "Sec-CH-UA", "Sec-Fetch-Site", "Sec-GPC",
+        "Sec-WebSocket-Key", "TE", "Upgrade", "Upgrade-Insecure-Requests", "User-Agent",
+        "X-Prometheus-Scrape-Timeout-Seconds", "X-Requested-With", "X-API-Key", "Traceparent",
+        "X-Grafana-Org-Id", "X-DataSource-Uid", "Expect", "Keep-Alive", "Authorization",
+    ],
+)  # fmt: skip
+def test_headers_of_browsers_and_programs_are_none_of_a_proxy(name: str) -> None:
+    """A direct request of this machine is answered with them."""
+    assert _verdict(OPEN, _asked(headers={name.lower(): ["x"]})) == "allow"
+
+
 def test_a_refusal_says_what_to_do() -> None:
     """Without a key the problem names the setting and the reason; with one, how to send it."""
     without = decide(OPEN, _asked(peer="192.168.1.7"))
@@ -222,6 +271,7 @@ def test_a_scope_is_read_whole() -> None:
     asked = asked_in(
         {
             "type": "websocket",
+            "http_version": "1.1",
             "path": "/ws",
             "client": None,
             "headers": [(b"Host", b"a"), (b"host", b"b"), (b"X-API-Key", b"\xff")],

@@ -280,6 +280,31 @@ def test_listening_for_others_without_a_key_is_warned_of() -> None:
 
 
 @pytest.mark.parametrize(
+    ("host", "api_key", "status", "words"),
+    [
+        ("127.0.0.1", None, "ok", "`ssh -L`"),
+        ("0.0.0.0", None, "warning", "API_KEY is unset"),
+        ("0.0.0.0", "k" * 15, "warning", "15 characters"),
+        ("127.0.0.1", "k" * 15, "warning", "15 characters"),
+    ],
+)
+def test_who_is_answered_is_said(
+    host: str, api_key: str | None, status: Status, words: str
+) -> None:
+    """What cannot be recognized without a key, and a key that can be guessed."""
+    finding = judgments.access(host, api_key=api_key)
+
+    assert finding is not None
+    assert (finding.name, finding.status) == ("access", status)
+    assert words in finding.what
+
+
+def test_a_long_key_needs_no_word() -> None:
+    """Only its holders are answered."""
+    assert judgments.access("0.0.0.0", api_key="k" * 16) is None
+
+
+@pytest.mark.parametrize(
     ("body", "status", "found"),
     [
         (b'{"results":[{"series":[{"name":"websocket_ingestion_doctor"}]}]}', 200, True),

@@ -91,10 +91,12 @@ async def _looked(
 def _of_settings(chosen: Settings, env_file: Path | None) -> list[Finding]:
     odd = settings.warnings(env_file)
     found = [warning("settings", f"{each}.", "Mend or remove it.") for each in odd]
-    has_key = chosen.serving.api_key is not None
-    if (access := judgments.listening(chosen.serving.host, has_key=has_key)) is not None:
-        found.append(access)
-    return found or [ok("settings", "All of them can be used.")]
+    found = found or [ok("settings", "All of them can be used.")]
+    key = chosen.serving.api_key
+    access = judgments.access(
+        chosen.serving.host, api_key=None if key is None else key.get_secret_value()
+    )
+    return found if access is None else [*found, access]
 
 
 def _neighbors(

@@ -13,6 +13,7 @@ import msgspec
 
 from app.commands.doctor.findings import Finding, failed, ok, warning
 from app.errors import CommandFailed, SourceUnavailable
+from app.settings import SHORTEST_GOOD_KEY
 from app.sink.answers import Accepted, Answer, Busy, Held, Refused
 from app.unreachable import Obstacle, Party, obstacle
 
@@ -28,8 +29,27 @@ _ENTITIES_ASKED = 50
 _LISTENING_EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
 
 
+def access(host: str, *, api_key: str | None) -> Finding | None:
+    """Judge who would be answered; None when only holders of a long key are."""
+    if api_key is None:
+        return listening(host, has_key=False) or ok(
+            "access",
+            "Without an API_KEY every program of this machine is answered, and nothing that a"
+            " recognized proxy forwards. A TCP forwarder, `ssh -L` or a proxy that adds no header"
+            " (nginx since 1.29.7) cannot be recognized: set API_KEY if there is one.",
+        )
+    if len(api_key) >= SHORTEST_GOOD_KEY:
+        return None
+    return warning(
+        "access",
+        f"API_KEY has {len(api_key)} characters: it can be guessed, because a right key is"
+        " accepted however many wrong ones came before.",
+        f"Use at least {SHORTEST_GOOD_KEY} random characters, for example `openssl rand -hex 32`.",
+    )
+
+
 def listening(host: str, *, has_key: bool) -> Finding | None:
-    """Say that nobody beyond this machine will be answered, though it listens for them."""
+    """Warn when it listens for other machines and would answer none of them."""
     if host not in _LISTENING_EVERYWHERE or has_key:
         return None
     return warning(
