@@ -79,6 +79,8 @@ class SinkStatus:
     points_written: int = 0
     points_dead_lettered: int = 0
     points_dropped: int = 0
+    points_expired: int = 0
+    """Of the dropped: not stored by the database because they are older than its retention."""
     held: int = 0
     """Points journaled, or lent while commits fail, and not yet settled by this sink."""
     lag_seconds: float = 0.0

@@ -24,6 +24,8 @@ class SinkCounts:
         self.written = 0
         self.dead_lettered = 0
         self.dropped = 0
+        self.expired = 0
+        """Of the dropped: not stored by the database because they are older than its retention."""
         self.last_write_at: float | None = None
         """Seconds since the epoch."""
 
@@ -146,6 +148,11 @@ class Telemetry:
     def points_dropped(self, sink: str, points: int) -> None:
         """Count points that a sink will never see because the journal reached its bound."""
         self.sink(sink).dropped += points
+
+    def points_expired(self, sink: str, points: int) -> None:
+        """Count points that a sink did not store because they are older than its retention."""
+        self.points_dropped(sink, points)
+        self.sink(sink).expired += points
 
     def sink(self, name: str) -> SinkCounts:
         """Return the counts of one sink."""

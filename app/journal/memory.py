@@ -95,12 +95,13 @@ class MemoryJournal:
     async def commit(self) -> None:
         """Do nothing: nothing here is ever durable."""
 
-    async def read(self, sink: str, *, max_points: int) -> list[Row]:
+    async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
         """Return the next rows the sink has not settled, in order, at least one if any.
 
-        The first may be settled in part; then come whole rows while all fit `max_points`.
+        The first may be settled in part; then come whole rows while all fit `max_points`. With
+        `after`, rows that end there or before are left out as well.
         """
-        return self._rows.after(self._ledger.cursors[sink], max_points=max_points) or []
+        return self._rows.after(self._start(sink, after), max_points=max_points) or []
 
     def cursor(self, sink: str) -> int:
         """Return the last sequence number the sink has settled."""
@@ -117,11 +118,13 @@ class MemoryJournal:
         self._ledger.settle(sink, through)
         self._rows.forget(self._ledger.settled_by_all)
 
-    def pending(self, sink: str) -> Pending:
-        """Return what the sink has not settled."""
-        oldest = self._rows.holding(self._ledger.cursors[sink] + 1)
+    def pending(self, sink: str, *, after: int = 0) -> Pending:
+        """Return what the sink has not settled; with `after`, only what comes after it."""
+        start = self._start(sink, after)
+        oldest = self._rows.holding(start + 1)
         return Pending(
-            points=self._ledger.held(sink), oldest_at=oldest.received_at if oldest else None
+            points=self._ledger.points_between(start, self._ledger.tail),
+            oldest_at=oldest.received_at if oldest else None,
         )
 
     def held_at_start(self, sink: str) -> int:
@@ -145,6 +148,9 @@ class MemoryJournal:
             appended_points=self._ledger.appended_points,
             reason=_FULL_REASONS[self._overflow] if self._full else None,
         )
+
+    def _start(self, sink: str, after: int) -> int:
+        return max(self._ledger.cursors[sink], after)
 
     def _make_room(self, needed_bytes: int) -> None:
         room = self._max_bytes - self._rows.bytes

@@ -209,30 +209,33 @@ class SqliteJournal:
         if self._ledger.tail > self._durable_through:
             await self._to_its_end(self._append(Lines(b"", 0), 0.0))
 
-    async def read(self, sink: str, *, max_points: int) -> list[Row]:
+    async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
         """Return the next rows the sink has not settled, in order, at least one if any.
 
-        The first may be settled in part; then come whole rows while all fit `max_points`.
+        The first may be settled in part; then come whole rows while all fit `max_points`. With
+        `after`, rows that end there or before are left out as well.
 
         Raises:
             StorageError: the rows cannot be read.
         """
         ledger = self._ledger
-        while ledger.held(sink):
+        while ledger.points_between(max(ledger.cursors[sink], after), ledger.tail) > 0:
             cursor = ledger.cursors[sink]
-            rows = self._recent.after(cursor, max_points=max_points)
+            start = max(cursor, after)
+            rows = self._recent.after(start, max_points=max_points)
             if rows is None:
-                rows = self._lent.after(cursor, max_points=max_points)
+                rows = self._lent.after(start, max_points=max_points)
             if rows is None:
-                work = partial(rows_after, cursor=cursor, max_points=max_points)
+                work = partial(rows_after, cursor=start, max_points=max_points)
                 rows = await self._read_disk(work)
-            if cursor == ledger.cursors[sink] and _follow(rows, cursor, ledger):
-                self._oldest_at[sink] = rows[0].received_at
+            if cursor == ledger.cursors[sink] and _follow(rows, start, ledger):
+                if start == cursor:
+                    self._oldest_at[sink] = rows[0].received_at
                 return rows
             # An append at its bound has dropped these rows, and perhaps not said so yet.
             async with self._order:
                 if cursor == ledger.cursors[sink]:
-                    await self._lose(cursor + 1, await self._readable_from(cursor) - 1)
+                    raise StorageDamaged(f"the journal has lost the rows after number {start}")
         return []
 
     async def _read_disk(self, work: Callable[[Connection], list[Row]]) -> list[Row]:
@@ -305,15 +308,20 @@ class SqliteJournal:
                 return
             after = last
 
-    def pending(self, sink: str) -> Pending:
-        """Return what the sink has not settled, and its age as of the last read."""
-        points = self._ledger.held(sink)
+    def pending(self, sink: str, *, after: int = 0) -> Pending:
+        """Return what the sink has not settled, and its age as of the last read.
+
+        With `after`, only what comes after that number.
+        """
+        cursor = self._ledger.cursors[sink]
+        start = max(cursor, after)
+        points = self._ledger.points_between(start, self._ledger.tail)
         if not points:
             return Pending(points=0, oldest_at=None)
-        next_number = self._ledger.cursors[sink] + 1
-        row = self._recent.holding(next_number) or self._lent.holding(next_number)
-        oldest_at = self._oldest_at.get(sink) if row is None else row.received_at
-        return Pending(points=points, oldest_at=oldest_at)
+        row = self._recent.holding(start + 1) or self._lent.holding(start + 1)
+        if row is not None:
+            return Pending(points=points, oldest_at=row.received_at)
+        return Pending(points=points, oldest_at=self._oldest_at.get(sink))
 
     def held_at_start(self, sink: str) -> int:
         """Return how many points waited for the sink when the journal was opened."""

@@ -8,7 +8,7 @@ exception that leaves `write` is a defect of ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 
 class Batch(Protocol):
@@ -70,6 +70,33 @@ class Refused:
     """The HTTP status; None from a sink that does not speak HTTP."""
     advice: str | None = None
     """One sentence that says what a person can do when every point is refused like this."""
+    conflict: FieldName | None = None
+    """The field that the database holds with another type, when that is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class FieldName:
+    """A field as a database names it."""
+
+    name: str
+    measurement: str | None = None
+    """None when the database does not name it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutOfBounds:
+    """Points were refused for a limit of the database, not for what they hold.
+
+    The other points of the batch, if there are any, are stored.
+    """
+
+    cause: Literal["retention", "limit"]
+    """Their age, or a limit of series, tag values, tables or columns."""
+    reason: str
+    """The database's own words, without series keys and tag values."""
+    dropped: int | None = None
+    """How many it did not store; None when it does not say."""
+    status: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +149,26 @@ class ServerFailed:
 
 
 Answer: TypeAlias = (
-    Accepted | Refused | TooLarge | Held | Busy | TimedOut | Unavailable | ServerFailed
+    Accepted
+    | Refused
+    | OutOfBounds
+    | TooLarge
+    | Held
+    | Busy
+    | TimedOut
+    | Unavailable
+    | ServerFailed
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerProcess:
+    """The running process of a database, for databases that acknowledge before they store."""
+
+    flush_s: float = 0.0
+    """Seconds from an acknowledgement until its points are on disk; 0 when they already are."""
+    started: str | None = None
+    """When the process started, in the database's words; None when it does not say."""
 
 
 class Sink(Protocol):

@@ -6,13 +6,16 @@ belongs in a thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from app import members
 from app.errors import StorageDamaged
 from app.model import Lines, Row
+from app.schema.line_protocol import parse_line
+from app.sink.answers import FieldName
 
 _ROWS_AT_HAND = 100
 """As many are joined in a tenth of a millisecond or two."""
@@ -153,6 +156,40 @@ def cut(part: Part, start: int, stop: int) -> CutLines:
     """
     lines = part.lines()[start:stop]
     return _compressed(lines, first=part.first + start, received_at=part.received_at)
+
+
+def line_from(part: Part, number: int, conflict: FieldName | None = None) -> CutLines | None:
+    """Return the line with a number, or the next one of the part with a field; blocks.
+
+    Raises:
+        StorageDamaged: the part cannot be taken apart.
+    """
+    start = max(0, number - part.first)
+    for index, line in enumerate(part.lines()[start:], start=start):
+        if conflict is None or _has_field(line, conflict):
+            return cut(part, index, index + 1)
+    return None
+
+
+def fields_in(part: Part, wanted: Collection[FieldName]) -> frozenset[FieldName]:
+    """Return which of the fields the lines have, as far as the lines can be read; blocks."""
+    left = set(wanted)
+    with contextlib.suppress(StorageDamaged):
+        for line in part.lines():
+            left -= {name for name in left if _has_field(line, name)}
+            if not left:
+                break
+    return frozenset(wanted) - left
+
+
+def _has_field(line: bytes, wanted: FieldName) -> bool:
+    if wanted.name.encode() not in line:  # parsing costs a hundred times as much
+        return False
+    try:
+        point = parse_line(line)
+    except ValueError:
+        return False
+    return wanted.name in point.fields and wanted.measurement in {None, point.measurement}
 
 
 def _data(row: Row) -> bytes:

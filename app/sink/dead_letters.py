@@ -106,14 +106,21 @@ class DeadLetters:
         await self._database.__aexit__()
 
     async def insert(self, sink: str, *, sequence: int, line: bytes, reason: str) -> None:
-        """Keep a line durably; the same line of the same number is kept once."""
-        row = (sink, sequence, line, reason, self._clock())
+        """Store a line durably; the same line of the same number is stored once."""
+        await self.insert_all(sink, first=sequence, lines=[line], reason=reason)
+
+    async def insert_all(
+        self, sink: str, *, first: int, lines: Sequence[bytes], reason: str
+    ) -> None:
+        """Store consecutive lines durably, in one transaction."""
+        now = self._clock()
+        rows = [(sink, first + place, line, reason, now) for place, line in enumerate(lines)]
 
         def work(connection: Connection) -> tuple[int, int]:
-            connection.execute(
+            connection.executemany(
                 "INSERT OR IGNORE INTO dead_letters"
                 " (sink, sequence, line, reason, refused_at) VALUES (?, ?, ?, ?, ?)",
-                row,
+                rows,
             )
             count = _count(connection)
             surplus = max(0, count - self._max_points)

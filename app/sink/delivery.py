@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -14,21 +14,34 @@ from typing import Protocol, TypeVar
 
 from app.errors import StorageDamaged, StorageError
 from app.logs import Repeats
-from app.model import Row
 from app.resilience import Backoff, Breaker
 from app.sink.answers import (
     Accepted,
     Answer,
     Busy,
+    FieldName,
     Held,
+    OutOfBounds,
     Refused,
+    ServerProcess,
     Sink,
     TimedOut,
     TooLarge,
     Unavailable,
 )
-from app.sink.batches import Part, WholeRows, after, cut, halves, whole_rows
+from app.sink.batches import (
+    Part,
+    WholeRows,
+    after,
+    cut,
+    fields_in,
+    halves,
+    line_from,
+    whole_rows,
+)
+from app.sink.progress import Log, Progress
 from app.sink.steps import (
+    Action,
     Advance,
     Attempt,
     DeadLetter,
@@ -36,12 +49,13 @@ from app.sink.steps import (
     Split,
     State,
     Wait,
+    blamed,
     needs_ping,
     probed_index,
     refusing,
     step,
 )
-from app.sink.trouble import Pace, Trouble, impersonal
+from app.sink.trouble import Expired, Pace, Trouble, impersonal, title
 from app.snapshot import BreakerStatus, SinkStatus
 from app.telemetry import Telemetry
 
@@ -50,58 +64,26 @@ logger = logging.getLogger(__name__)
 Taken = TypeVar("Taken")
 
 
-class PendingPoints(Protocol):
-    """What a sink has not settled yet."""
-
-    @property
-    def points(self) -> int:
-        """How many points."""
-        ...
-
-    @property
-    def oldest_at(self) -> float | None:
-        """When the oldest was received, in seconds since the epoch; None without points."""
-        ...
-
-
-class Log(Protocol):
-    """The journal, as far as delivery reads and settles it."""
-
-    async def read(self, sink: str, *, max_points: int) -> list[Row]:
-        """Return the next unsettled rows, at least one if any, then as many as fit."""
-        ...
-
-    def cursor(self, sink: str) -> int:
-        """Return the last settled sequence number."""
-        ...
-
-    def settle(self, sink: str, through: int) -> None:
-        """Move the cursor forward."""
-        ...
-
-    def pending(self, sink: str) -> PendingPoints:
-        """Return what is not settled."""
-        ...
-
-    async def grown(self, sink: str, *, points: int) -> None:
-        """Wait until at least so many points are pending."""
-        ...
-
-
 class PutsAside(Protocol):
     """Where lines go that no retry will get into the sink."""
 
     async def insert(self, sink: str, *, sequence: int, line: bytes, reason: str) -> None:
-        """Keep a line durably; doing so twice keeps it once."""
+        """Store a line durably; doing so twice stores it once."""
+        ...
+
+    async def insert_all(
+        self, sink: str, *, first: int, lines: Sequence[bytes], reason: str
+    ) -> None:
+        """Store consecutive lines durably, in one transaction."""
         ...
 
 
 class Delivery:
-    """Brings every point of the journal to one sink, or knows why not.
+    """Sends every point of the journal to one sink, in order.
 
-    What an answer means is decided in `steps`; here is only the I/O around it. A point is
-    settled in the same synchronous stretch in which its sink's acceptance is seen and
-    counted, so a cancellation at any moment loses nothing and counts nothing twice.
+    What an answer means is decided in `steps`, how far the sink has come is in `progress`; here
+    is only the I/O around them. The position moves in the same synchronous stretch in which an
+    acceptance is seen, so a cancellation at any moment loses nothing and counts nothing twice.
     """
 
     def __init__(
@@ -119,14 +101,17 @@ class Delivery:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        process: Callable[[], Awaitable[ServerProcess | None]] | None = None,
     ) -> None:
-        """Take the neighbors and the bounds: a request leaves at `batch_points` or the timeout.
+        """Assign the parts and the bounds: a request leaves at `batch_points` or the timeout.
 
-        `clock` only moves forward; `wall_clock` gives seconds since the epoch.
+        `clock` only moves forward; `wall_clock` gives seconds since the epoch. `process` asks a
+        database that may acknowledge points before they are on disk what it is.
         """
         self.name = sink.name
         self._sink = sink
         self._journal = journal
+        self._progress = Progress(journal, sink.name, clock=clock, process=process)
         self._dead_letters = dead_letters
         self._breaker = breaker
         self._backoff = backoff
@@ -139,8 +124,9 @@ class Delivery:
         self._sleep = sleep
         self._state = State.starting(self._limits)
         self._parts: deque[Part] = deque()
-        """What is in hand: read from the journal and not yet settled, in order."""
+        """What is in hand: read from the journal and not yet accepted, in order."""
         self._held_at_start = 0
+        self._last_accepted: Part | None = None
         self._finishing = False
         self._patience: asyncio.Timeout | None = None
         self._trouble: Trouble | None = None
@@ -148,9 +134,11 @@ class Delivery:
         self._pace = Pace()
         self._troubles = Repeats(logger, clock=clock)
         self._losses = Repeats(logger, clock=clock)
+        self._restarts = Repeats(logger, clock=clock)
+        self._expired = Expired()
 
     async def run(self) -> None:
-        """Deliver for ever; after `finish` until nothing is left or the sink cannot take it."""
+        """Deliver forever; after `finish` until nothing is left or the sink cannot take it."""
         self._held_at_start = self._journal.pending(self.name).points
         while await self._due():
             try:
@@ -168,7 +156,7 @@ class Delivery:
 
     def status(self) -> SinkStatus:
         """Return this sink's part of the snapshot."""
-        pending = self._journal.pending(self.name)
+        pending = self._progress.pending()
         counts = self._telemetry.sink(self.name)
         oldest_at, last_write_at = pending.oldest_at, counts.last_write_at
         return SinkStatus(
@@ -178,7 +166,8 @@ class Delivery:
             points_written=counts.written,
             points_dead_lettered=counts.dead_lettered,
             points_dropped=counts.dropped,
-            held=pending.points,
+            points_expired=counts.expired,
+            held=self._journal.pending(self.name).points,
             lag_seconds=0.0 if oldest_at is None else max(0.0, self._wall_clock() - oldest_at),
             drained_in_seconds=(
                 self._pace.drained_in_s(pending.points)
@@ -194,39 +183,66 @@ class Delivery:
                 failure_count=self._breaker.failure_count,
                 last_failure=self._breaker.last_failure,
             ),
-            reason=self._trouble.sentence(self._clock()) if self._trouble else None,
+            reason=self._reason(),
         )
+
+    def _reason(self) -> str | None:
+        now_s = self._clock()
+        if self._trouble is not None:
+            return self._trouble.sentence(now_s)
+        return self._expired.sentence(self.name, now_s)
 
     async def _due(self) -> bool:
         """Wait until something is to be sent; False when the loop is to end."""
         if not self._parts:
-            await self._unless_finished(lambda: self._journal.grown(self.name, points=1))
-            oldest_at = self._journal.pending(self.name).oldest_at
+            await self._something_pending()
+            oldest_at = self._progress.pending().oldest_at
             left_s = (oldest_at or 0.0) + self._batch_timeout_s - self._wall_clock()
             await self._unless_finished(
-                lambda: self._journal.grown(self.name, points=self._batch_points),
+                lambda: self._progress.grown(points=self._batch_points),
                 # The wall clock may jump: never wait longer than the setting says.
                 within_s=min(max(left_s, 0.0), self._batch_timeout_s),
             )
         if not self._finishing:
             return True
         can_send = self._state.condition == "ok" and self._breaker.state != "open"
-        return can_send and self._journal.pending(self.name).points > 0
+        return can_send and self._progress.pending().points > 0
+
+    async def _something_pending(self) -> None:
+        """Wait for the first point; meanwhile follow what the database has brought to disk."""
+        while True:
+            within_s = self._progress.check_in_s if self._progress.retained_points else None
+            await self._unless_finished(lambda: self._progress.grown(points=1), within_s=within_s)
+            if self._finishing or self._progress.pending().points:
+                return
+            await self._check_progress()
 
     async def _take_turn(self) -> None:
-        part = await self._in_hand()
-        if part is None:
+        if self._progress.check_in_s == 0.0:
+            await self._check_progress()
+        part = probe = await self._another_line() if self._state.probe_next else None
+        if part is None and (part := await self._in_hand()) is None:
             return
         started_s = self._clock()
         answer = await self._sink.write(part)
-        attempt = Attempt(points=part.points, last=part.last, now_s=self._clock())
+        attempt = Attempt(
+            points=part.points, last=part.last, now_s=self._clock(), is_probe=probe is not None
+        )
         if needs_ping(self._state, answer, attempt, self._limits):
             attempt = replace(attempt, alive=await self._sink.ping())
+        if self._state.conflicts and isinstance(answer, Accepted):
+            carried = await asyncio.to_thread(fields_in, part, tuple(self._state.conflicts))
+            attempt = replace(attempt, carried=carried)
         self._state, action = step(self._state, answer, attempt, self._limits)
-        self._learn_from(answer)
+        self._learn_from(answer, is_probe=attempt.is_probe)
+        await self._do(action, part, seconds=attempt.now_s - started_s, answer=answer)
+
+    async def _do(self, action: Action, part: Part, *, seconds: float, answer: Answer) -> None:
         match action:
-            case Advance():
-                self._advance(part, seconds=attempt.now_s - started_s)
+            case Advance(expired=expired):
+                if expired:
+                    self._log_expired(answer, expired)
+                self._advance(part, seconds=seconds, expired=expired)
             case Split(wait=wait):
                 await self._halve()
                 if wait:
@@ -238,33 +254,77 @@ class Delivery:
             case _:
                 pass  # Send: the next turn does
 
+    async def _check_progress(self) -> None:
+        if points := await self._progress.check():
+            self._parts.clear()
+            self._restarts.tell(
+                logging.WARNING,
+                "%s may have restarted: %d points that it may have lost are sent again",
+                title(self.name),
+                points,
+            )
+
     async def _in_hand(self) -> Part | None:
         """Return what is to be sent now; None when there turns out to be nothing."""
-        cursor = self._journal.cursor(self.name)
+        position = self._progress.position
         # At its bound the journal drops the oldest points, also those in hand.
-        while self._parts and self._parts[0].last <= cursor:
+        while self._parts and self._parts[0].last <= position:
             self._parts.popleft()
         if not self._parts:
-            rows = await self._journal.read(self.name, max_points=self._state.target)
+            rows = await self._progress.read(max_points=self._state.target)
             if not rows:
-                if self._journal.pending(self.name).points:
+                if self._progress.pending().points:
                     raise StorageError("the journal counts pending points but returns none")
                 return None
             self._parts.append(whole_rows(rows))
         return await self._fitting(self._parts[0])
 
     async def _fitting(self, head: Part) -> Part | None:
-        cursor = self._journal.cursor(self.name)
-        if head.first <= cursor:
-            if (unsettled := await self._apart(lambda part: after(part, cursor))) is None:
+        position = self._progress.position
+        if head.first <= position:
+            if (unsettled := await self._apart(lambda part: after(part, position))) is None:
                 return None
             head = self._parts[0] = unsettled
         if refusing(self._state, self._limits):
-            index = probed_index(self._state, head.points)
-            return await self._apart(lambda part: cut(part, index, index + 1))
+            return await self._probe(head)
         while self._parts and self._parts[0].points > self._state.target:
             await self._halve()
         return self._parts[0] if self._parts else None
+
+    async def _probe(self, head: Part) -> Part | None:
+        """Return the line that shows whether a refusing database takes any."""
+        pending = self._progress.pending().points
+        index = probed_index(self._state, max(1, pending))
+        first_line = await self._apart(lambda part: cut(part, 0, 1))
+        if index == 0 or first_line is None:
+            return first_line
+        conflict = blamed(self._state, self._limits)
+        return await self._line_from(head.first + index, conflict) or first_line
+
+    async def _another_line(self) -> Part | None:
+        """Return a line other than the one in hand; None when there is none.
+
+        One that was accepted before keeps the order. Without one it is a later line.
+        """
+        if (known := self._last_accepted) is not None:
+            try:
+                return await asyncio.to_thread(cut, known, known.points - 1, known.points)
+            except StorageDamaged:
+                self._last_accepted = None
+        behind = self._progress.pending().points - 1
+        if not self._parts or behind < 1:
+            return None
+        return await self._line_from(self._parts[0].last + 1 + probed_index(self._state, behind))
+
+    async def _line_from(self, number: int, conflict: FieldName | None = None) -> Part | None:
+        """Return the line with a number, or the next one that is there and has the field."""
+        rows = await self._progress.read(max_points=1, after=number - 1)
+        if not rows:
+            return None
+        try:
+            return await asyncio.to_thread(line_from, WholeRows((rows[0],)), number, conflict)
+        except StorageDamaged:
+            return None  # it is found when its turn comes
 
     async def _halve(self) -> None:
         if (pair := await self._apart(halves)) is not None:
@@ -285,53 +345,65 @@ class Delivery:
             self._parts.popleft()
             self._parts.extendleft(WholeRows((row,)) for row in reversed(part.rows))
             return
-        points = self._settle(part)
-        self._telemetry.points_dropped(self.name, points)
+        self._done(part, lambda points: self._telemetry.points_dropped(self.name, points))
         self._losses.tell(
-            logging.ERROR, "Lost %d points for %s: %s", points, self.name, exc, kind="damaged"
+            logging.ERROR, "Lost %d points for %s: %s", part.points, self.name, exc, kind="damaged"
         )
 
-    def _advance(self, part: Part, *, seconds: float) -> None:
-        points = self._settle(part)
-        self._telemetry.batch_written(
-            self.name, points, seconds=seconds, received_at=part.received_at
-        )
-        self._pace.sample(self._clock(), held=self._journal.pending(self.name).points)
+    def _advance(self, part: Part, *, seconds: float, expired: int) -> None:
+        def count(points: int) -> None:
+            dropped = min(expired, points)
+            if dropped:
+                self._telemetry.points_expired(self.name, dropped)
+            if points > dropped or not dropped:
+                self._telemetry.batch_written(
+                    self.name, points - dropped, seconds=seconds, received_at=part.received_at
+                )
+
+        self._done(part, count)
+        if not expired:
+            self._last_accepted = part
+        self._pace.sample(self._clock(), held=self._progress.pending().points)
 
     async def _put_aside(self, part: Part, reason: str) -> None:
         if (lines := await self._apart(lambda head: head.lines())) is None:
             return
         # Durable first: if the process dies between the two, the line is refused again and
-        # put aside again, which keeps it once.
-        await self._dead_letters.insert(
-            self.name, sequence=part.first, line=lines[0], reason=reason
-        )
-        self._telemetry.points_dead_lettered(self.name, self._settle(part))
+        # stored again, which keeps it once.
+        if len(lines) == 1:
+            await self._dead_letters.insert(
+                self.name, sequence=part.first, line=lines[0], reason=reason
+            )
+        else:
+            await self._dead_letters.insert_all(
+                self.name, first=part.first, lines=lines, reason=reason
+            )
+        self._done(part, lambda points: self._telemetry.points_dead_lettered(self.name, points))
+        which = f"Point {part.first} is a dead letter"
+        if part.points > 1:
+            which = f"Points {part.first} to {part.last} are dead letters"
         self._losses.tell(
-            logging.ERROR,
-            "Point %d is a dead letter of %s: %r",
-            part.first,
-            self.name,
-            impersonal(reason),
-            kind="dead letter",
+            logging.ERROR, "%s of %s: %r", which, self.name, impersonal(reason), kind="dead letter"
         )
 
-    def _settle(self, part: Part) -> int:
-        """Move the cursor behind the head of what is in hand; return how many points that settled.
+    def _log_expired(self, answer: Answer, points: int) -> None:
+        reason = answer.reason if isinstance(answer, OutOfBounds) else ""
+        self._expired.add(points, self._clock())
+        self._losses.tell(
+            logging.WARNING,
+            "%s did not store %d points that are older than its retention: %s",
+            title(self.name),
+            points,
+            impersonal(reason),
+            kind="retention",
+        )
 
-        Fewer than the part holds when the journal has meanwhile dropped, and counted, some.
-        """
-        cursor = self._journal.cursor(self.name)
-        points = max(0, part.last - max(cursor, part.first - 1))
-        if points:
-            self._journal.settle(self.name, part.last)
+    def _done(self, part: Part, count: Callable[[int], None]) -> None:
+        """Move the position behind the head of what is in hand."""
+        self._progress.done(part, count)
         self._parts.popleft()
-        return points
 
     async def _pause(self, at_least_s: float) -> None:
-        if refusing(self._state, self._limits) and len(self._parts) > 1:
-            # Probes choose among what is in hand: all that was read, not only one bad line.
-            self._parts.clear()
         wait_s = max(at_least_s, self._backoff.next_s(), self._breaker.wait_s)
         await self._unless_finished(lambda: self._sleep(wait_s))
 
@@ -349,23 +421,27 @@ class Delivery:
         finally:
             self._patience = None
 
-    def _learn_from(self, answer: Answer) -> None:
+    def _learn_from(self, answer: Answer, *, is_probe: bool) -> None:
         match answer:
             case Accepted():
-                self._backoff.reset()
+                if not is_probe:
+                    self._backoff.reset()
                 self._breaker.succeeded()
-            case Refused() | TooLarge() | Held():
+            case Refused() | OutOfBounds() | TooLarge() | Held():
                 self._breaker.succeeded()
             case Busy(status=HTTPStatus.TOO_MANY_REQUESTS):
                 pass  # a working database that sets a pace: no reason to cut it off
             case _:
                 self._breaker.failed(answer.reason)
+                self._progress.connection_lost()
+        if is_probe:
+            return  # the line in hand is what a person should read about
         advice = answer.advice if isinstance(answer, Held | Refused) else None
         said = _said(answer)
         self._note(said and impersonal(said), advice=advice)
 
     def _note(self, said: str | None, *, advice: str | None = None) -> None:
-        """Keep what a person should read, and log it."""
+        """Remember what a person should read, and log it."""
         now_s = self._clock()
         self._last_error = said or self._last_error
         before = self._trouble
@@ -391,7 +467,7 @@ def _said(answer: Answer) -> str | None:
     match answer:
         case Accepted():
             return None
-        case TooLarge() | TimedOut() | Unavailable():
+        case OutOfBounds() | TooLarge() | TimedOut() | Unavailable():
             return answer.reason
         case _:
             return answer.reason if answer.status is None else f"{answer.status} {answer.reason}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
-from app.sink.answers import Held, Unavailable
+from app.sink.answers import Held, ServerProcess, Unavailable
 from app.sink.dialects import Ask, Request, Version
 from app.sink.replies import NO_ANSWER, Reply, failure, one_line, parsed
 
@@ -15,6 +15,10 @@ _QUESTIONS = (
     # VictoriaMetrics below a path like /influx knows neither of the others.
     Request(path="/query", query={"q": "SHOW DATABASES"}),
 )
+
+_VICTORIA_METRICS_FLUSH_S = 10.0
+"""It writes what it accepted to disk every 1 to 5 seconds, depending on its version."""
+_STARTED = re.compile(rb"^process_start_time_seconds[ \t]+([0-9.e+]{1,30})", re.MULTILINE)
 
 
 async def detect(ask: Ask) -> Version | Held | Unavailable:
@@ -55,6 +59,15 @@ def version_of(reply: Reply) -> Version | None:
         return None
     versions: dict[str, Version] = {"1": "v1", "2": "v2", "3": "v3"}
     return versions[number[1]]
+
+
+def server_process(metrics: Reply, *, flush_s: float | None) -> ServerProcess:
+    """Read from a database's Prometheus metrics what it is; `flush_s` overrides what is known."""
+    is_victoria_metrics = metrics.status == HTTPStatus.OK and b"vm_app_version" in metrics.body
+    if flush_s is None:
+        flush_s = _VICTORIA_METRICS_FLUSH_S if is_victoria_metrics else 0.0
+    started = _STARTED.search(metrics.body) if metrics.status == HTTPStatus.OK else None
+    return ServerProcess(flush_s=flush_s, started=started[1].decode() if started else None)
 
 
 def unnamed(ping: Reply) -> Version | Held | Unavailable:

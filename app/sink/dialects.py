@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from http import HTTPStatus
@@ -19,12 +20,10 @@ logger = logging.getLogger(__name__)
 
 Version: TypeAlias = Literal["v1", "v2", "v3"]
 
-_LINES = {
-    "Content-Type": "text/plain; charset=utf-8",
-    "Content-Encoding": "gzip",
-    "Accept": "application/json",
-}
+_LINES = {"Content-Type": "text/plain; charset=utf-8", "Accept": "application/json"}
+_GZIPPED_LINES = {**_LINES, "Content-Encoding": "gzip"}
 _JSON = {"Content-Type": "application/json"}
+_DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +37,19 @@ class Request:
     """They may hold the token or the password."""
     body: bytes | dict[str, object] | None = None
     """Bytes are sent as they are, a dict as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """Lines as they are sent."""
+
+    data: bytes
+    is_gzip: bool = True
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the lines are."""
+        return _GZIPPED_LINES if self.is_gzip else _LINES
 
 
 Ask: TypeAlias = Callable[[Request], Awaitable[Reply]]
@@ -72,8 +84,16 @@ class Dialect(Protocol):
         """Return the request with this dialect's credentials, if there are any."""
         ...
 
-    def write(self, body: bytes) -> Request:
-        """Return the request that writes gzipped lines."""
+    def write(self, body: Body) -> Request:
+        """Return the request that writes lines."""
+        ...
+
+    def retention_question(self) -> Request | None:
+        """Return the request that asks how long points are kept; None when there is none."""
+        ...
+
+    def retention_s(self, reply: Reply) -> float | None:
+        """Read the answer to it in seconds; None for forever, or when it says nothing."""
         ...
 
     async def create(self, ask: Ask) -> bool:
@@ -107,22 +127,37 @@ class V1:
             return _authorized(request, f"Basic {pair}")
         return _authorized(request, f"Token {to.token}" if to.token else "")
 
-    def write(self, body: bytes) -> Request:
-        """Return the request that writes gzipped lines."""
+    def write(self, body: Body) -> Request:
+        """Return the request that writes lines."""
         query = {"db": self._target.bucket, "precision": "ns"}
-        return Request(method="POST", path=self.write_path, query=query, headers=_LINES, body=body)
+        return Request(
+            method="POST", path=self.write_path, query=query, headers=body.headers, body=body.data
+        )
 
     async def create(self, ask: Ask) -> bool:
         """Create the database and say whether it is there now."""
-        # InfluxQL escapes within double quotes; names may hold anything but slashes.
-        name = self._target.bucket.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        query = {"q": f'CREATE DATABASE "{name}"'}
+        query = {"q": f"CREATE DATABASE {_quoted(self._target.bucket)}"}
         reply = await ask(Request(method="POST", path="/query", query=query))
         # Also a statement that failed is answered with 200.
         created = reply.status == HTTPStatus.OK and b'"error"' not in reply.body
         if created:
             self._creations.tell(logging.INFO, "Created database %r", self._target.bucket)
         return created
+
+    def retention_question(self) -> Request:
+        """Return the request that asks for the retention policies of the database."""
+        query = {"q": f"SHOW RETENTION POLICIES ON {_quoted(self._target.bucket)}"}
+        return Request(path="/query", query=query)
+
+    def retention_s(self, reply: Reply) -> float | None:
+        """Read the duration of the default policy, in seconds; None for forever."""
+        match parsed(reply):
+            case {"results": [{"series": [{"columns": list(names), "values": list(rows)}]}]}:
+                policies = [dict(zip(names, row, strict=False)) for row in rows]
+            case _:
+                return None
+        durations = [str(each.get("duration")) for each in policies if each.get("default") is True]
+        return _seconds(durations[0]) if durations else None
 
     def advice(self, status: int, message: str) -> str | None:
         """Say what a person can do about a 401, 403 or 404; None when it is not understood."""
@@ -158,10 +193,12 @@ class V2:
         """Name the token."""
         return _authorized(request, f"Token {self._target.token}" if self._target.token else "")
 
-    def write(self, body: bytes) -> Request:
-        """Return the request that writes gzipped lines."""
+    def write(self, body: Body) -> Request:
+        """Return the request that writes lines."""
         query = {"org": self._target.org, "bucket": self._target.bucket, "precision": "ns"}
-        return Request(method="POST", path=self.write_path, query=query, headers=_LINES, body=body)
+        return Request(
+            method="POST", path=self.write_path, query=query, headers=body.headers, body=body.data
+        )
 
     async def create(self, ask: Ask) -> bool:
         """Create the bucket and say whether it is there now."""
@@ -180,6 +217,19 @@ class V2:
             self._creations.tell(logging.INFO, "Created bucket %r in organization %r", bucket, org)
         # 422: someone else has just created it
         return created.status in {HTTPStatus.CREATED, HTTPStatus.UNPROCESSABLE_ENTITY}
+
+    def retention_question(self) -> Request:
+        """Return the request that asks for the bucket."""
+        query = {"org": self._target.org, "name": self._target.bucket}
+        return Request(path="/api/v2/buckets", query=query)
+
+    def retention_s(self, reply: Reply) -> float | None:
+        """Read the rule that expires points, in seconds; None for forever."""
+        match parsed(reply):
+            case {"buckets": [{"retentionRules": [{"everySeconds": int(seconds)}, *_]}, *_]}:
+                return float(seconds) or None
+            case _:
+                return None
 
     def advice(self, status: int, message: str) -> str | None:
         """Say what a person can do about a 401, 403 or 404; None when it is not understood."""
@@ -217,8 +267,8 @@ class V3:
         """Name the token."""
         return _authorized(request, f"Bearer {self._target.token}" if self._target.token else "")
 
-    def write(self, body: bytes) -> Request:
-        """Return the request that writes gzipped lines."""
+    def write(self, body: Body) -> Request:
+        """Return the request that writes lines."""
         query = {
             "db": self._target.bucket,
             "precision": "nanosecond",
@@ -226,7 +276,9 @@ class V3:
             # Acknowledged means durable, there too.
             "no_sync": "false",
         }
-        return Request(method="POST", path=self.write_path, query=query, headers=_LINES, body=body)
+        return Request(
+            method="POST", path=self.write_path, query=query, headers=body.headers, body=body.data
+        )
 
     async def create(self, ask: Ask) -> bool:
         """Create the database and say whether it is there now."""
@@ -239,6 +291,12 @@ class V3:
             self._creations.tell(logging.INFO, "Created database %r", self._target.bucket)
         # 409: someone else has just created it
         return is_new or created.status == HTTPStatus.CONFLICT
+
+    def retention_question(self) -> None:
+        """Return None: version 3 deletes what is too old and refuses nothing."""
+
+    def retention_s(self, reply: Reply) -> None:
+        """Return None, for the same reason."""
 
     def advice(self, status: int, message: str) -> str | None:
         """Say what a person can do about a 401, 403 or 404; None when it is not understood."""
@@ -277,3 +335,18 @@ def _authorized(request: Request, value: str) -> Request:
     if not value:
         return request
     return replace(request, headers={**request.headers, "Authorization": value})
+
+
+def _quoted(name: str) -> str:
+    # InfluxQL escapes within double quotes; names may hold anything but slashes.
+    escaped = name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _seconds(duration: str) -> float | None:
+    """Read a duration as InfluxDB 1 writes it, for example `168h0m0s`; None for zero: forever."""
+    found = _DURATION.fullmatch(duration)
+    if found is None:
+        return None
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return float(3600 * hours + 60 * minutes + seconds) or None

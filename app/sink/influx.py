@@ -16,9 +16,9 @@ from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
 
 from app.errors import StorageDamaged
 from app.logs import Repeats
-from app.sink.answers import Answer, Batch, Held, Refused, Unavailable
-from app.sink.detection import detect, stated_version
-from app.sink.dialects import Dialect, Request, Target, Version, dialect, is_missing
+from app.sink.answers import Answer, Batch, Held, Refused, ServerProcess, Unavailable
+from app.sink.detection import detect, server_process, stated_version
+from app.sink.dialects import Body, Dialect, Request, Target, Version, dialect, is_missing
 from app.sink.replies import NO_ANSWER, Reply, answer, failure
 from app.tls import ClientTls
 
@@ -29,6 +29,7 @@ Api: TypeAlias = Literal["auto"] | Version
 _CONNECT_TIMEOUT_S = 10.0
 _PING_TIMEOUT_S = 3.0
 _REPLY_BYTES = 65_536
+_METRICS_BYTES = 4_194_304
 _HEADER_BYTES = 1_048_576
 """InfluxDB 1 repeats the whole of a refused line in a header."""
 _WRONG_PATH = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
@@ -58,12 +59,15 @@ class InfluxSink:
         headers: Mapping[str, str] | None = None,
         client_cert: Path | None = None,
         client_key: Path | None = None,
+        flush_s: float | None = None,
     ) -> None:
-        """Take the address, and how many seconds a request may take.
+        """Assign the address, and how many seconds a request may take.
 
         With `auto` a username means v1 and a token v2; without either, and when what was
         chosen is not found there, the server is asked. The headers are sent with every request;
-        a client certificate is read again when its file has changed.
+        a client certificate is read again when its file has changed. `flush_s` is how many
+        seconds after an acknowledgement the database has the points on disk; None for what is
+        known of it.
         """
         self.name = "influxdb"
         self._url = str(url).rstrip("/")
@@ -74,6 +78,8 @@ class InfluxSink:
         self._tls = ClientTls(verify=ssl_verify, client_cert=client_cert, client_key=client_key)
         self._timeout_s = timeout_s
         self._api = api
+        self._flush_s = flush_s
+        self._gzip: Literal["untried", "accepted", "refused"] = "untried"
         self._dialect = self._chosen()
         self._choices = Repeats(logger)
         self._client: InfluxDBClientAsync | None = None
@@ -108,27 +114,45 @@ class InfluxSink:
             self._client = None
 
     async def write(self, batch: Batch) -> Answer:
-        """Write a batch and say how it went."""
+        """Write a batch and return how it went."""
         try:
-            # A thread takes some turns of the loop, which on a busy one are milliseconds.
-            body = batch.gzip_at_hand()
-            if body is None:
-                body = await asyncio.to_thread(batch.gzip_body)
+            body = await self._body(batch)
+            spoken = self._dialect or await self._detected()
+            if isinstance(spoken, Held | Unavailable):
+                return spoken
+            reply, spoken = await self._written(body, spoken)
+            if self._gzip == "untried" and (plain := await self._plain(batch, reply, spoken)):
+                reply = plain
         except StorageDamaged as exc:
             return Refused(reason=str(exc))  # delivery takes it apart and finds the damaged row
-        spoken = self._dialect or await self._detected()
-        if isinstance(spoken, Held | Unavailable):
-            return spoken
-        try:
-            reply = await self._write(body, spoken)
-            if reply.status in _WRONG_PATH and (other := await self._other_than(spoken)):
-                other_reply = await self._write(body, other)
-                if other_reply.status not in _HOLDING:
-                    self._choices.tell(logging.INFO, "Writing to InfluxDB as %s", other.version)
-                    self._dialect, spoken, reply = other, other, other_reply
         except NO_ANSWER as exc:
             return failure(exc)
         return answer(reply, dialect=spoken, secrets=self._secrets(), url=self._url)
+
+    async def process(self) -> ServerProcess | None:
+        """Return what is known of the database's process; None when nothing answers."""
+        try:
+            async with asyncio.timeout(_PING_TIMEOUT_S):
+                reply = await self.ask(Request(path="/metrics"), most_bytes=_METRICS_BYTES)
+                if reply.status in _WRONG_PATH | {HTTPStatus.BAD_REQUEST} and self._has_path():
+                    reply = await self.ask(Request(path="/../metrics"), most_bytes=_METRICS_BYTES)
+        except NO_ANSWER:
+            return None
+        if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return None
+        return server_process(reply, flush_s=self._flush_s)
+
+    async def retention_s(self) -> float | None:
+        """Return how long the bucket keeps points; None when forever, or when it is not known."""
+        spoken = self._dialect
+        question = spoken.retention_question() if spoken else None
+        if spoken is None or question is None:
+            return None
+        try:
+            async with asyncio.timeout(_PING_TIMEOUT_S):
+                return spoken.retention_s(await self.ask(question))
+        except NO_ANSWER:
+            return None
 
     async def ping(self) -> bool:
         """Say whether anything that is not broken answers at the address."""
@@ -144,14 +168,16 @@ class InfluxSink:
         """Return what is spoken to the server; None until that is known."""
         return self._dialect
 
-    async def ask(self, request: Request) -> Reply:
+    async def ask(self, request: Request, *, most_bytes: int = _REPLY_BYTES) -> Reply:
         """Send a question that is no write, with the credentials of the dialect if it is known.
 
         Raises:
             one of NO_ANSWER: there was no response.
         """
         spoken = self._dialect
-        return await self._ask(spoken.authorized(request) if spoken else request)
+        return await self._ask(
+            spoken.authorized(request) if spoken else request, most_bytes=most_bytes
+        )
 
     def _chosen(self) -> Dialect | None:
         if self._api != "auto":
@@ -178,7 +204,48 @@ class InfluxSink:
             return None
         return dialect(found, self._target)
 
-    async def _write(self, body: bytes, spoken: Dialect) -> Reply:
+    async def _body(self, batch: Batch) -> Body:
+        if self._gzip == "refused":
+            return Body(await asyncio.to_thread(_joined, batch), is_gzip=False)
+        # A thread takes some turns of the loop, which on a busy one are milliseconds.
+        body = batch.gzip_at_hand()
+        return Body(await asyncio.to_thread(batch.gzip_body) if body is None else body)
+
+    async def _written(self, body: Body, spoken: Dialect) -> tuple[Reply, Dialect]:
+        """Write, if need be in another dialect; return the dialect that was understood."""
+        reply = await self._write(body, spoken)
+        if reply.status in _WRONG_PATH and (other := await self._other_than(spoken)):
+            other_reply = await self._write(body, other)
+            if other_reply.status not in _HOLDING:
+                self._choices.tell(logging.INFO, "Writing to InfluxDB as %s", other.version)
+                self._dialect, spoken, reply = other, other, other_reply
+        if body.is_gzip and reply.status == HTTPStatus.NO_CONTENT:
+            self._gzip = "accepted"
+        return reply, spoken
+
+    async def _plain(self, batch: Batch, reply: Reply, spoken: Dialect) -> Reply | None:
+        """Write again without gzip where gzip may be what was refused; None if that is no better.
+
+        A 400 may be due to a line. The same single line accepted as it is proves that it is not.
+        """
+        may_be_gzip = reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE or (
+            reply.status == HTTPStatus.BAD_REQUEST and batch.points == 1
+        )
+        if not may_be_gzip:
+            return None
+        body = Body(await asyncio.to_thread(_joined, batch), is_gzip=False)
+        plain = await self._write(body, spoken)
+        if plain.status != HTTPStatus.NO_CONTENT:
+            return plain if reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE else None
+        self._gzip = "refused"
+        logger.warning(
+            "The database, or a proxy before it, answers %d to gzip: from now on points are sent"
+            " uncompressed",
+            reply.status,
+        )
+        return plain
+
+    async def _write(self, body: Body, spoken: Dialect) -> Reply:
         request = spoken.authorized(spoken.write(body))
         reply = await self._ask(request)
         if is_missing(reply) and await spoken.create(
@@ -187,7 +254,7 @@ class InfluxSink:
             reply = await self._ask(request)
         return reply
 
-    async def _ask(self, request: Request) -> Reply:
+    async def _ask(self, request: Request, *, most_bytes: int = _REPLY_BYTES) -> Reply:
         assert self._client is not None, "the sink is not open"
         if self._uses_tls:
             self._tls.context()  # reads a renewed client certificate
@@ -203,13 +270,16 @@ class InfluxSink:
         async with response:
             text = bytearray()
             # A proxy's error page may be of any length; what is not read is cut off.
-            while len(text) < _REPLY_BYTES and (chunk := await response.content.read(_REPLY_BYTES)):
+            while len(text) < most_bytes and (chunk := await response.content.read(most_bytes)):
                 text += chunk
         return Reply(status=response.status, headers=response.headers, body=bytes(text))
 
     @property
     def _uses_tls(self) -> bool:
         return self._url.startswith("https:")
+
+    def _has_path(self) -> bool:
+        return bool(urlsplit(self._url).path)
 
     def _secrets(self) -> list[str]:
         in_url = unquote(urlsplit(self._url).password or "")
@@ -226,3 +296,7 @@ class InfluxSink:
             )
             if secret
         ]
+
+
+def _joined(batch: Batch) -> bytes:
+    return b"".join([line + b"\n" for line in batch.lines()])

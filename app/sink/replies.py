@@ -24,12 +24,12 @@ from app.sink.answers import (
     Answer,
     Busy,
     Held,
-    Refused,
     ServerFailed,
     TimedOut,
     TooLarge,
     Unavailable,
 )
+from app.sink.refusals import is_partial_write, verdict
 from app.unreachable import DATABASE, is_tls_failure, obstacle, sentence
 
 NO_ANSWER = (aiohttp.ClientError, OSError, ValueError)
@@ -87,7 +87,7 @@ class Advises(Protocol):
         ...
 
 
-def answer(  # noqa: PLR0911 - a table: a row each
+def answer(  # noqa: C901, PLR0911 - a table: a row each
     reply: Reply, *, dialect: Advises, secrets: Sequence[str] = (), url: str = ""
 ) -> Answer:
     """Say what a response to a write means; no secret ever appears in a reason."""
@@ -99,7 +99,7 @@ def answer(  # noqa: PLR0911 - a table: a row each
         case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY:
             if (mistaken := _mistaken(said, dialect)) is not None:
                 return Held(reason=reason, status=reply.status, advice=mistaken)
-            return Refused(reason=reason, status=reply.status, advice=_refusal_advice(said))
+            return verdict(said, reason=reason, status=reply.status)
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return TooLarge(reason=f"{reply.status} {reason}")
         case HTTPStatus.TOO_MANY_REQUESTS | HTTPStatus.SERVICE_UNAVAILABLE:
@@ -110,6 +110,8 @@ def answer(  # noqa: PLR0911 - a table: a row each
         case status if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             if _TOO_LARGE.fullmatch(said):  # InfluxDB 3 has no 413
                 return TooLarge(reason=f"{status} {reason}")
+            if is_partial_write(said):  # InfluxDB 2.0
+                return verdict(said, reason=reason, status=status)
             return ServerFailed(reason=reason, status=status)
         case status if status >= HTTPStatus.BAD_REQUEST:
             advice = dialect.advice(status, message(reply)) or _wrong_address(dialect)
@@ -202,15 +204,6 @@ def _mistaken(said: str, dialect: Advises) -> str | None:
         if said.startswith(beginning):
             return advice.format(path=dialect.write_path)
     return None
-
-
-def _refusal_advice(said: str) -> str:
-    if "field type conflict" in said or "invalid column type" in said:
-        return (
-            "The bucket holds that field with another type: set INFLUXDB_BUCKET or"
-            " INFLUXDB_MEASUREMENT to a new one."
-        )
-    return "Mend the bucket named by INFLUXDB_BUCKET, or set INFLUXDB_BUCKET to another one."
 
 
 def _wrong_address(dialect: Advises) -> str:

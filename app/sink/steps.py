@@ -5,15 +5,20 @@ answer                    what follows
 ========================  =============================================================
 Accepted                  the cursor moves; the next batch may be twice as large
 Refused, TooLarge         halve and resend; a single line becomes a dead letter
-100 such lines in a row,  `refusing`: nothing more is put aside; after growing waits one
-none accepted between     line is tried, until one is accepted
+100 such lines in a row,  `refusing`: nothing more becomes a dead letter; after growing
+none accepted between     waits one line is tried, until one is accepted
+100 lines refused for the `refusing` as well, whatever is accepted between that does not
+type of one field         have the field
+OutOfBounds: retention    the points that the database dropped are counted as dropped, the
+                          others as written; without a number: halve
+OutOfBounds: limit        halve; what is refused as a whole becomes dead letters
 Held                      `holding`: the same again after growing waits of up to 60 s
 Busy                      wait for the longer of what was asked (at most 300 s) and ours
 TimedOut                  wait; the next batch is half as large (at least 100)
 ServerFailed,             wait; from the fifth failure of one batch on halve it whenever
 Unavailable               the sink answers a ping all the same
-a single line fails for   dead letter, if the sink answers a ping all the same; never
-10 minutes (5xx, timeout) for Unavailable, which says nothing about the line
+a single line that fails  dead letter, if each time another line was accepted meanwhile
+for 10 minutes
 ========================  =============================================================
 
 How many requests it takes to find the bad lines. Halving visits a binary tree of depth
@@ -21,27 +26,35 @@ ceil(log2 n); only a span with a bad line in it is cut, so k bad lines among n c
 `1 + 2·k·ceil(log2 n)` requests: 21 for one in 1,000.
 
 What `refusing` means for the lines before it. The first 99 lines of the run are dead letters
-already: each was put aside before anyone could know that it was not the line's fault. They stay
-there with the database's reason, settled and durable, and are to be retried when the database
-is mended. The hundredth and all behind it are held in the journal. A restart forgets
-the run, so a refusing database costs at most 99 more dead letters per start.
+already: each became one before anyone could know that it was not the line's fault. They keep
+the database's reason and can be retried when the database is fixed. The hundredth and all behind
+it stay in the journal. A restart forgets the run, so a refusing database costs at most 99 more
+dead letters per start.
 
-A probe tries the first held line and one further back in turn, so that neither a database
-that takes lines again nor a long run of bad lines at the head goes unnoticed. It moves no cursor:
-once one is accepted everything is sent again from the head, in order, and the
-run up to that line is treated as bad lines, however long it is.
+A refusal for age or for a limit says nothing about other lines, so it neither begins nor
+continues a run.
+
+A probe sends one other line, to learn whether the database takes any. It moves no cursor. While
+refusing, probes try the first line, the newest, and one in between in turn; once one is accepted
+everything is sent again from the first, in order, and the run up to that line is treated as bad
+lines, however long it is. A field's type is only probed with lines that have the field. While a
+single line makes the server fail, every other request is a probe with a line that was accepted
+before, or, if there is none, with a later one: an error that every line meets is the server's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from app.sink.answers import (
     Accepted,
     Answer,
     Busy,
+    FieldName,
     Held,
+    OutOfBounds,
     Refused,
     ServerFailed,
     TimedOut,
@@ -51,6 +64,8 @@ from app.sink.answers import (
 from app.snapshot import SinkState
 
 _GOLDEN = 0.618033988749895
+_MOST_CONFLICTS = 20
+"""Fields whose refusals are counted at the same time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +81,14 @@ class Limits:
     failures: int = 5
     """Failures of one batch after which the batch itself is suspected."""
     stuck_s: float = 600.0
-    """How long a single suspected line may hold up all others, in seconds."""
+    """How long a line may fail while others are accepted, in seconds."""
     max_busy_s: float = 300.0
     """The longest wait that a sink may ask for, in seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """All that delivery remembers between two answers."""
+    """What delivery remembers between two answers."""
 
     target: int
     """Points of the next batch, at most."""
@@ -82,6 +97,8 @@ class State:
     condition: SinkState = "ok"
     refused_in_a_row: int = 0
     """Single lines refused since the last acceptance."""
+    conflicts: Mapping[FieldName, int] = field(default_factory=dict)
+    """Single lines refused for the type of a field since a line with that field was accepted."""
     trusted_through: int = 0
     """A line up to this number was accepted by a probe: refusals before it are bad lines."""
     probes: int = 0
@@ -90,8 +107,12 @@ class State:
     """How often the batch in hand failed."""
     suspect_through: int = 0
     """Batches that end here or before are suspected to be what breaks the sink."""
-    failing_since_s: float | None = None
-    """When the single line in hand first failed, on the caller's clock."""
+    probe_next: bool = False
+    """Whether the next request tries another line than the single one that keeps failing."""
+    probes_failed: int = 0
+    """Such requests that failed in a row."""
+    others_accepted_since_s: float | None = None
+    """Since when other lines were accepted while the one in hand failed; caller's clock."""
 
     @classmethod
     def starting(cls, limits: Limits) -> State:
@@ -110,6 +131,10 @@ class Attempt:
     """Now, on any clock that only moves forward."""
     alive: bool = False
     """Whether the sink answers a ping; only asked when `needs_ping`."""
+    is_probe: bool = False
+    """Whether it was another line than the one that keeps failing."""
+    carried: frozenset[FieldName] = frozenset()
+    """Which fields of `State.conflicts` the lines have; only known of accepted ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,27 +158,36 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """Put the single line aside, durably, then move the cursor behind it."""
+    """Store what was sent as dead letters, durably, then move the cursor behind it."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Advance:
-    """Move the cursor behind what was sent and count it as written."""
+    """Move the cursor behind what was sent and count it as written, but for some points."""
+
+    expired: int = 0
+    """How many of the points are older than the database's retention, and were not stored."""
 
 
 Action: TypeAlias = Send | Wait | Split | DeadLetter | Advance
 
 
-def step(state: State, answer: Answer, attempt: Attempt, limits: Limits) -> tuple[State, Action]:
+def step(  # noqa: PLR0911 - a table: a row each
+    state: State, answer: Answer, attempt: Attempt, limits: Limits
+) -> tuple[State, Action]:
     """Return what delivery knows now and what it does next."""
+    if attempt.is_probe:
+        return _probed(state, answer, attempt), Wait()
     state = _resized(state, answer, attempt, limits)
     match answer:
         case Accepted():
             return _accepted(state, attempt, limits)
         case Refused() | TooLarge():
-            return _refused(state, answer.reason, attempt, limits)
+            return _refused(state, answer, attempt, limits)
+        case OutOfBounds():
+            return _out_of_bounds(state, answer, attempt, limits)
         case Held():
             return replace(state, condition="holding"), Wait()
         case Busy(retry_after_s=asked_s):
@@ -165,21 +199,35 @@ def step(state: State, answer: Answer, attempt: Attempt, limits: Limits) -> tupl
 
 def needs_ping(state: State, answer: Answer, attempt: Attempt, limits: Limits) -> bool:
     """Whether the step wants to know if the sink answers a ping."""
-    if not isinstance(answer, TimedOut | ServerFailed | Unavailable) or refusing(state, limits):
+    if not isinstance(answer, TimedOut | ServerFailed | Unavailable):
+        return False
+    if attempt.is_probe or refusing(state, limits):
         return False
     return state.failures + 1 >= limits.failures or attempt.last <= state.suspect_through
 
 
 def refusing(state: State, limits: Limits) -> bool:
     """Whether only single lines are sent now, to find out when the database takes one."""
-    return state.refused_in_a_row >= limits.refusing_after
+    return state.refused_in_a_row >= limits.refusing_after or blamed(state, limits) is not None
+
+
+def blamed(state: State, limits: Limits) -> FieldName | None:
+    """Return the field whose type the database refuses in every line; None when there is none."""
+    for conflict, refused in state.conflicts.items():
+        if refused >= limits.refusing_after:
+            return conflict
+    return None
 
 
 def probed_index(state: State, points: int) -> int:
-    """Return which of the lines in hand the next probe tries."""
-    turn, away_from_head = divmod(state.probes, 2)
-    # Multiples of the golden ratio reach all parts of a batch evenly, however long it is.
-    return int((turn + 1) * _GOLDEN % 1.0 * points) if away_from_head else 0
+    """Return which of the lines in the backlog the next probe tries."""
+    turn, place = divmod(state.probes, 3)
+    if place == 0:
+        return 0
+    if place == 1:
+        return points - 1
+    # Multiples of the golden ratio reach all parts of a backlog evenly, however long it is.
+    return int((turn + 1) * _GOLDEN % 1.0 * points)
 
 
 def _resized(state: State, answer: Answer, attempt: Attempt, limits: Limits) -> State:
@@ -203,17 +251,50 @@ def _accepted(state: State, attempt: Attempt, limits: Limits) -> tuple[State, Ac
     state = replace(_with_next_in_hand(state), condition="ok", refused_in_a_row=0, probes=0)
     if was_refusing:
         trusted = max(state.trusted_through, attempt.last)
-        return replace(state, trusted_through=trusted), Send()
+        return replace(state, trusted_through=trusted, conflicts={}), Send()
+    if attempt.carried:
+        left = {
+            name: count for name, count in state.conflicts.items() if name not in attempt.carried
+        }
+        state = replace(state, conflicts=left)
     return state, Advance()
 
 
-def _refused(state: State, reason: str, attempt: Attempt, limits: Limits) -> tuple[State, Action]:
+def _refused(
+    state: State, answer: Refused | TooLarge, attempt: Attempt, limits: Limits
+) -> tuple[State, Action]:
     if refusing(state, limits):
         return replace(state, condition="refusing", probes=state.probes + 1), Wait()
-    state = replace(state, condition="ok")
+    state = _with_next_in_hand(replace(state, condition="ok"))
     if attempt.points > 1:
-        return _with_next_in_hand(state), Split()
-    return _dead_letter(state, reason, attempt, limits)
+        return state, Split()
+    if attempt.last <= state.trusted_through:
+        return state, DeadLetter(answer.reason)
+    conflict = answer.conflict if isinstance(answer, Refused) else None
+    state = replace(
+        state,
+        refused_in_a_row=state.refused_in_a_row + 1,
+        conflicts=_with_one_more(state.conflicts, conflict),
+    )
+    if refusing(state, limits):
+        return replace(state, condition="refusing", probes=0), Wait()
+    return state, DeadLetter(answer.reason)
+
+
+def _out_of_bounds(
+    state: State, answer: OutOfBounds, attempt: Attempt, limits: Limits
+) -> tuple[State, Action]:
+    if refusing(state, limits):
+        return replace(state, condition="refusing", probes=state.probes + 1), Wait()
+    state = _with_next_in_hand(replace(state, condition="ok"))
+    dropped = 1 if attempt.points == 1 else answer.dropped or 0
+    if dropped == attempt.points and answer.cause == "limit":
+        return state, DeadLetter(answer.reason)
+    if 0 < dropped <= attempt.points and answer.cause == "retention":
+        if dropped < attempt.points:
+            state = replace(state, refused_in_a_row=0)
+        return state, Advance(expired=dropped)
+    return state, Split()
 
 
 def _failed(
@@ -225,35 +306,55 @@ def _failed(
     if refusing(state, limits):
         return replace(state, condition="waiting", probes=state.probes + 1), Wait()
     suspected = needs_ping(state, answer, attempt, limits) and attempt.alive
-    since_s = attempt.now_s if state.failing_since_s is None else state.failing_since_s
     state = replace(
         state,
         condition="waiting",
         failures=state.failures + 1,
-        failing_since_s=since_s if attempt.points == 1 else None,
         suspect_through=attempt.last if suspected else state.suspect_through,
     )
-    if suspected and attempt.points > 1:
-        return _with_next_in_hand(state), Split(wait=True)
-    is_stuck = attempt.now_s - since_s >= limits.stuck_s
-    if suspected and is_stuck and not isinstance(answer, Unavailable):
-        return _dead_letter(state, answer.reason, attempt, limits)
-    if attempt.points > state.target:
-        return _with_next_in_hand(state), Split(wait=True)
-    return state, Wait()
+    if attempt.points > 1:
+        if suspected or attempt.points > state.target:
+            return _with_next_in_hand(state), Split(wait=True)
+        return state, Wait()
+    if not suspected:
+        return replace(state, probes_failed=0, others_accepted_since_s=None), Wait()
+    since_s = state.others_accepted_since_s
+    is_stuck = since_s is not None and attempt.now_s - since_s >= limits.stuck_s
+    if is_stuck and not state.probes_failed:
+        return _with_next_in_hand(state), DeadLetter(answer.reason)
+    return replace(state, probe_next=True), Wait()
 
 
-def _dead_letter(
-    state: State, reason: str, attempt: Attempt, limits: Limits
-) -> tuple[State, Action]:
-    state = _with_next_in_hand(state)
-    if attempt.last <= state.trusted_through:
-        return state, DeadLetter(reason)
-    state = replace(state, refused_in_a_row=state.refused_in_a_row + 1)
-    if refusing(state, limits):
-        return replace(state, condition="refusing", probes=0), Wait()
-    return state, DeadLetter(reason)
+def _probed(state: State, answer: Answer, attempt: Attempt) -> State:
+    """Return what another line's answer says about the single line that keeps failing."""
+    state = replace(state, probe_next=False, probes=state.probes + 1)
+    match answer:
+        case Accepted():
+            since_s = state.others_accepted_since_s
+            since_s = attempt.now_s if since_s is None else since_s
+            return replace(
+                state, others_accepted_since_s=since_s, probes_failed=0, refused_in_a_row=0
+            )
+        case Refused() | TooLarge() | OutOfBounds():
+            return state
+    # The other line may be as bad as this one; two in a row are an error of the server.
+    if state.probes_failed == 0:
+        return replace(state, probes_failed=1)
+    return replace(state, probes_failed=2, others_accepted_since_s=None)
+
+
+def _with_one_more(
+    conflicts: Mapping[FieldName, int], conflict: FieldName | None
+) -> Mapping[FieldName, int]:
+    if conflict is None:
+        return conflicts
+    counts = {**conflicts, conflict: conflicts.get(conflict, 0) + 1}
+    if len(counts) > _MOST_CONFLICTS:
+        del counts[min(counts, key=counts.__getitem__)]
+    return counts
 
 
 def _with_next_in_hand(state: State) -> State:
-    return replace(state, failures=0, failing_since_s=None)
+    return replace(
+        state, failures=0, probe_next=False, probes_failed=0, others_accepted_since_s=None
+    )

@@ -11,6 +11,7 @@ from app.logs import spoken
 
 _TITLES = {"influxdb": "InfluxDB", "embedded": "The embedded store"}
 _SMOOTHED_OVER_S = 10.0
+_EXPIRED_SHOWN_S = 3600.0
 _QUOTED_POINT = re.compile(r""",\w+=.*|\b\w+=".*""", re.DOTALL)
 """From the first tag, or the first field of text, to the end: values may hold anything."""
 
@@ -21,6 +22,11 @@ def impersonal(words: str) -> str:
     The whole of it stands beside the dead letters.
     """
     return _QUOTED_POINT.sub("…", words)
+
+
+def title(sink: str) -> str:
+    """Return what a person calls a sink."""
+    return _TITLES.get(sink, f"Sink {sink}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +66,30 @@ class Trouble:
 
     @property
     def _title(self) -> str:
-        return _TITLES.get(self.sink, f"Sink {self.sink}")
+        return title(self.sink)
+
+
+class Expired:
+    """Points that the database did not store because they are older than its retention."""
+
+    def __init__(self) -> None:
+        self._points = 0
+        self._last_s = -math.inf
+
+    def add(self, points: int, now_s: float) -> None:
+        """Count points at a time on the caller's clock."""
+        self._points += points
+        self._last_s = now_s
+
+    def sentence(self, sink: str, now_s: float) -> str | None:
+        """Return what a person should read, for an hour after the last of them."""
+        if now_s - self._last_s > _EXPIRED_SHOWN_S:
+            return None
+        return (
+            f"{title(sink)} did not store {self._points} points that are older than its retention."
+            " Raise the retention of INFLUXDB_BUCKET, or lower BACKFILL_MAX_HOURS; if the points"
+            " are new, check the database's clock."
+        )
 
 
 class Pace:

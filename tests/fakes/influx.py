@@ -19,7 +19,7 @@ import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self, TypeAlias
 
 from aiohttp import web
@@ -35,6 +35,7 @@ _LINE = re.compile(
     re.DOTALL,
 )
 
+_BEYOND = "points beyond retention policy"
 _SELECT = re.compile(r'SELECT probe FROM "(?P<measurement>\w+)" WHERE time = (?P<time>\d+)')
 _FLUX = re.compile(r'time\(v: (?P<time>\d+)\), .*_measurement == "(?P<measurement>\w+)"')
 _SQL = re.compile(
@@ -98,6 +99,15 @@ class FakeInflux:
         """Gives the reason why a line is refused beside those of the real ones."""
         self.partial = False
         """Store the good lines of a body with bad ones and answer 422, as for type conflicts."""
+        self.oldest_ns: int | None = None
+        """Points before it are outside of the retention; None keeps all."""
+        self.status_of_old: int | None = None
+        """What is answered then; None for what this version answers."""
+        self.most_series: int | None = None
+        """Series that one database may have; None for no limit."""
+        self.takes_gzip = True
+        """Whether gzipped bodies are unpacked, or answered with `gzip_refusal`."""
+        self.gzip_refusal = Reply(status=415, body="Unsupported Media Type")
         self.breaks_on: Callable[[bytes], bool] = lambda _: False
         """A body with such a line is answered with 500."""
         self.max_body_bytes: int | None = None
@@ -123,6 +133,7 @@ class FakeInflux:
         self.url = ""
         self._rules = _RULES[version]()
         self._types: dict[tuple[str, str], type] = {}
+        self._series: set[bytes] = set()
         self._ended = asyncio.Event()
 
     @property
@@ -170,6 +181,10 @@ class FakeInflux:
         """Delete all points of a measurement."""
         self.lines = [line for line in self.lines if parse_line(line).measurement != measurement]
 
+    def forget_types(self) -> None:
+        """Let every field have any type again, as after its measurement was dropped."""
+        self._types.clear()
+
     def points(self) -> list[StoredPoint]:
         """Return what a query would find: of points with the same identity the last one."""
         parsed = [parse_line(line) for line in self.lines]
@@ -199,17 +214,31 @@ class FakeInflux:
         body = await request.read()
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
+        if _is_gzip(request) and not self.takes_gzip:
+            self._record(request, [], self.gzip_refusal.status)
+            return await play(request, self.gzip_refusal, ended=self._ended)
         lines = _split(self._rules.unpacked(body) if _is_gzip(request) else body)
+        lines, old = self._by_age(lines)
         faults = self._faults(lines)
         if reply is None:
             reply = self._judge(request, lines, faults, len(body))
+            if old and reply is OK:
+                reply = self._rules.too_old(old, status=self.status_of_old)
         if reply.status == web.HTTPNoContent.status_code and reply.act == "answer":
             self._keep(lines)
         elif reply.keeps:
             bad = {fault.number for fault in faults}
             self._keep([line for number, line in enumerate(lines, start=1) if number not in bad])
-        self._record(request, lines, reply.status if reply.act == "answer" else 0)
+        self._record(request, [*lines, *old], reply.status if reply.act == "answer" else 0)
         return await play(request, reply, ended=self._ended)
+
+    def _by_age(self, lines: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+        """Return the lines that are young enough to be kept, and the others."""
+        bound = self.oldest_ns
+        if bound is None:
+            return lines, []
+        old = [line for line in lines if int(line.rsplit(b" ", 1)[-1]) < bound]
+        return [line for line in lines if int(line.rsplit(b" ", 1)[-1]) >= bound], old
 
     def _judge(
         self, request: web.Request, lines: Sequence[bytes], faults: Sequence[Fault], size: int
@@ -227,10 +256,12 @@ class FakeInflux:
         return self._rules.verdict(faults, lines, partial=self.partial) if faults else OK
 
     def _faults(self, lines: Sequence[bytes]) -> list[Fault]:
-        types = dict(self._types)
+        types, series = dict(self._types), set(self._series)
         faults = []
         for number, line in enumerate(lines, start=1):
             reason, is_conflict = self.refuses(line), False
+            if reason is None:
+                reason = self._over_limit(line, series)
             if reason is None:
                 reason, is_conflict = _flaw(line, types, self._rules)
             if reason is not None:
@@ -238,12 +269,22 @@ class FakeInflux:
                 faults.append(fault)
         return faults
 
+    def _over_limit(self, line: bytes, series: set[bytes]) -> str | None:
+        key = line.split(b" ", 1)[0]
+        if self.most_series is None or key in series:
+            return None
+        if len(series) >= self.most_series:
+            return f"max-series-per-database limit exceeded: ({self.most_series})"
+        series.add(key)
+        return None
+
     def _keep(self, lines: Sequence[bytes]) -> None:
         if self.forgets:
             return
         self.lines.extend(lines)
         for line in lines:
             _flaw(line, self._types, self._rules)
+            self._series.add(line.split(b" ", 1)[0])
 
     def _record(self, request: web.Request, lines: Sequence[bytes], status: int) -> None:
         self.requests.append(
@@ -298,6 +339,10 @@ class Rules(Protocol):
 
     def verdict(self, faults: Sequence[Fault], lines: Sequence[bytes], *, partial: bool) -> Reply:
         """Answer a body some of whose lines have faults."""
+        ...
+
+    def too_old(self, old: Sequence[bytes], *, status: int | None) -> Reply:
+        """Answer a body some of whose lines are outside of the retention."""
         ...
 
 
@@ -371,10 +416,16 @@ class RulesOf1:
         """Keep the good lines; tell of conflicts first."""
         conflicts = [fault for fault in faults if fault.is_conflict]
         told = "\n".join(fault.reason for fault in (conflicts[:1] or faults))
-        if not conflicts and len(faults) == len(lines):
+        limited = [fault for fault in faults if "limit exceeded" in fault.reason]
+        if not conflicts and not limited and len(faults) == len(lines):
             return _error_of_1(400, told)
-        dropped = len(conflicts)
+        dropped = len(conflicts) + len(limited)
         return _error_of_1(400, f"partial write: {told} dropped={dropped}", keeps=True)
+
+    def too_old(self, old: Sequence[bytes], *, status: int | None) -> Reply:
+        """Keep the others and count the old ones."""
+        told = f"partial write: points beyond retention policy dropped={len(old)}"
+        return _error_of_1(status or 400, told, keeps=True)
 
 
 class RulesOf2:
@@ -461,11 +512,31 @@ class RulesOf2:
     def verdict(self, faults: Sequence[Fault], lines: Sequence[bytes], *, partial: bool) -> Reply:
         """Keep the good lines for a conflict, and nothing for a line that does not parse."""
         worst = [fault for fault in faults if not fault.is_conflict]
-        if worst and not partial:
+        is_limit = bool(worst) and all("limit exceeded" in fault.reason for fault in worst)
+        if worst and not partial and not is_limit:
             return error(400, worst[0].reason)
         said = f"failure writing points to database: partial write: {faults[0].reason}"
         reply = error(422, f"{said} dropped={len(faults)}", code="unprocessable entity")
         return Reply(status=422, body=reply.body, headers=reply.headers, keeps=True)
+
+    def too_old(self, old: Sequence[bytes], *, status: int | None) -> Reply:
+        """Keep the others, count the old ones, and name the oldest, as 2.7 does; 500 as 2.0."""
+        if status == web.HTTPInternalServerError.status_code:
+            told = f"unexpected error writing points to database: partial write: {_BEYOND}"
+            reply = error(status, f"{told} dropped={len(old)}", code="internal error")
+        else:
+            key = old[0].split(b" ", 1)[0].decode()
+            why = (
+                "dropped because it violates a Retention Policy Lower Bound at 2026-01-01T00:00:00Z"
+            )
+            told = (
+                f"failure writing points to database: partial write: dropped {len(old)} points"
+                f" outside retention policy of duration 1h0m0s - oldest point {key} at"
+                f" 2020-01-01T00:00:00Z {why}, newest point {key} at 2020-01-01T00:00:00Z {why}"
+                f" dropped={len(old)} for database: 610c26001281c704 for retention policy: autogen"
+            )
+            reply = error(status or 422, told, code="unprocessable entity")
+        return replace(reply, keeps=True)
 
     def _created(self, wanted: dict[str, str], server: FakeInflux) -> web.Response:
         if not server.may_create_buckets:
@@ -573,6 +644,10 @@ class RulesOf3:
                 for fault in faults
             ],
         )
+
+    def too_old(self, old: Sequence[bytes], *, status: int | None) -> Reply:
+        """Take it, and delete it at its next look."""
+        return OK
 
 
 _RULES: dict[str, Callable[[], Rules]] = {"v1": RulesOf1, "v2": RulesOf2, "v3": RulesOf3}

@@ -48,14 +48,15 @@ class FakeJournal:
             self.add(lines, received_at=received_at)
             self._grown.notify_all()
 
-    async def read(self, sink: str, *, max_points: int) -> list[Row]:
+    async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
         """Return unsettled rows as the journal's contract says."""
         self.reads += 1
+        after = max(after, self.settled)
         if self.errors:
             raise self.errors.pop(0)
         found: list[Row] = []
         for row in self.rows:
-            if row.last > self.settled:
+            if row.last > after:
                 if found and sum(r.points for r in found) + row.points > max_points:
                     break
                 found.append(row)
@@ -75,10 +76,11 @@ class FakeJournal:
         """Move the cursor as `drop_oldest` does."""
         self.settled = max(self.settled, through)
 
-    def pending(self, sink: str) -> FakePending:
+    def pending(self, sink: str, *, after: int = 0) -> FakePending:
         """Return what is not settled."""
-        held = [row for row in self.rows if row.last > self.settled]
-        points = sum(row.last - max(row.first - 1, self.settled) for row in held)
+        after = max(after, self.settled)
+        held = [row for row in self.rows if row.last > after]
+        points = sum(row.last - max(row.first - 1, after) for row in held)
         return FakePending(points, held[0].received_at if held else None)
 
     async def grown(self, sink: str, *, points: int) -> None:

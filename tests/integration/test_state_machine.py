@@ -137,6 +137,13 @@ class Database:
         assert is_refused(sink, number) or breaks(sink, number), f"{reason}: it is a good line"
         self.dead.add(sequence)
 
+    async def insert_all(
+        self, sink: str, *, first: int, lines: Sequence[bytes], reason: str
+    ) -> None:
+        """Store consecutive dead letters."""
+        for sequence, line in enumerate(lines, start=first):
+            await self.insert(sink, sequence=sequence, line=line, reason=reason)
+
 
 class Sink:
     """The way to a database: a request waits until a rule answers it."""
@@ -283,9 +290,9 @@ class WatchedJournal:
         if not self.is_forgotten:
             self._log += map(number_of, lines.split())
 
-    async def read(self, sink: str, *, max_points: int) -> list[Row]:
+    async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
         """Read."""
-        return await self.inner.read(sink, max_points=max_points)
+        return await self.inner.read(sink, max_points=max_points, after=after)
 
     def cursor(self, sink: str) -> int:
         """Return the cursor."""
@@ -296,9 +303,9 @@ class WatchedJournal:
         assert self.inner.cursor(sink) < through <= len(self._log) or self.is_forgotten
         self.inner.settle(sink, through)
 
-    def pending(self, sink: str) -> Pending:
+    def pending(self, sink: str, *, after: int = 0) -> Pending:
         """Return what is not settled."""
-        return self.inner.pending(sink)
+        return self.inner.pending(sink, after=after)
 
     async def grown(self, sink: str, *, points: int) -> None:
         """Wait."""

@@ -14,7 +14,9 @@ from app.sink.answers import (
     Accepted,
     Answer,
     Busy,
+    FieldName,
     Held,
+    OutOfBounds,
     Refused,
     ServerFailed,
     TimedOut,
@@ -31,6 +33,7 @@ from app.sink.steps import (
     Split,
     State,
     Wait,
+    blamed,
     needs_ping,
     probed_index,
     refusing,
@@ -165,34 +168,55 @@ def test_the_parts_of_a_suspected_batch_are_halved_at_their_first_failure() -> N
     assert Wait() == step(state, FAILED, behind, LIMITS)[1]
 
 
-@pytest.mark.parametrize("answer", [FAILED, TIMED_OUT])
-def test_a_single_line_that_fails_for_ten_minutes_is_a_dead_letter(
-    answer: ServerFailed | TimedOut,
+def alone(
+    answer: Answer, probe: Answer | None, times: int, *, every_s: float = 30.0
+) -> list[Action]:
+    """Return what follows each time a single line fails and the other line gets its answer."""
+    state, now_s = replace(START, failures=4), 0.0
+    actions: list[Action] = []
+    while len(actions) < times:
+        now_s += every_s
+        is_probe = state.probe_next and probe is not None
+        attempt = Attempt(points=1, last=1, now_s=now_s, alive=True, is_probe=is_probe)
+        given = probe if is_probe and probe is not None else answer
+        state, action = step(state, given, attempt, LIMITS)
+        if not is_probe:
+            actions.append(action)
+    return actions
+
+
+@pytest.mark.parametrize("answer", [FAILED, TIMED_OUT, UNAVAILABLE])
+def test_a_single_line_that_fails_for_ten_minutes_while_others_are_accepted_is_a_dead_letter(
+    answer: ServerFailed | TimedOut | Unavailable,
 ) -> None:
-    """The sink answers pings all that time, so it is the line."""
-    actions = repeated(answer, 21, points=1, alive=True)
+    """The clock starts with the first other line that is accepted."""
+    actions = alone(answer, Accepted(), 12)
 
-    assert [*[Wait()] * 20, DeadLetter(answer.reason)] == actions
+    assert [*[Wait()] * 11, DeadLetter(answer.reason)] == actions
 
 
-def test_a_line_is_not_blamed_for_a_redirect() -> None:
-    """What answers instead of the sink says nothing about a line, however long it does."""
-    assert [Wait()] * 100 == repeated(UNAVAILABLE, 100, points=1, alive=True)
+@pytest.mark.parametrize("answer", [FAILED, TIMED_OUT, UNAVAILABLE])
+@pytest.mark.parametrize("probe", [FAILED, TIMED_OUT, UNAVAILABLE, HELD, Busy(reason="b"), None])
+def test_a_line_is_not_blamed_while_no_other_is_accepted(
+    answer: Answer, probe: Answer | None
+) -> None:
+    """A full disk, a proxy's error page or a wrong address fail for every line, however long."""
+    assert [Wait()] * 100 == alone(answer, probe, 100)
+
+
+def test_a_line_is_not_blamed_for_what_failed_before_the_server_recovered() -> None:
+    """Two other lines that fail in a row start the ten minutes again."""
+    state = replace(START, failures=10, others_accepted_since_s=0.0)
+    for _ in range(2):
+        state, _ = step(state, FAILED, Attempt(points=1, last=1, now_s=9e9, is_probe=True), LIMITS)
+
+    failed = Attempt(points=1, last=1, now_s=9e9, alive=True)
+    assert Wait() == step(state, FAILED, failed, LIMITS)[1]
 
 
 def test_a_single_line_is_not_blamed_while_the_sink_is_dead() -> None:
     """An outage of any length makes no dead letter."""
     assert [Wait()] * 100 == repeated(FAILED, 100, points=1, alive=False)
-
-
-def test_the_time_of_a_failing_line_begins_with_its_own_failure() -> None:
-    """Not with that of the batch it was cut from."""
-    state = replace(START, failures=4)
-    state, _ = step(state, FAILED, attempt_of(2, alive=True), LIMITS)
-    state, action = step(state, FAILED, attempt_of(1, now_s=1000.0, alive=True), LIMITS)
-
-    assert Wait() == action
-    assert state.failing_since_s == 1000.0
 
 
 @pytest.mark.parametrize("answer", [Accepted(), REFUSED, HELD, Busy(reason="busy"), TOO_LARGE])
@@ -310,12 +334,74 @@ def test_a_long_run_of_bad_lines_does_not_hold_up_the_good_ones_for_ever() -> No
     assert [*range(701, 2001)] == outcome.accepted
 
 
-def test_probes_reach_the_head_and_all_parts_of_what_is_held() -> None:
-    """Every other one tries the head, the rest spread over the batch."""
-    indices = [probed_index(replace(REFUSING, probes=number), 1000) for number in range(40)]
+def test_probes_reach_the_head_the_newest_and_all_parts_of_the_backlog() -> None:
+    """In turn; the third of them spread over the whole backlog."""
+    indices = [probed_index(replace(REFUSING, probes=number), 1000) for number in range(60)]
 
-    assert indices[::2] == [0] * 20
-    assert len({index // 40 for index in indices[1::2]}) == 20
+    assert indices[::3] == [0] * 20
+    assert indices[1::3] == [999] * 20
+    assert len({index // 40 for index in indices[2::3]}) == 20
+
+
+CONFLICT = Refused(reason="field type conflict", conflict=FieldName("value", "home"))
+
+
+def refused_singly(state: State, answer: Answer, times: int) -> tuple[State, list[Action]]:
+    """Return what follows when single lines get the same answer."""
+    actions = []
+    for _ in range(times):
+        state, action = step(state, answer, attempt_of(1), LIMITS)
+        actions.append(action)
+    return state, actions
+
+
+def test_a_conflicting_field_is_counted_through_lines_without_it() -> None:
+    """An acceptance of lines without the field ends the run, but not the count of the field."""
+    state, _ = refused_singly(START, CONFLICT, 50)
+    state, _ = step(state, Accepted(), attempt_of(100), LIMITS)
+    state, actions = refused_singly(state, CONFLICT, 50)
+
+    assert [*[DeadLetter(CONFLICT.reason)] * 49, Wait()] == actions
+    assert refusing(state, LIMITS)
+    assert blamed(state, LIMITS) == CONFLICT.conflict
+    assert state.condition == "refusing"
+
+
+def test_a_line_with_the_field_that_is_accepted_ends_its_count() -> None:
+    """Then the others are bad lines."""
+    state, _ = refused_singly(START, CONFLICT, 99)
+    carried = frozenset({FieldName("value", "home")})
+    accepted = Attempt(points=1, last=1, now_s=0.0, carried=carried)
+    state, _ = step(state, Accepted(), accepted, LIMITS)
+
+    assert not refusing(refused_singly(state, CONFLICT, 99)[0], LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "points", "action"),
+    [
+        (OutOfBounds(cause="retention", reason="r", dropped=3), 10, Advance(expired=3)),
+        (OutOfBounds(cause="retention", reason="r", dropped=10), 10, Advance(expired=10)),
+        (OutOfBounds(cause="retention", reason="r", dropped=11), 10, Split()),
+        (OutOfBounds(cause="retention", reason="r", dropped=0), 10, Split()),
+        (OutOfBounds(cause="retention", reason="r"), 10, Split()),
+        (OutOfBounds(cause="retention", reason="r"), 1, Advance(expired=1)),
+        (OutOfBounds(cause="limit", reason="r", dropped=3), 10, Split()),
+        (OutOfBounds(cause="limit", reason="r", dropped=10), 10, DeadLetter("r")),
+        (OutOfBounds(cause="limit", reason="r"), 1, DeadLetter("r")),
+    ],
+)
+def test_a_refusal_for_age_or_a_limit_concerns_those_points_only(
+    answer: OutOfBounds, points: int, action: Action
+) -> None:
+    """However many there are: a thousand in a row leave the database trusted."""
+    state, taken = step(START, answer, attempt_of(points), LIMITS)
+    for _ in range(1000):
+        state, _ = step(state, answer, attempt_of(points), LIMITS)
+
+    assert action == taken
+    assert not refusing(state, LIMITS)
+    assert state.condition == "ok"
 
 
 @pytest.mark.parametrize("points", [1, 2])

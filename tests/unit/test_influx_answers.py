@@ -104,7 +104,7 @@ def test_a_database_of_version_1_that_is_missing_is_a_bucket() -> None:
     ("message", "name"),
     [
         ('field type conflict: input field "value" is float', "INFLUXDB_MEASUREMENT"),
-        ("points beyond retention policy dropped=3", "INFLUXDB_BUCKET"),
+        ("invalid point", "INFLUXDB_BUCKET"),
     ],
 )
 def test_a_refusal_comes_with_advice(message: str, name: str) -> None:
