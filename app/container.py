@@ -107,6 +107,7 @@ def _influx_sink(settings: Settings) -> InfluxSink | None:
         headers=settings.influx.headers_by_name,
         client_cert=settings.influx.client_cert,
         client_key=settings.influx.client_key,
+        flush_s=settings.influx.flush_s,
     )
 
 
@@ -236,6 +237,7 @@ def _deliveries(
             batch_points=settings.batch.size,
             batch_timeout_s=settings.batch.timeout_s,
             max_batch_points=max(settings.influx.max_batch_points, settings.batch.size),
+            process=None if isinstance(sink, EmbeddedStore) else sink.process,
         )
         for sink in sinks
     )

@@ -247,6 +247,12 @@ class InfluxSettings(_Section):
     timeout_s: Seconds = Field(
         30.0, validation_alias="INFLUXDB_TIMEOUT", description="Seconds a request may take"
     )
+    flush_s: Annotated[float, Field(ge=0, le=3600)] | None = Field(
+        None,
+        validation_alias="INFLUXDB_FLUSH_INTERVAL",
+        description="Seconds after which points that the database accepted are on its disk; until"
+        " then they stay in the journal; unset: 10 for VictoriaMetrics, 0 for InfluxDB",
+    )
     max_pending_points: Count = Field(
         20_000,
         validation_alias="INFLUXDB_MAX_PENDING_POINTS",

@@ -190,10 +190,6 @@ _SINK_COUNTERS: Mapping[str, tuple[str, Callable[[SinkStatus], int]]] = {
         "Points refused for good and put aside",
         lambda sink: sink.points_dead_lettered,
     ),
-    "ingest_sink_points_dropped": (
-        "Points lost at the bound of the journal",
-        lambda sink: sink.points_dropped,
-    ),
 }
 _SINK_GAUGES: Mapping[str, tuple[str, Callable[[SinkStatus], float]]] = {
     "ingest_sink_points_held_at_start": (
@@ -211,6 +207,7 @@ def _sinks(sinks: Sequence[SinkStatus]) -> Iterator[Metric]:
         for sink in sinks:
             counter.add_metric([sink.name], count(sink))
         yield counter
+    yield _dropped_points(sinks)
     for name, (text, value) in _SINK_GAUGES.items():
         gauge = GaugeMetricFamily(name, text, labels=["sink"])
         for sink in sinks:
@@ -234,6 +231,22 @@ def _sinks(sinks: Sequence[SinkStatus]) -> Iterator[Metric]:
                 [sink.name, breaker_state], float(sink.breaker.state == breaker_state)
             )
     yield breakers
+
+
+def _dropped_points(sinks: Sequence[SinkStatus]) -> Metric:
+    """Return what each sink will never have; without a cause it is the journal's doing."""
+    name = "ingest_sink_points_dropped"
+    dropped = CounterMetricFamily(
+        name, "Points lost at the bound of the journal, or too old for the database's retention"
+    )
+    for sink in sinks:
+        labels = {"sink": sink.name}
+        dropped.add_sample(f"{name}_total", labels, sink.points_dropped - sink.points_expired)
+        if sink.points_expired:
+            dropped.add_sample(
+                f"{name}_total", {**labels, "cause": "retention"}, sink.points_expired
+            )
+    return dropped
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -20,8 +20,8 @@ _TOO_OLD = re.compile(
     re.IGNORECASE,
 )
 _OVER_LIMIT = re.compile(
-    r"\bmax-(?:values-per-tag|series-per-database)\b"  # 1.x
-    r"|limit exceeded|would exceed|cardinality",  # 3.x: tables and columns
+    r"\bmax-(?:values-per-tag|series-per-database) limit exceeded"  # 1.x
+    r"|would exceed (?:the )?(?:limit|number|maximum)\b",  # 3.x: tables and columns
     re.IGNORECASE,
 )
 _TOTAL_DROPPED = re.compile(r"\bdropped=(\d{1,9})\b")
