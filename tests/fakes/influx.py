@@ -77,7 +77,7 @@ class FakeInflux:
     and a field keeps the type it was first written with.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - a fake has many switches
         self,
         *script: Reply,
         version: Literal["v1", "v2", "v3"] = "v2",
@@ -127,6 +127,10 @@ class FakeInflux:
         self.pings = 0
         self.alive = True
         """Whether `/ping` says so."""
+        self.started_at: int | None = None
+        """When its process started, as VictoriaMetrics says at `/metrics`; None for InfluxDB."""
+        self.ping_reply: Reply | None = None
+        """What `/ping` is answered instead of the version."""
         self.lines: list[bytes] = []
         """Every line accepted, in order, as often as it was accepted."""
         self.requests: list[Request] = []
@@ -150,6 +154,7 @@ class FakeInflux:
         app = web.Application(client_max_size=0, middlewares=[self._silence])
         app.router.add_post(self._rules.path, self._write)
         app.router.add_get("/ping", self._ping)
+        app.router.add_get("/metrics", self._metrics)
         self._rules.add_routes(app.router, self)
         runner = web.AppRunner(app, shutdown_timeout=1.0, auto_decompress=False)
         await runner.setup()
@@ -297,10 +302,18 @@ class FakeInflux:
             )
         )
 
+    async def _metrics(self, _: web.Request) -> web.Response:
+        if self.started_at is None:
+            return web.Response(status=404)
+        started = f"process_start_time_seconds {self.started_at}\nvm_app_version 1\n"
+        return web.Response(text=started)
+
     async def _ping(self, request: web.Request) -> web.Response:
         self.pings += 1
         if not self.alive:
             return web.Response(status=503)
+        if self.ping_reply is not None:
+            return self.respond(self.ping_reply)
         return self.respond(self._rules.ping(request, self))
 
 
