@@ -7,6 +7,7 @@ belongs in a thread.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -14,11 +15,14 @@ from itertools import chain
 from app import members
 from app.errors import StorageDamaged
 from app.model import Lines, Row
-from app.schema.line_protocol import parse_line
 from app.sink.answers import FieldName
 
 _ROWS_AT_HAND = 100
 """As many are joined in a tenth of a millisecond or two."""
+_SERIES = re.compile(rb"(?:[^ \\]|\\.)+ ")
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_ESCAPED_IN_KEYS = re.compile(rb"[,= ]")
+_ESCAPED_IN_MEASUREMENTS = re.compile(rb"[, ]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +187,18 @@ def fields_in(part: Part, wanted: Collection[FieldName]) -> frozenset[FieldName]
 
 
 def _has_field(line: bytes, wanted: FieldName) -> bool:
-    if wanted.name.encode() not in line:  # parsing costs a hundred times as much
+    series = _SERIES.match(line)
+    if series is None or not _is_of(series[0], wanted.measurement):
         return False
-    try:
-        point = parse_line(line)
-    except ValueError:
-        return False
-    return wanted.name in point.fields and wanted.measurement in {None, point.measurement}
+    fields = _TEXT.sub(b"", line[series.end() :])
+    return b"," + _ESCAPED_IN_KEYS.sub(rb"\\\g<0>", wanted.name.encode()) + b"=" in b"," + fields
+
+
+def _is_of(series: bytes, measurement: str | None) -> bool:
+    if measurement is None:
+        return True
+    name = _ESCAPED_IN_MEASUREMENTS.sub(rb"\\\g<0>", measurement.encode())
+    return series.startswith((name + b",", name + b" "))
 
 
 def _data(row: Row) -> bytes:

@@ -219,10 +219,12 @@ async def test_what_a_killed_database_forgot_is_sent_again_in_order(tmp_path: Pa
 
 async def test_in_a_quiet_home_points_are_settled_without_another_one(tmp_path: Path) -> None:
     """Delivery looks by itself when the interval has passed."""
-    async with FakeInflux(version="v1", token="").serving() as server:
-        async with house(tmp_path, server, api="v1", flush_s=0.2) as parts:
-            await parts.journal.append(lines(1, 3), received_at=time.time())
-            await until(lambda: parts.books == (3, 0, 0, 0))
+    async with (
+        FakeInflux(version="v1", token="").serving() as server,
+        house(tmp_path, server, api="v1", flush_s=0.2) as parts,
+    ):
+        await parts.journal.append(lines(1, 3), received_at=time.time())
+        await until(lambda: parts.books == (3, 0, 0, 0))
 
     assert len(server.lines) == 3
 

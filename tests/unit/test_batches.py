@@ -10,7 +10,8 @@ import pytest
 from app.errors import StorageDamaged
 from app.members import compressed
 from app.model import Row
-from app.sink.batches import WholeRows, after, cut, halves, whole_rows
+from app.sink.answers import FieldName
+from app.sink.batches import WholeRows, after, cut, fields_in, halves, whole_rows
 
 LINES = [b"m,e=%d v=%d %d" % (n, n, n) for n in range(1, 11)]
 
@@ -118,3 +119,24 @@ def test_a_row_that_is_not_what_it_should_be_is_damaged(damaged: Row) -> None:
     """Its lines have no numbers that could be trusted."""
     with pytest.raises(StorageDamaged, match="points 1 to"):
         WholeRows((damaged,)).lines()
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted", "found"),
+    [
+        (b'home,e=a value=1,x="b" 1', FieldName("value", "home"), True),
+        (b'home,e=a x="q,value=1",value=2i 1', FieldName("value", "home"), True),
+        (b'home,e=a x="q,value=1" 1', FieldName("value", "home"), False),
+        (b"home,value=3 x=1 1", FieldName("value", "home"), False),
+        (b"homes value=1 1", FieldName("value", "home"), False),
+        (b"home value=1 1", FieldName("value"), True),
+        (rb"a\ b\,c,e=a my\ f\,\=x=1 1", FieldName("my f,=x", "a b,c"), True),
+    ],
+)
+def test_a_field_is_found_only_where_it_is_one(
+    line: bytes, wanted: FieldName, *, found: bool
+) -> None:
+    """Not in a tag, a text or another measurement."""
+    part = WholeRows((Row(1, 1, gzip.compress(line + b"\n"), 0.0),))
+
+    assert fields_in(part, [wanted]) == (frozenset({wanted}) if found else frozenset())
