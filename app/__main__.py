@@ -9,6 +9,7 @@ import errno
 import gc
 import logging
 import os
+import re
 import resource
 import signal
 import socket
@@ -24,6 +25,7 @@ from app.commands.helping import described
 from app.container import Container
 from app.demo.home_assistant import FakeHomeAssistant
 from app.demo.house import DemoHouse
+from app.environment import cleaned
 from app.errors import SettingsError, StorageError
 from app.main import ENV_FILE, configure_logs, create_app, running
 from app.settings import Settings
@@ -234,12 +236,13 @@ def _say_where(listen: socket.socket, started: Callable[[str], None] | None) -> 
 
 
 def _demo_ports() -> Sequence[int]:
-    chosen = os.environ.get("WEBSOCKET_INGESTION_PORT")
+    chosen = cleaned(os.environ.get("WEBSOCKET_INGESTION_PORT", ""))
     if not chosen:
         return _DEMO_PORTS
-    if not chosen.isdecimal() or int(chosen) > _LAST_PORT:
+    if not re.fullmatch("[0-9]{1,5}", chosen) or int(chosen) > _LAST_PORT:
         raise SettingsError(
-            f"WEBSOCKET_INGESTION_PORT: {chosen!r} is not a port number; set one up to {_LAST_PORT}"
+            f"WEBSOCKET_INGESTION_PORT: {chosen[:20]!r} is not a port number; set one up to"
+            f" {_LAST_PORT}"
         )
     return [int(chosen)]
 

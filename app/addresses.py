@@ -34,6 +34,8 @@ def websocket_url(value: str) -> str:
     if scheme is None or not url.hostname or url.hostname in _WEBSOCKET_SCHEMES:
         raise ValueError("must be a host, or a URL of http, https, ws or wss")
     check_host(url)
+    if url.username is not None and url.password is None:
+        raise ValueError("has a user without a password")
     netloc = url.netloc
     if bare and url.port is None:
         netloc = f"{netloc}:{_HOME_ASSISTANT_PORT}"

@@ -52,9 +52,14 @@ class Environment:
 
     def lookup(self, names: Iterable[str]) -> str | None:
         """Return the value of the first name that is set, in the first source that has one."""
+        found = self.find(names)
+        return None if found is None else found[1]
+
+    def find(self, names: Iterable[str]) -> tuple[str, str] | None:
+        """Return that name and its value."""
         candidates = tuple(names)
-        values = (source.get(name) for source in self.sources for name in candidates)
-        return next((value for value in values if value), None)
+        pairs = ((name, source.get(name)) for source in self.sources for name in candidates)
+        return next(((name, value) for name, value in pairs if value), None)
 
     def names(self) -> set[str]:
         """Return the name of everything that is set, empty or not."""

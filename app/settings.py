@@ -103,7 +103,7 @@ _MULTI_LINE = "may have line breaks"
 """Marks a type whose text may have line breaks in it."""
 
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400, allow_inf_nan=False)]
-Count: TypeAlias = Annotated[int, Field(gt=0, le=1_000_000)]
+Count: TypeAlias = Annotated[int, Field(gt=0, le=10_000_000)]
 Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 LocalPath: TypeAlias = Annotated[Path, AfterValidator(_path)]
 DatabaseUrl: TypeAlias = Annotated[str, AfterValidator(database_url)]
@@ -604,18 +604,20 @@ def _given(field: FieldInfo, environment: Environment) -> str | None:
         ValueError: both are set, or the file cannot be used.
     """
     names = _names(field.validation_alias)
-    text = environment.lookup(names)
+    given = environment.find(names)
+    text = None if given is None else given[1]
     if not _is_secret(field):
         return text
-    file = environment.lookup(name + _FILE for name in names)
+    file = environment.find(name + _FILE for name in names)
     if file is None:
         return text
-    if text is not None:
-        raise ValueError(f"is set, and {names[0]}{_FILE} is set, too; remove one of them")
+    variable, path = file
+    if given is not None:
+        raise ValueError(f"{given[0]} is set, and {variable} is set, too; remove one of them")
     try:
-        return read_secret_file(Path(file))
+        return read_secret_file(Path(path))
     except ValueError as exc:
-        raise ValueError(f"{names[0]}{_FILE} {exc}") from exc
+        raise ValueError(f"{variable} {exc}") from exc
 
 
 def _hygiene(field: FieldInfo, text: str) -> str | None:

@@ -20,6 +20,8 @@ class Front:
         self.headers = dict(headers or {})
         self.body = body
         self.requests: list[web.BaseRequest] = []
+        self.subjects: list[str] = []
+        """The common name in the client certificate of each request."""
         self.port = 0
         self._tls = False
 
@@ -47,4 +49,6 @@ class Front:
 
     async def _answer(self, request: web.BaseRequest) -> web.Response:
         self.requests.append(request)
+        if certificate := request.get_extra_info("peercert"):
+            self.subjects.append(certificate["subject"][0][0][1])
         return web.Response(status=self.status, headers=self.headers, text=self.body)

@@ -432,6 +432,25 @@ async def test_a_renewed_certificate_is_used_at_the_next_connection(
     assert seen == ["client", "client", "renewed", "renewed"]
 
 
+async def test_a_renewed_certificate_is_used_for_the_next_connection_to_a_database(
+    monkeypatch: pytest.MonkeyPatch, authority: Path, tmp_path: Path
+) -> None:
+    """The client keeps a pool of connections, and makes new ones by itself."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
+    replace(authority, tmp_path, "client")
+    files = {"client_cert": tmp_path / "mine.pem", "client_key": tmp_path / "mine.key"}
+    front = Front(204, headers={"Connection": "close"})
+    async with (
+        front.serving(tls=mutual(authority)),
+        sink_of(front.url(), api="v2", **files) as sink,
+    ):
+        assert await sink.write(BATCH) == Accepted()
+        replace(authority, tmp_path, "renewed")
+        assert await sink.write(BATCH) == Accepted()
+
+    assert front.subjects == ["client", "renewed"]
+
+
 async def test_a_certificate_that_never_could_be_read_is_no_connection(tmp_path: Path) -> None:
     """It was there when the settings were read; the next attempt looks again."""
     source = source_of("wss://127.0.0.1:1", client_cert=tmp_path / "gone.pem")

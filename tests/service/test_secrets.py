@@ -60,6 +60,8 @@ async def test_nothing_a_run_produced_holds_a_secret(
             **hidden,
             "HOME_ASSISTANT_URL": home_assistant.url,
             "INFLUXDB_URL": influx.url,
+            "HOME_ASSISTANT_HEADERS": f"X-Key: {hidden['INFLUXDB_TOKEN']}",
+            "INFLUXDB_HEADERS": f"X-Key: {hidden['API_KEY']}",
             "INFLUXDB_API": version,
             "INFLUXDB_USERNAME": "writer" if version == "v1" else "",
             "EMBEDDED_STORE": "on",

@@ -324,12 +324,13 @@ def test_a_secret_and_its_file_are_not_both_set(
     """Nobody could say which is meant."""
     file = tmp_path / "secret"
     file.write_text("u" * 40)
+    monkeypatch.delenv(name.replace("HA_", "HOME_ASSISTANT_"), raising=False)
     monkeypatch.setenv(name, SECRETS[name])
     monkeypatch.setenv(f"{name}_FILE", str(file))
 
     line = problem(name)
 
-    assert "_FILE is set, too; remove one of them" in line
+    assert f"{name} is set, and {name}_FILE is set, too; remove one of them" in line
     assert SECRETS[name] not in line
     assert "u" * 40 not in line
 
@@ -492,6 +493,27 @@ def test_a_slip_in_the_scheme_is_no_host_of_that_name(written: str) -> None:
     """It would be looked up as `http`."""
     with pytest.raises(ValueError, match="must be a host"):
         websocket_url(written)
+
+
+def test_a_user_of_home_assistant_needs_a_password() -> None:
+    """The handshake could not be made of half of it."""
+    assert websocket_url("http://ada:p@ha") == "ws://ada:p@ha/api/websocket"
+    with pytest.raises(ValueError, match="has a user without a password"):
+        websocket_url("http://ada@ha")
+
+
+@pytest.mark.parametrize("written", ["soon", "9" * 5000, "70000", "-1", "٣"])
+def test_a_port_of_the_demo_that_is_none_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], written: str
+) -> None:
+    """The demo looks for a free one only when none is set."""
+    monkeypatch.setenv("WEBSOCKET_INGESTION_PORT", written)
+
+    assert main(["demo"]) == 2
+
+    error = capsys.readouterr().err
+    assert "WEBSOCKET_INGESTION_PORT" in error
+    assert (error.count("\n"), len(error) < 200) == (1, True)
 
 
 @pytest.mark.parametrize(
