@@ -572,8 +572,9 @@ class _Clock:
 
     def __init__(self, socket: FrameSocket) -> None:
         self._read_at = time.monotonic()
-        date = socket.response.headers.get("Date") if socket.response else None
-        said = http_date(date)
+        # A proxy may add one of its own; `get` raises when there are two.
+        dates = socket.response.headers.get_all("Date") if socket.response else []
+        said = http_date(dates[0] if dates else None)
         self.is_theirs = said is not None
         """Whether it is theirs: without the header ours is the next best."""
         self._date = said or datetime.now(UTC)

@@ -19,6 +19,8 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
 
 from app.commands.doctor import command
 from app.demo.home_assistant import FakeHomeAssistant
@@ -489,3 +491,66 @@ async def test_a_limited_home_assistant_is_reported(
     assert later is None
     assert told["version"].startswith("warning")
     assert words in told["version"]
+
+
+ACCEPTING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+ODD = [
+    b"",
+    b"\r\n\r\n",
+    b"SSH-2.0-OpenSSH_9.6\r\n",
+    b"HTTP/1.1 999999 ?\r\n\r\n",
+    b"HTTP/2 200\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n",
+    b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: /a\r\nLocation: https://b\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 302 Found\r\nLocation: http://[\xff\r\nContent-Length: 0\r\n\r\n",
+    b"HTTP/1.1 400 Bad\r\nContent-Length: 99999999999999999999\r\n\r\nx",
+    b"HTTP/1.1 400 Bad\r\nContent-Length: -1\r\n\r\nx",
+    b"HTTP/1.1 400 Bad\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
+    b"HTTP/1.1 400 Bad\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+    b"HTTP/1.1 200 OK\r\nDate: x\r\nDate: y\r\nContent-Length: 0\r\n\r\n",
+    ACCEPTING + b"\r\n",
+    ACCEPTING + b"Sec-WebSocket-Accept: a\r\nSec-WebSocket-Accept: b\r\n\r\n",
+    ACCEPTING + b"Sec-WebSocket-Accept: x\r\nSec-WebSocket-Extensions: odd\r\n\r\n",
+    b"\x15\x03\x01\x00\x02\x02\x46",
+    bytes(range(256)),
+]
+
+
+@pytest.mark.parametrize("answer", ODD)
+async def test_an_odd_answer_to_a_handshake_is_a_failed_connection(answer: bytes) -> None:
+    """Whatever listens there, the service goes on, and the reason is one printable line."""
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(reply, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(SourceUnavailable) as caught:
+            async with source_of(f"ws://127.0.0.1:{port}/api/websocket").commands():
+                pass
+
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 400
+    assert caught.value.advice
+
+
+async def test_two_dates_in_a_handshake_are_no_reason_to_stop() -> None:
+    """A proxy may add one of its own, and the library raises when it is asked for the only one."""
+
+    async def greet(socket: ServerConnection) -> None:
+        await socket.send('{"type": "auth_required", "ha_version": "2026.11.0"}')
+        await socket.recv()
+        await socket.send('{"type": "auth_ok", "ha_version": "2026.11.0"}')
+        await socket.wait_closed()
+
+    def date_twice(_: ServerConnection, __: Request, response: Response) -> None:
+        response.headers["Date"] = "Mon, 30 Nov 2026 12:00:00 GMT"
+
+    async with serve(greet, "127.0.0.1", 0, process_response=date_twice) as server:
+        port = next(iter(server.sockets)).getsockname()[1]
+        async with source_of(f"ws://127.0.0.1:{port}/api/websocket").commands() as commands:
+            assert commands.ha_version == "2026.11.0"
