@@ -17,10 +17,12 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Mapping,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Protocol
 
 from app import members
@@ -28,7 +30,20 @@ from app.errors import CommandFailed, SourceError, StorageError
 from app.journal.coverage import Coverage
 from app.journal.last_states import LastStates
 from app.logs import Repeats
-from app.model import Change, Gap, LastState, Lines, Placements, Row, StoredPoint, Times, moment_of
+from app.model import (
+    MAX_TIME_NS,
+    Change,
+    Gap,
+    LastState,
+    Lines,
+    Placements,
+    Row,
+    State,
+    StoredPoint,
+    Times,
+    moment_of,
+    nanoseconds,
+)
 from app.normalize.recorded import Identity, Recovery
 from app.resilience import Backoff
 from app.snapshot import GapsStatus
@@ -38,12 +53,18 @@ from app.telemetry import Telemetry
 logger = logging.getLogger(__name__)
 
 _SECOND_NS = 1_000_000_000
+_REQUESTED_BEYOND_NS = 30 * _SECOND_NS
+"""How far beyond the bounds of a gap changes are requested: events are not strictly in the order
+of their times, and a clock may be corrected by seconds. What is there twice has one identity."""
+_LONGEST_NS = 366 * 86_400 * _SECOND_NS
+"""A gap that is longer comes from a wrong clock, which must not decide that it is too old."""
 _COMPARED_PER_S = 50_000
 """So many points of the journal are looked at in a second: a tenth of a core."""
 _CHANGES_PER_APPEND = 200
-_RECEIVED_WITHIN_S = 2.0
-_STALLED_S = 60.0
-_STARTING_S = 600.0
+_LOOKS_FOR_COMMIT = 600
+_COMMIT_LOOK_S = 0.1
+_LOOKS_FOR_START = 600
+_START_LOOK_S = 1.0
 # Home Assistant's own trouble, which may pass: its recorder is busy, migrates, or failed once.
 _PASSING = frozenset({"unknown_error", "home_assistant_error", "timeout"})
 _ATTEMPTS = 10
@@ -65,7 +86,7 @@ class Journal(Protocol):
     async def append(self, lines: Lines, *, received_at: float) -> None:
         """Make points durable, or raise a `StorageError`."""
 
-    def kept(self, *, after: int = 0, since: float = 0.0) -> AsyncIterator[Row]:
+    def kept(self, *, after: int = 0) -> AsyncIterator[Row]:
         """Yield the rows that are still there, settled or not, in order."""
         ...
 
@@ -74,8 +95,12 @@ class Waiting(Protocol):
     """The intake, as far as one must know what it still holds."""
 
     @property
-    def oldest_at(self) -> float | None:
-        """When the oldest event that is not yet durable was received."""
+    def put_points(self) -> int:
+        """How many points have ever been received."""
+        ...
+
+    def is_done_with(self, put_points: int) -> bool:
+        """Whether the first so many of them are durable, or dropped."""
         ...
 
 
@@ -96,6 +121,7 @@ class Backfill:
         self,
         *,
         commands: Callable[[], AbstractAsyncContextManager[Commands]],
+        caught_up: Callable[[], Awaitable[None]],
         streaming: asyncio.Event,
         is_running: Callable[[], bool],
         coverage: Coverage,
@@ -113,13 +139,15 @@ class Backfill:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Take the parts and the settings BACKFILL_*.
+        """Store the parts and the settings BACKFILL_*.
 
-        `streaming` is set while events stream and the registries are known; `is_running` says
-        whether Home Assistant is. `keep` returns what transforms and filter leave of changes;
-        `clock` gives seconds since the epoch.
+        `caught_up` waits until every event sent so far was received. `streaming` is set while
+        events stream and the registries are known; `is_running` returns whether Home Assistant
+        is. `keep` returns what transforms and filter leave of changes; `clock` gives seconds
+        since the epoch.
         """
         self._commands = commands
+        self._caught_up = caught_up
         self._streaming = streaming
         self._is_running = is_running
         self._coverage = coverage
@@ -179,7 +207,8 @@ class Backfill:
             gap = self._next()
             if gap is None:
                 self._coverage.opened.clear()
-                await self._coverage.opened.wait()
+                if not self._coverage.is_unbounded or await self._bounded():
+                    await self._coverage.opened.wait()
                 continue
             try:
                 await self._fill(gap)
@@ -193,6 +222,30 @@ class Backfill:
     def _next(self) -> Gap | None:
         gaps = self._coverage.open_gaps()
         return next(filter(self._coverage.will_be_filled, gaps), None)
+
+    async def _bounded(self) -> bool:
+        """Bound gaps that are not filled now, and the first span; return whether it succeeded."""
+        try:
+            async with self._commands() as commands:
+                self._bound(await self._recorder(commands).newest_states())
+        except SourceError as exc:
+            logger.debug("Home Assistant's states cannot be listed: %s", exc)
+            await self._sleep(self._backoff.next_s())
+            return False
+        self._backoff.reset()
+        return True
+
+    def _bound(self, states: Mapping[str, State]) -> int:
+        """Bound gaps by the times in Home Assistant's states; return the newest, or 0."""
+        moments = {nanoseconds(state.last_updated) for state in states.values()}
+        if not moments:
+            return 0
+        self._coverage.bound(
+            oldest_ns=min(moments),
+            newest_ns=max(moments),
+            reach_ns=int(self._max_hours * 3600 * _SECOND_NS),
+        )
+        return max(moments)
 
     async def _failed(self, gap: Gap, exc: SourceError | StorageError) -> None:
         if not self._streaming.is_set():
@@ -214,30 +267,35 @@ class Backfill:
 
     async def _fill(self, gap: Gap) -> None:
         self._coverage.take(gap)
-        gap = self._within_reach(gap)
-        if gap.state != "open":
-            self._last_states.thaw(gap)
-            return
-        await self._until_running()
-        async with self._commands() as commands:
-            recorder = Recorder(
-                commands.call,
-                patience=self._patience,
-                clock=self._clock,
-                sleep=self._sleep,
-                oddities=self._oddities,
-            )
-            gap = await self._recover(gap, recorder)
+        try:
+            await self._until_running()
+            async with self._commands() as commands:
+                gap = await self._recover(gap, self._recorder(commands))
+        finally:
+            self._coverage.release()
         self._last_states.thaw(gap)
-        self._tell(gap)
 
-    def _within_reach(self, gap: Gap) -> Gap:
-        """Give up what is older than the recorder keeps, and return the rest."""
+    def _recorder(self, commands: Commands) -> Recorder:
+        return Recorder(
+            commands.call,
+            patience=self._patience,
+            clock=self._clock,
+            sleep=self._sleep,
+            oddities=self._oddities,
+        )
+
+    def _within_reach(self, gap: Gap, newest_ns: int) -> Gap:
+        """Give up what is older than the recorder keeps, and return the rest.
+
+        Both clocks must agree on that: `newest_ns` is the newest moment in Home Assistant's
+        states, and our own clock may not be set yet.
+        """
         if gap.reason == "requested" or gap.filled_ns is not None:
             return gap
-        oldest_ns = int((self._clock() - self._max_hours * 3600) * _SECOND_NS)
+        now_ns = min(newest_ns, int(self._clock() * _SECOND_NS))
+        oldest_ns = now_ns - int(self._max_hours * 3600 * _SECOND_NS)
         detail = f"Older than BACKFILL_MAX_HOURS ({self._max_hours:g})"
-        if gap.start_ns >= oldest_ns:
+        if gap.start_ns >= oldest_ns or newest_ns - gap.start_ns > _LONGEST_NS:
             return gap
         if gap.end_ns <= oldest_ns:
             lost = gap = self._coverage.close(gap, "unfillable", detail=detail)
@@ -250,50 +308,63 @@ class Backfill:
 
     async def _until_running(self) -> None:
         """Wait for Home Assistant: while it starts its history is not there yet."""
-        until = self._clock() + _STARTING_S
-        while not self._is_running() and self._streaming.is_set() and self._clock() < until:
-            await self._sleep(1.0)
+        for _ in range(_LOOKS_FOR_START):
+            if self._is_running() or not self._streaming.is_set():
+                return
+            await self._sleep(_START_LOOK_S)
 
     async def _recover(self, gap: Gap, recorder: Recorder) -> Gap:
         """Journal what the recorder has of the gap, then close it."""
-        committed = await self._committed(gap)
-        # The recorder may not have written the end yet; by our clock, as the others differ.
-        is_new = gap.found_at > self._clock() - self._patience.most_s
         await recorder.until_written()
         newest = await recorder.newest_states()
+        newest_ns = self._bound(newest)
+        gap = self._within_reach(self._coverage.update(gap), newest_ns)
+        if gap.state != "open":
+            return gap
         entity_ids = gap.entity_ids or all_entities(newest, self._last_states.entity_ids())
-        times = _still_to_fill(gap)
+        times, requested = _still_to_fill(gap), _requested(gap)
+        captured = _Captured(requested, after=self._coverage.keep_from - 1)
+        await self._catch_up(captured, newest_ns)
         recovery = Recovery(
-            times,
+            requested,
             changed_from_ns=gap.start_ns,
             placements=self._placements,
             before=self._last_states.before(gap),
             newest=newest,
         )
         unknown = {name for name in entity_ids if not recovery.knows_before(name)}
-        history = recorder.history(times, entity_ids, with_start=unknown, is_new=is_new)
-        gap, detail = await self._read_back(gap, history, recovery, committed)
-        changes = self._keep(recovery.unrecorded(entity_ids, committed=committed))
+        history = recorder.history(
+            Times(requested.oldest_ns, max(requested.oldest_ns, times.newest_ns)),
+            entity_ids,
+            with_start=unknown,
+            is_new=gap.reason != "requested",
+            reach_ns=requested.newest_ns,
+        )
+        gap, detail = await self._read_back(gap, history, recovery, captured)
+        changes = self._keep(recovery.unrecorded(entity_ids, committed=captured.identities))
         await self._journal_slowly(changes)
         gap = replace(
             gap,
             entities=max(gap.entities, len(recovery.recorded)),
             unrecorded=tuple(change.entity_id for change in changes),
         )
-        return self._coverage.close(gap, "unfillable" if detail else "filled", detail=detail)
+        gap = self._coverage.close(gap, "unfillable" if detail else "filled", detail=detail)
+        self._tell(gap)
+        return gap
 
     async def _read_back(
         self,
         gap: Gap,
         history: AsyncGenerator[Answer, None],
         recovery: Recovery,
-        committed: Collection[Identity],
+        captured: _Captured,
     ) -> tuple[Gap, str | None]:
         """Journal all answers; return the gap as it is then, and why no more can be had."""
         try:
             async with aclosing(history) as answers:
                 async for answer in answers:
-                    journaled = await self._journal_answer(answer, recovery, committed)
+                    await self._catch_up(captured, _newest_ns(answer))
+                    journaled = await self._journal_answer(answer, recovery, captured.identities)
                     gap = self._progressed(gap, journaled, answer.through_ns)
         except CommandFailed as exc:
             if exc.code in _PASSING and self._backoff.attempt < _ATTEMPTS:
@@ -301,21 +372,32 @@ class Backfill:
             return gap, f"Home Assistant shows no history: {exc}"
         return gap, None
 
-    async def _committed(self, gap: Gap) -> set[Identity]:
-        """Return what the journal has of the time of the gap: it came live, near its edges."""
-        # What came in the first seconds of the connection may be on its way to the journal.
-        edge_at = gap.found_at + _RECEIVED_WITHIN_S
-        until = max(self._clock(), edge_at) + _STALLED_S
-        while self._clock() < edge_at or (self._intake.oldest_at or edge_at) < edge_at:
-            if self._clock() > until:
-                raise StorageError("the journal takes no points")
-            await self._sleep(0.1)
-        found: set[Identity] = set()
-        async for row in self._journal.kept(since=self._coverage.keep_from):
-            found |= await asyncio.to_thread(self._identities, row, gap)
+    async def _catch_up(self, captured: _Captured, through_ns: int) -> None:
+        """Add to what is known to be captured all that came live up to a moment.
+
+        A change that was read back may have come live as well, and still be on its way.
+        """
+        if through_ns <= captured.through_ns:
+            return
+        await self._caught_up()
+        await self._until_committed()
+        async for row in self._journal.kept(after=captured.after):
+            captured.identities |= await asyncio.to_thread(
+                self._identities, row, captured.requested
+            )
+            captured.after = row.last
             # Points were dropped because too many came: the rest of them must not be hindered.
             await self._sleep(row.points / _COMPARED_PER_S)
-        return found
+        captured.through_ns = through_ns
+
+    async def _until_committed(self) -> None:
+        """Wait until all that was received so far is durable, or dropped."""
+        received = self._intake.put_points
+        for _ in range(_LOOKS_FOR_COMMIT):
+            if self._intake.is_done_with(received):
+                return
+            await self._sleep(_COMMIT_LOOK_S)
+        raise StorageError("the journal takes no points")
 
     async def _journal_answer(
         self, answer: Answer, recovery: Recovery, committed: Collection[Identity]
@@ -382,18 +464,46 @@ class Backfill:
                 kind="unfillable",
             )
 
-    def _identities(self, row: Row, gap: Gap) -> set[Identity]:
+    def _identities(self, row: Row, times: Times) -> set[Identity]:
         identities = (self._schema.identity_of(line) for line in _lines(row))
         return {
             identity
             for identity in identities
-            if identity is not None and gap.start_ns <= identity[1] <= gap.end_ns
+            if identity is not None and times.oldest_ns <= identity[1] <= times.newest_ns
         }
+
+
+@dataclass(slots=True)
+class _Captured:
+    """What the journal holds of the time that is requested for a gap."""
+
+    requested: Times
+    after: int
+    """Sequence number through which the journal was read."""
+    through_ns: int = -1
+    """Changes up to here that came live are among the identities."""
+    identities: set[Identity] = field(default_factory=set)
 
 
 def _still_to_fill(gap: Gap) -> Times:
     start_ns = gap.start_ns if gap.filled_ns is None else gap.filled_ns + 1
     return Times(start_ns, max(start_ns, gap.end_ns))
+
+
+def _requested(gap: Gap) -> Times:
+    """Return the span that is requested for what is still to fill: it goes beyond the bounds."""
+    times = _still_to_fill(gap)
+    if gap.reason == "requested":
+        return times  # a person decided on the bounds
+    start_ns = times.oldest_ns if gap.filled_ns else times.oldest_ns - _REQUESTED_BEYOND_NS
+    end_ns = times.newest_ns + _REQUESTED_BEYOND_NS if gap.end_known else MAX_TIME_NS
+    return Times(max(0, start_ns), min(end_ns, MAX_TIME_NS))
+
+
+def _newest_ns(answer: Answer) -> int:
+    """Return the newest time in an answer, or 0."""
+    newest_s = max((rows[-1].lu for rows in answer.history.values() if rows), default=0.0)
+    return nanoseconds(datetime.fromtimestamp(newest_s, UTC))
 
 
 def _span(gap: Gap) -> str:

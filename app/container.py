@@ -310,6 +310,7 @@ class Container(containers.DeclarativeContainer):
     backfill = providers.Singleton(
         Backfill,
         commands=source.provided.commands,
+        caught_up=source.provided.caught_up,
         streaming=pipeline.provided.streaming,
         is_running=providers.Factory(partial, _is_running, source),
         coverage=coverage,

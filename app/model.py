@@ -314,6 +314,14 @@ class Gap:
     """Entities that changed in it and have no recorded history."""
     entity_ids: tuple[str, ...] = ()
     """Only these are to be read back; empty for all."""
+    start_known: bool = True
+    """False until Home Assistant's states show since when it runs: `start_ns` is then 0."""
+    end_known: bool = True
+    """False until a live event shows that all that was missed is older: `end_ns` is then the
+    newest moment seen so far, and everything after it is requested as well."""
+    keep_from: int = 0
+    """From this sequence number on, rows of the journal stay while the gap is open: what is read
+    back near its bounds is compared with them."""
     detail: str | None = None
     """Why it cannot be filled, or what the last attempt said."""
     closed_at: float | None = None

@@ -7,7 +7,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime
 
 from app.discovery.refresh import Discovery
 from app.entity_filter import EntityFilter
@@ -16,7 +15,7 @@ from app.journal.coverage import Coverage
 from app.journal.intake import Intake
 from app.journal.last_states import LastStates
 from app.logs import Repeats
-from app.model import Change, Event, Lines, Times, nanoseconds
+from app.model import Change, Event, Lines, Times
 from app.normalize.changes import Malformed, Normalizer
 from app.normalize.transforms import Transforms
 from app.schema.homeiq import HomeiqEncoder
@@ -97,12 +96,10 @@ class Pipeline:
         logger.debug("Registry changed: %s", event.event_type)
         self._discovery.registry_updated(event)
 
-    def connected(self, at: datetime) -> None:
-        """Begin a span of the journal, and ask for the registries, now that events stream."""
+    def connected(self, *, was_absent: bool) -> None:
+        """Begin a span of the journal, and request the registries, now that events stream."""
         gap = self._coverage.began(
-            nanoseconds(at),
-            reason="disconnect" if self._has_streamed else "restart",
-            last=self._last_states.values,
+            reason="disconnect" if self._has_streamed else "restart", was_absent=was_absent
         )
         if gap is not None:
             self._last_states.freeze(gap)
@@ -170,6 +167,7 @@ class Pipeline:
         if kept:
             times_ns = [change.time_ns for change in kept]
             times = Times(min(times_ns), max(times_ns))
+            self._coverage.received(times)
             self._last_states.update(changes)
             self._intake.put(Lines(lines.data, lines.points, times), received_at=received_at)
         if shown:

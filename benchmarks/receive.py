@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from datetime import datetime
 
 from prometheus_client import CollectorRegistry
 
@@ -36,7 +35,7 @@ class Counter:
     def registry_updated(self, event: Event) -> None:
         """Count nothing."""
 
-    def connected(self, at: datetime) -> None:  # noqa: ARG002 - the protocol of a listener
+    def connected(self, *, was_absent: bool) -> None:  # noqa: ARG002 - the protocol of a listener
         """Note that the events may come."""
         self.streaming.set()
 

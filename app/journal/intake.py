@@ -101,6 +101,7 @@ class Intake:
         self._queue: asyncio.Queue[tuple[Lines, float] | None] = asyncio.Queue()
         self._queued_points = 0
         self._pending_points = 0
+        self._put_points = 0
         self._oldest_at = 0.0
         self._wanted_points = commit_points
         self._enough = asyncio.Event()
@@ -121,6 +122,17 @@ class Intake:
             return lent_since
         return self._oldest_at if self._pending_points else None
 
+    @property
+    def put_points(self) -> int:
+        """How many points have ever been put; see `is_done_with`."""
+        return self._put_points
+
+    def is_done_with(self, put_points: int) -> bool:
+        """Whether the first so many points that were put are committed or dropped."""
+        return not self._journal.lent_points and (
+            self._put_points - self._pending_points >= put_points
+        )
+
     def put(self, lines: Lines, *, received_at: float) -> None:
         """Take points for the next commit; at the bound, drop by the policy and count."""
         points = lines.points
@@ -134,6 +146,7 @@ class Intake:
             return
         if not self._pending_points:
             self._oldest_at = received_at
+        self._put_points += points
         self._pending_points += points
         self._queued_points += points
         self._queue.put_nowait((lines, received_at))

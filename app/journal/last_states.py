@@ -49,6 +49,8 @@ class LastStates:
 
     def freeze(self, gap: Gap) -> None:
         """Keep how everything was before this gap, until it is closed."""
+        if gap.id in self._frozen:
+            return  # it goes on over another connection, and nothing came in between
         while len(self._frozen) >= _MAX_FROZEN:
             del self._frozen[next(iter(self._frozen))]
         self._frozen[gap.id] = self._before(gap)

@@ -107,10 +107,10 @@ class MemoryJournal:
         """Return the last sequence number the sink has settled."""
         return self._ledger.cursors[sink]
 
-    async def kept(self, *, after: int = 0, since: float = 0.0) -> AsyncIterator[Row]:
+    async def kept(self, *, after: int = 0) -> AsyncIterator[Row]:
         """Yield the rows that some sink has not settled; memory keeps no others."""
         for row in tuple(self._rows.all()):
-            if row.last > after and row.received_at >= since:
+            if row.last > after:
                 yield row
 
     def settle(self, sink: str, through: int) -> None:

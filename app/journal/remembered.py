@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
 from app.errors import StorageDamaged
 from app.journal.coverage import Covered, Unsaved
 from app.model import MAX_SECONDS, Gap, LastState
-from app.storage import Connection
+from app.storage import Connection, Cursor
 
 MIGRATION = """
     CREATE TABLE covered (
@@ -45,12 +45,21 @@ MIGRATION = """
     UPDATE journal SET states_through = tail
 """
 
+BOUNDS_MIGRATION = """
+    ALTER TABLE journal ADD COLUMN keep_from INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE gaps ADD COLUMN start_known INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE gaps ADD COLUMN end_known INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE gaps ADD COLUMN keep_from INTEGER NOT NULL DEFAULT 0
+"""
+
 _GAP_COLUMNS = (
     "id, start_ns, end_ns, reason, found_at, edge_at, state, filled_ns, changes, entities,"
-    " unrecorded, entity_ids, detail, closed_at"
+    " unrecorded, entity_ids, detail, closed_at, start_known, end_known, keep_from"
 )
 
 GAP_COLUMNS = tuple(name.strip() for name in _GAP_COLUMNS.split(","))
+_ADDED = {"start_known": "1", "end_known": "1", "keep_from": "0"}
+"""Columns that a file of an older version lacks, and what they are there."""
 _COVERED_COLUMNS = ("since_ns", "through_ns", "edge_at")
 
 
@@ -71,11 +80,13 @@ def load(connection: Connection) -> Remembered:
     Raises:
         StorageDamaged: a value cannot be right.
     """
-    covered = connection.execute("SELECT since_ns, through_ns, edge_at FROM covered").fetchone()
-    (states_through,) = connection.execute("SELECT states_through FROM journal").fetchone()
+    covered = _select(connection, "covered", _COVERED_COLUMNS).fetchone()
+    states_through, keep_from = _select(
+        connection, "journal", ("states_through", "keep_from")
+    ).fetchone()
     return Remembered(
-        covered=covered_of(covered) if covered else None,
-        gaps=[gap_of(row) for row in connection.execute(f"SELECT {_GAP_COLUMNS} FROM gaps")],  # noqa: S608 - names of ours
+        covered=replace(covered_of(covered), keep_from=keep_from) if covered else None,
+        gaps=[gap_of(row) for row in _select(connection, "gaps", GAP_COLUMNS)],
         states={
             entity_id: LastState(*columns)
             for entity_id, *columns in connection.execute(
@@ -84,6 +95,12 @@ def load(connection: Connection) -> Remembered:
         },
         states_through=states_through,
     )
+
+
+def _select(connection: Connection, table: str, columns: Sequence[str]) -> Cursor:
+    present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+    chosen = [name if name in present else _ADDED[name] for name in columns]
+    return connection.execute(f"SELECT {', '.join(chosen)} FROM {table}")  # noqa: S608 - names of ours
 
 
 def save_coverage(connection: Connection, unsaved: Unsaved) -> None:
@@ -109,13 +126,14 @@ def save_covered(connection: Connection, covered: Covered) -> None:
             columns,
         )
         connection.execute("UPDATE journal SET has_covered = 1")
+    connection.execute("UPDATE journal SET keep_from = ?", (covered.keep_from,))
 
 
 def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
     """Write gaps in the place of what is there of them."""
     connection.executemany(
         f"INSERT OR REPLACE INTO gaps ({_GAP_COLUMNS})"  # noqa: S608 - names of ours
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_columns(gap) for gap in gaps],
     )
 
@@ -149,6 +167,9 @@ def _columns(gap: Gap) -> tuple[object, ...]:
         json.dumps(gap.entity_ids),
         gap.detail,
         gap.closed_at,
+        gap.start_known,
+        gap.end_known,
+        gap.keep_from,
     )
 
 
@@ -162,6 +183,8 @@ def gap_of(row: Sequence[object]) -> Gap:
     try:
         for name in ("unrecorded", "entity_ids"):
             columns[name] = json.loads(str(columns[name]))
+        for name in ("start_known", "end_known"):
+            columns[name] = bool(columns[name])
         gap = msgspec.convert(columns, Gap)
     except (ValueError, RecursionError) as exc:
         raise StorageDamaged(f"gap {columns.get('id')} cannot be read: {exc}") from exc

@@ -111,8 +111,8 @@ class SqliteJournal:
         self._closing = contextlib.AsyncExitStack()
         self._database: Database | None = None
         self._saved: Mapping[str, int] = {}
-        self._tidied = (0, 0.0)
-        """Up to which number, and until which time of receipt, rows were deleted."""
+        self._tidied = 0
+        """Up to which number rows were deleted."""
         self._states_saved_at = time.monotonic()
         self._oldest_at: dict[str, float | None] = {}
         self._bytes = 0
@@ -289,18 +289,17 @@ class SqliteJournal:
         if self._lent.points and not self._order.locked():
             self._lent.release()
 
-    async def kept(self, *, after: int = 0, since: float = 0.0) -> AsyncIterator[Row]:
-        """Yield the rows in the file, settled or not, that hold a point after a number.
+    async def kept(self, *, after: int = 0) -> AsyncIterator[Row]:
+        """Yield the rows in the file, settled or not, that hold a point after a number, in order.
 
-        With `since` only those received from then on; in order. They stay for two minutes,
-        and as long as a gap is open that they touch.
+        The newest two minutes of live points stay, and longer while a gap is open that they touch.
 
         Raises:
             StorageError: the rows cannot be read.
         """
         while True:
             rows, last = await self._open_database().read(
-                partial(kept_rows, after=after, since=since, limit=_ROWS_PER_PAGE)
+                partial(kept_rows, after=after, limit=_ROWS_PER_PAGE)
             )
             for row in rows:
                 yield row
@@ -420,6 +419,7 @@ class SqliteJournal:
                 spanned(self._lent_times, lines.times),
                 # A commit of what was lent has no time of its own.
                 received_at=self._lent.since or received_at or time.time(),
+                first=self._durable_through + 1,
             )
             work = partial(
                 append_lines,
@@ -479,7 +479,7 @@ class SqliteJournal:
 
     async def _tidy(self, *, closing: bool = False) -> None:
         """Save what changed since the last time, and delete what nobody needs any more."""
-        deletable = (self._ledger.settled_by_all, self._coverage.keep_from)
+        deletable = min(self._ledger.settled_by_all, self._coverage.keep_from - 1)
         states = self._states_to_save(closing=closing)
         unsaved = self._coverage.unsaved()
         if (

@@ -7,7 +7,6 @@ They run in the database's own threads, on values that were gathered on the even
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,14 @@ from app.errors import JournalFull, StorageFull
 from app.journal import checks
 from app.journal.coverage import Unsaved
 from app.journal.ledger import Hole, Overflow, missing
-from app.journal.remembered import MIGRATION, Remembered, load, save_coverage, save_states
+from app.journal.remembered import (
+    BOUNDS_MIGRATION,
+    MIGRATION,
+    Remembered,
+    load,
+    save_coverage,
+    save_states,
+)
 from app.journal.rows import compress, live_times_of, numbered, take
 from app.model import LastState, Lines, Row, Times
 from app.storage import Connection, Cursor, Size, shrink, size_of
@@ -36,6 +42,7 @@ MIGRATIONS = (
     """,
     MIGRATION,
     checks.MIGRATION,
+    BOUNDS_MIGRATION,
 )
 
 _ROWS_PER_DELETE = 100
@@ -98,8 +105,8 @@ class Tidying:
     """What one transaction of housekeeping does."""
 
     cursors: Mapping[str, int]
-    deletable: tuple[int, float]
-    """Rows up to this number that were received before this time."""
+    deletable: int
+    """Rows up to this number are needed by no sink and no open gap."""
     unsaved: Unsaved
     states: Mapping[str, LastState]
     states_through: int
@@ -222,23 +229,18 @@ def tidy_block(connection: Connection, tidying: Tidying, path: Path) -> tuple[bo
     if tidying.states:
         save_states(connection, tidying.states, tidying.states_through)
     save_holes(connection, tidying.holes)
-    through, received_before = tidying.deletable
-    connection.execute("DELETE FROM holes WHERE first + points - 1 <= ?", (through,))
-    deleted = _delete_rows(connection, through, _ROWS_PER_DELETE, received_before=received_before)
-    more = deleted is not None
+    connection.execute("DELETE FROM holes WHERE first + points - 1 <= ?", (tidying.deletable,))
+    more = _delete_rows(connection, tidying.deletable, _ROWS_PER_DELETE) is not None
     shrink(connection, pages=_PAGES_PER_SHRINK)
     return more, _bytes(connection, path)
 
 
-def _delete_rows(
-    connection: Connection, through: int, limit: int, *, received_before: float = math.inf
-) -> int | None:
+def _delete_rows(connection: Connection, through: int, limit: int) -> int | None:
     """Delete the oldest rows that end at or before `through`; return the last number, if any."""
     (last,) = connection.execute(
-        "SELECT max(first + points - 1) FROM (SELECT first, points, received_at FROM journal_rows"
-        " WHERE first <= :through AND first + points - 1 <= :through ORDER BY first LIMIT :limit)"
-        " WHERE received_at < :received_before",
-        {"through": through, "limit": limit, "received_before": received_before},
+        "SELECT max(first + points - 1) FROM (SELECT first, points FROM journal_rows"
+        " WHERE first <= :through AND first + points - 1 <= :through ORDER BY first LIMIT :limit)",
+        {"through": through, "limit": limit},
     ).fetchone()
     if last is not None:
         connection.execute("DELETE FROM journal_rows WHERE first <= ?", (last,))
@@ -325,10 +327,8 @@ def _oldest_at(connection: Connection, cursor: int) -> float | None:
     return oldest[0] if oldest else None
 
 
-def kept_rows(
-    connection: Connection, after: int, since: float, limit: int
-) -> tuple[list[Row], int | None]:
-    """Return rows that hold a point after a number and were received from `since` on.
+def kept_rows(connection: Connection, after: int, limit: int) -> tuple[list[Row], int | None]:
+    """Return the first rows that hold a point after a number.
 
     And the number after which there may be more, None when there are no more. Rows that are not
     as they were written are left out.
@@ -336,8 +336,8 @@ def kept_rows(
     found = connection.execute(
         f"{_STORED} WHERE first >= coalesce("  # noqa: S608 - words of ours
         "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next)"
-        " AND first + points > :next AND received_at >= :since ORDER BY first LIMIT :limit",
-        {"next": after + 1, "since": since, "limit": limit},
+        " AND first + points > :next ORDER BY first LIMIT :limit",
+        {"next": after + 1, "limit": limit},
     ).fetchall()
     stored = [checks.StoredRow(*columns) for columns in found]
     last = max(after + 1, stored[-1].row.last) if len(stored) == limit else None

@@ -20,7 +20,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Protocol
 
@@ -140,12 +140,14 @@ class Recorder:
         *,
         with_start: Collection[str],
         is_new: bool,
+        reach_ns: int = 0,
     ) -> AsyncGenerator[Answer, None]:
         """Yield every recorded row of these entities, window after window of time.
 
         Of those in `with_start` the first row may say what was true before; its time is
         made up and lies before `times`. `is_new` says that the recorder may not have written
-        the end yet: it is asked for until two answers agree.
+        the end yet: it is asked for until two answers agree. The last questions reach beyond
+        `times`, up to `reach_ns`.
 
         Raises:
             CommandFailed: Home Assistant has no history, or does not show it.
@@ -169,8 +171,10 @@ class Recorder:
         tail = Times(at_ns, max(at_ns, times.newest_ns))
         if is_new:
             await self._until_agreed(tail, entity_ids)
-        async for answer in self._window(tail, entity_ids, with_start):
-            yield answer
+        beyond = Times(at_ns, max(tail.newest_ns, reach_ns))
+        async for answer in self._window(beyond, entity_ids, with_start):
+            through_ns = None if answer.through_ns is None else tail.newest_ns
+            yield replace(answer, through_ns=through_ns)
 
     async def _window(
         self, times: Times, entity_ids: Sequence[str], with_start: Collection[str]

@@ -8,7 +8,7 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Protocol
@@ -27,7 +27,7 @@ from app.errors import (
     SourceUnavailable,
 )
 from app.logs import Repeats, shown_url
-from app.model import Event, http_date
+from app.model import Event
 from app.resilience import Backoff, Breaker
 from app.snapshot import BreakerStatus, ConnectionState, ConnectionStatus
 from app.source.frames import FrameSocket
@@ -62,10 +62,10 @@ class Listener(Protocol):
         """Take one `*_registry_updated` event."""
         ...
 
-    def connected(self, at: datetime) -> None:
-        """Note that events stream since `at`, which Home Assistant's own clock says.
+    def connected(self, *, was_absent: bool) -> None:
+        """Note that events stream from now on.
 
-        It may be a second early, because the clock tells only whole seconds.
+        `was_absent`: at least one attempt failed before the first connection of this process.
         """
         ...
 
@@ -162,6 +162,10 @@ class HomeAssistantSource:
         """Whether the present attempt, or the last one, came as far as the subscription."""
         self._proved = False
         """Whether it came as far as showing that events really stream."""
+        self._live: tuple[FrameSocket, Session] | None = None
+        """The connection over which events stream."""
+        self._pongs: dict[int, asyncio.Future[bool]] = {}
+        """Set when a ping over it was answered, or False when it ended; by command id."""
 
     def status(self) -> ConnectionStatus:
         """Return the connection as it is now."""
@@ -192,6 +196,32 @@ class HomeAssistantSource:
         """Whether Home Assistant has said that it is RUNNING, over this connection."""
         return self._ha_state == _RUNNING
 
+    async def caught_up(self) -> None:
+        """Wait until the listener has every event that Home Assistant has sent so far.
+
+        Home Assistant sends in order, so the answer to a ping comes after all of them.
+
+        Raises:
+            SourceError: no events stream, or the connection was lost meanwhile.
+        """
+        if self._live is None:
+            raise SourceUnavailable("Home Assistant is not connected")
+        socket, session = self._live
+        command_id, frame = session.command("ping")
+        pong = self._pongs[command_id] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(self._command_timeout_s):
+                with _translated():
+                    await socket.send(frame, text=True)
+                if not await pong:
+                    raise SourceUnavailable("The connection was lost")
+        except TimeoutError as exc:
+            raise SourceProtocolError(
+                f"No answer to a ping within {self._command_timeout_s:g} s"
+            ) from exc
+        finally:
+            self._pongs.pop(command_id, None)
+
     async def run(self, listener: Listener) -> None:
         """Hand events to the listener until cancelled, reconnecting whenever it is needed.
 
@@ -219,13 +249,11 @@ class HomeAssistantSource:
             SourceError: the connection cannot be opened or authenticated.
         """
         async with self._open() as socket:
-            clock = _Clock(socket)
             session = Session(self._token, subscribe=False)
             await self._authenticate(socket, session)
             yield Commands(
                 socket,
                 session=session,
-                clock=clock,
                 timeout_s=self._command_timeout_s,
                 warn=self._warn,
             )
@@ -236,14 +264,13 @@ class HomeAssistantSource:
         self._subscribed = self._proved = False
         self._state = "connecting"
         async with self._open() as socket:
-            clock = _Clock(socket)
             session = Session(self._token)
             self._state = "authenticating"
             await self._authenticate(socket, session)
             self._ha_version = session.ha_version
             self._state = "subscribing"
             first = await self._subscribe(socket, session)
-            with self._streaming(listener, since=clock.now()):
+            with self._streaming(listener, socket, session):
                 async with self._watching_readiness():
                     for step in first:
                         self._deliver(step, listener)
@@ -314,9 +341,13 @@ class HomeAssistantSource:
         return steps
 
     @contextlib.contextmanager
-    def _streaming(self, listener: Listener, *, since: datetime) -> Iterator[None]:
+    def _streaming(
+        self, listener: Listener, socket: FrameSocket, session: Session
+    ) -> Iterator[None]:
+        was_absent = not self._successes and self._attempts > 1
         self._state = "connected"
         self._subscribed = True
+        self._live = (socket, session)
         self._successes += 1
         self._last_successful = datetime.now(UTC)
         self._trouble = None
@@ -329,11 +360,15 @@ class HomeAssistantSource:
             self._ha_version,
             shown_url(self._url),
         )
-        listener.connected(since)
+        listener.connected(was_absent=was_absent)
         try:
             yield
         finally:
             proving.cancel()
+            self._live = None
+            for pong in self._pongs.values():
+                if not pong.done():
+                    pong.set_result(False)
             self._state = "disconnected"
             self._ha_state = self._limited = None
             listener.lost()
@@ -404,6 +439,8 @@ class HomeAssistantSource:
         self._changed(step.events, listener)
         self._warn(step.malformed)
         for answer in step.answers:
+            if (pong := self._pongs.get(answer.command_id)) and not pong.done():
+                pong.set_result(True)
             if answer.failure is not None:
                 self._connections.tell(
                     logging.INFO,
@@ -498,14 +535,12 @@ class Commands:
         socket: FrameSocket,
         *,
         session: Session,
-        clock: _Clock,
         timeout_s: float,
         warn: Callable[[Iterable[Malformed]], None],
     ) -> None:
         """Take an authenticated connection and how long an answer may take."""
         self._socket = socket
         self._session = session
-        self._clock = clock
         self._timeout_s = timeout_s
         self._warn = warn
         # Only one coroutine may read a socket, and an answer of 6 MB is enough at a time.
@@ -515,10 +550,6 @@ class Commands:
     def ha_version(self) -> str | None:
         """Return the version that Home Assistant's greeting names."""
         return self._session.ha_version
-
-    def ha_time(self) -> datetime | None:
-        """Return what Home Assistant's clock shows now, up to a second early; None: not said."""
-        return self._clock.now() if self._clock.is_theirs else None
 
     async def call(self, command: str, **parameters: object) -> msgspec.Raw:
         """Return what Home Assistant answers to a command: a JSON value, unread.
@@ -562,26 +593,6 @@ class _Config(msgspec.Struct, frozen=True):
     def limited(self) -> str | None:
         """Why entities are missing although Home Assistant runs; None when they are not."""
         return limited_mode(recovery=self.recovery_mode is True, safe=self.safe_mode is True)
-
-
-class _Clock:
-    """Home Assistant's clock: the `Date` of its handshake, and what has passed since then.
-
-    https://www.rfc-editor.org/rfc/rfc9110#field.date
-    """
-
-    def __init__(self, socket: FrameSocket) -> None:
-        self._read_at = time.monotonic()
-        # A proxy may add one of its own; `get` raises when there are two.
-        dates = socket.response.headers.get_all("Date") if socket.response else []
-        said = http_date(dates[0] if dates else None)
-        self.is_theirs = said is not None
-        """Whether it is theirs: without the header ours is the next best."""
-        self._date = said or datetime.now(UTC)
-
-    def now(self) -> datetime:
-        """Return what it shows now, up to a second early."""
-        return self._date + timedelta(seconds=time.monotonic() - self._read_at)
 
 
 class _Connect(connect):

@@ -60,6 +60,10 @@ class StillHouse:
         """Remove an entity, fire the event that says so, and return it."""
         return self._happened(self._states.pop(entity_id), None, next(self._moments))
 
+    def restart_time(self, clock: Callable[[], datetime]) -> None:
+        """Let changes happen when this clock says, also when it was set back."""
+        self._moments = _moments_of(clock)
+
     def put_row(self, kind: RegistryKind, row: JsonObject, *, id_name: str) -> None:
         """Add a row to a registry and fire the event that says so."""
         self.rows.setdefault(kind, []).append(row)
@@ -116,11 +120,14 @@ class StillHouse:
     ) -> Mapping[str, Sequence[JsonObject]]:
         """Return what was recorded between start and end."""
         return {
-            entity_id: [
-                row
-                for row in self.recorded.get(entity_id, [])
-                if start < datetime.fromisoformat(str(row["last_updated"])) < end
-            ]
+            entity_id: sorted(
+                (
+                    row
+                    for row in self.recorded.get(entity_id, [])
+                    if start < datetime.fromisoformat(str(row["last_updated"])) < end
+                ),
+                key=lambda row: str(row["last_updated"]),
+            )
             for entity_id in entity_ids
         }
 

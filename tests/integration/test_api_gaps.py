@@ -10,7 +10,7 @@ import pytest
 from app.api.access import AccessRules
 from app.api.application import build_api
 from app.journal.coverage import Coverage
-from app.model import Gap, nanoseconds
+from app.model import Gap, Times, nanoseconds
 from tests.fakes.service import api_client, components
 
 BEGAN = datetime(2026, 11, 23, 10, 2, 11, 123456, UTC)
@@ -20,10 +20,19 @@ KEY = "k" * 32
 def noted(*, fills: bool = True) -> tuple[Coverage, Gap]:
     """Return what a service has noted that was restarted once."""
     coverage = Coverage(fills=fills, clock=(BEGAN + timedelta(minutes=5)).timestamp)
-    coverage.began(nanoseconds(BEGAN), reason="restart", last=list)
-    gap = coverage.began(nanoseconds(BEGAN + timedelta(minutes=5)), reason="restart", last=list)
+    streamed(coverage, BEGAN)
+    gap = streamed(coverage, BEGAN + timedelta(minutes=5))
     assert gap is not None
     return coverage, gap
+
+
+def streamed(coverage: Coverage, at: datetime) -> Gap | None:
+    """Begin a span with an event, and return the gap before it."""
+    gap = coverage.began(reason="restart")
+    times = Times(nanoseconds(at), nanoseconds(at))
+    coverage.received(times)
+    coverage.saved(coverage.unsaved(times, received_at=at.timestamp(), first=1))
+    return gap
 
 
 async def test_without_gaps_there_are_none() -> None:
@@ -50,7 +59,7 @@ async def test_a_gap_tells_its_story() -> None:
             {
                 "id": 1,
                 "start": "2026-11-23T10:02:11.123456Z",
-                "end": "2026-11-23T10:07:12.123456Z",
+                "end": "2026-11-23T10:07:11.123456Z",
                 "reason": "restart",
                 "state": "filled",
                 "filled_through": "2026-11-23T10:02:11.123456Z",
@@ -70,7 +79,7 @@ async def test_a_gap_tells_its_story() -> None:
 async def test_the_newest_gap_comes_first() -> None:
     """It is the one that somebody looks for."""
     coverage, _ = noted()
-    coverage.began(nanoseconds(BEGAN + timedelta(hours=1)), reason="disconnect", last=list)
+    streamed(coverage, BEGAN + timedelta(hours=1))
 
     async with api_client(components(coverage=coverage)) as client:
         answer = await client.get("/api/v1/gaps")

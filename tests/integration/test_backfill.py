@@ -36,6 +36,7 @@ from app.source.backfill import Call
 from app.source.client import HomeAssistantSource
 from tests.fakes.points import new_telemetry
 from tests.fakes.still_house import StillHouse, now
+from tests.fakes.tcp_proxy import TcpProxy
 
 TOKEN = "t" * 40
 SENSOR = "sensor.counter"
@@ -78,7 +79,7 @@ class Process:
     def __init__(
         self,
         folder: Path,
-        fake: FakeHomeAssistant,
+        fake: FakeHomeAssistant | TcpProxy,
         *,
         fills: bool = True,
         max_hours: float = 240.0,
@@ -138,6 +139,7 @@ class Process:
         )
         self.backfill = Backfill(
             commands=self._commands,
+            caught_up=self.source.caught_up,
             streaming=self.pipeline.streaming,
             is_running=lambda: self.source.is_running,
             coverage=self.coverage,
@@ -524,7 +526,7 @@ async def test_where_nothing_is_filled_by_itself_a_person_may_ask(
 async def test_what_is_older_than_wanted_is_given_up_alone(
     fake: FakeHomeAssistant, house: StillHouse, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """BACKFILL_MAX_HOURS cuts a gap in two, and says so."""
+    """BACKFILL_MAX_HOURS before Home Assistant's newest state a gap is cut in two."""
     ago = datetime.now(UTC) - timedelta(hours=3)
     house._moments = iter([ago, ago + timedelta(minutes=30), ago + timedelta(hours=2)])
     async with running(Process(tmp_path, fake)) as process:
@@ -532,14 +534,14 @@ async def test_what_is_older_than_wanted_is_given_up_alone(
     house.set_state(SENSOR, "1")
     house.set_state(SENSOR, "2")
 
-    async with running(Process(tmp_path, fake, max_hours=2)) as process:
+    async with running(Process(tmp_path, fake, max_hours=1)) as process:
         await process.until_filled(gaps=2)
         points = await process.points()
 
     lost, rest = sorted(process.coverage.gaps(), key=lambda gap: gap.start_ns)
     assert (lost.state, rest.state) == ("unfillable", "filled")
-    assert lost.detail == "Older than BACKFILL_MAX_HOURS (2)"
-    assert "is not filled: Older than BACKFILL_MAX_HOURS (2)" in caplog.text
+    assert lost.detail == "Older than BACKFILL_MAX_HOURS (1)"
+    assert "is not filled: Older than BACKFILL_MAX_HOURS (1)" in caplog.text
     assert states(points) == ["0", "2"]
     assert previous(points) == [None, "1"]
 

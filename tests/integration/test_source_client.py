@@ -10,7 +10,6 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -45,7 +44,7 @@ class Ear:
         """The new state of each change, in order."""
         self.registry_events: list[str] = []
         self.connections: list[str] = []
-        self.connected_at: list[datetime] = []
+        self.absences: list[bool] = []
 
     def changed(self, events: Sequence[Event]) -> None:
         """Remember the states."""
@@ -56,10 +55,10 @@ class Ear:
         """Remember the type."""
         self.registry_events.append(event.event_type)
 
-    def connected(self, at: datetime) -> None:
+    def connected(self, *, was_absent: bool) -> None:
         """Remember it."""
         self.connections.append("connected")
-        self.connected_at.append(at)
+        self.absences.append(was_absent)
 
     def lost(self) -> None:
         """Remember it."""

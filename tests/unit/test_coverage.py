@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
 from app.journal.coverage import Coverage, Covered
-from app.model import Gap, LastState, Times
+from app.model import MAX_SECONDS, Gap, Times
 
 SECOND = 1_000_000_000
 START = 1_795_000_000
@@ -42,23 +41,26 @@ def span(oldest: float, newest: float) -> Times:
     return Times(at(oldest), at(newest))
 
 
-def nobody() -> Iterable[LastState]:
-    """Say that this is not asked."""
-    raise AssertionError("asked without need")
-
-
-def began(
-    coverage: Coverage, seconds: float, *, clock: Clock | None = None, reason: str = "restart"
-) -> Gap | None:
+def began(coverage: Coverage, *, clock: Clock | None = None, reason: str = "restart") -> Gap | None:
     """Begin a span."""
-    if clock is not None:
-        clock.now = START + seconds
-    return coverage.began(at(seconds), reason=reason, last=nobody)  # type: ignore[arg-type]  # one of two words
+    return coverage.began(reason=reason)  # type: ignore[arg-type]  # one of two words
 
 
-def committed(coverage: Coverage, oldest: float, newest: float) -> None:
-    """Have a transaction save points that were received when they happened."""
-    coverage.saved(coverage.unsaved(span(oldest, newest), received_at=START + oldest))
+def bound(coverage: Coverage, oldest: float, newest: float, *, reach_s: float = 36_000) -> None:
+    """List Home Assistant's states."""
+    coverage.bound(oldest_ns=at(oldest), newest_ns=at(newest), reach_ns=int(reach_s * SECOND))
+
+
+def committed(coverage: Coverage, oldest: float, newest: float, *, first: int = 1) -> None:
+    """Receive points, and have a transaction save them."""
+    coverage.received(span(oldest, newest))
+    coverage.saved(coverage.unsaved(span(oldest, newest), received_at=START + oldest, first=first))
+
+
+def streamed(coverage: Coverage, oldest: float, newest: float, *, reason: str = "restart") -> None:
+    """Begin a span and commit its first points."""
+    began(coverage, reason=reason)
+    committed(coverage, oldest, newest)
 
 
 def bounds(gap: Gap) -> tuple[float, float]:
@@ -73,103 +75,195 @@ def restarted(coverage: Coverage, clock: Clock, **options: bool) -> Coverage:
     return fresh
 
 
+# The bounds of a gap are Home Assistant's own times
+
+
 def test_the_first_connection_leaves_no_gap(clock: Clock) -> None:
-    """What was before the service existed is nobody's loss."""
+    """The journal covers from Home Assistant's newest state on, or from the first event."""
     coverage = Coverage(clock=clock)
 
-    assert began(coverage, 0) is None
+    assert began(coverage) is None
+    assert coverage.is_unbounded
+    bound(coverage, -1000, 5)
 
-    assert coverage.covered == Covered(at(0), at(0), START)
+    assert coverage.covered == Covered(at(5), at(5), START)
     assert coverage.gaps() == []
-    assert not coverage.opened.is_set()
+    assert not coverage.is_unbounded
 
 
-def test_two_restarts_leave_two_gaps(clock: Clock) -> None:
-    """Each reaches from the newest committed point to a second after the new connection."""
+def test_a_gap_ends_with_the_first_event_of_the_new_connection(clock: Clock) -> None:
+    """What was missed is older than that. Our own clock is a year wrong."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
-    committed(coverage, 1, 10)
+    streamed(coverage, 1, 10)
 
     coverage = restarted(coverage, clock)
-    began(coverage, 60, clock=clock)
+    clock.now -= 366 * 86_400
+    gap = began(coverage)
+    assert gap is not None
+    assert (bounds(gap), gap.end_known) == ((10, 10), False)
     committed(coverage, 62, 70)
     coverage = restarted(coverage, clock)
-    began(coverage, 120, clock=clock)
+    streamed(coverage, 121, 121)
 
-    assert [bounds(gap) for gap in coverage.open_gaps()] == [(10, 61), (70, 121)]
+    assert [bounds(gap) for gap in coverage.open_gaps()] == [(10, 70), (70, 121)]
+    assert all(gap.end_known for gap in coverage.gaps())
     assert [gap.reason for gap in coverage.gaps()] == ["restart", "restart"]
     assert coverage.opened.is_set()
-    assert coverage.count("open") == 2
 
 
-def test_a_restart_without_an_event_continues_where_the_last_gap_ended(clock: Clock) -> None:
-    """No moment lies between two gaps unnoticed."""
+def test_in_a_quiet_home_a_gap_reaches_to_the_newest_state_and_stays_open_ended(
+    clock: Clock,
+) -> None:
+    """A removal is in no state: the end is not known before an event comes."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
-    committed(coverage, 1, 10)
-    began(coverage, 60, clock=clock)
+    streamed(coverage, 1, 10)
+    began(coverage, reason="disconnect")
 
-    gap = began(coverage, 90, clock=clock, reason="disconnect")
+    bound(coverage, -1000, 50)
+
+    (gap,) = coverage.open_gaps()
+    assert (bounds(gap), gap.end_known) == ((10, 50), False)
+    assert coverage.covered is not None
+    assert coverage.covered.through_ns == at(50)
+
+
+def test_connections_without_an_event_have_one_gap_before_them(clock: Clock) -> None:
+    """Also over a crash: it is saved before its end is known."""
+    coverage = Coverage(clock=clock)
+    streamed(coverage, 1, 10)
+
+    first = began(coverage, reason="disconnect")
+    second = began(coverage, reason="disconnect")
+    coverage = restarted(coverage, clock)
+    third = began(coverage)
+    committed(coverage, 90, 91)
+
+    assert first == second == third
+    assert [bounds(gap) for gap in coverage.gaps()] == [(10, 91)]
+
+
+def test_a_gap_that_is_being_filled_does_not_take_in_the_next_connection(clock: Clock) -> None:
+    """Its last answer may have come before."""
+    coverage = Coverage(clock=clock)
+    streamed(coverage, 1, 10)
+    gap = began(coverage)
+    assert gap is not None
+    coverage.take(gap)
+    bound(coverage, -1000, 50)
+
+    other = began(coverage, reason="disconnect")
+    committed(coverage, 90, 91)
+
+    assert other is not None
+    assert [bounds(gap) for gap in coverage.open_gaps()] == [(10, 50), (50, 91)]
+
+
+def test_what_fills_a_gap_does_not_undo_that_its_end_came_to_be_known(clock: Clock) -> None:
+    """The first event may come while it is being filled."""
+    coverage = Coverage(clock=clock)
+    streamed(coverage, 1, 10)
+    gap = began(coverage)
+    assert gap is not None
+    committed(coverage, 90, 91)
+
+    coverage.update(replace(gap, changes=7))
+
+    (gap,) = coverage.open_gaps()
+    assert (bounds(gap), gap.end_known, gap.changes) == ((10, 91), True, 7)
+
+
+def test_a_new_journal_whose_home_assistant_was_absent_misses_what_came_since_its_start(
+    clock: Clock,
+) -> None:
+    """Since a minute before the oldest state, and no longer ago than the recorder keeps."""
+    coverage = Coverage(clock=clock)
+    gap = coverage.began(reason="restart", was_absent=True)
+    assert gap is not None
+    assert not gap.start_known
+    committed(coverage, 500, 501)
+
+    bound(coverage, 100, 600)
+    assert [bounds(gap) for gap in coverage.open_gaps()] == [(40, 501)]
+
+    other = Coverage(clock=clock)
+    other.began(reason="restart", was_absent=True)
+    bound(other, -100_000, 600, reach_s=1000)
+    assert [bounds(gap) for gap in other.open_gaps()] == [(-400, 600)]
+
+
+def test_a_second_connection_before_anything_was_known_has_a_gap(clock: Clock) -> None:
+    """The first came and went before Home Assistant's states were listed."""
+    coverage = Coverage(clock=clock)
+    began(coverage)
+
+    gap = began(coverage, reason="disconnect")
 
     assert gap is not None
-    assert bounds(gap) == (61, 91)
-    assert gap.reason == "disconnect"
+    assert (gap.start_known, gap.end_known) == (False, False)
 
 
 def test_what_is_on_its_way_to_the_journal_does_not_move_a_new_span_back(clock: Clock) -> None:
     """Its points happened before the connection was lost; the next gap begins behind the last."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
+    streamed(coverage, 0, 0)
+    coverage.received(span(1, 10))
     unsaved = coverage.unsaved(span(1, 10), received_at=START + 1)
-    began(coverage, 60, clock=clock)
+    began(coverage)
+    coverage.received(span(61, 61))
     coverage.saved(unsaved)
-    committed(coverage, 11, 12)
+    coverage.saved(coverage.unsaved(span(11, 12), received_at=START + 1))
 
     assert coverage.covered is not None
     assert coverage.covered.through_ns == at(61)
 
 
-def test_a_clock_that_was_set_back_is_distrusted(clock: Clock) -> None:
-    """The gap begins at the newest point that is not in the future."""
+def test_a_clock_that_was_set_back_while_nothing_streamed_is_distrusted(clock: Clock) -> None:
+    """What was missed before it was set back, and after: that is an hour before the event."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
-    committed(coverage, 1, 5)
-    committed(coverage, 3600, 3700)
-    last = [
-        LastState("1", None, at(4)),
-        LastState("2", None, at(5)),
-        LastState("3", None, at(3700)),
+    streamed(coverage, 1, 5)
+    committed(coverage, 36_000, 37_000)
+
+    streamed(coverage, 20_030, 20_031)
+
+    found = [(gap.reason, bounds(gap)) for gap in coverage.open_gaps()]
+    assert found == [("clock", (16_430, 20_031)), ("restart", (37_000, 40_600))]
+    assert all(gap.end_known for gap in coverage.gaps())
+    assert coverage.covered is not None
+    assert coverage.covered.through_ns == at(20_031)
+
+
+def test_a_clock_that_was_set_back_is_noticed_after_a_quiet_gap_was_filled(clock: Clock) -> None:
+    """The first event may come much later."""
+    coverage = Coverage(clock=clock)
+    streamed(coverage, 36_000, 37_000)
+    gap = began(coverage)
+    assert gap is not None
+    coverage.close(gap, "filled", detail=None)
+
+    committed(coverage, 20_030, 20_031)
+
+    assert [(gap.reason, bounds(gap)) for gap in coverage.open_gaps()] == [
+        ("clock", (16_430, 20_031))
     ]
 
-    gap = coverage.began(at(30), reason="restart", last=lambda: last)
 
-    assert gap is not None
-    assert (bounds(gap), gap.reason) == ((5, 31), "clock")
-    assert coverage.covered is not None
-    assert coverage.covered.through_ns == at(31)
-
-
-def test_a_clock_that_was_set_back_behind_all_that_is_known(clock: Clock) -> None:
-    """Nothing is older than the new time, so the gap is no longer than the uncertain second."""
+def test_a_clock_that_was_set_forward_is_one_gap(clock: Clock) -> None:
+    """Both what happened before that and after it lie in the gap."""
     coverage = Coverage(clock=clock)
-    began(coverage, 1000)
-    committed(coverage, 1001, 1005)
+    streamed(coverage, 1, 5)
 
-    gap = coverage.began(at(30), reason="restart", last=lambda: [LastState("1", None, at(1005))])
+    streamed(coverage, 3_600, 3_601)
 
-    assert gap is not None
-    assert bounds(gap) == (30, 31)
-    assert coverage.covered is not None
-    assert coverage.covered.since_ns == at(30)
+    assert [bounds(gap) for gap in coverage.open_gaps()] == [(5, 3_601)]
 
 
 def test_a_commit_under_way_does_not_undo_that_the_clock_was_set_back(clock: Clock) -> None:
     """Its points are of the future: the next gap would begin there, and time be missing."""
     coverage = Coverage(clock=clock)
-    began(coverage, 3600)
-    committed(coverage, 3600, 3700)
+    streamed(coverage, 3600, 3700)
     unsaved = coverage.unsaved(span(3701, 3702), received_at=START + 3701)
-    coverage.began(at(30), reason="disconnect", last=list)
+    began(coverage, reason="disconnect")
+    coverage.received(span(30, 31))
     coverage.saved(unsaved)
 
     assert coverage.covered is not None
@@ -180,20 +274,20 @@ def test_a_commit_under_way_does_not_undo_that_the_clock_was_set_back(clock: Clo
 def test_a_clock_set_back_while_events_stream_moves_the_edge_back(clock: Clock) -> None:
     """A gap that began in what was the future would leave out what came since."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
-    coverage.saved(coverage.unsaved(span(3600, 3610), received_at=START + 5))
-    coverage.saved(coverage.unsaved(span(20, 25), received_at=START + 6))
+    began(coverage)
+    committed(coverage, 3600, 3610)
+    clock.now -= 7200  # ours is the clock of the same machine
+    committed(coverage, 20, 25)
 
-    gap = began(coverage, 4000, clock=clock)
+    streamed(coverage, 4000, 4001)
 
-    assert gap is not None
-    assert bounds(gap) == (25, 4001)
+    assert [bounds(gap) for gap in coverage.open_gaps()] == [(25, 4001)]
 
 
 def test_points_a_little_out_of_order_do_not_move_the_edge(clock: Clock) -> None:
     """Only a clock goes back by seconds."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
+    began(coverage)
     committed(coverage, 10, 20)
     committed(coverage, 18, 19)
 
@@ -201,10 +295,13 @@ def test_points_a_little_out_of_order_do_not_move_the_edge(clock: Clock) -> None
     assert coverage.covered.through_ns == at(20)
 
 
+# Points that were dropped
+
+
 def test_dropped_points_become_a_gap(clock: Clock) -> None:
     """They were received, and are not in the journal."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
+    streamed(coverage, 0, 0)
 
     coverage.lost(span(3, 4), "journal_stalled")
 
@@ -216,7 +313,7 @@ def test_dropped_points_become_a_gap(clock: Clock) -> None:
 def test_neighboring_losses_become_one_gap(clock: Clock) -> None:
     """An overload drops thousands of batches; those of one reason and time are one story."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
+    streamed(coverage, 0, 0)
 
     coverage.lost(span(10, 11), "journal_full")
     clock.now += 5
@@ -233,7 +330,7 @@ def test_neighboring_losses_become_one_gap(clock: Clock) -> None:
 def test_a_gap_that_is_being_filled_does_not_grow(clock: Clock, begun: str) -> None:
     """Whoever fills it would not go back for what was added; a second gap takes it."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
+    streamed(coverage, 0, 0)
     coverage.lost(span(10, 20), "journal_full")
     (gap,) = coverage.open_gaps()
     if begun == "taken":
@@ -260,17 +357,16 @@ def test_a_connection_that_comes_and_goes_for_days_has_a_bound(clock: Clock) -> 
     """From then on the last gap grows, and nothing falls out of it."""
     coverage = Coverage(clock=clock)
     for number in range(1_100):
-        began(coverage, number * 10, clock=clock)
-        committed(coverage, number * 10 + 2, number * 10 + 3)
+        streamed(coverage, number * 10 + 2, number * 10 + 3)
 
     assert coverage.count("open") == 1_000
-    assert bounds(coverage.open_gaps()[-1]) == (9993, 10_991)
+    assert bounds(coverage.open_gaps()[-1]) == (9993, 10_993)
 
 
 def test_a_request_is_for_the_time_before_the_journal_began(clock: Clock) -> None:
     """What was captured is not read again."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
+    streamed(coverage, 0, 0)
     committed(coverage, 1, 50)
     clock.now = START + 50
 
@@ -288,14 +384,17 @@ def test_a_request_is_not_for_the_future(clock: Clock) -> None:
     coverage = Coverage(clock=clock)
 
     (gap,) = coverage.request(Times(-(10**20), 10**20), entity_ids=[])
+    assert (gap.start_ns, gap.end_known) == (0, False)
+    assert gap.end_ns < MAX_SECONDS * SECOND
 
-    assert (gap.start_ns, gap.end_ns) == (0, at(0))
+    bound(coverage, -100, 7)
+    assert [bounds(gap)[1] for gap in coverage.open_gaps()] == [7]
 
 
 def test_asking_twice_reads_once(clock: Clock) -> None:
     """A command that was cut off may be started again."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
+    streamed(coverage, 0, 0)
     (gap,) = coverage.request(span(-1000, 0), entity_ids=[])
 
     assert [gap.id] == [
@@ -310,8 +409,8 @@ def test_asking_twice_reads_once(clock: Clock) -> None:
 def test_a_request_opens_again_what_was_given_up(clock: Clock, *, enabled: bool) -> None:
     """Now a person wants it: it is filled however old it is, and whatever is filled unasked."""
     coverage = Coverage(clock=clock, fills=enabled)
-    began(coverage, 0)
-    began(coverage, 60)
+    streamed(coverage, 0, 0)
+    streamed(coverage, 60, 61)
     (gap,) = coverage.open_gaps()
     coverage.close(gap, "unfillable", detail="too old")
 
@@ -325,9 +424,10 @@ def test_a_request_opens_again_what_was_given_up(clock: Clock, *, enabled: bool)
 def test_a_request_is_also_for_gaps_that_nobody_fills_by_itself(clock: Clock) -> None:
     """With BACKFILL_ENABLED=false they stay open, and that is not `captured`."""
     coverage = Coverage(clock=clock, fills=False)
-    began(coverage, 0)
-    gap = began(coverage, 60)
+    streamed(coverage, 0, 0)
+    gap = began(coverage)
     assert gap is not None
+    committed(coverage, 60, 61)
     assert not coverage.will_be_filled(gap)
 
     (wanted,) = coverage.request(span(10, 20), entity_ids=[])
@@ -339,8 +439,8 @@ def test_a_request_is_also_for_gaps_that_nobody_fills_by_itself(clock: Clock) ->
 def test_a_request_is_not_for_gaps_that_are_filled_anyway(clock: Clock) -> None:
     """They keep their reason, and nobody waits for them who asked for something else."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
-    began(coverage, 60)
+    streamed(coverage, 0, 0)
+    streamed(coverage, 60, 61)
 
     assert coverage.request(span(10, 20), entity_ids=[]) == []
 
@@ -348,9 +448,10 @@ def test_a_request_is_not_for_gaps_that_are_filled_anyway(clock: Clock) -> None:
 def test_what_is_too_old_is_given_up_alone(clock: Clock) -> None:
     """The rest keeps its id, so that what is known of its start stays with it."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
-    gap = began(coverage, 60)
+    streamed(coverage, 0, 0)
+    gap = began(coverage)
     assert gap is not None
+    committed(coverage, 60, 61)
 
     lost, rest = coverage.split(gap, at(20), detail="too old")
 
@@ -365,8 +466,7 @@ def test_giving_up_a_part_never_gives_up_another_gap(clock: Clock) -> None:
     """Also with so many open gaps that new ones are put together."""
     coverage = Coverage(clock=clock)
     for number in range(1_001):
-        began(coverage, number * 10, clock=clock)
-        committed(coverage, number * 10 + 2, number * 10 + 3)
+        streamed(coverage, number * 10 + 2, number * 10 + 3)
     oldest, *others = coverage.open_gaps()
 
     coverage.split(oldest, oldest.start_ns + SECOND, detail="too old")
@@ -379,8 +479,7 @@ def test_only_the_last_thousand_closed_gaps_are_remembered(clock: Clock) -> None
     """And the file is told to forget the others."""
     coverage = Coverage(clock=clock)
     for number in range(1_003):
-        began(coverage, number * 10, clock=clock)
-        committed(coverage, number * 10 + 2, number * 10 + 3)
+        streamed(coverage, number * 10 + 2, number * 10 + 3)
         for gap in coverage.open_gaps():
             coverage.close(gap, "filled", detail=None)
 
@@ -396,10 +495,11 @@ def test_only_the_last_thousand_closed_gaps_are_remembered(clock: Clock) -> None
 def test_a_gap_that_is_opened_again_is_not_forgotten(clock: Clock) -> None:
     """A person asks for it in the very moment in which the file forgets it."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
+    streamed(coverage, 0, 0)
     for number in range(1, 1_002):
-        gap = began(coverage, number * 10, clock=clock)
+        gap = began(coverage)
         assert gap is not None
+        committed(coverage, number * 10, number * 10 + 1)
         coverage.close(gap, "unfillable", detail="too old")
     unsaved = coverage.unsaved()
     assert list(unsaved.forgotten) == [1]
@@ -413,8 +513,8 @@ def test_a_gap_that_is_opened_again_is_not_forgotten(clock: Clock) -> None:
 def test_what_was_saved_is_not_saved_again(clock: Clock) -> None:
     """And what changed while it was being saved is."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
-    gap = began(coverage, 60)
+    streamed(coverage, 0, 0)
+    gap = began(coverage)
     assert gap is not None
     unsaved = coverage.unsaved()
     assert list(unsaved.gaps) == [gap]
@@ -431,7 +531,7 @@ def test_what_was_saved_is_not_saved_again(clock: Clock) -> None:
 def test_a_transaction_that_fails_changes_nothing(clock: Clock) -> None:
     """What points cover is true when they are durable, not before."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
+    streamed(coverage, 0, 0)
 
     coverage.unsaved(span(1, 10), received_at=START + 1)
 
@@ -440,57 +540,82 @@ def test_a_transaction_that_fails_changes_nothing(clock: Clock) -> None:
 
 
 def test_rows_stay_for_two_minutes_and_as_long_as_a_gap_is_open(clock: Clock) -> None:
-    """What is read back near an edge is compared with them."""
+    """Of Home Assistant's time: what is read back near an edge is compared with them."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
-    committed(coverage, 100, 101)
-    assert coverage.keep_from == START + 100 - 120
+    streamed(coverage, 0, 1)
+    committed(coverage, 2, 3, first=10)
+    clock.now += 1e9  # our own clock decides nothing
+    committed(coverage, 100, 101, first=20)
+    committed(coverage, 119, 120, first=30)
+    assert coverage.keep_from == 1
+    committed(coverage, 139, 140, first=40)
+    assert coverage.keep_from == 20
 
-    gap = began(coverage, 600, clock=clock)
-    committed(coverage, 900, 901)
+    gap = began(coverage)
     assert gap is not None
-    assert gap.edge_at == START + 100
-    assert coverage.keep_from == START + 100 - 120
+    committed(coverage, 900, 901, first=50)
+    assert gap.keep_from == coverage.keep_from == 20
 
     coverage.close(gap, "filled", detail=None)
-    assert coverage.keep_from == START + 900 - 120
+    assert coverage.keep_from == 50
+
+
+def test_a_restart_knows_which_rows_stay(clock: Clock) -> None:
+    """The file says which is the oldest one near the edge."""
+    coverage = Coverage(clock=clock)
+    streamed(coverage, 0, 1)
+    committed(coverage, 300, 300, first=70)
+    committed(coverage, 301, 301, first=80)
+
+    again = restarted(coverage, clock)
+
+    assert again.keep_from == 70
+
+
+def test_rows_near_the_edge_have_a_bound_when_the_clock_is_set_back(clock: Clock) -> None:
+    """They would else stay until the time comes again."""
+    coverage = Coverage(clock=clock)
+    streamed(coverage, 1e6, 1e6)
+    for number in range(1_000):
+        committed(coverage, number, number, first=number + 2)
+
+    assert coverage.keep_from == 880  # of second 878
 
 
 def test_points_that_are_read_back_do_not_move_the_edge(clock: Clock) -> None:
     """The edge is that of live events: rows beside it must be there when the next gap comes."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
-    committed(coverage, 100, 101)
-    coverage.saved(coverage.unsaved(None, received_at=START + 5_000))
+    streamed(coverage, 0, 1)
+    committed(coverage, 200, 201, first=5)
+    coverage.saved(coverage.unsaved(None, received_at=START + 5_000, first=9_000))
 
-    gap = began(coverage, 6_000, clock=clock)
+    gap = began(coverage)
 
     assert gap is not None
-    assert gap.edge_at == START + 100
+    assert gap.keep_from == 5
 
 
 def test_a_gap_that_nobody_fills_keeps_no_rows(clock: Clock) -> None:
     """With BACKFILL_ENABLED=false the journal would else grow to its bound."""
     coverage = Coverage(clock=clock, fills=False)
-    began(coverage, 0)
-    committed(coverage, 100, 101)
-    began(coverage, 600, clock=clock)
-    committed(coverage, 900, 901)
+    streamed(coverage, 0, 1)
+    began(coverage)
+    committed(coverage, 900, 901, first=5)
 
-    assert coverage.keep_from == START + 900 - 120
+    assert coverage.keep_from == 5
 
 
 def test_a_restart_knows_what_is_open(clock: Clock) -> None:
     """And numbers go on, so that no two gaps are called the same."""
     coverage = Coverage(clock=clock)
-    began(coverage, 0)
-    began(coverage, 60, clock=clock)
+    streamed(coverage, 0, 0)
+    streamed(coverage, 60, 61)
 
     again = restarted(coverage, clock)
 
     assert again.opened.is_set()
     assert coverage.gaps() == again.gaps()
-    gap = began(again, 120, clock=clock)
+    gap = began(again)
     assert gap is not None
     assert gap.id == 2
 
@@ -500,15 +625,16 @@ def test_without_a_file_the_log_names_the_command(
 ) -> None:
     """A journal in memory keeps no account of what was missed."""
     coverage = Coverage(kept=False, clock=clock)
-    began(coverage, 0)
+    streamed(coverage, 0, 0)
     committed(coverage, 1, 10)
 
-    assert began(coverage, 60, clock=clock, reason="disconnect") is None
+    assert began(coverage, reason="disconnect") is None
+    committed(coverage, 60, 60)
     coverage.lost(span(61, 62), "journal_stalled")
 
     assert coverage.gaps() == []
     assert coverage.covered is not None
-    assert coverage.covered.through_ns == at(61)
+    assert coverage.covered.through_ns == at(60)
     (record,) = caplog.records
     assert "python -m app backfill --since 2026-11-18T" in record.getMessage()
     (gap,) = coverage.request(span(10, 60), entity_ids=[])

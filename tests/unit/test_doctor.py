@@ -169,7 +169,7 @@ def test_history_is_looked_for_from_the_longest_way_back() -> None:
 
 def test_those_that_changed_last_are_asked_for_history() -> None:
     """At most fifty, so that the answer stays small."""
-    states = [Recent(f"sensor.s{n}", NOON + timedelta(seconds=n)) for n in range(60)]
+    states = [Recent(f"sensor.s{n}", NOON + timedelta(seconds=n), NOON) for n in range(60)]
 
     asked = judgments.liveliest(states)
 

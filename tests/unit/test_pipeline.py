@@ -122,7 +122,7 @@ async def test_events_wait_for_the_registries_on_the_first_start() -> None:
     """Tags are identity in InfluxDB: without the area a second series would begin."""
     rig = Rig(LISTED)
     discovery = asyncio.create_task(rig.discovery.run(rig.pipeline.placed))
-    rig.pipeline.connected(NOON)
+    rig.pipeline.connected(was_absent=False)
 
     rig.pipeline.changed([event()])
     assert rig.pipeline.held_events == 1
@@ -140,8 +140,8 @@ async def test_events_wait_for_the_registries_on_the_first_start() -> None:
 async def test_events_wait_at_most_so_long(caplog: pytest.LogCaptureFixture) -> None:
     """Then they go on without areas, counted."""
     rig = Rig(NEVER, hold_s=0.01)
-    rig.pipeline.connected(NOON)
-    rig.pipeline.connected(NOON)
+    rig.pipeline.connected(was_absent=False)
+    rig.pipeline.connected(was_absent=False)
     rig.pipeline.changed([event(), event(second=1)])
 
     async with asyncio.timeout(5):
@@ -166,7 +166,7 @@ async def test_only_so_many_events_wait() -> None:
 async def test_what_still_waits_at_the_end_goes_on() -> None:
     """Stopping loses nothing that was received."""
     rig = Rig(NEVER)
-    rig.pipeline.connected(NOON)
+    rig.pipeline.connected(was_absent=False)
     rig.pipeline.changed([event()])
 
     rig.pipeline.finish()
@@ -178,7 +178,7 @@ async def test_nothing_waits_when_the_catalog_is_known_from_the_last_run() -> No
     """Tags are then those of before, and no event needs to be held back."""
     rig = Rig(NEVER)
     rig.catalog.restore(REGISTRIES, last_refresh=NOON)
-    rig.pipeline.connected(NOON)
+    rig.pipeline.connected(was_absent=False)
 
     rig.pipeline.changed([event()])
 

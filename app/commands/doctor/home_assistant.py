@@ -107,13 +107,12 @@ async def _version(commands: Commands) -> Finding:
 
 
 async def _clock(commands: Commands, clock: Callable[[], datetime]) -> Finding:
-    theirs = commands.ha_time()
-    return judgments.clock(
-        "ha_clock",
-        "Home Assistant",
-        None if theirs is None else (theirs - clock()).total_seconds(),
-        matters="Points carry Home Assistant's time, so they would lie there.",
-    )
+    newest = judgments.newest(await _states(commands))
+    return judgments.state_clock(None if newest is None else (clock() - newest).total_seconds())
+
+
+async def _states(commands: Commands) -> list[Recent]:
+    return msgspec.json.decode(await commands.call("get_states"), type=list[Recent])
 
 
 async def _recorder(commands: Commands, max_hours: float) -> Finding:
@@ -121,17 +120,17 @@ async def _recorder(commands: Commands, max_hours: float) -> Finding:
         info = msgspec.json.decode(await commands.call("recorder/info"), type=RecorderInfo)
     except CommandFailed as exc:
         return judgments.no_recorder(exc, "recorder")
-    states = msgspec.json.decode(await commands.call("get_states"), type=list[Recent])
     try:
-        hours = await _hours_back(commands, judgments.liveliest(states), max_hours)
+        hours = await _hours_back(commands, await _states(commands), max_hours)
     except CommandFailed as exc:
         return judgments.no_recorder(exc, "history")
     return judgments.recorder(info, found_hours=hours, max_hours=max_hours)
 
 
-async def _hours_back(commands: Commands, entity_ids: list[str], max_hours: float) -> float | None:
+async def _hours_back(commands: Commands, states: list[Recent], max_hours: float) -> float | None:
     """Return how far back some hour has history, looking from the longest way back."""
-    now = commands.ha_time() or datetime.now().astimezone()
+    entity_ids = judgments.liveliest(states)
+    now = judgments.newest(states) or datetime.now().astimezone()
     for hours, start, end in judgments.windows(now, max_hours):
         answer = await commands.call(
             "history/history_during_period",

@@ -309,6 +309,7 @@ class Recent(msgspec.Struct, frozen=True):
 
     entity_id: str
     last_changed: datetime
+    last_updated: datetime
 
 
 def no_recorder(refused: CommandFailed, component: str) -> Finding:
@@ -327,6 +328,11 @@ def liveliest(states: Collection[Recent]) -> list[str]:
     """Return the entities to ask history for: those that changed last are likely to have some."""
     newest = sorted(states, key=lambda state: state.last_changed, reverse=True)
     return [state.entity_id for state in newest[:_ENTITIES_ASKED]]
+
+
+def newest(states: Collection[Recent]) -> datetime | None:
+    """Return the newest moment in Home Assistant's states; None without any."""
+    return max((state.last_updated for state in states), default=None)
 
 
 def windows(now: datetime, max_hours: float) -> list[tuple[float, datetime, datetime]]:
@@ -376,6 +382,29 @@ def _span(hours: float) -> str:
     if days >= 1 and rest == 0:
         return "a day" if days == 1 else f"{days:g} days"
     return "an hour" if hours == 1 else f"{round(hours, 1):g} hours"
+
+
+def state_clock(age_s: float | None) -> Finding:
+    """Compare Home Assistant's clock with this machine's by the age of its newest state.
+
+    A `Date` header would be that of a proxy in between. Only that a clock is ahead is certain.
+    """
+    name = "ha_clock"
+    if age_s is None:
+        return ok(name, "Home Assistant has no state that shows what time it is.")
+    if age_s > _CLOCK_TOLERANCE_S:
+        return ok(
+            name,
+            f"Home Assistant's newest state is {_seconds(round(age_s))} old by this machine's"
+            " clock: nothing has changed since, or its clock is behind by less than that.",
+            newest_state_age_s=round(age_s, 1),
+        )
+    return clock(
+        name,
+        "Home Assistant",
+        -age_s,
+        matters="Points carry Home Assistant's time, so they would lie there.",
+    )
 
 
 def clock(name: str, whose: str, difference_s: float | None, *, matters: str) -> Finding:
