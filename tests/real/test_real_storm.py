@@ -71,8 +71,8 @@ async def test_after_a_storm_influxdb_has_every_row_of_the_recorder(
     rows = read_rows(stormy_home_assistant.recorder_database)
     points = await asyncio.to_thread(_points, influx, since_ns)
     result = compare(rows, points, since_ns=since_ns, history=storm.history())
-    report = _report(storm, result, health)
-    (tmp_path / "report.txt").write_text(report)
+    report = _report(storm, result, health, most=_LISTED_PER_KIND)
+    (tmp_path / "report.txt").write_text(_report(storm, result, health))
     with capsys.disabled():
         sys.stdout.write(f"storm: {storm.done.total()} faults, {result.summary()}\n")
 
@@ -94,12 +94,12 @@ def _points(influx: Server, since_ns: int) -> list[StoredPoint]:
     return points
 
 
-def _report(storm: Storm, result: Comparison, health: Any) -> str:
-    """Return what happened and what differs, the actions in between, for a person to read."""
+def _report(storm: Storm, result: Comparison, health: Any, *, most: int | None = None) -> str:
+    """Return what was done and what differs, in the order of time; `most` of each kind."""
     by_kind: dict[str, list[Difference]] = defaultdict(list)
     for found in result.differences:
         by_kind[found.kind].append(found)
-    listed = [found for kind in by_kind.values() for found in kind[:_LISTED_PER_KIND]]
+    listed = [found for kind in by_kind.values() for found in kind[:most]]
     entries = [(action.time_ns, f"--- {action}") for action in storm.actions]
     entries += [(found.time_ns, str(found)) for found in listed]
     left_out = len(result.differences) - len(listed)
