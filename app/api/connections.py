@@ -21,10 +21,10 @@ from app.logs import Repeats
 
 logger = logging.getLogger(__name__)
 
-ACCEPTED_AT_ONCE = 128
-"""Connections that asyncio accepts in one turn of the loop, before any is counted."""
-
 _MOST_CONNECTIONS = 512
+_MOST_AT_ONCE, _FEWEST_AT_ONCE = 128, 8
+_TURNS = 4
+"""Of the event loop, from accepting a connection until it is counted, or closed and released."""
 _OWN_DESCRIPTORS = 128
 """For databases, Home Assistant, logs and the loop itself."""
 _FEWEST_CONNECTIONS = 16
@@ -35,6 +35,8 @@ class ConnectionLimits:
     """How many connections clients may have."""
 
     total: int = _MOST_CONNECTIONS
+    at_once: int = _MOST_AT_ONCE
+    """Connections that are accepted in one turn of the event loop, before they are counted."""
     shared: Sequence[Network] = LOOPBACK
     """Addresses that many clients share: this machine, and trusted proxies."""
 
@@ -44,12 +46,12 @@ class ConnectionLimits:
     ) -> ConnectionLimits:
         """Return limits that leave the service the descriptors it needs itself.
 
-        Connections that were accepted and not yet counted, or closed and not yet released,
-        come on top of the total.
+        Connections that are not counted yet, or not released yet, come on top of the total.
         """
-        left = max_descriptors - _OWN_DESCRIPTORS - 2 * ACCEPTED_AT_ONCE
+        at_once = max(_FEWEST_AT_ONCE, min(max_descriptors // 16, _MOST_AT_ONCE))
+        left = max_descriptors - _OWN_DESCRIPTORS - _TURNS * at_once
         total = min(_MOST_CONNECTIONS, max(left, max_descriptors // 4, _FEWEST_CONNECTIONS))
-        return cls(total=total, shared=(*LOOPBACK, *trusted_proxies))
+        return cls(total=total, at_once=at_once, shared=(*LOOPBACK, *trusted_proxies))
 
     def of(self, peer: str | None) -> int:
         """Return how many connections one address may have.
@@ -100,7 +102,7 @@ class Connections:
         """Waiting connections closed to make room for new ones."""
         self.timed_out = 0
         """Connections closed because the client was silent or too slow."""
-        self._limits = limits or ConnectionLimits()
+        self.limits = limits or ConnectionLimits()
         self._open: dict[object, Connection] = {}
         self._by_group: Counter[str] = Counter()
         self._log = Repeats(logger, clock=clock)
@@ -154,11 +156,11 @@ class Connections:
                 self._close(key, connection)
 
     def _has_room_for(self, new: Connection) -> bool:
-        if self._by_group[new.group] >= self._limits.of(new.peer):
+        if self._by_group[new.group] >= self.limits.of(new.peer):
             return self._displace(
                 (key, open_) for key, open_ in self._open.items() if open_.group == new.group
             )
-        if len(self._open) >= self._limits.total:
+        if len(self._open) >= self.limits.total:
             return self._displace(self._open.items())
         return True
 

@@ -24,7 +24,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import CloseCode, Frame
 
 from app.api.clients import client_group
-from app.api.connections import ACCEPTED_AT_ONCE, Connections
+from app.api.connections import Connections
 from app.api.guard import security_headers
 from app.api.problems import MEDIA_TYPE, Problem
 from app.logs import Repeats
@@ -69,7 +69,7 @@ def server_config(app: FastAPI, connections: Connections) -> uvicorn.Config:
         server_header=False,
         # Only the access rules decide whose X-Forwarded-For is believed (TRUSTED_PROXIES).
         proxy_headers=False,
-        backlog=ACCEPTED_AT_ONCE,
+        backlog=connections.limits.at_once,
         http=partial(HttpConnection, connections=connections),  # type: ignore[arg-type]
         ws=partial(WebSocketConnection, connections=connections),  # type: ignore[arg-type]
         h11_max_incomplete_event_size=MAX_HEADER_BYTES,
@@ -264,8 +264,13 @@ class WebSocketConnection(_Watched, WebSocketsSansIOProtocol):
         super().connection_lost(exc)
 
     def waiting_since(self) -> float | None:
-        """Return None: the hub and the access rules limit WebSockets."""
-        return None
+        """Return since when it waits for its client to read or to close.
+
+        Otherwise None: the hub and `Challenges` limit how many WebSockets there are.
+        """
+        if self._stalled_since is not None:
+            return self._stalled_since
+        return self._counted_at if self.close_sent else None
 
     def is_overdue(self, now_s: float) -> bool:
         """Return whether the client does not read."""

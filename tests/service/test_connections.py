@@ -17,9 +17,10 @@ from websockets.asyncio.client import connect
 from tests.service.process import Service, service
 
 KEY = "correct-horse-battery-staple"
-FEW_DESCRIPTORS = ("-c", 'ulimit -n 1024; exec "$0" "$@"', sys.executable, "-m", "app", "run")
 _TO_CLOSE_S = 25
 """Ten seconds of grace and a good deal for a busy machine."""
+
+_BURST = 50
 
 Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -33,8 +34,11 @@ async def _opened(running: Service, sent: bytes = b"") -> Stream:
 
 @contextlib.asynccontextmanager
 async def _many(running: Service, count: int, sent: bytes = b"") -> AsyncIterator[list[Stream]]:
-    streams = [await _opened(running, sent) for _ in range(count)]
+    streams: list[Stream] = []
     try:
+        for _ in range(0, count, _BURST):  # faster than the service can accept them
+            streams += await asyncio.gather(*(_opened(running, sent) for _ in range(_BURST)))
+
         yield streams
     finally:
         for _, writer in streams:
@@ -60,14 +64,16 @@ async def _is_closed(stream: Stream, *, drip: bytes, every_s: float = 0.2) -> bo
     return True
 
 
-@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize(("key", "descriptors"), [(None, 1_024), (KEY, 1_024), (None, 256)])
 async def test_idle_connections_neither_end_it_nor_keep_out_a_probe(
-    environment: dict[str, str], tmp_path: Path, key: str | None
+    environment: dict[str, str], tmp_path: Path, key: str | None, descriptors: int
 ) -> None:
     """More of them than it may have files open, with and without an API key."""
     settings = environment | ({"API_KEY": key} if key else {})
+    limited = f'ulimit -n {descriptors}; exec "$0" "$@"'
+    command = ("-c", limited, sys.executable, "-m", "app", "run")
     async with (
-        service(tmp_path, settings, python="/bin/bash", command=FEW_DESCRIPTORS) as running,
+        service(tmp_path, settings, python="/bin/bash", command=command) as running,
         _many(running, 1_400),
         asyncio.timeout(30),
     ):

@@ -99,11 +99,16 @@ def test_an_address_that_many_share_may_have_more(peer: str | None, most: int) -
 
 
 @pytest.mark.parametrize(
-    ("descriptors", "total"), [(65_536, 512), (1_024, 512), (768, 384), (256, 64), (32, 16)]
+    ("descriptors", "total", "at_once"),
+    [(65_536, 512, 128), (1_024, 512, 64), (512, 256, 32), (256, 64, 16), (32, 16, 8)],
 )
-def test_the_total_leaves_descriptors_to_the_service(descriptors: int, total: int) -> None:
+def test_the_total_leaves_descriptors_to_the_service(
+    descriptors: int, total: int, at_once: int
+) -> None:
     """For databases, Home Assistant, and connections that are accepted and not counted yet."""
-    assert ConnectionLimits.within(descriptors).total == total
+    limits = ConnectionLimits.within(descriptors)
+
+    assert (limits.total, limits.at_once) == (total, at_once)
 
 
 def test_overdue_connections_are_closed(caplog: pytest.LogCaptureFixture) -> None:
