@@ -216,8 +216,8 @@ class AccessMiddleware:
         client = client_behind(
             asked.peer, asked.headers.get("x-forwarded-for", ()), self._rules.trusted_proxies
         )
-        if client != asked.peer:
-            scope = {**scope, "client": (client, 0)}
+        if client != _address_in(scope):
+            scope = {**scope, "client": None if client is None else (client, 0)}
         if decision == Refuse(_API_KEY_WRONG):
             decision = Refuse(self._attempts.refusal(client) or _API_KEY_WRONG)
         match decision:
@@ -235,15 +235,28 @@ def asked_in(scope: Scope) -> Asked:
     for name, value in scope["headers"]:
         text = value.decode("utf-8", errors="surrogateescape")
         headers.setdefault(name.decode("latin-1").lower(), []).append(text)
-    client = scope.get("client")
     return Asked(
         websocket=scope["type"] == "websocket",
         method=scope.get("method", "GET"),
         path=path_in(scope),
-        peer=client[0] if client else None,
+        peer=None if _is_from_header(scope) else _address_in(scope),
         http_version=scope.get("http_version", "1.1"),
         headers=headers,
     )
+
+
+def _address_in(scope: Scope) -> str | None:
+    client = scope.get("client")
+    return client[0] if client else None
+
+
+def _is_from_header(scope: Scope) -> bool:
+    """Whether uvicorn took the address from X-Forwarded-For: it gives it the port 0.
+
+    `python -m app` does not let it, but `uvicorn app.main:app` believes every local program.
+    """
+    client = scope.get("client")
+    return client is not None and client[1] == 0
 
 
 def path_in(scope: Scope) -> str:

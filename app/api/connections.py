@@ -35,6 +35,8 @@ class ConnectionLimits:
     """How many connections clients may have."""
 
     total: int = _MOST_CONNECTIONS
+    unread_bytes: int = 64_000_000
+    """Of all responses that clients have not read yet."""
     at_once: int = _MOST_AT_ONCE
     """Connections that are accepted in one turn of the event loop, before they are counted."""
     shared: Sequence[Network] = LOOPBACK
@@ -82,6 +84,10 @@ class Connection(Protocol):
 
     def is_overdue(self, now_s: float) -> bool:
         """Return whether the client has kept it waiting for too long."""
+        ...
+
+    def unread_bytes(self) -> int:
+        """Return how much of what was sent is still in memory."""
         ...
 
     def abort(self) -> None:
@@ -142,10 +148,22 @@ class Connections:
                 del self._by_group[connection.group]
 
     def close_overdue(self) -> None:
-        """Close every connection whose client is silent or too slow; call it every second."""
+        """Close every connection whose client is silent or too slow; call it every second.
+
+        Those with the most unread bytes are closed as well, until all together hold no more in
+        memory than they may.
+        """
         now_s = self.clock()
+        unread = {key: connection.unread_bytes() for key, connection in self._open.items()}
+        excess = sum(unread.values()) - self.limits.unread_bytes
+        greedy = set()
+        for key in sorted(unread, key=unread.__getitem__, reverse=True):
+            if excess <= 0:
+                break
+            excess -= unread[key]
+            greedy.add(key)
         for key, connection in list(self._open.items()):
-            if connection.is_overdue(now_s):
+            if key in greedy or connection.is_overdue(now_s):
                 self.timed_out += 1
                 self._log.tell(
                     logging.INFO,

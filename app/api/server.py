@@ -130,6 +130,10 @@ class _Watched(_Base):
         self._stalled_since: float | None = None
         self._closing_since: float | None = None
 
+    def unread_bytes(self) -> int:
+        """Return how much the client has not read yet."""
+        return self.transport.get_write_buffer_size()
+
     def abort(self) -> None:
         """Close the connection at once."""
         self.transport.abort()

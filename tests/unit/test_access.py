@@ -282,3 +282,11 @@ def test_a_scope_is_read_whole() -> None:
         Asked(websocket=True, path="/ws", headers={"host": ["a", "b"], "x-api-key": ["\udcff"]})
         == asked
     )
+
+
+def test_an_address_that_uvicorn_took_from_a_header_is_none() -> None:
+    """It gives it the port 0: who sends the header could choose it."""
+    scope = {"type": "http", "path": "/", "client": ("192.0.2.1", 0), "headers": []}
+
+    assert asked_in(scope).peer is None
+    assert asked_in({**scope, "client": ("192.0.2.1", 5)}).peer == "192.0.2.1"

@@ -22,6 +22,11 @@ class FakeConnection:
         self.waits_since = waiting_since
         self.overdue_at = float("inf")
         self.aborted = False
+        self.unread = 0
+
+    def unread_bytes(self) -> int:
+        """Return what the test said."""
+        return self.unread
 
     def waiting_since(self) -> float | None:
         """Return what the test said."""
@@ -129,6 +134,18 @@ def test_overdue_connections_are_closed(caplog: pytest.LogCaptureFixture) -> Non
     assert [record.getMessage() for record in caplog.records] == [
         "Closed a connection from 192.168.1.7: the client was silent or too slow"
     ]
+
+
+def test_unread_responses_together_are_bounded() -> None:
+    """The clients that leave the most unread are hung up on."""
+    connections = Connections(ConnectionLimits(unread_bytes=100))
+    opened = [FakeConnection("192.168.1.7") for _ in range(4)]
+    for connection, unread in zip(opened, (30, 60, 10, 90), strict=True):
+        connection.unread = unread
+    _opened(connections, *opened)
+    connections.close_overdue()
+
+    assert [each.aborted for each in opened] == [False, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,10 @@ class FakeTransport(asyncio.Transport):
         """Return whether that began."""
         return self.closing
 
+    def get_write_buffer_size(self) -> int:
+        """Return that all was read."""
+        return 0
+
     def abort(self) -> None:
         """Close at once."""
         self.aborted = True
