@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import struct
 from pathlib import Path
 from typing import Literal
@@ -78,6 +79,28 @@ async def test_only_a_trusted_proxy_names_the_client_that_wrong_keys_are_counted
         right = await client.get("/api/v1/event-rate", headers={"X-API-Key": KEY})
 
     assert statuses == [*[401] * 10, last]
+    assert right.status_code == 200
+
+
+async def test_under_uvicorn_alone_a_header_does_not_change_who_is_counted(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """Clients that send X-Forwarded-For share one count there, and a right key always fits."""
+    command = ("-m", "uvicorn", "app.main:app", "--port", "0")
+    listening = re.compile(r"Uvicorn running on (http://\S+)")
+    settings = environment | {"API_KEY": KEY}
+    async with (
+        service(tmp_path, settings, command=command, listening=listening) as running,
+        httpx.AsyncClient(base_url=running.url) as client,
+    ):
+        statuses = []
+        for number in range(11):
+            headers = {"X-API-Key": "wrong", "X-Forwarded-For": f"192.0.2.{number}"}
+            answer = await client.get("/api/v1/event-rate", headers=headers)
+            statuses.append(answer.status_code)
+        right = await client.get("/api/v1/event-rate", headers={"X-API-Key": KEY})
+
+    assert statuses == [*[401] * 10, 429]
     assert right.status_code == 200
 
 
