@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from app import members
-from app.errors import CommandFailed, SourceError, StorageError
+from app.errors import CommandFailed, SourceError, SourceProtocolError, StorageError
 from app.journal.coverage import Coverage
 from app.journal.last_states import LastStates
 from app.logs import Repeats
@@ -45,7 +45,7 @@ from app.model import (
     nanoseconds,
 )
 from app.normalize.recorded import Identity, Recovery
-from app.resilience import Backoff
+from app.resilience import Backoff, contained
 from app.snapshot import GapsStatus
 from app.source.backfill import Answer, Call, Patience, Recorder, all_entities
 from app.telemetry import Telemetry
@@ -211,7 +211,8 @@ class Backfill:
                     await self._coverage.opened.wait()
                 continue
             try:
-                await self._fill(gap)
+                with contained("filling a gap", error=SourceProtocolError):
+                    await self._fill(gap)
             except (SourceError, StorageError) as exc:
                 await self._failed(gap, exc)
             else:

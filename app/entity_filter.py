@@ -14,6 +14,7 @@ from app.errors import FilterInvalid
 from app.logs import Repeats
 from app.model import Change
 from app.normalize.filter import Filter, Rules, read_rules
+from app.resilience import contained
 
 _Stamp: TypeAlias = tuple[int, int, int]
 
@@ -121,12 +122,14 @@ class EntityFilter:
 
     async def _reload(self, file: Path) -> None:
         try:
-            rules = read_rules(await asyncio.to_thread(_content, file))
+            with contained("reading the entity filter", error=FilterInvalid):
+                rules = read_rules(await asyncio.to_thread(_content, file))
+                new = Filter(rules)
         except FilterInvalid as exc:
             self._problem = str(exc)
             self._readings.tell(logging.ERROR, "%s", self.reason, kind=str(exc))
             return
-        self._filter = Filter(rules)
+        self._filter = new
         self._loaded_at = datetime.now(UTC)
         self._problem = None
         self._readings.tell(logging.INFO, "The entity filter was read again from %s", file)

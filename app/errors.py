@@ -8,6 +8,7 @@
         * SourceAuthRejected   a person must mend the token; retry slowly
         * SourceProtocolError  the peer broke the protocol, or did not answer in time
         * CommandFailed        Home Assistant answered a command with an error
+    * Unforeseen               one input broke our own code: log it, count it, go on with the next
     * StorageError             a local database could not do it; nothing was changed
         * StorageFull          the disk or the configured bound is reached
             * JournalFull      the journal is at its bound and drops what is new; count it
@@ -32,6 +33,10 @@ class SettingsError(IngestError):
 
 class FilterInvalid(IngestError):
     """The entity filter cannot be used; the message says where it is wrong."""
+
+
+class Unforeseen(IngestError):
+    """An exception that is none of these: `app.resilience.contained` raises it in its place."""
 
 
 class SourceError(IngestError):

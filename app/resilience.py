@@ -6,13 +6,14 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Literal
 
 import pybreaker
 import tenacity
 
+from app.errors import IngestError, Unforeseen
 from app.logs import Repeats
 
 BreakerState = Literal["closed", "open", "half-open"]
@@ -20,6 +21,25 @@ BreakerState = Literal["closed", "open", "half-open"]
 logger = logging.getLogger(__name__)
 
 _JITTER = 0.1
+
+
+_unforeseen = Repeats(logger)
+
+
+@contextlib.contextmanager
+def contained(what: str, *, error: type[IngestError] = Unforeseen) -> Iterator[None]:
+    """Raise `error` in place of an exception that nobody foresaw.
+
+    Every loop that reads what comes from outside reads one input, or talks to its peer once, in
+    such a block: the input costs itself, and not the loop. It is logged here, with its traceback.
+    """
+    try:
+        yield
+    except IngestError:
+        raise
+    except Exception as exc:
+        _unforeseen.tell(logging.ERROR, "Unhandled error while %s", what, kind=what, exc_info=exc)
+        raise error(f"Unhandled error while {what}: {type(exc).__name__}") from exc
 
 
 class Backoff:

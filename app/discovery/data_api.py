@@ -19,8 +19,9 @@ import msgspec
 from app.discovery.refresh import News
 from app.discovery.registries import Kind, domains_of
 from app.discovery.rows import Row, difference, row_to_send
+from app.errors import Unforeseen
 from app.logs import Repeats, shown_url
-from app.resilience import Backoff, Breaker
+from app.resilience import Backoff, Breaker, contained
 from app.snapshot import BreakerStatus, DataApiStatus
 from app.tolerant import UNREADABLE
 from app.unreachable import DATA_API, redirect, sentence
@@ -138,7 +139,12 @@ class DataApi:
         async with self._client() as client:
             while True:
                 await self._filled.wait()
-                if (wait_s := await self._send_chunk(client)) > 0:
+                try:
+                    with contained("sending rows"):
+                        wait_s = await self._send_chunk(client)
+                except Unforeseen as exc:
+                    wait_s = self._hold(str(exc))
+                if wait_s > 0:
                     await self._sleep(wait_s)
 
     async def probe(self) -> str | None:

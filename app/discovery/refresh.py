@@ -15,10 +15,10 @@ import msgspec
 
 from app.discovery.catalog import Catalog
 from app.discovery.registries import KINDS, Kind, Registries, list_registries
-from app.errors import SourceError, SourceUnavailable
+from app.errors import SourceError, SourceProtocolError, SourceUnavailable
 from app.logs import Repeats
 from app.model import Event
-from app.resilience import Backoff
+from app.resilience import Backoff, contained
 from app.snapshot import DiscoveryStatus
 
 logger = logging.getLogger(__name__)
@@ -183,7 +183,8 @@ class Discovery:
                 waiting, self._waiting = self._waiting, []
                 kinds = KINDS if periodic else tuple(wanted)
                 try:
-                    found = await self._refresh(kinds, periodic=periodic, refreshed=refreshed)
+                    with contained("listing registries", error=SourceProtocolError):
+                        found = await self._refresh(kinds, periodic=periodic, refreshed=refreshed)
                 except SourceError as exc:
                     self._failed(exc, wanted)
                     _answer(waiting, exc)

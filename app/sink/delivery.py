@@ -12,9 +12,9 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Protocol, TypeVar
 
-from app.errors import StorageDamaged, StorageError
+from app.errors import StorageDamaged, StorageError, Unforeseen
 from app.logs import Repeats
-from app.resilience import Backoff, Breaker
+from app.resilience import Backoff, Breaker, contained
 from app.sink.answers import (
     Accepted,
     Answer,
@@ -140,13 +140,21 @@ class Delivery:
     async def run(self) -> None:
         """Deliver forever; after `finish` until nothing is left or the sink cannot take it."""
         self._held_at_start = self._journal.pending(self.name).points
-        while await self._due():
+        going_on = True
+        while going_on:
             try:
-                await self._take_turn()
+                with contained(f"delivering to {self.name}"):
+                    if going_on := await self._due():
+                        await self._take_turn()
             except StorageError as exc:
-                self._state = replace(self._state, condition="waiting")
-                self._note(f"its journal or its dead letters cannot be used: {exc}")
-                await self._pause(0.0)
+                await self._failed(f"its journal or its dead letters cannot be used: {exc}")
+            except Unforeseen as exc:
+                await self._failed(str(exc))
+
+    async def _failed(self, why: str) -> None:
+        self._state = replace(self._state, condition="waiting")
+        self._note(why)
+        await self._pause(0.0)
 
     def finish(self) -> None:
         """Send what is pending without waiting for more, then let `run` end."""

@@ -28,7 +28,7 @@ from app.errors import (
 )
 from app.logs import Repeats, shown_url
 from app.model import Event
-from app.resilience import Backoff, Breaker
+from app.resilience import Backoff, Breaker, contained
 from app.snapshot import BreakerStatus, ConnectionState, ConnectionStatus
 from app.source.frames import FrameSocket
 from app.source.protocol import Malformed, Phase, Session, Step
@@ -234,7 +234,8 @@ class HomeAssistantSource:
         try:
             while True:
                 try:
-                    await self._stream_once(listener)
+                    with contained("reading events", error=SourceProtocolError):
+                        await self._stream_once(listener)
                 except SourceError as exc:
                     wait_s = self._failed(exc)
                 await self._wait(wait_s)
@@ -392,8 +393,9 @@ class HomeAssistantSource:
         """Ask for Home Assistant's own state until it is RUNNING."""
         while self._ha_state != _RUNNING:
             try:
-                async with self.commands() as commands:
-                    answer = await commands.call("get_config")
+                with contained("asking whether it runs", error=SourceProtocolError):
+                    async with self.commands() as commands:
+                        answer = await commands.call("get_config")
                 config = msgspec.json.decode(answer, type=_Config)
                 self._ha_state, self._limited = config.state, config.limited
             except (SourceError, *UNREADABLE) as exc:

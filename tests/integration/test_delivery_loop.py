@@ -469,6 +469,24 @@ async def test_a_journal_that_cannot_be_read_is_tried_again() -> None:
     assert bench.sink.accepted == lines(1, 100)
 
 
+async def test_an_unforeseen_exception_of_a_sink_is_a_failed_attempt() -> None:
+    """Whatever an answer breaks in a library, the points are sent again."""
+    bench = Bench()
+    bench.journal.add(lines(1, 100))
+    failures = [OverflowError("int too large to convert to float"), RecursionError()]
+
+    async def fail() -> None:
+        if failures:
+            raise failures.pop()
+
+    bench.sink.before_answer = fail
+
+    await bench.drain()
+
+    assert bench.sink.accepted == lines(1, 100)
+    assert bench.clock.waits_s == [1, 2]
+
+
 async def test_a_refusing_database_holds_everything_and_recovers_by_itself() -> None:
     """99 lines are put aside before it is clear; all others wait and arrive in order."""
     bench = Bench()

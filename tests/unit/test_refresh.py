@@ -188,6 +188,23 @@ async def test_a_failed_refresh_is_tried_again(caplog: pytest.LogCaptureFixture)
     assert "Discovery failed, next attempt in 0.0s: hung up" in caplog.text
 
 
+async def test_an_unforeseen_exception_costs_one_refresh() -> None:
+    """A row that breaks our own code must not end the loop, and the service with it."""
+
+    class Broken(Notebook):
+        async def refreshed(self, news: News) -> None:
+            await super().refreshed(news)
+            if len(self.news) == 1:
+                raise OverflowError("year 9999")
+
+    follower = Broken()
+    discovery = discovery_of(Answers({}), followers=(follower,))
+
+    async with running(discovery):
+        discovery.connected()
+        await until(lambda: len(follower.news) == 2)
+
+
 async def test_followers_hear_what_was_and_what_is() -> None:
     """Whether everything was listed, too."""
     notebook = Notebook()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from app.resilience import Backoff, Breaker
+from app.errors import SourceError, SourceProtocolError, StorageFull, Unforeseen
+from app.resilience import Backoff, Breaker, contained
 
 
 class Clock:
@@ -147,3 +150,29 @@ def test_a_success_while_it_is_open_closes_it() -> None:
     breaker.succeeded()
 
     assert breaker.state == "closed"
+
+
+@pytest.mark.parametrize(
+    "unforeseen", [OverflowError("year 9999"), KeyError("x"), RecursionError()]
+)
+def test_an_exception_that_nobody_foresaw_becomes_one_of_ours(
+    unforeseen: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop goes on with the next input; the traceback is in the log."""
+    what = f"reading {unforeseen!r}"
+    with pytest.raises(Unforeseen) as raised, contained(what):
+        raise unforeseen
+    with pytest.raises(SourceError), contained(what, error=SourceProtocolError):
+        raise unforeseen
+
+    assert raised.value.__cause__ is unforeseen
+    assert what in str(raised.value)
+    assert f"Unhandled error while {what}" in caplog.text
+
+
+def test_our_own_errors_pass_and_so_does_a_cancellation() -> None:
+    """What a loop knows how to handle is not hidden from it."""
+    with pytest.raises(StorageFull), contained("reading a test"):
+        raise StorageFull
+    with pytest.raises(asyncio.CancelledError), contained("reading a test"):
+        raise asyncio.CancelledError
