@@ -32,6 +32,8 @@ _REPLY_BYTES = 65_536
 _METRICS_BYTES = 4_194_304
 _HEADER_BYTES = 1_048_576
 """InfluxDB 1 repeats the whole of a refused line in a header."""
+_UNREADABLE = Reply(status=0, headers={})
+"""InfluxDB 1 repeats in a header what it takes for a line, also when it is gzip and no text."""
 _WRONG_PATH = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
 _HOLDING = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, *_WRONG_PATH}
 
@@ -213,7 +215,12 @@ class InfluxSink:
 
     async def _written(self, body: Body, spoken: Dialect) -> tuple[Reply, Dialect]:
         """Write, if need be in another dialect; return the dialect that was understood."""
-        reply = await self._write(body, spoken)
+        try:
+            reply = await self._write(body, spoken)
+        except aiohttp.ClientResponseError:
+            if self._gzip != "untried":
+                raise
+            reply = _UNREADABLE
         if reply.status in _WRONG_PATH and (other := await self._other_than(spoken)):
             other_reply = await self._write(body, other)
             if other_reply.status not in _HOLDING:
@@ -228,20 +235,17 @@ class InfluxSink:
 
         A 400 may be due to a line. The same single line accepted as it is proves that it is not.
         """
-        may_be_gzip = reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE or (
-            reply.status == HTTPStatus.BAD_REQUEST and batch.points == 1
-        )
-        if not may_be_gzip:
+        is_about_gzip = reply is _UNREADABLE or reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+        if not is_about_gzip and (reply.status != HTTPStatus.BAD_REQUEST or batch.points > 1):
             return None
         body = Body(await asyncio.to_thread(_joined, batch), is_gzip=False)
         plain = await self._write(body, spoken)
         if plain.status != HTTPStatus.NO_CONTENT:
-            return plain if reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE else None
+            return plain if is_about_gzip else None
         self._gzip = "refused"
         logger.warning(
-            "The database, or a proxy before it, answers %d to gzip: from now on points are sent"
-            " uncompressed",
-            reply.status,
+            "The database, or a proxy before it, refuses gzip: from now on points are sent"
+            " uncompressed"
         )
         return plain
 

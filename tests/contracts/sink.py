@@ -61,6 +61,8 @@ class Database:
     """Whether a line that does not parse is refused, and not skipped in silence."""
     judges_types: bool = True
     """Whether a field keeps the type it was first written with."""
+    forgets: bool = False
+    """Whether a kill loses what it has accepted in the last seconds."""
     wants_credentials: bool = True
     """Whether wrong ones are refused."""
     measurement: str = field(default_factory=lambda: f"m{uuid4().hex}")
@@ -310,6 +312,34 @@ class SinkContract:
             busy = await sink.write(batch_of([database.line(1)]))
 
         assert busy == Busy(reason="slow down", status=429, retry_after_s=seconds)
+
+    @pytest.mark.parametrize("status", [400, 415])
+    async def test_where_gzip_is_refused_a_plain_body_is_stored(
+        self, database: Database, status: int
+    ) -> None:
+        """The same line accepted uncompressed proves that it was not the line's fault."""
+        refusal = fake.Reply(status=status, body="no gzip here")
+        await with_first_line(database)
+
+        async with (
+            FaultServer(database.url, refusal).serving() as server,
+            opened(database.sink(url=server.url)) as sink,
+        ):
+            assert await sink.write(batch_of([database.line(1)])) == Accepted()
+            assert await sink.write(batch_of([database.line(2), database.line(3)])) == Accepted()
+
+        assert await database.holds(0, 1, 2, 3)
+
+    async def test_only_victoria_metrics_acknowledges_before_it_stores(
+        self, database: Database
+    ) -> None:
+        """A database says what it is at `/metrics`."""
+        async with opened(database.sink()) as sink:
+            process = await sink.process()
+
+        assert process is not None
+        assert (process.flush_s > 0) == database.forgets
+        assert process.started is not None or not database.forgets
 
     async def test_wrong_credentials_hold_and_are_named(self, database: Database) -> None:
         """By the variable that holds them, never by what is in it."""

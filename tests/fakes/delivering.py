@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from app.journal.sqlite import SqliteJournal
 from app.model import Lines
@@ -16,7 +17,6 @@ from app.sink.dead_letters import DeadLetters, RefusedPoint
 from app.sink.delivery import Delivery
 from app.sink.influx import Api, InfluxSink
 from app.telemetry import Telemetry
-from tests.fakes.influx import FakeInflux
 from tests.fakes.points import new_telemetry
 
 NAME = "influxdb"
@@ -53,11 +53,33 @@ class Clock:
         await asyncio.sleep(0)
 
 
+class RealTime(Clock):
+    """Seconds since the epoch as they are, for databases that cannot be hurried."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        self.slept_s += seconds
+        await asyncio.sleep(seconds)
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return time.time()
+
+
+class Address(Protocol):
+    """Where a database is, and as whom to write to it."""
+
+    url: str
+    token: str
+    org: str
+    username: str
+    password: str
+
+
 @dataclass
 class House:
     """A journal on disk, dead letters on disk, and one database."""
 
-    server: FakeInflux
     journal: SqliteJournal
     dead_letters: DeadLetters
     delivery: Delivery
@@ -85,14 +107,15 @@ class House:
 @asynccontextmanager
 async def house(
     folder: Path,
-    server: FakeInflux,
+    server: Address,
     *,
     max_batch_points: int = 1000,
     api: Api = "auto",
     flush_s: float | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[House]:
     """Run everything on a folder; again on the same folder is a restart."""
-    telemetry, clock = new_telemetry(), Clock()
+    telemetry, clock = new_telemetry(), clock or Clock()
     async with AsyncExitStack() as stack:
         dead_letters = await stack.enter_async_context(DeadLetters(folder / "dead_letters.db"))
         journal = await stack.enter_async_context(
@@ -130,7 +153,7 @@ async def house(
         )
         running = asyncio.create_task(delivery.run(), name="deliver")
         try:
-            yield House(server, journal, dead_letters, delivery, telemetry, clock)
+            yield House(journal, dead_letters, delivery, telemetry, clock)
         finally:
             running.cancel()
             await asyncio.wait({running})

@@ -130,6 +130,7 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
             stored=partial(_in_victoria_metrics, server.url),
             judges_lines=False,
             judges_types=False,
+            forgets=True,
             wants_credentials=False,
         )
 

@@ -1,0 +1,235 @@
+"""What real databases do with points that they lose, refuse or cannot unpack."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import msgspec
+import pytest
+
+from app.model import Lines
+from app.sink.influx import InfluxSink
+from tests.fakes.delivering import RealTime, house, number_of
+from tests.real.influx_1 import Database
+from tests.real.servers import Server, influxdb, victoria_metrics
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+
+NAME = "home_assistant_events"
+HOUR_S = 3600
+MS_NS = 1_000_000
+
+
+@dataclass
+class At:
+    """An address without credentials."""
+
+    url: str
+    token: str = ""
+    org: str = ""
+    username: str = ""
+    password: str = ""
+
+
+class _Exported(msgspec.Struct):
+    values: list[float]
+
+
+def numbered(first: int, last: int, *, start_s: float, room: str = "a") -> Lines:
+    """Return a line a millisecond, each with its number as value."""
+    start_ns = int(start_s * 1000) * MS_NS
+    text = [f"m,room={room} v={n} {start_ns + n * MS_NS}\n" for n in range(first, last + 1)]
+    return Lines("".join(text).encode(), last - first + 1)
+
+
+def in_victoria_metrics(url: str) -> set[int]:
+    """Return the numbers that are stored."""
+    httpx.get(f"{url}/internal/force_flush").raise_for_status()
+    answer = httpx.get(f"{url}/api/v1/export", params={"match[]": "m_v"}, timeout=30)
+    rows = msgspec.json.Decoder(_Exported).decode_lines(answer.raise_for_status().content)
+    return {int(value) for row in rows for value in row.values}
+
+
+async def killed(server: Server) -> None:
+    """Kill the database and start it again."""
+    server.kill()
+    await asyncio.to_thread(server.start)
+
+
+@pytest.mark.parametrize("flush_s", [None, 0.0], ids=["retained", "not retained"])
+async def test_what_victoria_metrics_loses_in_a_kill_is_sent_again(
+    tmp_path: Path, flush_s: float | None
+) -> None:
+    """Three kills in a stream of points; without the interval the same kills lose points."""
+    start_s, number, kills = time.time() - HOUR_S, 0, 0
+    server = victoria_metrics(tmp_path / "victoria-metrics")
+    with server:
+        async with house(
+            tmp_path, At(server.url), api="v1", flush_s=flush_s, clock=RealTime()
+        ) as parts:
+            begun_s = time.monotonic()
+            while (passed_s := time.monotonic() - begun_s) < 16:
+                lines = numbered(number + 1, number + 200, start_s=start_s)
+                await parts.journal.append(lines, received_at=time.time())
+                number += 200
+                if passed_s > (3.3, 7.9, 14.2, 99)[kills]:
+                    await killed(server)
+                    kills += 1
+                await asyncio.sleep(0.05)
+            await parts.delivered(within_s=60)
+            books = parts.books
+        missing = set(range(1, number + 1)) - in_victoria_metrics(server.url)
+
+    assert kills == 3
+    assert books == (number, 0, 0, 0)
+    if flush_s is None:
+        assert missing == set()
+    else:
+        assert missing != set(), "the check notices nothing"
+
+
+@pytest.fixture
+def influx(tmp_path: Path) -> Server:
+    """Return an InfluxDB 1, not yet started."""
+    return influxdb(tmp_path / "influxdb")
+
+
+async def test_influxdb_keeps_live_points_while_old_ones_are_refused(
+    tmp_path: Path, influx: Server
+) -> None:
+    """12,000 points older than the retention, then every second one, then live ones."""
+    now_s = time.time()
+    with influx:
+        database = Database(influx.url, NAME)
+        database.create()
+        database.run(
+            f'ALTER RETENTION POLICY autogen ON "{NAME}" DURATION 1h SHARD DURATION 1h DEFAULT'
+        )
+        async with (
+            house(tmp_path, At(influx.url), api="v1", clock=RealTime()) as parts,
+            InfluxSink(influx.url, token="", org="", bucket=NAME, timeout_s=5.0, api="v1") as sink,
+        ):
+            for first in range(1, 12_001, 1000):
+                old = numbered(first, first + 999, start_s=now_s - 48 * HOUR_S)
+                await parts.journal.append(old, received_at=now_s)
+            young = numbered(1, 1000, start_s=now_s - 60, room="b").data.splitlines(keepends=True)
+            old_lines = numbered(1, 1000, start_s=now_s - 48 * HOUR_S).data.splitlines(
+                keepends=True
+            )
+            mixed = b"".join(a + b for a, b in zip(young, old_lines, strict=True))
+            await parts.journal.append(Lines(mixed, 2000), received_at=now_s)
+            begun_s = time.monotonic()
+            await parts.delivered(within_s=60)
+            took_s = time.monotonic() - begun_s
+            books, letters, retention_s = (
+                parts.books,
+                await parts.letters(),
+                await sink.retention_s(),
+            )
+
+    assert books == (1000, 0, 13_000, 0)
+    assert letters == []
+    assert took_s < 30
+    assert retention_s == HOUR_S
+
+
+async def test_a_field_of_another_type_in_influxdb_holds_all_points(
+    tmp_path: Path, influx: Server
+) -> None:
+    """Every fortieth point has no such field and is accepted in between."""
+    now_ns = time.time_ns()
+    with influx:
+        database = Database(influx.url, NAME)
+        database.create()
+        database.write(f'home value="text" {now_ns}\n'.encode())
+        lines = [
+            f"home,e=a {'state' if n % 40 == 0 else 'value'}={n} {now_ns + n}\n"
+            for n in range(1, 1001)
+        ]
+        async with house(tmp_path, At(influx.url), api="v1") as parts:
+            await parts.journal.append(
+                Lines("".join(lines).encode(), 1000), received_at=time.time()
+            )
+            async with asyncio.timeout(60):
+                while parts.delivery.status().state != "refusing":
+                    await asyncio.sleep(0.01)
+            status, letters = parts.delivery.status(), await parts.letters()
+            database.create()
+            await parts.delivered(within_s=60)
+            books = parts.books
+
+    assert len(letters) == 99
+    assert "the field value" in (status.reason or "")
+    assert books == (901, 99, 0, 0)
+
+
+async def test_points_over_a_tag_limit_of_influxdb_hold_up_nothing(
+    tmp_path: Path, influx: Server
+) -> None:
+    """The limit is InfluxDB's own, of ten values here; it looks once per request."""
+    now_ns = time.time_ns()
+    config = next((tmp_path / "influxdb").glob("*.conf"))
+    config.write_text(config.read_text().replace("[data]", "[data]\n max-values-per-tag = 10\n"))
+    known = [f"home,e=e{n} v={n} {now_ns + n}\n" for n in range(1, 11)]
+    mixed = [f"home,e=e{n} v={n} {now_ns + n}\n" for n in range(11, 201)]
+    mixed += [f"home,e=e{n % 10 + 1} v={n} {now_ns + n}\n" for n in range(201, 1001)]
+    with influx:
+        Database(influx.url, NAME).create()
+        async with house(tmp_path, At(influx.url), api="v1") as parts:
+            for lines in (known, mixed):
+                batch = Lines("".join(lines).encode(), len(lines))
+                await parts.journal.append(batch, received_at=time.time())
+                await parts.delivered(within_s=60)
+            books, letters = parts.books, await parts.letters()
+
+    assert books == (810, 190, 0, 0)
+    assert {number_of(letter.line) - now_ns for letter in letters} == set(range(11, 201))
+    assert "max-values-per-tag" in letters[0].reason
+
+
+@asynccontextmanager
+async def without_gzip(url: str) -> AsyncIterator[str]:
+    """Serve a proxy that forwards everything but the header `Content-Encoding`."""
+    host, port = url.removeprefix("http://").split(":")
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(65_536):
+            writer.write(chunk.replace(b"Content-Encoding: gzip\r\n", b""))
+            await writer.drain()
+        writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        upstream = await asyncio.open_connection(host, int(port))
+        with contextlib.suppress(ConnectionError):
+            async with asyncio.TaskGroup() as copies:
+                copies.create_task(copy(reader, upstream[1]), name="to the database")
+                copies.create_task(copy(upstream[0], writer), name="from the database")
+
+    async with await asyncio.start_server(forward, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        server.close()
+
+
+async def test_behind_a_proxy_without_gzip_influxdb_gets_plain_lines(
+    tmp_path: Path, influx: Server
+) -> None:
+    """It answers 400 to what it takes for a line of binary."""
+    with influx:
+        database = Database(influx.url, NAME)
+        database.create()
+        async with without_gzip(influx.url) as url, house(tmp_path, At(url), api="v1") as parts:
+            lines = numbered(1, 3000, start_s=time.time() - HOUR_S)
+            await parts.journal.append(lines, received_at=time.time())
+            await parts.delivered(within_s=60)
+            books = parts.books
+        stored = database.rows("SELECT v FROM m")
+
+    assert books == (3000, 0, 0, 0)
+    assert len(stored) == 3000
