@@ -20,7 +20,7 @@ import msgspec
 
 from app.errors import StorageDamaged, StorageError, StorageFull
 from app.logs import Repeats
-from app.model import StoredPoint
+from app.model import StoredPoint, moment_of
 from app.sink.answers import Accepted, Answer, Batch, Held, Refused, Unavailable
 from app.storage import Connection, Database, open_or_replace, quick_check, shrink
 
@@ -113,6 +113,10 @@ _CATALOG = frozenset({"devices", "entities"})
 _CURSOR = re.compile(r"(-?[0-9]{1,19})_([0-9]{1,18})")
 _MAX_TIME_NS = 2**63 - 1
 _NS_PER_DAY = 86_400 * 10**9
+_DISTRUST_S = 86_400.0
+"""How long nothing is deleted when more than a day's events are too old at once."""
+_BETWEEN_STEPS_S = 3_600.0
+"""How long after that each day's events may take to be deleted."""
 # Batches of 5000 touch the index of every entity: 58,000 rows/s against 40,000 with less.
 _CACHE_BYTES = 32_000_000
 _WAL_BYTES = 32_000_000
@@ -185,6 +189,7 @@ class EmbeddedStore:
         parse: Callable[[bytes], StoredPoint],
         retention_days: float,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         prune_every_s: float = 60.0,
         prune_step_s: float = 0.1,
@@ -192,7 +197,7 @@ class EmbeddedStore:
         """Take what reads a line, and how many days an event is kept.
 
         `parse` raises `ValueError` for a line it cannot read; it is called in a thread.
-        `clock` gives seconds since the epoch.
+        `clock` gives seconds since the epoch, `monotonic` seconds since any moment.
         """
         self.damage: str | None = None
         """One sentence when the file was damaged at the start."""
@@ -202,6 +207,12 @@ class EmbeddedStore:
         self._parse = parse
         self._retention_ns = int(retention_days * _NS_PER_DAY)
         self._clock = clock
+        self._monotonic = monotonic
+        self._distrusted_since: float | None = None
+        """When more than a day's events came to be too old at once, which a wrong date does."""
+        self._steps_taken = 0
+        self._step_through_ns = 0
+        self._deletions = Repeats(logger)
         self._sleep = sleep
         self._prune_every_s = prune_every_s
         self._prune_step_s = prune_step_s
@@ -299,9 +310,45 @@ class EmbeddedStore:
             await self._sleep(self._prune_step_s if more else self._prune_every_s)
 
     async def prune(self) -> bool:
-        """Delete a few hundred events that are too old; return whether there are more."""
-        before_ns = int(self._clock() * 10**9) - self._retention_ns
-        return await self._opened().write(partial(_prune, before_ns=before_ns))
+        """Delete a few hundred events that are too old; return whether there are more.
+
+        The date must be plausible: events were stored that happened at most a day before. When
+        more than a day's events are too old at once, nothing is deleted for a day, and then one
+        day's events an hour: by then a machine that started with a wrong date has the right one.
+        """
+        oldest_ns, newest_ns = await self._opened().read(_ends)
+        if oldest_ns is None or newest_ns is None:
+            return False
+        now_ns = min(int(self._clock() * 10**9), newest_ns + _NS_PER_DAY)
+        before_ns = self._trusted(now_ns - self._retention_ns, oldest_ns=oldest_ns)
+        deleted = await self._opened().write(partial(_prune, before_ns=before_ns))
+        if deleted:
+            self._deletions.tell(
+                logging.INFO,
+                "Deleted %d events from before %s (EMBEDDED_RETENTION_DAYS)",
+                deleted,
+                moment_of(before_ns).isoformat(timespec="seconds"),
+            )
+        return deleted == _ROWS_PER_STEP
+
+    def _trusted(self, before_ns: int, *, oldest_ns: int) -> int:
+        """Return before which moment events may be deleted now."""
+        if before_ns <= oldest_ns + _NS_PER_DAY:
+            self._distrusted_since = None
+            return before_ns
+        now_s = self._monotonic()
+        if self._distrusted_since is None:
+            self._distrusted_since, self._steps_taken, self._step_through_ns = now_s, 0, oldest_ns
+            logger.warning(
+                "Events of %d days are older than EMBEDDED_RETENTION_DAYS at once; the date may be"
+                " wrong. They stay for a day, and are then deleted one day's events an hour",
+                (before_ns - oldest_ns) // _NS_PER_DAY,
+            )
+        waited_s = now_s - self._distrusted_since - _DISTRUST_S
+        if waited_s >= self._steps_taken * _BETWEEN_STEPS_S:
+            self._steps_taken = int(waited_s // _BETWEEN_STEPS_S) + 1
+            self._step_through_ns = oldest_ns + _NS_PER_DAY
+        return min(before_ns, self._step_through_ns)
 
     def _opened(self) -> Database:
         assert self._database is not None, "the store is not open"
@@ -422,11 +469,20 @@ def _position(cursor: str) -> tuple[int, int]:
     return int(parts[1]), int(parts[2])
 
 
-def _prune(connection: Connection, before_ns: int) -> bool:
+def _ends(connection: Connection) -> tuple[int | None, int | None]:
+    """Return when the oldest and the newest event happened."""
+    # Two statements: SQLite uses the index for one of both only.
+    (oldest_ns,) = connection.execute("SELECT min(time_ns) FROM events").fetchone()
+    (newest_ns,) = connection.execute("SELECT max(time_ns) FROM events").fetchone()
+    return oldest_ns, newest_ns
+
+
+def _prune(connection: Connection, before_ns: int) -> int:
+    """Delete some events from before a moment; return how many."""
     deleted = connection.execute(
         "DELETE FROM events WHERE id IN"
         " (SELECT id FROM events WHERE time_ns < ? ORDER BY time_ns LIMIT ?)",
         (before_ns, _ROWS_PER_STEP),
     ).rowcount
     shrink(connection, pages=_PAGES_PER_STEP)
-    return deleted == _ROWS_PER_STEP
+    return deleted

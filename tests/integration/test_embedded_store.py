@@ -445,6 +445,107 @@ async def test_events_that_are_too_old_go(tmp_path: Path) -> None:
         assert states((await store.events()).events) == ["young"]
 
 
+HOUR_S = 3_600.0
+
+
+class WrongDates:
+    """Two clocks: one that a test sets, and one that nobody can."""
+
+    def __init__(self) -> None:
+        self.now_ns = NOON_NS
+        self.monotonic_s = 0.0
+
+    def store(self, folder: Path) -> EmbeddedStore:
+        """Return a store of thirty days that is not open yet."""
+        return EmbeddedStore(
+            folder / "events.db",
+            parse=parse_line,
+            retention_days=30,
+            clock=lambda: self.now_ns / SECOND,
+            monotonic=lambda: self.monotonic_s,
+        )
+
+
+def thirty_days() -> list[Change]:
+    """Return an event for every day of the retention."""
+    return [change(state=str(day), time_ns=NOON_NS - day * DAY) for day in range(30)]
+
+
+async def left(store: EmbeddedStore) -> int:
+    """Delete what may be deleted now, and return how many events are left."""
+    while await store.prune():
+        pass
+    return len((await store.events(limit=1000)).events)
+
+
+@pytest.mark.parametrize("ahead_ns", [-56 * 365 * DAY, 14 * 365 * DAY])
+async def test_a_machine_that_starts_with_a_wrong_date_deletes_nothing(
+    tmp_path: Path, ahead_ns: int
+) -> None:
+    """The events show another date, also after weeks."""
+    dates = WrongDates()
+    async with dates.store(tmp_path) as store:
+        await store.write(batch_of(*thirty_days()))
+        dates.now_ns += ahead_ns
+        assert await left(store) == 30
+        dates.monotonic_s += 1_000 * HOUR_S
+        assert await left(store) == 30
+
+
+async def test_a_wrong_date_that_home_assistant_shares_deletes_nothing_for_a_day(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both may run on one machine: then the newest events show the wrong date as well."""
+    dates = WrongDates()
+    async with dates.store(tmp_path) as store:
+        await store.write(batch_of(*thirty_days()))
+        dates.now_ns += 14 * 365 * DAY
+        await store.write(batch_of(change(time_ns=dates.now_ns)))
+        assert await left(store) == 31
+        dates.monotonic_s += 23.9 * HOUR_S
+        assert await left(store) == 31
+        dates.now_ns = NOON_NS  # the network has set it right
+        assert await left(store) == 31
+        dates.monotonic_s += 100 * HOUR_S
+        assert await left(store) == 31
+    assert "the date may be wrong" in caplog.text
+
+
+async def test_after_a_long_pause_old_events_go_one_day_an_hour(tmp_path: Path) -> None:
+    """The date is right, and stays: a day after the start they begin to go."""
+    dates = WrongDates()
+    async with dates.store(tmp_path) as store:
+        await store.write(batch_of(*thirty_days()))
+        dates.now_ns += 20 * DAY
+        await store.write(batch_of(change(time_ns=dates.now_ns)))
+        assert await left(store) == 31
+        dates.monotonic_s += 24 * HOUR_S
+        assert await left(store) == 30
+        assert await left(store) == 30
+        dates.monotonic_s += HOUR_S
+        assert await left(store) == 29
+        for _ in range(30):
+            dates.monotonic_s += HOUR_S
+            count = await left(store)
+
+    assert count == 12  # ten of the old ones, the one of the very border, and the new one
+
+
+async def test_events_with_an_absurd_date_hinder_no_retention_for_long(tmp_path: Path) -> None:
+    """A device that tells 1970 must not make the store grow without end."""
+    dates = WrongDates()
+    async with dates.store(tmp_path) as store:
+        await store.write(batch_of(*thirty_days(), change(state="1970", time_ns=5)))
+        dates.now_ns += DAY
+        await store.write(batch_of(change(time_ns=dates.now_ns)))
+        assert await left(store) == 32
+        for _ in range(3):
+            dates.monotonic_s += 24 * HOUR_S
+            count = await left(store)
+
+    assert count == 31
+
+
 async def test_pruning_goes_in_small_steps_beside_writing(tmp_path: Path) -> None:
     """A month of old events is no reason to make a batch wait."""
     async with store_at(tmp_path, retention_days=0.0) as store:
