@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
 from fastapi import APIRouter
 
 from app.api.dependencies import ComponentsDep
@@ -34,13 +32,17 @@ async def backfill(components: ComponentsDep, wanted: BackfillRequest) -> Backfi
     That is all before the service began to capture, and gaps that were given up. What was
     captured is not read again.
     """
-    now = datetime.now(UTC)
-    until = min(wanted.until or now, now)
-    times = Times(nanoseconds(wanted.since), nanoseconds(until))
+    times = requested_span(wanted, now_ns=components.coverage.now_ns)
     if times.oldest_ns >= times.newest_ns:
         raise ProblemRaised(_NO_SPAN)
     opened = components.coverage.request(times, entity_ids=wanted.entity_ids)
     return BackfillStarted(gaps=[document_of(gap) for gap in opened])
+
+
+def requested_span(wanted: BackfillRequest, *, now_ns: int) -> Times:
+    """Return the span that is requested, up to now; it is none when the first is not older."""
+    until_ns = now_ns if wanted.until is None else min(nanoseconds(wanted.until), now_ns)
+    return Times(nanoseconds(wanted.since), until_ns)
 
 
 def document_of(gap: Gap) -> GapDocument:

@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
-from app.api.gaps import document_of
+from app.api.gaps import document_of, requested_span
 from app.api.schemas import BackfillRequest, BackfillStarted, GapDocument, GapList, Health
 from app.commands.helping import described
 from app.container import Container
 from app.errors import SettingsError, StorageLocked
 from app.main import running
-from app.model import Times, is_representable, nanoseconds
+from app.model import is_representable, nanoseconds
 from app.settings import Settings
 from app.supervisor import Supervisor
 
@@ -44,6 +44,7 @@ python -m app backfill --since 2026-11-14T06:00+01:00 --until 2026-11-15 --entit
 2  the command line or the settings cannot be used, or DATA_DIR is held and nobody answers""",
 )
 
+_NO_SPAN = "backfill: --since must lie before --until, and in the past"
 _LOOK_EVERY_S = 0.5
 _BAR_WIDTH = 30
 _TENTHS = 10
@@ -77,10 +78,11 @@ async def run(arguments: argparse.Namespace, chosen: Settings, out: TextIO) -> b
         StorageLocked: a service holds the folder and cannot be asked.
         StorageError: the files cannot be read or written.
     """
-    until = arguments.until or datetime.now(UTC)
-    if arguments.since >= until:
-        raise SettingsError("backfill: --since must lie before --until, and in the past")
-    wanted = BackfillRequest(since=arguments.since, until=until, entity_ids=arguments.entities)
+    if arguments.until is not None and arguments.since >= arguments.until:
+        raise SettingsError(_NO_SPAN)
+    wanted = BackfillRequest(
+        since=arguments.since, until=arguments.until, entity_ids=arguments.entities
+    )
     container = Container(settings=chosen)
     failed = asyncio.Event()
     container.supervisor.override(
@@ -101,8 +103,9 @@ async def _read_here(
     container: Container, wanted: BackfillRequest, out: TextIO, *, failed: asyncio.Event
 ) -> bool:
     coverage, observer = container.coverage(), container.observer()
-    assert wanted.until is not None
-    times = Times(nanoseconds(wanted.since), nanoseconds(wanted.until))
+    times = requested_span(wanted, now_ns=coverage.now_ns)
+    if times.oldest_ns >= times.newest_ns:
+        raise SettingsError(_NO_SPAN)
     ids = {gap.id for gap in coverage.request(times, entity_ids=wanted.entity_ids)}
 
     async def look() -> tuple[list[GapDocument], Sequence[str]]:

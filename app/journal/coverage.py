@@ -124,6 +124,12 @@ class Coverage:
         return self._covered
 
     @property
+    def now_ns(self) -> int:
+        """Now, by our clock or the newest moment that is covered, whichever is later."""
+        now_ns = int(self._clock() * _SECOND_NS)
+        return now_ns if self._covered is None else max(now_ns, self._covered.through_ns)
+
+    @property
     def keep_from(self) -> int:
         """The sequence number from which rows stay in the journal, settled or not.
 

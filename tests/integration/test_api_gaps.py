@@ -105,6 +105,18 @@ async def test_history_from_before_can_be_asked_for() -> None:
     assert coverage.opened.is_set()
 
 
+async def test_history_can_be_requested_while_our_clock_is_wrong() -> None:
+    """A machine that started in 1970 knows from the journal what time it is at least."""
+    coverage = Coverage(clock=lambda: 5.0)
+    streamed(coverage, BEGAN)
+
+    async with api_client(components(coverage=coverage)) as client:
+        answer = await client.post("/api/v1/backfill", json={"since": "2026-11-01T00:00:00Z"})
+
+    (gap,) = answer.json()["gaps"]
+    assert (gap["start"], gap["end"]) == ("2026-11-01T00:00:00Z", "2026-11-23T10:02:11.123456Z")
+
+
 async def test_what_was_captured_is_not_opened() -> None:
     """Nothing is to be done, which is no mistake."""
     coverage, _ = noted()
