@@ -12,6 +12,7 @@ import os
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -56,6 +57,8 @@ class _Frame:
 @dataclass(frozen=True, slots=True)
 class _Wal:
     page_bytes: int
+    has_header: bool
+    """Whether its header is as it was written; else SQLite ignores the whole log."""
     frames: Sequence[_Frame]
 
 
@@ -63,13 +66,20 @@ class Pages:
     """The pages of a file, some of them replaced by newer versions in its write-ahead log."""
 
     def __init__(
-        self, main: _File, *, page_bytes: int, log: _File, replaced: Mapping[int, int]
+        self,
+        main: _File,
+        *,
+        page_bytes: int,
+        log: _File,
+        replaced: Mapping[int, int],
+        only: Sequence[_Frame] | None = None,
     ) -> None:
         self.page_bytes = page_bytes
         self._main = main
         self._log = log
         self._replaced = replaced
         """Offsets in the log by page number."""
+        self._only = only
         self._pages_in_main = -(-main.bytes // page_bytes)
         self.max_bytes = main.bytes + log.bytes
         """No record can be larger."""
@@ -83,7 +93,12 @@ class Pages:
         return self._main.read((number - 1) * self.page_bytes, self.page_bytes)
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
-        """Yield every page that can be read, with its number."""
+        """Yield every page that can be read, with its number; a number may come again."""
+        for frame in self._only or ():
+            if (page := self._log.read(frame.offset, self.page_bytes)) is not None:
+                yield frame.page, page
+        if self._only is not None:
+            return
         for number in sorted({*range(1, self._pages_in_main + 1), *self._replaced}):
             if (page := self.page(number)) is not None:
                 yield number, page
@@ -119,25 +134,24 @@ class _File:
 def views(path: Path) -> Iterator[Pages]:
     """Yield what a closed file may hold, the most likely first.
 
-    With the newest pages of its write-ahead log, without the log, and with the pages that an
-    earlier round of the log left behind.
+    With the newest pages of its write-ahead log, without the log, and all pages of the log: also
+    those that newer ones or an earlier round of the log left behind.
     """
     main, log = _File(path), _File(_wal_path(path))
     try:
         wal = _read_wal(log)
         page_bytes = _page_bytes(main, wal)
 
-        def view(frames: Sequence[_Frame]) -> Pages:
-            replaced = {frame.page: frame.offset for frame in frames}
-            return Pages(main, page_bytes=page_bytes, log=log, replaced=replaced)
-
-        current = [frame for frame in wal.frames if frame.is_current] if wal else []
-        stale = [frame for frame in wal.frames if not frame.is_current] if wal else []
-        yield view(current)
+        frames = wal.frames if wal else []
+        current = {frame.page: frame.offset for frame in frames if frame.is_current}
+        view = partial(Pages, main, page_bytes=page_bytes, log=log)
+        yield view(replaced=current)
         if current:
-            yield view([])
-        if stale:
-            yield view(stale)
+            yield view(replaced={})
+        if frames:
+            stale = [frame for frame in frames if not frame.is_current]
+            by_age = [*stale, *(frame for frame in frames if frame.is_current)]
+            yield view(replaced={frame.page: frame.offset for frame in by_age}, only=by_age)
     finally:
         main.close()
         log.close()
@@ -162,6 +176,8 @@ def has_lost_commits(path: Path) -> bool:
         wal = _read_wal(log)
         if wal is None:
             return False
+        if not wal.has_header:
+            return bool(wal.frames)
         valid = _valid_frames(log, wal)
         behind = [frame for frame in wal.frames[valid:] if frame.is_current]
         commits = [index for index, frame in enumerate(behind) if frame.commits]
@@ -220,16 +236,22 @@ def _read_wal(log: _File) -> _Wal | None:
         page, pages_after = struct.unpack_from(">II", frame)
         is_current = frame[8:16] == salts
         frames.append(_Frame(page, offset + _FRAME_HEADER_BYTES, pages_after > 0, is_current))
-    return _Wal(page_bytes, frames)
+    has_header = _header_sums(header) == struct.unpack_from(">II", header, 24)
+    return _Wal(page_bytes, has_header, frames)
+
+
+def _header_sums(header: bytes) -> tuple[int, int]:
+    return _checksum(header[:24], (0, 0), _order(header))
+
+
+def _order(header: bytes) -> Literal["<", ">"]:
+    return ">" if header[3] & 1 else "<"
 
 
 def _valid_frames(log: _File, wal: _Wal) -> int:
     """Return how many frames from the first on have the right checksum."""
     header = log.read(0, _WAL_HEADER_BYTES) or b""
-    order: Literal["<", ">"] = ">" if header[3] & 1 else "<"
-    sums = _checksum(header[:24], (0, 0), order)
-    if sums != struct.unpack_from(">II", header, 24):
-        return 0
+    order, sums = _order(header), _header_sums(header)
     for index, frame in enumerate(wal.frames):
         whole = log.read(frame.offset - _FRAME_HEADER_BYTES, _FRAME_HEADER_BYTES + wal.page_bytes)
         if whole is None or not frame.is_current:

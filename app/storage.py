@@ -188,6 +188,8 @@ def translated_errors() -> Iterator[None]:
         if code in _CORRUPT:
             raise StorageDamaged(str(exc)) from exc
         raise StorageError(str(exc)) from exc
+    except UnicodeDecodeError as exc:  # a name or an error text, quoted from the file
+        raise StorageDamaged(f"a text in it is not UTF-8: {exc}") from exc
     except OSError as exc:
         if exc.errno == errno.ENOSPC:
             raise StorageFull(str(exc)) from exc
@@ -467,6 +469,8 @@ def _connected_read_only(path: Path) -> Iterator[Connection]:
         if code in _NOT_DAMAGE:
             raise
         raise StorageDamaged(str(exc)) from exc
+    except UnicodeDecodeError as exc:  # a name or an error text, quoted from the file
+        raise StorageDamaged(f"a text in it is not UTF-8: {exc}") from exc
     finally:
         connection.close()
 

@@ -16,7 +16,7 @@ from isal import isal_zlib
 from app import members
 from app.errors import StorageDamaged
 from app.journal.ledger import Span, missing
-from app.journal.remembered import load
+from app.journal.remembered import is_time_ns, load
 from app.model import Lines, Row
 from app.storage import Connection, pragma, quick_check
 
@@ -30,7 +30,6 @@ MIGRATION = """
     CREATE TABLE holes (first INTEGER PRIMARY KEY, points INTEGER NOT NULL) STRICT;
     UPDATE journal SET tail_check = ~tail,
         sinks = (SELECT count(*) FROM cursors), has_covered = (SELECT count(*) FROM covered);
-    UPDATE cursors SET settled_check = ~settled;
     UPDATE covered SET through_check = ~through_ns;
     INSERT INTO holes SELECT before + 1, first - before - 1 FROM (
         SELECT first, lag(first + points - 1, 1, 0) OVER (ORDER BY first) AS before FROM (
@@ -97,43 +96,63 @@ def check_contents(connection: Connection) -> None:
     quick_check(connection)
     version = pragma(connection, "user_version")
     is_older = version < VERSION
-    covered = load(connection).covered if version > 1 else None
-    tail = _check_tail(connection, is_older=is_older, is_covered=covered is not None)
+    tail = _check_tail(connection, is_older=is_older)
     settled = _check_cursors(connection, tail, is_older=is_older)
     _check_rows(connection, settled=settled, tail=tail, is_older=is_older)
+    if version > 1:
+        _check_remembered(connection, is_older=is_older)
 
 
-def _check_tail(connection: Connection, *, is_older: bool, is_covered: bool) -> int:
-    columns = "tail, ~tail, 0, 0" if is_older else "tail, tail_check, has_covered, states_through"
+def _check_tail(connection: Connection, *, is_older: bool) -> int:
+    columns = "tail, ~tail, 0" if is_older else "tail, tail_check, states_through"
     found = connection.execute(f"SELECT {columns} FROM journal").fetchall()  # noqa: S608 - names of ours
     if len(found) != 1:
         raise StorageDamaged(f"it says {len(found)} times where it ends")
-    tail, tail_check, has_covered, states_through = found[0]
+    tail, tail_check, states_through = found[0]
     if not 0 <= tail < MAX_NUMBER or tail_check != ~tail:
         raise StorageDamaged(f"the number of its newest point, {tail}, cannot be right")
     if not 0 <= states_through <= tail:
         raise StorageDamaged(f"the last states are of number {states_through}, after the newest")
-    if has_covered and not is_covered:
-        raise StorageDamaged("the time that it covers is missing")
-    if not is_older:
-        ends = connection.execute("SELECT through_ns, through_check FROM covered").fetchall()
-        if len(ends) > 1 or any(check != ~through_ns for through_ns, check in ends):
-            raise StorageDamaged("the end of the time that it covers cannot be right")
     return int(tail)
 
 
 def _check_cursors(connection: Connection, tail: int, *, is_older: bool) -> int:
     """Return the last number that every sink has."""
-    check = "~settled" if is_older else "settled_check"
+    check = "NULL" if is_older else "settled_check"
     cursors = connection.execute(f"SELECT sink, settled, {check} FROM cursors").fetchall()  # noqa: S608 - names of ours
-    for sink, settled, settled_check in cursors:
-        if not 0 <= settled <= tail or settled_check != ~settled:
+    for sink, settled, found in cursors:
+        if not 0 <= settled <= tail or found not in (None, settled_check(sink, settled)):
             raise StorageDamaged(f"the cursor of {sink}, {settled}, cannot be right")
     if not is_older:
         (expected,) = connection.execute("SELECT sinks FROM journal").fetchone()
         if expected != len(cursors):
             raise StorageDamaged(f"it has {len(cursors)} cursors and should have {expected}")
     return min((settled for _, settled, _ in cursors), default=tail)
+
+
+def settled_check(sink: str, settled: int) -> int:
+    """Return what stands beside a cursor: its complement, less a number that its name gives."""
+    return ~settled - isal_zlib.crc32(sink.encode())
+
+
+def settled_by(sink: str, check: int) -> int:
+    """Return the cursor that such a number stands beside."""
+    return ~(check + isal_zlib.crc32(sink.encode()))
+
+
+def _check_remembered(connection: Connection, *, is_older: bool) -> None:
+    remembered = load(connection)
+    for entity_id, state in remembered.states.items():
+        if not is_time_ns(state.time_ns) or not is_time_ns(state.changed_ns or 0):
+            raise StorageDamaged(f"the last state of {entity_id} has a time that cannot be right")
+    if is_older:
+        return
+    ends = connection.execute("SELECT through_ns, through_check FROM covered").fetchall()
+    if len(ends) > 1 or any(check != ~through_ns for through_ns, check in ends):
+        raise StorageDamaged("the end of the time that it covers cannot be right")
+    (has_covered,) = connection.execute("SELECT has_covered FROM journal").fetchone()
+    if has_covered and not ends:
+        raise StorageDamaged("the time that it covers is missing")
 
 
 def _check_rows(connection: Connection, *, settled: int, tail: int, is_older: bool) -> None:
@@ -150,7 +169,10 @@ def _check_rows(connection: Connection, *, settled: int, tail: int, is_older: bo
         present.append((stored.first, before))
     if is_older:
         return  # it does not say which numbers are known to be missing
-    lost = missing([*present, *known_holes(connection)], after=settled, through=tail)
+    known = known_holes(connection)
+    if any(not 0 < first <= last <= tail for first, last in known):
+        raise StorageDamaged("a hole has numbers that cannot be right")
+    lost = missing([*present, *known], after=settled, through=tail)
     if lost:
         count = sum(last - first + 1 for first, last in lost)
         raise StorageDamaged(f"{count} points cannot be read, from number {lost[0][0]} on")

@@ -128,7 +128,7 @@ def _fill(
     spans = _spans_in(connection)
     numbers = _numbers(books, spans, sinks)
     unknown = [(numbers.end + 1, numbers.tail)] if numbers.end < numbers.tail else []
-    known = [*books.known_holes, *unknown]
+    known = [*(span for span in books.known_holes if span[1] <= numbers.tail), *unknown]
     lost = missing([*spans, *known], after=numbers.settled, through=numbers.tail)
     placed, left = _placed(doubtful, lost)
     insert_rows(connection, placed)
@@ -151,20 +151,35 @@ def _fill(
 def _books(path: Path, tables: Mapping[str, TableShape]) -> _Books:
     """Read all but the rows."""
     ends = _table(path, "journal", tables)
+    # SQLite may see an older state: it reads the log up to the first frame that is damaged.
+    in_pages = [
+        _number(row[0], ~check if isinstance(check := row[2], int) else None)
+        for view in sqlite_pages.views(path)
+        for row in sqlite_pages.rows(view, tables["journal"].columns)
+    ]
     cursors = {
-        str(row["sink"]): _number(row["settled"], row["settled_check"])
+        sink: _number(
+            row["settled"], checks.settled_by(sink, check) if isinstance(check, int) else None
+        )
         for row in _table(path, "cursors", tables)
+        for sink, check in [(str(row["sink"]), row["settled_check"])]
     }
-    tails = [_number(row["tail"], row["tail_check"]) for row in ends]
+    tails = [
+        _number(row["tail"], ~check if isinstance(check, int) else None)
+        for row in ends
+        for check in [row["tail_check"]]
+    ]
     through = [row["states_through"] for row in ends]
     return _Books(
-        tail=tails[0] if len(tails) == 1 else _unsure(tails),
+        tail=_newest([number for number in [*tails, *in_pages] if number.is_sure])
+        or (tails[0] if len(tails) == 1 else _unsure(tails)),
         cursors=cursors,
         known_holes=[
             (first, first + points - 1)
             for row in _table(path, "holes", tables)
             for first, points in [(row["first"], row["points"])]
-            if isinstance(first, int) and isinstance(points, int) and first > 0 < points
+            if isinstance(first, int) and isinstance(points, int)
+            if 0 < first < MAX_NUMBER and 0 < points < MAX_NUMBER
         ],
         remembered=Remembered(
             covered=_covered_before(_table(path, "covered", tables)),
@@ -202,11 +217,14 @@ def _by_sql(path: Path, name: str, shape: TableShape) -> list[list[Value]]:
         return [list(row) for row in found]
 
 
-def _number(value: Value, check: Value) -> _Number:
-    candidates = [value, ~check if isinstance(check, int) else value]
-    values = {each for each in candidates if isinstance(each, int) and 0 <= each < MAX_NUMBER}
-    is_sure = isinstance(check, int) and len(values) == 1 and candidates[0] == candidates[1]
-    return _Number(tuple(sorted(values)), is_sure)
+def _number(value: Value, again: int | None) -> _Number:
+    """Return the number that is stored as `value` and, in another form, once more."""
+    values = {each for each in (value, again) if isinstance(each, int) and 0 <= each < MAX_NUMBER}
+    return _Number(tuple(sorted(values)), value == again and len(values) == 1)
+
+
+def _newest(numbers: Sequence[_Number]) -> _Number | None:
+    return max(numbers, key=lambda number: number.values, default=None)
 
 
 def _unsure(numbers: Iterable[_Number]) -> _Number:
@@ -295,29 +313,29 @@ def _overlaps(taken: Sequence[Span], at: int, span: Span) -> bool:
 
 
 def _placed(doubtful: Iterable[StoredRow], lost: Sequence[Span]) -> tuple[list[Row], list[Member]]:
-    """Give numbers to rows that have lost theirs.
+    """Give numbers to rows whose checksum is wrong and whose points can be read.
 
-    Those of a hole into which they fit exactly, first the one that the row names; what fits into
-    none is returned to be put at the end, so that every sink gets it, perhaps once more.
+    A row keeps its number when all of it lies in a hole. Else it is returned to be put at the end,
+    so that every sink gets it, perhaps once more.
     """
-    open_holes = {first: last - first + 1 for first, last in lost}
     placed: list[Row] = []
     left: list[Member] = []
     seen: set[int] = set()
+    taken: list[Span] = []
     for stored in doubtful:
         points = points_in(stored.gzip, expected=max(0, stored.points))
         if not points or hash(stored.gzip) in seen:
             continue
         seen.add(hash(stored.gzip))
-        fitting = [first for first, size in open_holes.items() if size == points]
-        if stored.first in fitting:
-            fitting = [stored.first]
-        if not fitting:
+        span = (stored.first, stored.first + points - 1)
+        fits = any(first <= span[0] and span[1] <= last for first, last in lost)
+        at = bisect_left(taken, span)
+        if not fits or _overlaps(taken, at, span):
             left.append(Member(points, stored.gzip))
             continue
-        del open_holes[fitting[0]]
+        taken.insert(at, span)
         received_at = stored.received_at if is_time(stored.received_at) else time.time()
-        placed.append(Row(fitting[0], points, stored.gzip, float(received_at)))
+        placed.append(Row(stored.first, points, stored.gzip, float(received_at)))
     return placed, left
 
 

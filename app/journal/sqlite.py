@@ -235,7 +235,7 @@ class SqliteJournal:
             # An append at its bound has dropped these rows, and perhaps not said so yet.
             async with self._order:
                 if cursor == ledger.cursors[sink]:
-                    raise StorageDamaged(f"the journal has lost the rows after number {start}")
+                    await self._lose(start + 1, await self._readable_from(start) - 1)
         return []
 
     async def _read_disk(self, work: Callable[[Connection], list[Row]]) -> list[Row]:

@@ -48,6 +48,8 @@ MIGRATIONS = (
 _ROWS_PER_DELETE = 100
 _ROWS_PER_DROP = 2
 _PAGES_PER_SHRINK = 256
+_MOVED = "settled = max(settled, ?1), settled_check = settled_check + settled - max(settled, ?1)"
+"""How a cursor moves, never back; what stands beside it moves as far the other way."""
 _STORED = "SELECT first, points, received_at, gzip, checksum FROM journal_rows"
 _NEIGHBORS = 20
 """How many rows beside missing numbers are looked at for a live point."""
@@ -177,7 +179,7 @@ def append_lines(
     dropped = _make_room(connection, rows, configured, bounds)
     if dropped:
         connection.execute(
-            "UPDATE cursors SET settled = max(settled, ?1), settled_check = ~max(settled, ?1)",
+            f"UPDATE cursors SET {_MOVED}",  # noqa: S608 - words of ours
             (dropped,),
         )
     insert_rows(connection, rows)
@@ -250,17 +252,21 @@ def _delete_rows(connection: Connection, through: int, limit: int) -> int | None
 
 def _save_cursors(connection: Connection, cursors: Mapping[str, int]) -> None:
     connection.executemany(
-        "UPDATE cursors SET settled = max(settled, ?1), settled_check = ~max(settled, ?1)"
-        " WHERE sink = ?2",
+        f"UPDATE cursors SET {_MOVED} WHERE sink = ?2",  # noqa: S608 - words of ours
         [(settled, sink) for sink, settled in cursors.items()],
     )
 
 
 def save_new_cursors(connection: Connection, cursors: Mapping[str, int]) -> None:
-    """Write the cursors of sinks that have none yet."""
+    """Write the cursors of sinks that have none yet, and the checks that an older version lacks."""
     connection.executemany(
         "INSERT OR IGNORE INTO cursors (sink, settled, settled_check) VALUES (?, ?, ?)",
-        [(sink, settled, ~settled) for sink, settled in cursors.items()],
+        [(sink, at, checks.settled_check(sink, at)) for sink, at in cursors.items()],
+    )
+    unchecked = connection.execute("SELECT sink, settled FROM cursors WHERE settled_check IS NULL")
+    connection.executemany(
+        "UPDATE cursors SET settled_check = ? WHERE sink = ?",
+        [(checks.settled_check(sink, at), sink) for sink, at in unchecked.fetchall()],
     )
     connection.execute("UPDATE journal SET sinks = (SELECT count(*) FROM cursors)")
 

@@ -14,6 +14,7 @@ from app import sqlite_pages
 from app.errors import StorageDamaged
 from app.model import MAX_SECONDS, Lines
 from app.storage import (
+    RESTART_ADVICE,
     Connection,
     Database,
     finish_replacing,
@@ -131,7 +132,11 @@ class DeadLetters:
             )
             return count - surplus, surplus
 
-        self.count, surplus = await self._database.write(work)
+        try:
+            self.count, surplus = await self._database.write(work)
+        except StorageDamaged as exc:
+            self.damage = f"{self._path.name} is damaged ({exc}). {RESTART_ADVICE}"
+            raise
         self.discarded += surplus
 
     async def newest(

@@ -194,6 +194,38 @@ async def test_a_folder_that_cannot_be_written_ends_the_start_with_one_line(
     )
 
 
+async def test_a_full_disk_at_the_start_names_the_folder(
+    settings: dict[str, str], disk: Disk
+) -> None:
+    """Status 2 and one line; what SQLite says of it names nothing."""
+    disk.fill()
+
+    status, said = await disk.refused(settings | {"LOG_OUTPUT": "stdout"})
+
+    assert status == 2
+    assert said.count("\n") == 1
+    assert "DATA_DIR: the" in said
+    assert "full" in said or "No space left" in said
+
+
+@pytest.mark.parametrize("name", ["journal.db", "dead_letters.db", "metadata.db"])
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+async def test_a_file_that_may_not_be_used_ends_the_start_with_one_line(
+    settings: dict[str, str], disk: Disk, tmp_path: Path, name: str, mode: int
+) -> None:
+    """For example one that a container of another user left behind."""
+    async with disk.service(tmp_path, settings) as running:
+        assert await running.stop() == 0
+    os.chown(disk.path / name, 0, 0)
+    (disk.path / name).chmod(mode)
+
+    status, said = await disk.refused(settings)
+
+    assert status == 2
+    assert said.count("\n") == 1
+    assert re.search(rf"DATA_DIR: \S+/{name} cannot be opened", said)
+
+
 async def test_a_journal_of_a_newer_version_is_left_alone(
     settings: dict[str, str], disk: Disk, tmp_path: Path
 ) -> None:
