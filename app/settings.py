@@ -25,8 +25,11 @@ from pydantic import (
     SecretStr,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.addresses import check_host, data_api_url, database_url, websocket_url
 from app.environment import (
@@ -116,10 +119,52 @@ HomeAssistantToken: TypeAlias = Annotated[SecretStr, AfterValidator(_token)]
 Headers: TypeAlias = Annotated[SecretStr, _MULTI_LINE, AfterValidator(_headers)]
 
 
-class _Section(BaseModel):
+@dataclass(frozen=True, slots=True)
+class _Unusable:
+    """Stands for a value that could not be read."""
+
+    why: str
+
+
+class _Section(BaseSettings):
     """A group of variables, frozen."""
 
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        frozen=True, hide_input_in_errors=True, validate_default=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_text(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, _Unusable):
+            raise ValueError(value.why)  # noqa: TRY004 - pydantic collects ValueErrors
+        field = cls.model_fields[info.field_name or ""]
+        if isinstance(value, str) and (what := _hygiene(field, value)) is not None:
+            raise ValueError(what)
+        return value
+
+
+class _CleanedEnvironment(PydanticBaseSettingsSource):
+    """Source of one section: the cleaned environment, and mounted files for secrets."""
+
+    def __init__(self, section: type[_Section], environment: Environment) -> None:
+        super().__init__(section)
+        self._environment = environment
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[object, str, bool]:
+        """Return the text of a variable, None when it is unset, and the variable's first name."""
+        del field_name  # the variables are named by the aliases
+        names = _names(field.validation_alias)
+        try:
+            return _given(field, self._environment), names[0], False
+        except ValueError as exc:
+            return _Unusable(str(exc)), names[0], False
+
+    def __call__(self) -> dict[str, object]:
+        """Return what is set, by the first name of each variable."""
+        fields = self.settings_cls.model_fields.items()
+        found = (self.get_field_value(field, name) for name, field in fields)
+        return {name: value for value, name, _ in found if value is not None}
 
 
 class HomeAssistantSettings(_Section):
@@ -559,14 +604,12 @@ def load_settings(env_file: Path | None = None) -> Settings:
     sections: dict[str, _Section] = {}
     problems = [] if env_file is None else list(_lost_lines(env_file))
     for name, section in _sections().items():
-        values, unusable = _values(section, environment)
+        source = _CleanedEnvironment(section, environment)
         try:
-            sections[name] = section.model_validate(values)
+            # The type checker takes the keyword for a field.
+            sections[name] = section(_build_sources=((source,), {}))  # type: ignore[call-arg]
         except ValidationError as exc:
-            unusable |= {
-                alias: what for alias, what in _refused(exc).items() if alias not in unusable
-            }
-        problems += _sentences(section, unusable)
+            problems += _sentences(section, _refused(exc))
     if problems:
         raise SettingsError(*problems)
     settings = Settings.model_validate(sections)
@@ -574,27 +617,6 @@ def load_settings(env_file: Path | None = None) -> Settings:
     if problems:
         raise SettingsError(*problems)
     return settings
-
-
-def _values(
-    section: type[_Section], environment: Environment
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the text of each variable that is set, and what is wrong with it, by first name."""
-    values: dict[str, str] = {}
-    unusable: dict[str, str] = {}
-    for field in section.model_fields.values():
-        names = _names(field.validation_alias)
-        try:
-            text = _given(field, environment)
-        except ValueError as exc:
-            unusable[names[0]] = str(exc)
-            continue
-        if text is None:
-            continue
-        values[names[0]] = text
-        if (what := _hygiene(field, text)) is not None:
-            unusable[names[0]] = what
-    return values, unusable
 
 
 def _given(field: FieldInfo, environment: Environment) -> str | None:
@@ -803,7 +825,10 @@ def _refused(exc: ValidationError) -> dict[str, str]:
     found = {}
     for error in exc.errors(include_input=False, include_url=False):
         what = error["msg"].removeprefix("Value error, ")
-        what = "is missing" if error["type"] == "missing" else what[:1].lower() + what[1:]
+        if error["type"] == "missing":
+            what = "is missing"
+        elif what[:2].istitle():  # pydantic's sentences; ours may begin with a variable's name
+            what = what[:1].lower() + what[1:]
         found[str(error["loc"][0])] = what
     return found
 
