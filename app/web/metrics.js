@@ -21,6 +21,12 @@ export function valueOf(samples, name, sink = null) {
   return found?.value ?? 0;
 }
 
+/** Return the sum of a sink's samples of one name, whatever other labels they have. */
+export function totalOf(samples, name, sink) {
+  const found = samples.filter((sample) => sample.name === name && sample.labels.sink === sink);
+  return found.reduce((total, sample) => total + sample.value, 0);
+}
+
 /** Return the cumulative buckets of a histogram as [upper bound, count], summed over its sinks. */
 export function bucketsOf(samples, name) {
   const buckets = new Map();

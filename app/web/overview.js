@@ -2,7 +2,7 @@
 
 import { Plot } from "./chart.js";
 import { byId, make, setText } from "./dom.js";
-import { between, boundOf, bucketsOf, meanOf, samplesOf, valueOf } from "./metrics.js";
+import { between, boundOf, bucketsOf, meanOf, samplesOf, totalOf, valueOf } from "./metrics.js";
 import { ask, askText, has } from "./service.js";
 import { VERDICT, ago, amount, clock, count, homeAssistantStep, journalStep, lostEvents, short, sinkStep, span, stateOf } from "./words.js";
 
@@ -117,7 +117,7 @@ export class Overview {
   _showWay(health) {
     const books = ({ name }) => ({
       deadLettered: valueOf(this._samples, "ingest_sink_points_dead_lettered_total", name),
-      dropped: valueOf(this._samples, "ingest_sink_points_dropped_total", name),
+      dropped: totalOf(this._samples, "ingest_sink_points_dropped_total", name),
     });
     const steps = [
       homeAssistantStep(health),

@@ -174,3 +174,59 @@ async def test_a_journal_in_memory_works_and_says_what_it_is(
     assert health["journal"]["durable"] is False
     assert states(influx) == list(range(100))
     assert not (tmp_path / "data" / "journal.db").exists()
+
+
+async def test_what_a_database_forgets_in_a_restart_is_sent_again(
+    environment: dict[str, str], house: StillHouse, tmp_path: Path
+) -> None:
+    """A database that acknowledges before it stores, as VictoriaMetrics does."""
+    async with FakeInflux(version="v1").serving() as server:
+        server.started_at = 1_000
+        settings = environment | {
+            "INFLUXDB_URL": server.url,
+            "INFLUXDB_API": "v1",
+            "INFLUXDB_FLUSH_INTERVAL": "2",
+            "BATCH_TIMEOUT": "0.1",
+        }
+        async with service(tmp_path, settings) as running:
+            await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+            count_up(house, range(100))
+            await server.wait_for(lambda fake: len(fake.lines) == 100)
+            server.lines.clear()
+            server.started_at = 2_000
+            count_up(house, range(100, 200))
+            health = await running.until(
+                "/health", lambda health: health["sinks"][0]["points_written"] == 200
+            )
+
+    assert sorted(set(states(server))) == list(range(200))
+    assert health["status"] == "healthy"
+
+
+async def test_points_too_old_for_the_database_hold_up_nothing_and_are_named(
+    settings: dict[str, str], influx: FakeInflux, house: StillHouse, tmp_path: Path
+) -> None:
+    """Every point is older than the retention, until it is raised; the sum of all is kept."""
+    influx.oldest_ns = 2**62
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
+        count_up(house, range(300))
+        health = await running.until(
+            "/health", lambda health: "older than its retention" in " ".join(health["reasons"])
+        )
+        await running.until(
+            "/health",
+            lambda health: (
+                health["subscription"]["total_events_received"] == 300
+                and health["journal"]["pending_points"] == health["sinks"][0]["held"] == 0
+            ),
+        )
+        influx.oldest_ns = None
+        count_up(house, range(300, 400))
+        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 100)
+        metrics = await running.text("/metrics")
+
+    assert states(influx) == list(range(300, 400))
+    assert health["sinks"][0]["state"] == "ok"
+    assert 'ingest_sink_points_dropped_total{cause="retention",sink="influxdb"} 300.0' in metrics
+    assert 'ingest_sink_points_dropped_total{sink="influxdb"} 0.0' in metrics

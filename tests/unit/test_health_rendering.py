@@ -162,6 +162,18 @@ def test_the_books_of_the_metrics_balance() -> None:
     )
 
 
+def test_points_too_old_for_the_database_are_dropped_with_a_cause() -> None:
+    """Beside those that the journal dropped, so that the sum of both is what a sink never had."""
+    registry = CollectorRegistry()
+    sinks = (SinkStatus(name="influxdb", points_dropped=12, points_expired=10),)
+    registry.register(SnapshotCollector(lambda: replace(HEALTHY, sinks=sinks)))
+
+    sample = _samples(registry)
+
+    assert sample['ingest_sink_points_dropped_total{sink="influxdb"}'] == 2
+    assert sample['ingest_sink_points_dropped_total{cause="retention",sink="influxdb"}'] == 10
+
+
 def test_states_are_told_as_one_of_many() -> None:
     """Exactly one of the possible states is 1."""
     registry = CollectorRegistry()
