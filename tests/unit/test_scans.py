@@ -92,11 +92,25 @@ REPEATED = (
     "\ud7ff",
     "(",
     "Mon, ",
+    "dropped=",
+    "dropped 1 points ",
+    "partial write: ",
+    " - oldest point ",
+    ' value="',
+    "'",
     "01 Jan ",
     ":",
 )
 
-PREFIXES = ("", "[", '{"message":"', "{", "unable to parse '", '[{"id":1,"type":"')
+PREFIXES = (
+    "",
+    "partial write: ",
+    "[",
+    '{"message":"',
+    "{",
+    "unable to parse '",
+    '[{"id":1,"type":"',
+)
 
 
 def _cost_s(scan: Scan, text: str) -> float:
