@@ -117,9 +117,12 @@ def _sinks(
     return tuple(sink for sink in (influx, embedded) if sink is not None)
 
 
-def _metadata(settings: Settings, catalog: Catalog) -> Metadata:
+def _metadata(settings: Settings, catalog: Catalog, normalizer: Normalizer) -> Metadata:
     return Metadata(
-        settings.journal.data_dir / "metadata.db", catalog=catalog, source=settings.source_name
+        settings.journal.data_dir / "metadata.db",
+        catalog=catalog,
+        source=settings.source_name,
+        names=normalizer,
     )
 
 
@@ -277,7 +280,8 @@ class Container(containers.DeclarativeContainer):
     hub = providers.Singleton(Hub)
     catalog = providers.Singleton(Catalog)
     source = providers.Singleton(_source, settings, telemetry)
-    metadata = providers.Singleton(_metadata, settings, catalog)
+    normalizer = providers.Singleton(Normalizer, catalog.provided.placements)
+    metadata = providers.Singleton(_metadata, settings, catalog, normalizer)
     data_api = providers.Singleton(_data_api, settings)
     device_history = providers.Singleton(_device_history, settings, catalog, journal)
     discovery = providers.Singleton(
@@ -288,7 +292,6 @@ class Container(containers.DeclarativeContainer):
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         interval_s=settings.provided.discovery.refresh_interval_s,
     )
-    normalizer = providers.Singleton(Normalizer, catalog.provided.placements)
     encoder = providers.Singleton(_encoder, settings)
     entity_filter = providers.Singleton(_entity_filter, settings)
     transforms = providers.Singleton(_transforms, settings, telemetry)

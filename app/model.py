@@ -178,6 +178,14 @@ Placements: TypeAlias = Mapping[str, Placement]
 """Where entities are, by their ids. It never changes: when one moves, there is another mapping."""
 
 
+class LastNames(NamedTuple):
+    """What an entity keeps while it is unavailable; None for what it does not have."""
+
+    device_class: str | None
+    unit_of_measurement: str | None
+    friendly_name: str | None
+
+
 class Change(msgspec.Struct, frozen=True, gc=False):
     """One normalized and enriched state change: all that a point or a watcher needs."""
 

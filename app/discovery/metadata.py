@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Protocol, Self, TypeAlias
 
 import msgspec
 
@@ -34,7 +34,7 @@ from app.discovery.rows import (
 )
 from app.errors import StorageDamaged, StorageError
 from app.logs import Repeats
-from app.model import Timestamp
+from app.model import LastNames, Timestamp
 from app.storage import RESTART_ADVICE, Connection, Database, open_or_replace, quick_check
 from app.tolerant import UNREADABLE
 
@@ -124,6 +124,14 @@ _MIGRATIONS = (
     CREATE INDEX entities_of_platform ON entities (platform, entity_id);
     CREATE INDEX entities_with_labels ON entities (entity_id) WHERE labels <> '[]';
     """,
+    """
+    CREATE TABLE last_names (
+        entity_id TEXT PRIMARY KEY,
+        device_class TEXT,
+        unit_of_measurement TEXT,
+        friendly_name TEXT
+    ) STRICT, WITHOUT ROWID;
+    """,
 )
 
 
@@ -136,16 +144,39 @@ class DocumentPage:
     """Asks for the page after this one; None when there is none."""
 
 
+class Names(Protocol):
+    """Knows the class, the unit and the name that each entity was last seen with."""
+
+    def restore(self, names: Mapping[str, LastNames]) -> None:
+        """Set what an earlier process knew."""
+        ...
+
+    def last_names(self) -> Mapping[str, LastNames]:
+        """Return those that hold now."""
+        ...
+
+
 class Metadata:
     """The catalog on disk. Use as `async with`; a damaged file is set aside and begun anew."""
 
-    def __init__(self, path: Path, *, catalog: Catalog, source: str) -> None:
-        """Take the file, the catalog that is kept, and the name of this Home Assistant."""
+    def __init__(
+        self, path: Path, *, catalog: Catalog, source: str, names: Names | None = None
+    ) -> None:
+        """Store the parts.
+
+        Args:
+            path: the file.
+            catalog: what is stored in it, and restored from it.
+            source: the name of this Home Assistant.
+            names: the last known class, unit and name of each entity, stored as well.
+        """
         self.damage: str | None = None
         """One sentence when the file was damaged at the start."""
         self._path = path
         self._catalog = catalog
         self._source = source
+        self._names = names
+        self._stored_names: Mapping[str, LastNames] = {}
         self._stored = Registries()
         """What the file is known to hold."""
         self._failures = Repeats(logger)
@@ -163,7 +194,9 @@ class Metadata:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the write at hand and close the file."""
+        """End the write at hand, store what the entities are like, and close the file."""
+        if self._database is not None:
+            await self._store_names()
         await self._closing.aclose()
         self._database = None
 
@@ -183,6 +216,26 @@ class Metadata:
         else:
             self._failures.over("The catalog is kept again")
             self._stored = news.now
+        if news.whole:
+            await self._store_names()
+
+    async def _store_names(self) -> None:
+        """Store what has changed; after a crash, what an entity was like up to an interval ago."""
+        if self._names is None:
+            return
+        names, stored = self._names.last_names(), self._stored_names
+        changed = [(name, *each) for name, each in names.items() if stored.get(name) != each]
+        removed = [(name,) for name in stored if name not in names]
+        if not changed and not removed:
+            return
+        try:
+            await self._opened().write(partial(_keep_names, changed=changed, removed=removed))
+        except StorageError as exc:
+            self._failures.tell(
+                logging.WARNING, "The last known classes and units were not stored: %s", exc
+            )
+        else:
+            self._stored_names = names
 
     async def upsert(self, table: TableName, rows: Sequence[bytes]) -> int:
         """Take rows of another sender, JSON each, and return how many had an id.
@@ -267,6 +320,9 @@ class Metadata:
             self._database = await stack.enter_async_context(
                 Database(self._path, migrations=_MIGRATIONS, check=_check)
             )
+            if self._names is not None:
+                self._stored_names = await self._database.read(_load_names)
+                self._names.restore(self._stored_names)
             kept = await self._database.read(_load)
             if kept is not None:
                 self._stored, last_refresh = kept
@@ -301,6 +357,20 @@ def _load(connection: Connection) -> tuple[Registries, datetime] | None:
         return read_registries(raw), last_refresh
     except UNREADABLE as exc:
         raise StorageDamaged(f"a row of a registry cannot be read: {exc}") from exc
+
+
+def _load_names(connection: Connection) -> dict[str, LastNames]:
+    found = connection.execute(
+        "SELECT entity_id, device_class, unit_of_measurement, friendly_name FROM last_names"
+    )
+    return {entity_id: LastNames(*names) for entity_id, *names in found}
+
+
+def _keep_names(
+    connection: Connection, changed: Sequence[Sequence[Value]], removed: Sequence[Sequence[Value]]
+) -> None:
+    connection.executemany("REPLACE INTO last_names VALUES (?, ?, ?, ?)", changed)
+    connection.executemany("DELETE FROM last_names WHERE entity_id = ?", removed)
 
 
 def _keep(connection: Connection, before: Registries, news: News, moment: str, source: str) -> None:

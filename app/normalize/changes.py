@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -15,6 +15,7 @@ from app.model import (
     Change,
     Event,
     EventState,
+    LastNames,
     Placements,
     is_representable,
     nanoseconds,
@@ -52,11 +53,22 @@ class Normalizer:
         self._max_known_bytes = max_known_bytes
         self._max_known_entities = max_known_entities
         self._known: dict[str, _Known] = {}
+        self._restored: dict[str, LastNames] = {}
+        """What an earlier process knew of entities that have not changed since the start."""
         self._known_bytes = 0
         self._placed_by: Placements = {}
         self._moves = 0
         """How often somebody moved. What is known of an entity says as of how many moves; if it
         held the placements, silent entities would keep every generation of them in memory."""
+
+    def restore(self, names: Mapping[str, LastNames]) -> None:
+        """Set what an earlier process knew: an unavailable entity stays in its series."""
+        self._restored = dict(names)
+
+    def last_names(self) -> dict[str, LastNames]:
+        """Return the class, unit and name that each entity has now, or had when last available."""
+        names = {name: known.names for name, known in self._known.items() if any(known.names)}
+        return {**self._restored, **names}
 
     def changes(self, events: Sequence[Event]) -> tuple[list[Change], list[Malformed]]:
         """Return the change of each event that has one, in order, and the events that have none."""
@@ -130,7 +142,9 @@ class Normalizer:
 
     def _learn(self, entity_id: str, *, new: EventState | None, old: EventState | None) -> _Known:
         """Bring up to date what is known of an entity."""
-        known = self._known.pop(entity_id, None) or _Known(entity_id)
+        known = self._known.pop(entity_id, None)
+        if known is None:
+            known = _Known(entity_id, self._restored.pop(entity_id, _NO_NAMES))
         self._known_bytes -= known.size
         try:
             known.learn(new=new, old=old)
@@ -145,12 +159,16 @@ class Normalizer:
         return known
 
     def _forget(self, entity_id: str) -> None:
+        self._restored.pop(entity_id, None)
         if (known := self._known.pop(entity_id, None)) is not None:
             self._known_bytes -= known.size
 
 
 class _Unusable(Exception):
     """The event makes no change; the argument is the kind of `Malformed`."""
+
+
+_NO_NAMES = LastNames(None, None, None)
 
 
 class _Known:
@@ -171,7 +189,7 @@ class _Known:
         "unit_of_measurement",
     )
 
-    def __init__(self, entity_id: str) -> None:
+    def __init__(self, entity_id: str, restored: LastNames) -> None:
         self.entity_id = entity_id
         """Always the same object, so that whoever looks it up compares no letters."""
         self.domain = _domain(entity_id)
@@ -187,9 +205,12 @@ class _Known:
         """Whether the last change brought a state in which they hold as they are."""
         self.size = 0
         """Bytes held by the attributes."""
-        self.device_class: str | None = None
-        self.unit_of_measurement: str | None = None
-        self.friendly_name: str | None = None
+        self.device_class, self.unit_of_measurement, self.friendly_name = restored
+
+    @property
+    def names(self) -> LastNames:
+        """The class, the unit and the name."""
+        return LastNames(self.device_class, self.unit_of_measurement, self.friendly_name)
 
     def learn(self, *, new: EventState | None, old: EventState | None) -> None:
         """Update class, unit and name.

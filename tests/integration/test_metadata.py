@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from app.discovery.catalog import Catalog
 from app.discovery.metadata import Metadata
 from app.discovery.refresh import News
 from app.discovery.registries import Registries, list_registries
+from app.model import LastNames
 from tests.fakes.discovery import Answers
 from tests.fakes.recordings import VERSIONS, recording
 
@@ -443,3 +445,64 @@ async def test_a_damaged_catalog_is_set_aside(
 
     assert "metadata.db was damaged" in caplog.text
     assert await asyncio.to_thread(lambda: len(list(tmp_path.glob("*.damaged-*")))) >= 1
+
+
+class LastKnown:
+    """The last known class, unit and name of each entity, as a normalizer holds them."""
+
+    def __init__(self, **names: LastNames) -> None:
+        self.names: Mapping[str, LastNames] = names
+
+    def restore(self, names: Mapping[str, LastNames]) -> None:
+        """Set them."""
+        self.names = names
+
+    def last_names(self) -> Mapping[str, LastNames]:
+        """Return them."""
+        return self.names
+
+
+def with_names(folder: Path, names: LastKnown) -> Metadata:
+    """Return the catalog in a folder, with what it stores of the entities' last state."""
+    return Metadata(folder / "metadata.db", catalog=Catalog(), source="home", names=names)
+
+
+async def test_what_entities_were_last_like_is_restored(tmp_path: Path) -> None:
+    """Stored after each whole refresh and at the end; what is gone by then is deleted."""
+    first = LastKnown()
+    async with with_names(tmp_path, first) as metadata:
+        first.names = {
+            "power": LastNames("power", "W", None),
+            "door": LastNames("door", None, "Door"),
+        }
+        await refresh(metadata, HOME)
+        with contextlib.closing(sqlite3.connect(tmp_path / "metadata.db")) as connection:
+            stored = connection.execute("SELECT * FROM last_names ORDER BY entity_id").fetchall()
+        first.names = {"door": LastNames("window", None, "Door")}
+    after = LastKnown()
+    async with with_names(tmp_path, after):
+        pass
+
+    assert stored == [("door", "door", None, "Door"), ("power", "power", "W", None)]
+    assert after.names == {"door": LastNames("window", None, "Door")}
+
+
+async def test_a_file_without_the_last_known_names_is_opened(tmp_path: Path) -> None:
+    """An earlier version wrote it: nothing of it is lost, and the new table is added."""
+    async with opened(tmp_path) as metadata:
+        await refresh(metadata, HOME)
+    execute(tmp_path, "DROP TABLE last_names")
+    execute(tmp_path, "PRAGMA user_version = 1")
+
+    catalog, names = Catalog(), LastKnown(door=LastNames("door", None, None))
+    async with Metadata(
+        tmp_path / "metadata.db", catalog=catalog, source="home", names=names
+    ) as metadata:
+        restored = dict(names.names)
+        names.names = {"door": LastNames("door", None, None)}
+
+    assert restored == {}
+    assert catalog.last_refresh == NOON
+    again = LastKnown()
+    async with with_names(tmp_path, again):
+        assert again.names == {"door": LastNames("door", None, None)}

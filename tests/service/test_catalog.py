@@ -132,3 +132,33 @@ async def test_the_device_history_goes_the_way_of_events(
     assert health["accounting"]["events"]["received"] == 0
     assert health["accounting"]["events"]["journaled"] == 0
     assert health["status"] == "healthy"
+
+
+async def test_an_unavailable_entity_stays_in_its_series_across_a_restart(
+    tmp_path: Path,
+    environment: dict[str, str],
+    home_assistant: FakeHomeAssistant,
+    house: StillHouse,
+) -> None:
+    """While it is unavailable no event names its class and its unit; available, it has its own."""
+    furnish(house)
+    named = {"device_class": "power", "unit_of_measurement": "W"}
+    async with service(tmp_path, {**environment, **_QUICK}) as running:
+        await connected(running, home_assistant)
+        house.set_state("sensor.meter", "1", {**named})
+        house.set_state("sensor.meter", "unavailable", {})
+        await placed(running, "sensor.meter", count=2)
+        await running.stop()
+
+    async with service(tmp_path, {**environment, **_QUICK}) as running:
+        await connected(running, home_assistant)
+        house.set_state("sensor.meter", "unknown", {})
+        house.set_state("sensor.meter", "2", {"device_class": "power"})
+        house.set_state("sensor.meter", "unavailable", {})
+        await placed(running, "sensor.meter", count=5)
+        page: Any = await running.get("/api/v1/events/sensor.meter")
+        await running.stop()
+
+    units = [event["unit_of_measurement"] for event in reversed(page["events"])]
+    assert units == ["W", "W", "W", None, None]
+    assert {event["device_class"] for event in page["events"]} == {"power"}

@@ -10,7 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.model import NOWHERE, Change, Context, Event, EventData, EventState, Placement
+from app.model import (
+    NOWHERE,
+    Change,
+    Context,
+    Event,
+    EventData,
+    EventState,
+    LastNames,
+    Placement,
+)
 from app.normalize.changes import Malformed, Normalizer
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
@@ -280,6 +289,35 @@ def test_a_restart_changes_no_series(steps: list[tuple[str, object]], data: st.D
     restarted += [_change(event, after) for event in events[at:]]
 
     assert restarted == uninterrupted
+
+
+def test_an_unavailable_entity_stays_in_its_series_across_a_restart() -> None:
+    """What it was like when it was last available is restored, until it says something itself."""
+    before, after = Normalizer(dict), Normalizer(dict)
+    _change(_event(_state(attributes=POWER)), before)
+    _change(_event(_state("unavailable"), _state(attributes=POWER)), before)
+    _change(_event(_state(), entity_id="sensor.bare"), before)
+
+    names = before.last_names()
+    after.restore(names)
+
+    assert names == {"sensor.meter": LastNames("power", "W", "Meter")}
+    assert after.last_names() == names
+    event = _event(_state("unknown"), _state("unavailable"))
+    assert _change(event, after) == _change(event, before)
+    assert _change(_event(_state("on"), _state("unknown")), after).device_class is None
+    assert after.last_names() == {}
+
+
+def test_what_was_restored_of_a_removed_entity_is_forgotten() -> None:
+    """Its removal stays in its series; an entity of that name that comes later is another one."""
+    normalizer = Normalizer(dict)
+    normalizer.restore({"sensor.meter": LastNames("power", "W", "Meter")})
+
+    removed = _change(_event(None, _state("unavailable"), at=NOON), normalizer)
+
+    assert removed.device_class == "power"
+    assert normalizer.last_names() == {}
 
 
 def test_a_removed_entity_is_forgotten() -> None:
