@@ -225,7 +225,12 @@ def _read_wal(log: _File) -> _Wal | None:
     if header is None:
         return None
     magic, _, page_bytes = struct.unpack_from(">III", header)
-    if magic not in _WAL_MAGICS or page_bytes not in _PAGE_SIZES:
+    has_header = (
+        magic in _WAL_MAGICS
+        and page_bytes in _PAGE_SIZES
+        and _header_sums(header) == struct.unpack_from(">II", header, 24)
+    )
+    if not has_header:
         page_bytes = _DEFAULT_PAGE_BYTES
     salts = header[16:24]
     frames = []
@@ -236,7 +241,6 @@ def _read_wal(log: _File) -> _Wal | None:
         page, pages_after = struct.unpack_from(">II", frame)
         is_current = frame[8:16] == salts
         frames.append(_Frame(page, offset + _FRAME_HEADER_BYTES, pages_after > 0, is_current))
-    has_header = _header_sums(header) == struct.unpack_from(">II", header, 24)
     return _Wal(page_bytes, has_header, frames)
 
 
