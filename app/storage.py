@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 Connection: TypeAlias = sqlite3.Connection
 Cursor: TypeAlias = sqlite3.Cursor
 Work = TypeVar("Work")
+Steps: TypeAlias = Generator[None, None, Work]
+"""Work that is done part by part; the result is what the generator returns."""
 
 _CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _NOT_DAMAGE = frozenset(
@@ -277,21 +279,33 @@ def set_aside(path: Path) -> Path:
 
 
 async def replace_damaged(
-    path: Path, *, migrations: Sequence[str], fill: Callable[[Connection], Work]
+    path: Path, *, migrations: Sequence[str], fill: Callable[[Connection], Steps[Work]]
 ) -> tuple[Path, Work]:
     """Put a new database in the place of a damaged one; return where that is, and what `fill` did.
 
-    `fill` copies into the new file what can still be read. The old one stays in its place until
-    that is durable; see `finish_replacing`.
+    `fill` copies into the new file what can still be read, and yields after each part: that is a
+    transaction, and a stop may come. The old file stays in its place until all is durable; see
+    `finish_replacing`.
     """
     fresh = _fresh(path)
     with opening(path):
         remove(fresh)
         async with Database(fresh, migrations=migrations) as database:
-            done = await database.write(fill)
+            steps = await database.write(fill)
+            while not (done := await database.write(lambda _: _advance(steps))):
+                pass
         aside = set_aside(path)
         rename(fresh, path)
-    return aside, done
+    return aside, done[0]
+
+
+def _advance(steps: Steps[Work]) -> tuple[Work] | None:
+    """Do the next step; return the result, alone in a tuple, after the last one."""
+    try:
+        next(steps)
+    except StopIteration as exc:
+        return (exc.value,)
+    return None
 
 
 def finish_replacing(path: Path) -> None:

@@ -42,7 +42,7 @@ from app.journal.transactions import (
 )
 from app.model import Gap, LastState, Lines, Row, Times
 from app.sqlite_pages import Value
-from app.storage import Connection, TableShape
+from app.storage import Connection, Steps, TableShape
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,11 @@ async def salvage(
 
 def _fill(
     connection: Connection, path: Path, tables: Mapping[str, TableShape], sinks: Sequence[str]
-) -> tuple[int, int]:
+) -> Steps[tuple[int, int]]:
     """Copy what can be read; return how many points some sink needs, and how many are missing."""
     books = _books(path, tables)
-    doubtful = _copy_rows(connection, _stored_rows(path, tables["journal_rows"]))
+    yield
+    doubtful = yield from _copy_rows(connection, _stored_rows(path, tables["journal_rows"]))
     spans = _spans_in(connection)
     numbers = _numbers(books, spans, sinks)
     unknown = [(numbers.end + 1, numbers.tail)] if numbers.end < numbers.tail else []
@@ -275,7 +276,7 @@ def _stored_rows(path: Path, shape: TableShape) -> Iterator[StoredRow]:
                 yield StoredRow(*values)  # type: ignore[arg-type]
 
 
-def _copy_rows(connection: Connection, found: Iterable[StoredRow]) -> list[StoredRow]:
+def _copy_rows(connection: Connection, found: Iterable[StoredRow]) -> Steps[list[StoredRow]]:
     """Copy the rows that are whole; return those whose points can be read, but not their numbers.
 
     Settled rows are copied as well: they tell when a hole began, and what is read back near a
@@ -300,6 +301,7 @@ def _copy_rows(connection: Connection, found: Iterable[StoredRow]) -> list[Store
             if len(block) == _ROWS_PER_COPY:
                 insert_rows(connection, block)
                 block.clear()
+                yield
         else:
             doubtful.append(stored)
     insert_rows(connection, block)

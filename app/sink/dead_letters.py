@@ -17,6 +17,7 @@ from app.storage import (
     RESTART_ADVICE,
     Connection,
     Database,
+    Steps,
     finish_replacing,
     quick_check,
     replace_damaged,
@@ -233,14 +234,15 @@ def _check(connection: Connection) -> None:
         raise StorageDamaged("a dead letter has a number or a time that cannot be right")
 
 
-def _save(connection: Connection, path: Path) -> int:
+def _save(connection: Connection, path: Path) -> Steps[int]:
     """Copy what the pages of a damaged file hold, also what was deleted not long ago."""
     columns = tables_of(_MIGRATIONS)["dead_letters"].columns
-    found = (row for view in sqlite_pages.views(path) for row in sqlite_pages.rows(view, columns))
-    connection.executemany(
-        "INSERT OR IGNORE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)",
-        (row for row in found if _is_plausible(row)),
-    )
+    for view in sqlite_pages.views(path):
+        connection.executemany(
+            "INSERT OR IGNORE INTO dead_letters VALUES (?, ?, ?, ?, ?, ?)",
+            (row for row in sqlite_pages.rows(view, columns) if _is_plausible(row)),
+        )
+        yield
     return _count(connection)
 
 

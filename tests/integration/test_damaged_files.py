@@ -15,6 +15,7 @@ from app.errors import StorageError, StorageFull
 from app.journal.transactions import MIGRATIONS
 from app.main import running
 from app.settings import load_settings
+from app.storage import Connection, Steps
 
 FILES = ("journal.db", "dead_letters.db", "metadata.db", "events.db")
 
@@ -231,6 +232,12 @@ async def test_a_file_that_is_set_aside_is_durable_under_its_new_name(
     monkeypatch.setattr(storage, "sync_folder", synced.append)
     (tmp_path / "x.db").write_bytes(b"damaged")
 
-    await storage.replace_damaged(tmp_path / "x.db", migrations=(), fill=lambda _: None)
+    def fill(_: Connection) -> Steps[str]:
+        yield
+        return "filled"
+
+    _, filled = await storage.replace_damaged(tmp_path / "x.db", migrations=(), fill=fill)
+
+    assert filled == "filled"
 
     assert synced == [tmp_path, tmp_path]
