@@ -60,6 +60,8 @@ class Storm:
         self.actions: list[Action] = []
         self.done: Counter[str] = Counter()
         self.kills_ns: list[int] = []
+        self.since_ns = 0
+        """From when on the service is responsible."""
         self.renames: dict[str, str] = {}
         self.present: list[str] = []
         self._folder = folder
@@ -77,9 +79,16 @@ class Storm:
 
     @contextlib.asynccontextmanager
     async def ready(self) -> AsyncIterator[None]:
-        """Run the links and the service; the block begins once events stream."""
+        """Run the links and the service; the block begins once events stream.
+
+        At its very first start the service finds no Home Assistant: all that happens after
+        Home Assistant's own start must be there.
+        """
         async with self._home_link, self._database_link:
+            await asyncio.to_thread(self._home_assistant.server.stop)
+            self.since_ns = time.time_ns()
             await self._start_service()
+            await asyncio.to_thread(self._home_assistant.start)
             await self._until(_streams)
             try:
                 yield

@@ -27,7 +27,6 @@ MINUTES = float(os.environ.get("MINUTES", "3"))
 SEED = int(os.environ.get("SEED", "0")) or random.randrange(1, 1_000_000)
 RATE = 100
 _SLICE_NS = 60_000_000_000
-_EDGE_NS = 2_000_000_000
 _LISTED_PER_KIND = 20
 
 # In front of the storm Home Assistant starts, behind it every gap is filled.
@@ -65,18 +64,18 @@ async def test_after_a_storm_influxdb_has_every_row_of_the_recorder(
         longest_lock_s=25 if MINUTES < 10 else 240,
     )
     async with storm.ready():
-        since_ns = time.time_ns() + _EDGE_NS
         await storm.rage(MINUTES * 60)
         health = await storm.calm()
     rows = read_rows(stormy_home_assistant.recorder_database)
-    points = await asyncio.to_thread(_points, influx, since_ns)
-    result = compare(rows, points, since_ns=since_ns, history=storm.history())
+    points = await asyncio.to_thread(_points, influx, storm.since_ns)
+    result = compare(rows, points, since_ns=storm.since_ns, history=storm.history())
     report = _report(storm, result, health, most=_LISTED_PER_KIND)
     (tmp_path / "report.txt").write_text(_report(storm, result, health))
     with capsys.disabled():
         sys.stdout.write(f"storm: {storm.done.total()} faults, {result.summary()}\n")
 
     assert not result.differences, report
+    assert health["status"] == "healthy", report
     assert health["gaps"]["unfillable"] == 0, report
     assert health["gaps"]["filled"] >= 3, report
     assert result.rows > RATE * MINUTES * 60 / 4, report
@@ -106,7 +105,7 @@ def _report(storm: Storm, result: Comparison, health: Any, *, most: int | None =
     return "\n".join(
         [
             f"SEED={SEED} MINUTES={MINUTES:g}: {storm.done.total()} faults, {dict(storm.done)}",
-            f"gaps: {health['gaps']}",
+            f"{health['status']} {health['reasons']}, gaps: {health['gaps']}",
             result.summary(),
             *[text for _, text in sorted(entries)],
             *([f"and {left_out:,} more differences"] if left_out > 0 else []),
