@@ -38,6 +38,7 @@ class Rule(StrEnum):
     RENAMED = "a rename removes the old entity id, which Home Assistant does not record"
     KILLED = "captured live; Home Assistant was killed before its recorder committed the row"
     UNKNOWABLE = "existed only while nothing was captured, and Home Assistant's logbook omits it"
+    NAMED_IN_GAP = "live, without attributes; its class or unit was named in a gap not yet filled"
     FIRST_KNOWN = "backfilled, and the service knew nothing of the entity before"
 
 
@@ -55,6 +56,16 @@ class Row:
     changed_ns: int
     attributes: Mapping[str, object] = field(default_factory=dict)
     """Those that the recorder keeps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expectation:
+    """What the point of one row holds."""
+
+    row: Row
+    wanted: Wanted
+    inherited_ns: int | None
+    """The time of the row whose class or unit this one inherits; None when it names its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,19 +138,28 @@ class Comparison:
                 Difference(entity_id=entity_id, time_ns=time_ns, what="missing", expected=row.state)
             )
 
-    def add_points(self, points: Sequence[StoredPoint], wanted: Wanted, *, is_known: bool) -> None:
+    def add_points(
+        self,
+        points: Sequence[StoredPoint],
+        wanted: Wanted,
+        *,
+        is_known: bool,
+        is_named_live: bool,
+    ) -> None:
         """Compare the points of one row, of which there must be one."""
         if len(points) > 1:
             series = [dict(point.tags) for point in points]
             self.differences.append(_difference("twice", points[0], "one series", series))
         for point in points:
+            is_backfilled = _is_backfilled(point)
             for name, acceptable in wanted.items():
                 actual = (point.tags if name in _CLASS_AND_UNIT else point.fields).get(name)
                 if any(_equal(actual, value) for value in acceptable):
                     continue
-                is_first = _is_backfilled(point) and not is_known
-                if is_first and name in _FROM_BEFORE and actual is None:
+                if name in _FROM_BEFORE and is_backfilled and not is_known and actual is None:
                     self.explained[Rule.FIRST_KNOWN] += 1
+                elif name in _CLASS_AND_UNIT and not is_backfilled and not is_named_live:
+                    self.explained[Rule.NAMED_IN_GAP] += 1
                 else:
                     self.differences.append(_difference(name, point, acceptable, actual))
 
@@ -184,9 +204,9 @@ def compare(
     """Compare all rows and points from a moment on."""
     result = Comparison()
     expected = {
-        (history.newest_id(row.entity_id), row.updated_ns): (row, wanted)
-        for row, wanted in _expectations(rows)
-        if row.updated_ns >= since_ns
+        (history.newest_id(found.row.entity_id), found.row.updated_ns): found
+        for found in _expectations(rows)
+        if found.row.updated_ns >= since_ns
     }
     actual: dict[tuple[str, int], list[StoredPoint]] = defaultdict(list)
     for point in points:
@@ -206,26 +226,66 @@ def compare(
             for point in found:
                 result.add_extra(point, _why_extra(point, lost, history))
         elif found:
-            result.add_points(found, expected[identity][1], is_known=entity_id in known)
+            named = actual.get((entity_id, expected[identity].inherited_ns or 0), [])
+            result.add_points(
+                found,
+                expected[identity].wanted,
+                is_known=entity_id in known,
+                is_named_live=not any(map(_is_backfilled, named)),
+            )
         else:
             rule = Rule.UNKNOWABLE if entity_id in unknowable else None
-            result.add_missing(identity, expected[identity][0], rule)
+            result.add_missing(identity, expected[identity].row, rule)
         known.add(entity_id)
     return result
 
 
-def _expectations(rows: Sequence[Row]) -> Iterator[tuple[Row, Wanted]]:
+def _expectations(rows: Sequence[Row]) -> Iterator[Expectation]:
     """Yield what the point of each row holds."""
     by_id = {row.state_id: row for row in rows}
-    described: dict[str, dict[str, tuple[object, ...]]] = {}
-    for row in rows:
+    described: dict[str, _Described] = {}
+    # The recorder numbers the rows of one commit in any order.
+    for row in sorted(rows, key=lambda row: (row.updated_ns, row.state_id)):
         before = None if row.old_state_id is None else by_id.get(row.old_state_id)
-        yield row, _wanted(row, before, described.setdefault(row.entity_id, {}))
+        if before is None and row.changed_ns < row.updated_ns:
+            # Home Assistant had set this state before its recorder began to listen.
+            before = row
+        known = described.setdefault(row.entity_id, _Described())
+        inherited_ns = known.learn(row)
+        wanted = {**_fields(row, before), **known.tags(is_new=before is None)}
+        yield Expectation(row=row, wanted=wanted, inherited_ns=inherited_ns)
         if row.state is None:
             described.pop(row.entity_id)
 
 
-def _wanted(row: Row, before: Row | None, described: dict[str, tuple[object, ...]]) -> Wanted:
+class _Described:
+    """Class and unit of one entity, as its rows say one after the other."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, object] = {}
+        self._named_ns: dict[str, int] = {}
+
+    def learn(self, row: Row) -> int | None:
+        """Learn from the next row; return when the row was that named what this one inherits."""
+        is_silent = row.state is None or row.state in _UNAVAILABLE
+        inherited = [0]
+        for name in _CLASS_AND_UNIT:
+            own = row.attributes.get(name)
+            if own is not None or not is_silent:
+                self._values[name], self._named_ns[name] = own, row.updated_ns
+            else:
+                inherited.append(self._named_ns.get(name, 0))
+        return max(inherited) or None
+
+    def tags(self, *, is_new: bool) -> Wanted:
+        """Return what the tags may be."""
+        # Without an old state there is only what the service may still know from before.
+        return {
+            name: (self._values.get(name), *(_ABSENT if is_new else ())) for name in _CLASS_AND_UNIT
+        }
+
+
+def _fields(row: Row, before: Row | None) -> Wanted:
     wanted: Wanted = {
         "state_value": (row.state,),
         "value": (None if row.state is None else number_of(row.state),),
@@ -234,21 +294,10 @@ def _wanted(row: Row, before: Row | None, described: dict[str, tuple[object, ...
         "previous_state": _ABSENT,
         "duration_in_state_seconds": _ABSENT,
     }
-    if before is None and row.changed_ns < row.updated_ns:
-        # Home Assistant had set this state before its recorder began to listen.
-        before = row
     if before is not None and before.state is not None:
         lasted = timedelta(microseconds=(row.changed_ns - before.changed_ns) // 1_000)
         wanted["previous_state"] = (before.state,)
         wanted["duration_in_state_seconds"] = (max(0.0, lasted.total_seconds()),)
-    inherits = row.state is None or row.state in _UNAVAILABLE
-    for name in _CLASS_AND_UNIT:
-        own = row.attributes.get(name)
-        if own is not None or not inherits:
-            described[name] = (own,)
-        # Without an old state there is only what the service may still know from before.
-        last_known = described.get(name, _ABSENT)
-        wanted[name] = last_known if before is not None else (*last_known, None)
     return wanted
 
 

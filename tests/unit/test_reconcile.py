@@ -138,6 +138,34 @@ def test_an_available_state_has_the_unit_it_says_and_no_other() -> None:
     assert _found(_compared(rows, [POINTS[0], _point(2, fields)])) == [("unit_of_measurement", 2)]
 
 
+def test_a_state_without_attributes_inherits_what_a_gap_named_only_if_it_was_filled() -> None:
+    """A live point cannot have what is read back only later."""
+    rows = [_row(1, "20"), _row(2, "unavailable"), _row(3, "unavailable", changed_ns=2 * SECOND_NS)]
+    fields: Fields = {
+        "state_value": "unavailable",
+        "available": False,
+        "previous_state": "unavailable",
+    }
+    plain = _point(3, {**fields, "duration_in_state_seconds": 0.0}, {})
+    before = {**POINTS[2].fields, "duration_in_state_seconds": 1.0}
+    read_back = [_point(1, {**POINTS[0].fields, "backfilled": True}), _point(2, before)]
+
+    live = _compared(rows, [POINTS[0], _point(2, before), plain])
+
+    assert _found(live) == [("device_class", 3), ("unit_of_measurement", 3)]
+    assert _compared(rows, [*read_back, plain]).explained == {Rule.NAMED_IN_GAP: 2}
+
+
+def test_rows_of_one_commit_are_in_no_order() -> None:
+    """A removal may have a smaller number than the state that it ends."""
+    removed_ns = 4 * SECOND_NS
+    row = _row(1, None, old_state_id=2, updated_ns=removed_ns, changed_ns=removed_ns)
+    rows = [row, _row(2, "20", old_state_id=None)]
+    removal: Fields = {"removed": True, "previous_state": "20", "duration_in_state_seconds": 2.0}
+
+    assert _compared(rows, [_point(2, _fields("20")), _point(4, removal)]).differences == []
+
+
 def test_a_point_that_was_backfilled_first_may_lack_what_came_before() -> None:
     """The service knows nothing of an entity that it never saw; later it does."""
     rows = [_row(1, "19"), _row(2, "20"), _row(3, "21")]
