@@ -27,8 +27,10 @@ def load_transforms(
         SettingsError: one cannot be imported or called; the message says which and why.
     """
     if shared_path is not None:
-        if not shared_path.is_dir():
-            raise SettingsError(f"HOMEIQ_SHARED_PATH: {shared_path} is not a folder")
+        if not _is_folder(shared_path):
+            raise SettingsError(
+                f"HOMEIQ_SHARED_PATH: {shared_path} is not a folder that can be read"
+            )
         folder = str(shared_path.resolve())
         if folder not in sys.path:
             sys.path.append(folder)  # at the end: no file there may stand in for one of ours
@@ -52,6 +54,13 @@ def reporting(telemetry: Telemetry) -> Failed:
         )
 
     return failed
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # a folder above it may not be entered
+        return False
 
 
 def _function(name: str) -> Transform:

@@ -51,6 +51,9 @@ SHORTEST_GOOD_KEY = 16
 
 _FILE = "_FILE"
 """Ends the name of the variable that names a file with the secret."""
+_MAX_PATH_BYTES = 3_000
+"""A thousand less than Linux has: we add names of our own."""
+_MAX_NAME_BYTES = 255
 _DEPRECATED = (
     "WEATHER_API_KEY",
     "WEATHER_DEFAULT_LOCATION",
@@ -92,9 +95,13 @@ def _origins(value: object) -> object:
 
 def _path(value: Path) -> Path:
     try:
-        return value.expanduser()
+        expanded = value.expanduser()
     except RuntimeError:
         raise ValueError("is in the home folder of an unknown user") from None
+    parts = [len(part.encode()) for part in expanded.parts]
+    if sum(parts) > _MAX_PATH_BYTES or max(parts, default=0) > _MAX_NAME_BYTES:
+        raise ValueError("is too long for a path")
+    return expanded
 
 
 def _headers(value: SecretStr) -> SecretStr:
@@ -218,7 +225,7 @@ class HomeAssistantSettings(_Section):
 class ServingSettings(_Section):
     """Where people and programs reach this service."""
 
-    host: str = Field(
+    host: Name = Field(
         "127.0.0.1",
         validation_alias="WEBSOCKET_INGESTION_HOST",
         description="Address to listen on; 0.0.0.0 for all, and then set API_KEY",

@@ -226,6 +226,17 @@ def test_the_home_folder_of_an_unknown_user_is_refused(monkeypatch: pytest.Monke
     assert "home folder of an unknown user" in problem("DATA_DIR")
 
 
+@pytest.mark.parametrize("written", ["x" * 256, "x/" * 4_000])
+@pytest.mark.parametrize("name", ["DATA_DIR", "LOG_FILE", "HOMEIQ_SHARED_PATH"])
+def test_a_path_that_no_system_has_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, written: str
+) -> None:
+    """Each use of it would fail in its own way."""
+    monkeypatch.setenv(name, written)
+
+    assert "is too long for a path" in problem(name)
+
+
 NUMBERS = [
     "WEBSOCKET_INGESTION_PORT",
     "INFLUXDB_TIMEOUT",

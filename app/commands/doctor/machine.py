@@ -62,8 +62,11 @@ async def disk(chosen: Settings) -> AsyncGenerator[Finding, None]:
 
 def read_disk(folder: Path) -> Disk:
     """Write and delete a small file in the folder, or where it would be made; blocks."""
-    there = next(each for each in (folder.absolute(), *folder.absolute().parents) if each.exists())
-    journal = [folder / name for name in _JOURNAL_FILES if (folder / name).exists()]
+    try:
+        there = _nearest(folder.absolute())
+        journal = [folder / name for name in _JOURNAL_FILES if (folder / name).exists()]
+    except OSError as exc:  # a folder above it may not be entered
+        return Disk(folder=str(folder), is_there=False, trouble=exc.strerror or type(exc).__name__)
     try:
         return Disk(
             folder=str(there),
@@ -75,6 +78,11 @@ def read_disk(folder: Path) -> Disk:
     except OSError as exc:
         why = exc.strerror or type(exc).__name__
         return Disk(folder=str(there), is_there=there == folder.absolute(), trouble=why)
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder, or the nearest above it that is there."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def _timed_fsyncs(folder: Path) -> list[float]:

@@ -1,0 +1,94 @@
+"""Files and folders that the user of the service may not read, named by a setting."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.documents import ROOT
+
+_NOBODY = 65_534
+_WITHOUT_OVERRIDE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+
+
+@pytest.fixture
+def forbidden(tmp_path: Path) -> Iterator[Path]:
+    """Return a path below a folder that may not be entered."""
+    folder = tmp_path / "forbidden"
+    (folder / "x").mkdir(parents=True)
+    (folder / "x" / "y").write_text("hush")
+    if os.geteuid() == 0:
+        os.chown(folder, _NOBODY, _NOBODY)
+    folder.chmod(0o700 if os.geteuid() == 0 else 0o000)
+    yield folder / "x" / "y"
+    folder.chmod(0o700)
+
+
+def app(folder: Path, command: str, **settings: str) -> tuple[int, str]:
+    """Run a command without a right to read everything; return its status and what it wrote."""
+    may_drop = os.geteuid() == 0
+    if may_drop and shutil.which("setpriv") is None:
+        pytest.skip("setpriv takes root's right to read everything")
+    done = subprocess.run(
+        [*(_WITHOUT_OVERRIDE if may_drop else ()), sys.executable, "-m", "app", command],
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "HOME_ASSISTANT_URL": "http://127.0.0.1:1",
+            "HOME_ASSISTANT_TOKEN": "t" * 40,
+            "WEBSOCKET_INGESTION_PORT": "0",
+            "DATA_DIR": "data",
+            **settings,
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DATA_DIR",
+        "HOMEIQ_SHARED_PATH",
+        "API_KEY_FILE",
+        "HOME_ASSISTANT_CLIENT_CERT",
+        "ENTITY_FILTER_CONFIG_FILE",
+        "LOG_FILE",
+    ],
+)
+def test_a_path_that_may_not_be_read_is_one_line_and_status_2(
+    tmp_path: Path, forbidden: Path, name: str
+) -> None:
+    """For the service; the doctor says it among all else."""
+    status, said = app(tmp_path, "run", LOG_OUTPUT="file", **{name: str(forbidden)})
+    doctor_status, doctor_said = app(tmp_path, "doctor", **{name: str(forbidden)})
+
+    assert (status, said.count("\n")) == (2, 1)
+    assert name in said
+    assert doctor_status in {1, 2}
+    assert "Traceback" not in doctor_said
+    assert "hush" not in said + doctor_said
+
+
+def test_an_env_file_that_may_not_be_read_is_one_line_and_status_2(tmp_path: Path) -> None:
+    """It was a traceback."""
+    file = tmp_path / ".env"
+    file.write_text("BATCH_SIZE=hush")
+    if os.geteuid() == 0:
+        os.chown(file, _NOBODY, _NOBODY)
+    file.chmod(0o600 if os.geteuid() == 0 else 0o000)
+
+    status, said = app(tmp_path, "run")
+
+    assert (status, said.count("\n")) == (2, 1)
+    assert ".env: cannot be read (Permission denied)" in said
