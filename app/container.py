@@ -241,6 +241,7 @@ def _deliveries(
             batch_timeout_s=settings.batch.timeout_s,
             max_batch_points=max(settings.influx.max_batch_points, settings.batch.size),
             process=None if isinstance(sink, EmbeddedStore) else sink.process,
+            retention_s=None if isinstance(sink, EmbeddedStore) else sink.retention_s,
         )
         for sink in sinks
     )

@@ -102,11 +102,13 @@ class Delivery:
         wall_clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         process: Callable[[], Awaitable[ServerProcess | None]] | None = None,
+        retention_s: Callable[[], Awaitable[float | None]] | None = None,
     ) -> None:
         """Assign the parts and the bounds: a request leaves at `batch_points` or the timeout.
 
         `clock` only moves forward; `wall_clock` gives seconds since the epoch. `process` asks a
-        database that may acknowledge points before they are on disk what it is.
+        database that may acknowledge points before they are on disk what it is; `retention_s`
+        asks it how long it keeps points.
         """
         self.name = sink.name
         self._sink = sink
@@ -136,6 +138,7 @@ class Delivery:
         self._losses = Repeats(logger, clock=clock)
         self._restarts = Repeats(logger, clock=clock)
         self._expired = Expired()
+        self._retention_s = retention_s
 
     async def run(self) -> None:
         """Deliver forever; after `finish` until nothing is left or the sink cannot take it."""
@@ -248,9 +251,12 @@ class Delivery:
     async def _do(self, action: Action, part: Part, *, seconds: float, answer: Answer) -> None:
         match action:
             case Advance(expired=expired):
+                is_first = bool(expired) and self._expired.is_over(self._clock())
                 if expired:
                     self._log_expired(answer, expired)
                 self._advance(part, seconds=seconds, expired=expired)
+                if is_first and self._retention_s is not None:
+                    self._expired.retention_s = await self._retention_s()
             case Split(wait=wait):
                 await self._halve()
                 if wait:

@@ -73,6 +73,8 @@ class Expired:
     """Points that the database did not store because they are older than its retention."""
 
     def __init__(self) -> None:
+        self.retention_s: float | None = None
+        """How long the database keeps points; None when it did not say."""
         self._points = 0
         self._last_s = -math.inf
 
@@ -81,14 +83,19 @@ class Expired:
         self._points += points
         self._last_s = now_s
 
+    def is_over(self, now_s: float) -> bool:
+        """Whether there was none in the last hour."""
+        return now_s - self._last_s > _EXPIRED_SHOWN_S
+
     def sentence(self, sink: str, now_s: float) -> str | None:
         """Return what a person should read, for an hour after the last of them."""
-        if now_s - self._last_s > _EXPIRED_SHOWN_S:
+        if self.is_over(now_s):
             return None
+        kept = f" of {spoken(self.retention_s)}" if self.retention_s else ""
         return (
-            f"{title(sink)} did not store {self._points} points that are older than its retention."
-            " Raise the retention of INFLUXDB_BUCKET, or lower BACKFILL_MAX_HOURS; if the points"
-            " are new, check the database's clock."
+            f"{title(sink)} did not store {self._points} points that are older than its"
+            f" retention{kept}. Raise the retention of INFLUXDB_BUCKET, or lower"
+            " BACKFILL_MAX_HOURS; if the points are new, check the database's clock."
         )
 
 

@@ -150,6 +150,7 @@ async def house(
             wall_clock=clock,
             sleep=clock.sleep,
             process=sink.process,
+            retention_s=sink.retention_s,
         )
         running = asyncio.create_task(delivery.run(), name="deliver")
         try:

@@ -384,6 +384,11 @@ class RulesOf1:
                 }
                 result = {"series": [rows]} if found else {"statement_id": 0}
                 return web.json_response({"results": [result]})
+            if request.query["q"].startswith("SHOW RETENTION POLICIES"):
+                names = ["name", "duration", "shardGroupDuration", "replicaN", "default"]
+                policy = ["autogen", "1h0m0s" if server.oldest_ns else "0s", "1h0m0s", 1, True]
+                rows = {"columns": names, "values": [policy]}
+                return web.json_response({"results": [{"series": [rows]}]})
             if (deleted := re.fullmatch(r'DELETE FROM "(\w+)"', request.query["q"])) is not None:
                 server.delete(deleted[1])
                 return web.json_response({"results": [{"statement_id": 0}]})
@@ -471,6 +476,11 @@ class RulesOf2:
             wanted = await request.json()
             return guarded(lambda _: self._created(wanted, server))(request)
 
+        async def buckets(request: web.Request) -> web.Response:
+            rules = [{"type": "expire", "everySeconds": 3600}] if server.oldest_ns else []
+            listed = {"buckets": [{"name": request.query["name"], "retentionRules": rules}]}
+            return guarded(lambda _: web.json_response(listed))(request)
+
         async def health(_: web.Request) -> web.Response:
             return web.json_response({"name": "influxdb", "status": "pass", "version": "v2.7.12"})
 
@@ -493,6 +503,7 @@ class RulesOf2:
         router.add_post("/api/v2/delete", delete)
         router.add_get("/api/v2/orgs", orgs)
         router.add_post("/api/v2/buckets", create)
+        router.add_get("/api/v2/buckets", buckets)
         router.add_get("/health", health)
 
     def unpacked(self, body: bytes) -> bytes:

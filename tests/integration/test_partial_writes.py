@@ -63,7 +63,7 @@ async def test_live_points_do_not_wait_behind_points_older_than_the_retention(
     assert expired == OLD
     assert slept_s < 5
     assert len(server.requests) < 30
-    assert "12000 points that are older than its retention" in reason
+    assert "12000 points that are older than its retention of 60 min" in reason
 
 
 async def test_every_second_point_older_than_the_retention_costs_no_halving(
