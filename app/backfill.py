@@ -1,8 +1,8 @@
-"""Fills gaps: what was missed is read back from Home Assistant's recorder and journaled.
+"""Backfill: reads missed changes from Home Assistant's recorder and journals them.
 
 One gap at a time, the oldest first, while events stream. A gap that is half filled when the
-connection or the process ends goes on from there: it is a row of the journal, and what was
-written twice by then is the same point.
+connection or the process ends continues from there: it is a row of the journal, and a point that
+was written twice is the same point.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import logging
 import time
 from collections.abc import (
-    AsyncGenerator,
     AsyncIterator,
     Awaitable,
     Callable,
@@ -23,6 +22,7 @@ from collections.abc import (
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Protocol
 
 from app import members
@@ -35,6 +35,7 @@ from app.model import (
     Change,
     Gap,
     LastState,
+    Lifecycle,
     Lines,
     Placements,
     Row,
@@ -45,9 +46,17 @@ from app.model import (
     nanoseconds,
 )
 from app.normalize.recorded import Identity, Recovery
+from app.normalize.restarts import (
+    Written,
+    around,
+    first_write_ns,
+    searches,
+    written_rows,
+)
 from app.resilience import Backoff, contained
 from app.snapshot import GapsStatus
-from app.source.backfill import Answer, Call, Patience, Recorder, all_entities
+from app.source.backfill import Answer, Call, Recorder, is_entity_id
+from app.source.entities import Entities, find_entities
 from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
@@ -68,6 +77,11 @@ _START_LOOK_S = 1.0
 # Home Assistant's own trouble, which may pass: its recorder is busy, migrates, or failed once.
 _PASSING = frozenset({"unknown_error", "home_assistant_error", "timeout"})
 _ATTEMPTS = 10
+_LATE_S = 10.0
+"""How long the recorder may be behind before health names it: a busy home always has a backlog."""
+_RECORDER_CHECK_S = 60.0
+_NO_RECORDER = "Home Assistant runs without the integration"
+_NOTHING_RECORDED = "Home Assistant's recorder holds nothing of this time"
 _DROPPED = frozenset({"journal_stalled", "journal_full"})
 
 
@@ -135,7 +149,8 @@ class Backfill:
         backoff: Backoff,
         max_hours: float = 240.0,
         points_per_s: float = 2_000.0,
-        patience: Patience | None = None,
+        commit_interval_s: float = 5.0,
+        past: Mapping[str, Callable[[], Awaitable[Collection[str]]]] | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -143,8 +158,8 @@ class Backfill:
 
         `caught_up` waits until every event sent so far was received. `streaming` is set while
         events stream and the registries are known; `is_running` returns whether Home Assistant
-        is. `keep` returns what transforms and filter leave of changes; `clock` gives seconds
-        since the epoch.
+        is. `keep` returns what transforms and filter leave of changes; `past` returns the entities
+        that our own stores know, by the name of the store; `clock` gives seconds since the epoch.
         """
         self._commands = commands
         self._caught_up = caught_up
@@ -161,10 +176,13 @@ class Backfill:
         self._backoff = backoff
         self._max_hours = max_hours
         self._points_per_s = points_per_s
-        self._patience = patience or Patience()
+        self._commit_interval_s = commit_interval_s
+        self._past = past or {}
         self._clock = clock
         self._sleep = sleep
         self._reason: str | None = None
+        self._behind: tuple[str, float] | None = None
+        """Why the recorder is behind, and since when."""
         self._failures = Repeats(logger)
         self._endings = Repeats(logger)
         self._oddities = Repeats(logger)
@@ -174,10 +192,27 @@ class Backfill:
         return GapsStatus(
             open=self._coverage.count("open"),
             filled=self._coverage.count("filled"),
+            nothing_recorded=self._coverage.count("nothing_recorded"),
             unfillable=self._coverage.count("unfillable"),
             backfilled=self._telemetry.backfilled,
-            reason=self._reason or self._losing(),
+            reason=self._reason or self._waiting() or self._losing(),
         )
+
+    def _waiting(self) -> str | None:
+        """Return why a gap stays open although Home Assistant answers."""
+        if self._behind is None or self._clock() - self._behind[1] < _LATE_S:
+            return None
+        return (
+            f"Missed changes cannot be read back from Home Assistant yet: {self._behind[0]}."
+            " The gap stays open until it has caught up; see /api/v1/gaps."
+        )
+
+    def _obstructed(self, obstacle: str | None) -> None:
+        """Note why the recorder is behind; None when it is not."""
+        if obstacle is None:
+            self._behind = None
+        else:
+            self._behind = (obstacle, self._behind[1] if self._behind else self._clock())
 
     def _losing(self) -> str | None:
         dropped = [gap for gap in self._coverage.open_gaps() if gap.reason in _DROPPED]
@@ -201,24 +236,43 @@ class Backfill:
             self._last_states.recall(entity_id, state)
 
     async def run(self) -> None:
-        """Fill what is open, for ever; what fails is tried again, later and later."""
+        """Fill the open gaps, forever; retries failures at growing intervals."""
         while True:
             await self._streaming.wait()
             gap = self._next()
-            if gap is None:
-                self._coverage.opened.clear()
-                if not self._coverage.is_unbounded or await self._bounded():
-                    await self._coverage.opened.wait()
-                continue
             try:
                 with contained("filling a gap", error=SourceProtocolError):
+                    if gap is None:
+                        await self._until_opened()
+                        continue
                     await self._fill(gap)
             except (SourceError, StorageError) as exc:
                 await self._failed(gap, exc)
             else:
                 self._backoff.reset()
                 self._reason = None
-                self._failures.over("What was missed is read back again")
+                self._failures.over("Missed changes are read back again")
+
+    async def _until_opened(self) -> None:
+        """Wait for a gap; meanwhile look whether the recorder of those without one is there."""
+        self._coverage.opened.clear()
+        if self._coverage.is_unbounded and not await self._bounded():
+            return
+        waiting = [gap for gap in self._coverage.gaps() if _lacks_recorder(gap)]
+        if not waiting:
+            await self._coverage.opened.wait()
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_RECORDER_CHECK_S):
+                await self._coverage.opened.wait()
+            return
+        if not self._streaming.is_set():
+            return
+        async with self._recorder() as recorder:
+            missing = await recorder.missing_component()
+        if missing is None:
+            for gap in waiting:
+                self._coverage.reopen(gap)
 
     def _next(self) -> Gap | None:
         gaps = self._coverage.open_gaps()
@@ -227,8 +281,8 @@ class Backfill:
     async def _bounded(self) -> bool:
         """Bound gaps that are not filled now, and the first span; return whether it succeeded."""
         try:
-            async with self._commands() as commands:
-                self._bound(await self._recorder(commands).newest_states())
+            async with self._recorder() as recorder:
+                self._bound(await recorder.newest_states())
         except SourceError as exc:
             logger.debug("Home Assistant's states cannot be listed: %s", exc)
             await self._sleep(self._backoff.next_s())
@@ -248,13 +302,17 @@ class Backfill:
         )
         return max(moments)
 
-    async def _failed(self, gap: Gap, exc: SourceError | StorageError) -> None:
+    async def _failed(self, gap: Gap | None, exc: SourceError | StorageError) -> None:
+        self._behind = None
         if not self._streaming.is_set():
-            return  # the connection was lost, which is said elsewhere
+            return  # the connection was lost, which is reported elsewhere
         wait_s = self._backoff.next_s()
+        if gap is None:
+            await self._sleep(wait_s)
+            return
         self._reason = (
-            f"What was missed {_span(gap)} cannot be read back from Home Assistant: {exc}."
-            " It is tried again by itself; see /api/v1/gaps."
+            f"The gap {_span(gap)} cannot be read back from Home Assistant: {exc}."
+            " The next attempt follows automatically; see /api/v1/gaps."
         )
         self._failures.tell(
             logging.WARNING,
@@ -270,20 +328,37 @@ class Backfill:
         self._coverage.take(gap)
         try:
             await self._until_running()
-            async with self._commands() as commands:
-                gap = await self._recover(gap, self._recorder(commands))
+            async with self._recorder() as recorder:
+                gap = await self._recover(gap, recorder)
         finally:
             self._coverage.release()
         self._last_states.thaw(gap)
 
-    def _recorder(self, commands: Commands) -> Recorder:
-        return Recorder(
-            commands.call,
-            patience=self._patience,
-            clock=self._clock,
-            sleep=self._sleep,
-            oddities=self._oddities,
-        )
+    @contextlib.asynccontextmanager
+    async def _recorder(self) -> AsyncIterator[Recorder]:
+        async with self._commands() as commands:
+            yield Recorder(
+                commands.call,
+                commit_interval_s=self._commit_interval_s,
+                sleep=self._sleep,
+                oddities=self._oddities,
+            )
+
+    async def unknown_entities(self, entity_ids: Collection[str]) -> list[str]:
+        """Return which of these ids nothing knows: no store of ours, and no Home Assistant.
+
+        Without a connection to Home Assistant all may be known.
+        """
+        unknown = {*entity_ids} - self._last_states.entity_ids()
+        for stored in self._past.values():
+            unknown -= {*await stored()} if unknown else set()
+        if not unknown or not self._streaming.is_set():
+            return []
+        try:
+            async with self._recorder() as recorder:
+                return await _unknown_to(recorder, unknown)
+        except SourceError:
+            return []
 
     def _within_reach(self, gap: Gap, newest_ns: int) -> Gap:
         """Give up what is older than the recorder keeps, and return the rest.
@@ -316,56 +391,112 @@ class Backfill:
 
     async def _recover(self, gap: Gap, recorder: Recorder) -> Gap:
         """Journal what the recorder has of the gap, then close it."""
-        await recorder.until_written()
+        missing = await recorder.missing_component()
+        if missing is None:
+            await self._until_written(gap, recorder)
         newest = await recorder.newest_states()
         newest_ns = self._bound(newest)
         gap = self._within_reach(self._coverage.update(gap), newest_ns)
         if gap.state != "open":
             return gap
-        entity_ids = gap.entity_ids or all_entities(newest, self._last_states.entity_ids())
-        times, requested = _still_to_fill(gap), _requested(gap)
+        entities = await self._entities(gap, recorder, newest)
+        gap = self._coverage.update(
+            replace(gap, sources=entities.sources, limitations=entities.limitations)
+        )
+        requested = _requested(gap)
         captured = _Captured(requested, after=self._coverage.keep_from - 1)
         await self._catch_up(captured, newest_ns)
         recovery = Recovery(
             requested,
-            changed_from_ns=gap.start_ns,
+            gap=Times(gap.start_ns, gap.end_ns),
             placements=self._placements,
-            before=self._last_states.before(gap),
+            before=self._before(gap),
             newest=newest,
         )
-        unknown = {name for name in entity_ids if not recovery.knows_before(name)}
-        history = recorder.history(
-            Times(requested.oldest_ns, max(requested.oldest_ns, times.newest_ns)),
-            entity_ids,
-            with_start=unknown,
-            is_new=gap.reason != "requested",
-            reach_ns=requested.newest_ns,
-        )
-        gap, detail = await self._read_back(gap, history, recovery, captured)
-        changes = self._keep(recovery.unrecorded(entity_ids, committed=captured.identities))
-        await self._journal_slowly(changes)
-        gap = replace(
-            gap,
-            entities=max(gap.entities, len(recovery.recorded)),
-            unrecorded=tuple(change.entity_id for change in changes),
-        )
-        gap = self._coverage.close(gap, "unfillable" if detail else "filled", detail=detail)
+        reading = _Reading(recorder, recovery, gap.entity_ids or tuple(entities.entity_ids))
+        if missing is None:
+            gap, detail = await self._read_back(gap, reading, captured, _starts(entities, newest))
+        else:
+            detail = f"{_NO_RECORDER} {missing!r}"
+        gap = await self._unrecorded(gap, reading, captured)
+        gap = await self._closed(gap, recorder, entities, detail)
         self._tell(gap)
         return gap
 
+    async def _unrecorded(self, gap: Gap, reading: _Reading, captured: _Captured) -> Gap:
+        """Journal the newest state of each entity that changed without a row."""
+        recovery = reading.recovery
+        changes = self._keep(recovery.unrecorded(reading.entity_ids, committed=captured.identities))
+        await self._journal_slowly(changes)
+        return replace(
+            gap,
+            entities=max(gap.entities, len(recovery.recorded_inside)),
+            unrecorded=tuple(change.entity_id for change in changes),
+        )
+
+    def _before(self, gap: Gap) -> Mapping[str, LastState]:
+        """Return the newest change before the rest of a gap of each entity where it is known."""
+        # What was missed in an earlier gap, and not read back, may be newer than what we know.
+        missed_ns = max(
+            (
+                other.end_ns
+                for other in self._coverage.gaps()
+                if other.state in {"open", "unfillable"} and other.start_ns < gap.start_ns
+            ),
+            default=0,
+        )
+        return {
+            name: state
+            for name, state in self._last_states.before(gap).items()
+            if missed_ns < state.time_ns
+        }
+
+    async def _until_written(self, gap: Gap, recorder: Recorder) -> None:
+        """Wait until the recorder has written the whole gap."""
+        await self._caught_up()  # its end is past when a later event has been received
+        await recorder.until_written(
+            gap.end_ns,
+            changed_later=partial(self._last_states.changed_after, gap.end_ns),
+            obstructed=self._obstructed,
+        )
+
+    async def _entities(
+        self, gap: Gap, recorder: Recorder, newest: Mapping[str, State]
+    ) -> Entities:
+        past = {name: await stored() for name, stored in self._past.items()}
+        own = {"states": newest, "captured": self._last_states.entity_ids(), **past}
+        return await find_entities(recorder, around(Times(gap.start_ns, gap.end_ns)), own=own)
+
+    async def _closed(
+        self, gap: Gap, recorder: Recorder, entities: Entities, detail: str | None
+    ) -> Gap:
+        if detail is not None:
+            return self._coverage.close(gap, "unfillable", detail=detail)
+        if gap.changes or gap.entities:
+            return self._coverage.close(gap, "filled", detail=None)
+        if unknown := {*gap.entity_ids}.difference(entities.entity_ids):
+            unknown = {*await _unknown_to(recorder, unknown)}
+        if unknown:
+            detail = f"Nothing knows {', '.join(sorted(unknown))}"
+            return self._coverage.close(gap, "unfillable", detail=detail)
+        return self._coverage.close(gap, "nothing_recorded", detail=_NOTHING_RECORDED)
+
     async def _read_back(
-        self,
-        gap: Gap,
-        history: AsyncGenerator[Answer, None],
-        recovery: Recovery,
-        captured: _Captured,
+        self, gap: Gap, reading: _Reading, captured: _Captured, starts: _Starts
     ) -> tuple[Gap, str | None]:
-        """Journal all answers; return the gap as it is then, and why no more can be had."""
+        """Journal all rows; return the gap as it is then, and why no more can be had."""
+        times, requested = _still_to_fill(gap), captured.requested
+        end_ns = max(requested.oldest_ns, times.newest_ns)
+        history = reading.recorder.history(
+            Times(requested.oldest_ns, end_ns), reading.entity_ids, reach_ns=requested.newest_ns
+        )
         try:
+            await reading.look_back(requested.oldest_ns)
+            await reading.find_restarts(starts, times)
             async with aclosing(history) as answers:
                 async for answer in answers:
                     await self._catch_up(captured, _newest_ns(answer))
-                    journaled = await self._journal_answer(answer, recovery, captured.identities)
+                    journaled = await self._journal_answer(answer, reading, captured.identities)
                     gap = self._progressed(gap, journaled, answer.through_ns)
         except CommandFailed as exc:
             if exc.code in _PASSING and self._backoff.attempt < _ATTEMPTS:
@@ -401,7 +532,7 @@ class Backfill:
         raise StorageError("the journal takes no points")
 
     async def _journal_answer(
-        self, answer: Answer, recovery: Recovery, committed: Collection[Identity]
+        self, answer: Answer, reading: _Reading, committed: Collection[Identity]
     ) -> int:
         """Journal the changes of one answer, and return how many there were.
 
@@ -412,7 +543,9 @@ class Backfill:
         for entity_id, rows in answer.history.items():
             for start in range(0, len(rows), _CHANGES_PER_APPEND):
                 some = rows[start : start + _CHANGES_PER_APPEND]
-                changes += self._keep(recovery.changes(entity_id, some, committed=committed))
+                changes += self._keep(
+                    reading.recovery.changes(entity_id, some, committed=committed)
+                )
                 while len(changes) >= _CHANGES_PER_APPEND:
                     journaled += _CHANGES_PER_APPEND
                     await self._journal_slowly(changes[:_CHANGES_PER_APPEND])
@@ -426,6 +559,7 @@ class Backfill:
         for start in range(0, len(changes), _CHANGES_PER_APPEND):
             lines = self._schema.encode(changes[start : start + _CHANGES_PER_APPEND])
             await self._journal.append(lines, received_at=self._clock())
+            self._last_states.backfilled(changes[start : start + _CHANGES_PER_APPEND])
             self._telemetry.points_backfilled(lines.points)
             await self._sleep(lines.points / self._points_per_s)
 
@@ -450,13 +584,17 @@ class Backfill:
     def _tell(self, gap: Gap) -> None:
         self._endings.tell(
             logging.INFO,
-            "Backfilled %s: %s changes of %s entities; %s entities have no recorded history",
+            "Backfilled %s: %s changes of %s entities; %s entities have no recorded history%s."
+            " Entities from: %s. %s",
             _span(gap),
             f"{gap.changes:,}",
             f"{gap.entities:,}",
             f"{len(gap.unrecorded):,}",
+            "; nothing is recorded of this time" if gap.state == "nothing_recorded" else "",
+            ", ".join(gap.sources),
+            " ".join(gap.limitations),
         )
-        if gap.detail:
+        if gap.state == "unfillable":
             self._endings.tell(
                 logging.WARNING,
                 "The gap %s cannot be filled: %s",
@@ -472,6 +610,81 @@ class Backfill:
             for identity in identities
             if identity is not None and times.oldest_ns <= identity[1] <= times.newest_ns
         }
+
+
+class _Reading:
+    """What is read for one gap: the entities, and what is made of their rows."""
+
+    def __init__(self, recorder: Recorder, recovery: Recovery, entity_ids: Sequence[str]) -> None:
+        self.recorder = recorder
+        self.recovery = recovery
+        self.entity_ids = entity_ids
+
+    async def look_back(self, oldest_ns: int) -> None:
+        """Read the row before a moment of each entity whose newest change is not remembered."""
+        missing = [name for name in self.entity_ids if not self.recovery.knows_before(name)]
+        found, older = await self.recorder.rows_before(oldest_ns, missing)
+        for name, row in found.items():
+            self.recovery.begin_with(name, row)
+        for name, row in older.items():
+            self.recovery.begin_with(name, row, says_since=False)
+
+    async def find_restarts(self, starts: _Starts, times: Times) -> None:
+        """Find when Home Assistant wrote its first state after each restart."""
+        restarts_ns = []
+        for search in searches(
+            around(times), lifecycle=starts.lifecycle, oldest_state_ns=starts.oldest_state_ns
+        ):
+            rows = await self._written(search.read)
+            if (restart_ns := first_write_ns(search, rows)) is not None:
+                restarts_ns.append(restart_ns)
+        self.recovery.restarted(restarts_ns)
+
+    async def _written(self, times: Times) -> list[Written]:
+        """Return what the rows of a span say about restarts."""
+        written: list[Written] = []
+        before = await self.recorder.states_at(times.oldest_ns, self.entity_ids)
+        states = {name: row.s for name, row in before.items()}
+        async with aclosing(self.recorder.history(times, self.entity_ids)) as answers:
+            async for answer in answers:
+                for name, rows in answer.history.items():
+                    written += written_rows(name, rows, states.get(name))
+                    states[name] = rows[-1].s if rows else states.get(name)
+                await asyncio.sleep(0)
+        return written
+
+
+async def _unknown_to(recorder: Recorder, entity_ids: Collection[str]) -> list[str]:
+    """Return which of these ids neither Home Assistant nor its recorder knows."""
+    states = await recorder.newest_states()
+    unknown = {*entity_ids} - states.keys()
+    for known in (recorder.registered, recorder.with_statistics):
+        with contextlib.suppress(CommandFailed):
+            unknown -= await known()
+    now_ns = max((nanoseconds(state.last_updated) for state in states.values()), default=0)
+    with contextlib.suppress(CommandFailed):
+        unknown -= await recorder.ever_recorded(
+            sorted(filter(is_entity_id, unknown)), near_ns=now_ns
+        )
+    return sorted(unknown)
+
+
+def _lacks_recorder(gap: Gap) -> bool:
+    return gap.state == "unfillable" and (gap.detail or "").startswith(_NO_RECORDER)
+
+
+@dataclass(frozen=True, slots=True)
+class _Starts:
+    """What is known of Home Assistant's starts without its recorder's rows."""
+
+    lifecycle: Lifecycle
+    oldest_state_ns: int | None
+    """The oldest `last_changed` of all current states."""
+
+
+def _starts(entities: Entities, newest: Mapping[str, State]) -> _Starts:
+    oldest_ns = (nanoseconds(state.last_changed) for state in newest.values())
+    return _Starts(entities.lifecycle, min(oldest_ns, default=None))
 
 
 @dataclass(slots=True)

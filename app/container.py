@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -222,6 +222,15 @@ def _backfill_schema(settings: Settings) -> Schema:
     )
 
 
+def _past_entities(
+    metadata: Metadata, embedded: EmbeddedStore | None
+) -> Mapping[str, Callable[[], Awaitable[Collection[str]]]]:
+    past: dict[str, Callable[[], Awaitable[Collection[str]]]] = {"catalog": metadata.entity_ids}
+    if embedded is not None:
+        past["embedded_store"] = embedded.entity_ids
+    return past
+
+
 def _deliveries(
     settings: Settings,
     sinks: Sequence[InfluxSink | EmbeddedStore],
@@ -328,6 +337,8 @@ class Container(containers.DeclarativeContainer):
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         max_hours=settings.provided.backfill.max_hours,
         points_per_s=settings.provided.backfill.points_per_s,
+        commit_interval_s=settings.provided.backfill.commit_interval_s,
+        past=providers.Singleton(_past_entities, metadata, embedded_store),
     )
     observer = providers.Singleton(
         Observer,

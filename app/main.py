@@ -163,6 +163,7 @@ def _components(container: Container, connections: Connections) -> Components:
         event_store=container.embedded_store(),
         dead_letters=container.dead_letters(),
         coverage=container.coverage(),
+        unknown_entities=container.backfill().unknown_entities,
         access=AccessRules(
             api_key=serving.api_key.get_secret_value() if serving.api_key else None,
             trusted_peers=serving.trusted_peers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -296,7 +296,9 @@ GapReason = Literal[
 Home Assistant was set back, points were dropped before they were durable, a damaged journal took
 them with it; or a person asks for history from before."""
 
-GapState = Literal["open", "filled", "unfillable"]
+GapState = Literal["open", "filled", "nothing_recorded", "unfillable"]
+"""Whether a gap is still to be filled, was filled from the recorder, was read although the recorder
+holds nothing of it, or cannot be filled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,10 +332,22 @@ class Gap:
     keep_from: int = 0
     """From this sequence number on, rows of the journal stay while the gap is open: what is read
     back near its bounds is compared with them."""
+    sources: tuple[str, ...] = ()
+    """Where the entities were found that were requested from the recorder."""
+    limitations: tuple[str, ...] = ()
+    """What cannot be known of it, in sentences."""
     detail: str | None = None
     """Why it cannot be filled, or what the last attempt said."""
     closed_at: float | None = None
     """When it was filled or given up; None while open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lifecycle:
+    """When Home Assistant began to stop and had started, in nanoseconds, oldest first."""
+
+    stopped_ns: Sequence[int] = ()
+    started_ns: Sequence[int] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -532,6 +532,11 @@ class BackfillSettings(_Section):
         validation_alias="BACKFILL_RATE",
         description="Points per second that are read back, at most",
     )
+    commit_interval_s: Annotated[float, Field(gt=0, le=3_600)] = Field(
+        5.0,
+        validation_alias="BACKFILL_COMMIT_INTERVAL",
+        description="Seconds between two commits of the recorder: its own commit_interval",
+    )
 
 
 class LogSettings(_Section):

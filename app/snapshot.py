@@ -125,6 +125,7 @@ class GapsStatus:
 
     open: int = 0
     filled: int = 0
+    nothing_recorded: int = 0
     unfillable: int = 0
     backfilled: int = 0
     """Points read back from the recorder since the start of the process."""

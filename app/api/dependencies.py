@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -24,6 +24,10 @@ from app.journal.coverage import Coverage
 from app.model import Lines
 from app.snapshot import Snapshot
 from app.telemetry import Telemetry
+
+
+async def _no_entities(_: Collection[str]) -> Sequence[str]:
+    return ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,8 @@ class Components:
     diagnostics: Callable[[], Mapping[str, object]]
     append: Callable[[Lines], Awaitable[None]]
     """Journals lines again; durable when it returns."""
+    unknown_entities: Callable[[Collection[str]], Awaitable[Sequence[str]]] = _no_entities
+    """Returns which of some entity ids nothing knows."""
     key_attempts: KeyAttempts = field(default_factory=KeyAttempts)
     challenges: Challenges = field(default_factory=Challenges)
     upserting: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -29,12 +29,22 @@ async def gaps(components: ComponentsDep) -> GapList:
 async def backfill(components: ComponentsDep, wanted: BackfillRequest) -> BackfillStarted:
     """Open what is not covered in this span; `/api/v1/gaps` shows how far it is filled.
 
-    That is all before the service began to capture, and gaps that were given up. What was
+    That is all before the service began to capture, and gaps that were given up; for named
+    entities also gaps that were filled before, because these may have been missing. What was
     captured is not read again.
     """
     times = requested_span(wanted, now_ns=components.coverage.now_ns)
     if times.oldest_ns >= times.newest_ns:
         raise ProblemRaised(_NO_SPAN)
+    if unknown := await components.unknown_entities(wanted.entity_ids):
+        raise ProblemRaised(
+            Problem(
+                status=422,
+                code="unknown_entities",
+                detail=f"Nothing knows {', '.join(map(repr, unknown))}: neither Home Assistant and"
+                " its recorder, nor this service.",
+            )
+        )
     opened = components.coverage.request(times, entity_ids=wanted.entity_ids)
     return BackfillStarted(gaps=[document_of(gap) for gap in opened])
 
@@ -58,6 +68,8 @@ def document_of(gap: Gap) -> GapDocument:
         entities=gap.entities,
         unrecorded=list(gap.unrecorded),
         entity_ids=list(gap.entity_ids),
+        sources=list(gap.sources),
+        limitations=list(gap.limitations),
         detail=gap.detail,
         found_at=moment_at(gap.found_at),
         closed_at=None if gap.closed_at is None else moment_at(gap.closed_at),

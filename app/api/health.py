@@ -137,7 +137,7 @@ def render(snapshot: Snapshot) -> Health:
         ),
         gaps=GapsHealth(
             open=snapshot.gaps.open,
-            filled=snapshot.gaps.filled,
+            filled=snapshot.gaps.filled + snapshot.gaps.nothing_recorded,
             unfillable=snapshot.gaps.unfillable,
         ),
         performance=PerformanceHealth(

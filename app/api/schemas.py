@@ -116,7 +116,7 @@ class GapsHealth(BaseModel):
     """Spans of time in which nothing was captured."""
 
     open: int
-    filled: int
+    filled: int = Field(description="Read back, those of which the recorder holds nothing included")
     unfillable: int
 
 
@@ -603,7 +603,10 @@ class GapDocument(BaseModel):
     start: datetime = Field(examples=["2026-11-23T10:02:11.123456Z"])
     end: datetime = Field(examples=["2026-11-23T10:07:40Z"])
     reason: GapReason = Field(examples=["restart"], description="Why nothing was captured")
-    state: GapState = Field(examples=["filled"])
+    state: GapState = Field(
+        examples=["filled"],
+        description="`nothing_recorded`: it was read, and the recorder holds nothing of it",
+    )
     filled_through: datetime | None = Field(
         examples=["2026-11-23T10:07:40Z"], description="Up to where it is filled"
     )
@@ -616,6 +619,13 @@ class GapDocument(BaseModel):
     )
     entity_ids: list[str] = Field(
         examples=[[]], description="Only these are read back; empty for all"
+    )
+    sources: list[str] = Field(
+        examples=[["states", "captured", "catalog", "entity_registry", "statistics", "logbook"]],
+        description="Where the entities were found that were requested from the recorder",
+    )
+    limitations: list[str] = Field(
+        examples=[[]], description="What cannot be known of it, in sentences"
     )
     detail: str | None = Field(examples=[None], description="Why it cannot be filled")
     found_at: datetime = Field(examples=["2026-11-23T10:07:40Z"])

@@ -40,8 +40,9 @@ python -m app backfill --since 2026-11-14
 python -m app backfill --since 2026-11-14T06:00+01:00 --until 2026-11-15 --entities sensor.power""",
     statuses="""\
 0  all of it was read back, or there was nothing to read
-1  some of it is not to be had; the last lines say why
-2  the command line or the settings cannot be used, or DATA_DIR is held and nobody answers""",
+1  some of it is not to be had, or nothing of it is recorded; the last lines say why
+2  the command line or the settings cannot be used, nothing knows an entity, or DATA_DIR is held and
+   nobody answers""",
 )
 
 _NO_SPAN = "backfill: --since must lie before --until, and in the past"
@@ -106,6 +107,13 @@ async def _read_here(
     times = requested_span(wanted, now_ns=coverage.now_ns)
     if times.oldest_ns >= times.newest_ns:
         raise SettingsError(_NO_SPAN)
+    if wanted.entity_ids:
+        await _until_streaming(container, out, failed=failed)
+        if unknown := await container.backfill().unknown_entities(wanted.entity_ids):
+            raise SettingsError(
+                f"--entities: nothing knows {', '.join(map(repr, unknown))}: neither Home Assistant"
+                " and its recorder, nor this service"
+            )
     ids = {gap.id for gap in coverage.request(times, entity_ids=wanted.entity_ids)}
 
     async def look() -> tuple[list[GapDocument], Sequence[str]]:
@@ -120,6 +128,16 @@ async def _read_here(
     ):
         await asyncio.sleep(_LOOK_EVERY_S)
     return done
+
+
+async def _until_streaming(container: Container, out: TextIO, *, failed: asyncio.Event) -> None:
+    """Wait for Home Assistant, which knows more entities than we do, and show what is wrong."""
+    observer, said = container.observer(), _Said(out)
+    while not container.pipeline().streaming.is_set():
+        if failed.is_set():
+            raise SettingsError(" ".join(observer.snapshot().reasons))
+        await asyncio.sleep(_LOOK_EVERY_S)
+        said.write(observer.snapshot().reasons)
 
 
 async def _ask_the_service(service: RunningService, wanted: BackfillRequest, out: TextIO) -> bool:
@@ -140,13 +158,11 @@ async def _ask_the_service(service: RunningService, wanted: BackfillRequest, out
 
 async def _watch(look: Look, out: TextIO) -> bool:
     """Show the progress until nothing is open any more; return whether all could be filled."""
-    shown, said = "", set[str]()
+    shown, said = "", _Said(out)
     while True:
         gaps, reasons = await look()
-        for reason in reasons:
-            if reason not in said and any(gap.state == "open" for gap in gaps):
-                said.add(reason)
-                out.write(f"{_fresh(out)}{reason}\n")
+        if any(gap.state == "open" for gap in gaps):
+            said.write(reasons)
         if (bar := _bar(gaps, fine=out.isatty())) != shown:
             shown = bar
             out.write(f"\r{bar}" if out.isatty() else f"{bar}\n")
@@ -155,7 +171,23 @@ async def _watch(look: Look, out: TextIO) -> bool:
             break
         await asyncio.sleep(_LOOK_EVERY_S)
     out.write(f"{_fresh(out)}{_summary(gaps)}\n")
-    return all(gap.state == "filled" for gap in gaps)
+    states = {gap.state for gap in gaps}
+    return states <= {"filled", "nothing_recorded"} and states != {"nothing_recorded"}
+
+
+class _Said:
+    """Writes each reason once."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._said: set[str] = set()
+
+    def write(self, reasons: Sequence[str]) -> None:
+        """Write those that are new."""
+        for reason in reasons:
+            if reason not in self._said:
+                self._said.add(reason)
+                self._out.write(f"{_fresh(self._out)}{reason}\n")
 
 
 def _fresh(out: TextIO) -> str:
@@ -185,6 +217,10 @@ def _summary(gaps: Sequence[GapDocument]) -> str:
         return "Nothing to read back: all of it was captured, or read back before"
     changes, unrecorded = sum(gap.changes for gap in gaps), sum(len(g.unrecorded) for g in gaps)
     lines = [f"Read back {changes:,} changes; {unrecorded:,} entities have no recorded history"]
+    sources = sorted({source for gap in gaps for source in gap.sources})
+    if sources:
+        lines.append(f"Entities from: {', '.join(sources)}")
+    lines += dict.fromkeys(limitation for gap in gaps for limitation in gap.limitations)
     lines += [f"Not to be had from {gap.start}: {gap.detail}" for gap in gaps if gap.detail]
     return "\n".join(lines)
 

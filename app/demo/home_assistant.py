@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
-from typing import Literal, Protocol, Self, cast, get_args
+from typing import Literal, Protocol, Self, cast, get_args, runtime_checkable
 
 import msgspec
 from websockets.asyncio.server import Server, ServerConnection, serve
@@ -82,6 +82,11 @@ _PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
         ),
     ),
     "config_entries/get": (frozenset(), frozenset({"domain", "type_filter"})),
+    "logbook/get_events": (
+        frozenset({"start_time"}),
+        frozenset({"end_time", "entity_ids", "device_ids", "context_id"}),
+    ),
+    "recorder/list_statistic_ids": (frozenset(), frozenset({"statistic_type"})),
     **dict.fromkeys(
         (
             "get_states",
@@ -128,6 +133,19 @@ class House(Protocol):
         The rows are those of `state_row`; a removal is a row whose `state` is None. Entities
         without a row may be left out.
         """
+        ...
+
+
+@runtime_checkable
+class Chronicle(Protocol):
+    """What a house with a logbook and statistics has besides; others refuse the commands."""
+
+    def logbook(self, start: datetime, end: datetime) -> Sequence[JsonObject]:
+        """Return the logbook's entries with `start < when < end`, oldest first."""
+        ...
+
+    def statistics(self) -> Sequence[JsonObject]:
+        """Return the answer to `recorder/list_statistic_ids`."""
         ...
 
 
@@ -460,6 +478,8 @@ class FakeHomeAssistant:
             "config_entries/get": self._house.config_entries,
             "recorder/info": lambda: {**_IDLE_RECORDER, **self._house.recorder()},
             "history/history_during_period": lambda: self._history(parameters),
+            "logbook/get_events": lambda: self._logbook(parameters),
+            "recorder/list_statistic_ids": lambda: self._chronicle().statistics(),
         }
         return answers[command]()
 
@@ -483,6 +503,16 @@ class FakeHomeAssistant:
         if event_type in self._denied or (self._read_only and event_type not in allowed):
             raise _Refused("unauthorized", "Unauthorized")
         client.subscribed[client.last_id] = event_type
+
+    def _logbook(self, parameters: Mapping[str, object]) -> Sequence[JsonObject]:
+        start = _moment(parameters, "start_time")
+        end = _moment(parameters, "end_time") if "end_time" in parameters else datetime.now(UTC)
+        return self._chronicle().logbook(start, end)
+
+    def _chronicle(self) -> Chronicle:
+        if not isinstance(self._house, Chronicle):
+            raise _Refused("unknown_command", "Unknown command.")
+        return self._house
 
     def _history(self, parameters: Mapping[str, object]) -> JsonObject:
         entity_ids = cast("Sequence[str]", parameters["entity_ids"])

@@ -302,6 +302,10 @@ class Metadata:
         """Return one entity, also one that was removed; None when there never was one."""
         return await self._opened().read(partial(_one, table=ENTITIES, row_id=entity_id))
 
+    async def entity_ids(self) -> list[str]:
+        """Return all entities of this Home Assistant, also those that were removed."""
+        return await self._opened().read(partial(_entity_ids, source=self._source))
+
     async def _page(
         self, table: Table, conditions: Mapping[str, Value], *, limit: int, cursor: str | None
     ) -> DocumentPage:
@@ -421,6 +425,11 @@ def _upsert(connection: Connection, table: Table, rows: Iterable[Row], *, moment
 def _one(connection: Connection, table: Table, row_id: str) -> Document | None:
     page = _select(connection, table, {f"{table.key} = ?": row_id}, limit=1)
     return page.documents[0] if page.documents else None
+
+
+def _entity_ids(connection: Connection, source: str) -> list[str]:
+    found = connection.execute("SELECT entity_id FROM entities WHERE source = ?", (source,))
+    return [entity_id for (entity_id,) in found]
 
 
 def _select(

@@ -34,6 +34,7 @@ _BEFORE_START_NS = 60 * _SECOND_NS
 _MAX_EDGES = 300
 _MAX_CLOSED = 1_000
 _MAX_OPEN = 1_000
+_READ = frozenset({"filled", "nothing_recorded"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,8 +261,11 @@ class Coverage:
     def request(self, times: Times, *, entity_ids: Sequence[str]) -> list[Gap]:
         """Open what is not covered in this span, because a person requests it; return the gaps.
 
-        That is all before the journal began, and the gaps in it that nobody filled.
+        That is all before the journal began, and the gaps in it that nobody filled. Named entities
+        are also requested for gaps that were read before: they may have been unknown then.
         """
+        # A name that is there twice would end a window before its time.
+        entity_ids = tuple(dict.fromkeys(entity_ids))
         found = [
             self._put(replace(gap, state="open", reason="requested", detail=None, closed_at=None))
             for gap in self.gaps()
@@ -274,9 +278,14 @@ class Coverage:
         oldest_ns, newest_ns = _within_range(times)
         wanted = Times(oldest_ns, min(newest_ns, since_ns))
         if wanted.oldest_ns < wanted.newest_ns and not self._was_requested(wanted, entity_ids):
-            # A name that is there twice would end a window before its time.
-            gap = self._open(wanted, "requested", tuple(dict.fromkeys(entity_ids)))
+            gap = self._open(wanted, "requested", entity_ids)
             found.append(self._put(replace(gap, end_known=is_bounded)))
+        if entity_ids:
+            found += [
+                self._open(span, "requested", entity_ids)
+                for span in self._read_before(times)
+                if not self._was_requested(span, entity_ids)
+            ]
         if found:
             self.opened.set()
         return found
@@ -293,10 +302,21 @@ class Coverage:
         """Put a gap in the place of its former self and return it; its bounds stay."""
         return self._put(self._with_bounds(gap))
 
-    def close(self, gap: Gap, state: Literal["filled", "unfillable"], *, detail: str | None) -> Gap:
+    def close(
+        self,
+        gap: Gap,
+        state: Literal["filled", "nothing_recorded", "unfillable"],
+        *,
+        detail: str | None,
+    ) -> Gap:
         """Note that a gap is filled, or why it cannot be."""
         gap = self._with_bounds(gap)
         return self._put(replace(gap, state=state, detail=detail, closed_at=self._clock()))
+
+    def reopen(self, gap: Gap) -> Gap:
+        """Open a closed gap again, so that it is filled."""
+        self.opened.set()
+        return self._put(replace(gap, state="open", detail=None, closed_at=None))
 
     def split(self, gap: Gap, before_ns: int, *, detail: str) -> tuple[Gap, Gap]:
         """Give up the part of a gap before a moment; return that part, and the rest."""
@@ -425,14 +445,27 @@ class Coverage:
         is_unasked = self._fills and gap.reason != "requested"
         return gap.state == "unfillable" or (gap.state == "open" and not is_unasked)
 
+    def _read_before(self, times: Times) -> list[Times]:
+        """Return the parts of a span that were gaps of the journal and have been read."""
+        return [
+            Times(max(gap.start_ns + 1, times.oldest_ns), min(gap.end_ns, times.newest_ns))
+            for gap in self._gaps.values()
+            if gap.state in _READ
+            and gap.reason != "requested"
+            and gap.start_ns < times.newest_ns
+            and gap.end_ns >= times.oldest_ns
+        ]
+
     def _was_requested(self, times: Times, entity_ids: Sequence[str]) -> bool:
-        """Whether all of it is being read back, or was."""
-        for gap in self._gaps.values():
-            spans = gap.start_ns <= times.oldest_ns and gap.end_ns >= times.newest_ns
-            names = not gap.entity_ids or (entity_ids and {*entity_ids} <= {*gap.entity_ids})
-            if gap.reason == "requested" and gap.state != "unfillable" and spans and names:
-                return True
-        return False
+        """Whether all of it is being read back, or was, for these entities; none means all."""
+        return any(
+            gap.reason == "requested"
+            and gap.state in {"open", "filled"}
+            and gap.start_ns <= times.oldest_ns
+            and gap.end_ns >= times.newest_ns
+            and _includes(gap, entity_ids)
+            for gap in self._gaps.values()
+        )
 
     def _cover(self, since_ns: int, through_ns: int) -> None:
         keep_from = self._edges[0][0] if self._edges else 0
@@ -497,3 +530,11 @@ def _within_range(times: Times) -> Times:
     if oldest_ns >= 0 and newest_ns <= _LAST_NS:
         return times
     return Times(min(max(0, oldest_ns), _LAST_NS), min(max(0, newest_ns), _LAST_NS))
+
+
+def _includes(gap: Gap, entity_ids: Sequence[str]) -> bool:
+    """Whether a request reads these entities; none means all."""
+    if gap.entity_ids:
+        return bool(entity_ids) and {*entity_ids} <= {*gap.entity_ids}
+    # A request for all read those that were known then.
+    return gap.state == "open" or not entity_ids

@@ -1,4 +1,4 @@
-"""The newest change of each entity: what stood before a gap."""
+"""The newest change of each entity: the state before a gap."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class LastStates:
         self._unsaved: dict[str, LastState] = {}
         self._fresh: dict[str, _Fresh] = {}
         """What came since `unsaved` was asked."""
-        self._frozen: dict[int, Mapping[str, LastState]] = {}
-        """As it was when a gap was found, by the gap's id."""
+        self._frozen: dict[int, tuple[int, dict[str, LastState]]] = {}
+        """The start of each open gap, and what was known before it, by the gap's id."""
 
     def open(self, states: Mapping[str, LastState], *, through: int) -> None:
         """Continue where an earlier process stopped."""
@@ -43,6 +43,30 @@ class LastStates:
         for change in changes:
             fresh[change.entity_id] = (change.state, change.changed_ns, change.time_ns)
 
+    def backfilled(self, changes: Sequence[Change]) -> None:
+        """Add changes that were read back, where they are newer than what is known.
+
+        They also stand before the gaps that begin later and are still open.
+        """
+        for change in changes:
+            state = LastState(change.state, change.changed_ns, change.time_ns)
+            known = self._newest(change.entity_id)
+            if known is None or known.time_ns < state.time_ns:
+                self._fresh[change.entity_id] = (state.state, state.changed_ns, state.time_ns)
+            for start_ns, frozen in self._frozen.values():
+                former = frozen.get(change.entity_id)
+                is_newer = former is None or former.time_ns < state.time_ns
+                if is_newer and state.time_ns <= start_ns:
+                    frozen[change.entity_id] = state
+
+    def _newest(self, entity_id: str) -> LastState | None:
+        fresh = self._fresh.get(entity_id)
+        return self._known.get(entity_id) if fresh is None else LastState(*fresh)
+
+    def changed_after(self, time_ns: int) -> list[str]:
+        """Return the entities whose newest change is later than a moment."""
+        return [name for name, state in self._all().items() if state.time_ns > time_ns]
+
     def recall(self, entity_id: str, state: LastState) -> None:
         """Take the newest change that an earlier process made durable."""
         self._known[entity_id] = state
@@ -53,16 +77,18 @@ class LastStates:
             return  # it goes on over another connection, and nothing came in between
         while len(self._frozen) >= _MAX_FROZEN:
             del self._frozen[next(iter(self._frozen))]
-        self._frozen[gap.id] = self._before(gap)
+        self._frozen[gap.id] = gap.start_ns, self._before(gap.start_ns)
 
     def thaw(self, gap: Gap) -> None:
         """Forget what was kept for this gap."""
         self._frozen.pop(gap.id, None)
 
     def before(self, gap: Gap) -> Mapping[str, LastState]:
-        """Return the newest change before the gap of each entity of which it is known."""
+        """Return the newest change before the rest of a gap of each entity where it is known."""
         frozen = self._frozen.get(gap.id)
-        return self._before(gap) if frozen is None else frozen
+        if frozen is None or gap.filled_ns is not None or frozen[0] != gap.start_ns:
+            return self._before(gap.start_ns if gap.filled_ns is None else gap.filled_ns)
+        return frozen[1]
 
     def get(self, entity_id: str) -> LastState | None:
         """Return the newest change of one entity, as far as it was known when opened."""
@@ -89,10 +115,10 @@ class LastStates:
             if self._unsaved.get(name) is state:  # else it has changed since
                 del self._unsaved[name]
 
-    def _before(self, gap: Gap) -> dict[str, LastState]:
-        # What was received and not made durable before a crash lies in the gap.
-        states = self._all().items()
-        return {name: state for name, state in states if state.time_ns <= gap.start_ns}
+    def _before(self, time_ns: int) -> dict[str, LastState]:
+        # A change that was received and not made durable before a crash lies in the gap. Of an
+        # entity that has changed since, the change before is not known here.
+        return {name: state for name, state in self._all().items() if state.time_ns <= time_ns}
 
     def _all(self) -> dict[str, LastState]:
         return self._known | {name: LastState(*values) for name, values in self._fresh.items()}

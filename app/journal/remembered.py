@@ -52,13 +52,25 @@ BOUNDS_MIGRATION = """
     ALTER TABLE gaps ADD COLUMN keep_from INTEGER NOT NULL DEFAULT 0
 """
 
+SOURCES_MIGRATION = """
+    ALTER TABLE gaps ADD COLUMN sources TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE gaps ADD COLUMN limitations TEXT NOT NULL DEFAULT '[]'
+"""
+
 _GAP_COLUMNS = (
     "id, start_ns, end_ns, reason, found_at, edge_at, state, filled_ns, changes, entities,"
-    " unrecorded, entity_ids, detail, closed_at, start_known, end_known, keep_from"
+    " unrecorded, entity_ids, detail, closed_at, start_known, end_known, keep_from, sources,"
+    " limitations"
 )
 
 GAP_COLUMNS = tuple(name.strip() for name in _GAP_COLUMNS.split(","))
-_ADDED = {"start_known": "1", "end_known": "1", "keep_from": "0"}
+_ADDED = {
+    "start_known": "1",
+    "end_known": "1",
+    "keep_from": "0",
+    "sources": "'[]'",
+    "limitations": "'[]'",
+}
 """Columns that a file of an older version lacks, and what they are there."""
 _COVERED_COLUMNS = ("since_ns", "through_ns", "edge_at")
 
@@ -133,7 +145,7 @@ def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
     """Write gaps in the place of what is there of them."""
     connection.executemany(
         f"INSERT OR REPLACE INTO gaps ({_GAP_COLUMNS})"  # noqa: S608 - names of ours
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_columns(gap) for gap in gaps],
     )
 
@@ -170,6 +182,8 @@ def _columns(gap: Gap) -> tuple[object, ...]:
         gap.start_known,
         gap.end_known,
         gap.keep_from,
+        json.dumps(gap.sources),
+        json.dumps(gap.limitations),
     )
 
 
@@ -181,7 +195,7 @@ def gap_of(row: Sequence[object]) -> Gap:
     """
     columns = dict(zip(GAP_COLUMNS, row, strict=True))
     try:
-        for name in ("unrecorded", "entity_ids"):
+        for name in ("unrecorded", "entity_ids", "sources", "limitations"):
             columns[name] = json.loads(str(columns[name]))
         for name in ("start_known", "end_known"):
             columns[name] = bool(columns[name])

@@ -19,6 +19,7 @@ from app.journal.ledger import Hole, Overflow, missing
 from app.journal.remembered import (
     BOUNDS_MIGRATION,
     MIGRATION,
+    SOURCES_MIGRATION,
     Remembered,
     load,
     save_coverage,
@@ -43,6 +44,7 @@ MIGRATIONS = (
     MIGRATION,
     checks.MIGRATION,
     BOUNDS_MIGRATION,
+    SOURCES_MIGRATION,
 )
 
 _ROWS_PER_DELETE = 100

@@ -1,8 +1,9 @@
-"""From the recorder's rows to changes: the same rules as for live events, row after row."""
+"""Turns the recorder's rows into changes by the same rules as live events, row after row."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,78 +28,113 @@ Identity = tuple[str, int]
 """An entity id and `last_updated` in nanoseconds: what tells one change from all others."""
 
 
+_EMPTY = frozenset({b"", b"{}", b"null"})
+
+
 class Recovery:
-    """Makes changes of what is read back for one gap; asked window after window, in order."""
+    """Turns the recorder's rows of one gap into changes; fed window after window, in order.
+
+    The changes equal those of the live events, except for what the recorder does not keep: the
+    context, and some attributes.
+    """
 
     def __init__(
         self,
         times: Times,
         *,
-        changed_from_ns: int,
+        gap: Times,
         placements: Callable[[], Placements],
         before: Mapping[str, LastState],
         newest: Mapping[str, State],
     ) -> None:
-        """Take the bounds and what is known of the gap's two sides.
+        """Store the bounds and what is known at both ends of the gap.
 
         Args:
-            times: from when to when changes are made, both included; rows before that only
-                say what was true.
-            changed_from_ns: where the gap begins; earlier than `times` when it is half filled.
-            placements: tells where the entities are now.
-            before: the newest change before the gap, of each entity of which it is known.
-            newest: the states as they are now.
+            times: from when to when changes are made, both included.
+            gap: the bounds of the gap. `times` reaches beyond them, and begins later in a gap that
+                is half filled.
+            placements: returns where the entities are now.
+            before: the newest change before the gap of each entity of which it is known.
+            newest: the current states.
         """
         self._times = times
-        self._changed_from_ns = changed_from_ns
+        self._gap = gap
         self._before = before
         self._newest = newest
         self._normalizer = Normalizer(placements)
+        self._restarts_ns: Sequence[int] = ()
         self._last: dict[str, _Last] = {}
-        """The row before the next, of entities that have had one."""
+        """The newest row or change before the next row of each entity."""
         self._read_through: dict[str, float] = {}
         """The newest row of each entity that was read."""
         self.recorded: set[str] = set()
-        """The entities that have a row in the gap."""
+        """The entities that have a row in `times`."""
+        self.recorded_inside: set[str] = set()
+        """Those that have a row after the last one that was captured before the gap."""
 
     def knows_before(self, entity_id: str) -> bool:
-        """Whether the row before the next one is known.
+        """Whether the row or change before the entity's next row is known."""
+        last = self._before.get(entity_id)
+        return entity_id in self._last or (
+            last is not None and last.time_ns < self._times.oldest_ns
+        )
 
-        In a gap that is half filled it is not: the entity may have changed in the first half.
+    def begin_with(self, entity_id: str, row: RecordedState, *, says_since: bool = True) -> None:
+        """Set the entity's newest row before `times`.
+
+        `says_since` is False when the times of the row are made up.
         """
-        return entity_id in self._last or self._is_remembered(entity_id)
+        updated = datetime.fromtimestamp(row.lu, UTC)
+        if row.s is None:
+            self._last[entity_id] = self._nothing(entity_id, updated)
+        else:
+            state = _recorded_state(entity_id, row, updated)
+            if bytes(row.a) in _EMPTY:  # as of an unavailable entity
+                state = msgspec.structs.replace(state, attributes=self._attributes(entity_id))
+            self._last[entity_id] = _Last(state, says_since=says_since)
+
+    def restarted(self, restarts_ns: Sequence[int]) -> None:
+        """Set when Home Assistant wrote its first state after each restart, oldest first."""
+        self._restarts_ns = restarts_ns
 
     def changes(
         self, entity_id: str, rows: Sequence[RecordedState], *, committed: Collection[Identity]
     ) -> list[Change]:
         """Return the changes of an entity's next rows that lie in the gap, oldest first.
 
-        Those whose identity is in `committed` are left out, and are the row before all the same.
+        Changes in `committed` are left out, but still count as the row before the next one.
         """
         found = []
         read_through = self._read_through.get(entity_id, -math.inf)
         for row in rows:
             if row.lu <= read_through:
                 # Home Assistant compares fractions of a microsecond: a row on the boundary of
-                # two windows comes in both.
+                # two windows is in both answers.
                 continue
             self._read_through[entity_id] = read_through = row.lu
             updated = datetime.fromtimestamp(row.lu, UTC)
             if nanoseconds(updated) < self._times.oldest_ns:
-                self._begin_with(entity_id, row, updated)
+                self.begin_with(entity_id, row)
             elif nanoseconds(updated) <= self._times.newest_ns:
-                self.recorded.add(entity_id)
-                change = self._change(entity_id, self._state(entity_id, row, updated), at=updated)
+                self._note_recorded(entity_id, nanoseconds(updated))
+                state = self._state(entity_id, row, updated)
+                last = self._row_before(entity_id, state, updated)
+                change = self._change(entity_id, state, at=updated, last=last)
                 if change is not None and (entity_id, change.time_ns) not in committed:
                     found.append(change)
         return found
+
+    def _note_recorded(self, entity_id: str, time_ns: int) -> None:
+        self.recorded.add(entity_id)
+        if self._gap.oldest_ns < time_ns <= self._gap.newest_ns:
+            self.recorded_inside.add(entity_id)
 
     def unrecorded(
         self, entity_ids: Iterable[str], *, committed: Collection[Identity]
     ) -> list[Change]:
         """Return the newest state of each entity that changed in the gap and has no row in it.
 
-        Changes that came and went without being recorded cannot be known.
+        Changes between that were not recorded cannot be known.
         """
         found = []
         for entity_id in entity_ids:
@@ -109,13 +145,10 @@ class Recovery:
             # move `last_updated`, and there is no event for them.
             moments = {nanoseconds(state.last_changed), nanoseconds(state.last_updated)}
             if not any((entity_id, moment_ns) in committed for moment_ns in moments):
-                change = self._change(entity_id, state, at=state.last_updated)
+                last = self._change_before(entity_id, state.last_updated)
+                change = self._change(entity_id, state, at=state.last_updated, last=last)
                 found += [change] if change is not None else []
         return found
-
-    def _is_remembered(self, entity_id: str) -> bool:
-        is_half_filled = self._times.oldest_ns > self._changed_from_ns
-        return entity_id in self._before and not is_half_filled
 
     def _changed_inside(self, state: State) -> bool:
         changed_ns, updated_ns = nanoseconds(state.last_changed), nanoseconds(state.last_updated)
@@ -124,78 +157,88 @@ class Recovery:
         # A later update of nothing but attributes came live, and brought the state with it.
         return (
             not is_known
-            and self._changed_from_ns <= changed_ns
+            and self._gap.oldest_ns <= changed_ns
             and updated_ns <= self._times.newest_ns
         )
-
-    def _begin_with(self, entity_id: str, row: RecordedState, at: datetime) -> None:
-        # The made-up row may be followed by one that lies a microsecond before the bounds.
-        if self._is_remembered(entity_id):
-            return
-        if row.s is None:
-            self._last[entity_id] = self._nothing(entity_id)
-        else:
-            state = State(row.s, at, at, _own(row.a), entity_id=entity_id)
-            self._last[entity_id] = _Last(state, says_since=False)
 
     def _state(self, entity_id: str, row: RecordedState, updated: datetime) -> State | None:
         if row.s is None:
             return None
         newest = self._newest.get(entity_id)
         if newest is not None and newest.last_updated == updated and newest.state == row.s:
-            return newest  # with all attributes, and the context, which the recorder does not tell
-        changed = updated if row.lc is None else datetime.fromtimestamp(row.lc, UTC)
-        return State(row.s, changed, updated, _own(row.a), entity_id=entity_id)
+            return newest  # with all attributes and the context, which the recorder does not show
+        return _recorded_state(entity_id, row, updated)
 
-    def _change(self, entity_id: str, state: State | None, *, at: datetime) -> Change | None:
+    def _change(
+        self, entity_id: str, state: State | None, *, at: datetime, last: _Last
+    ) -> Change | None:
         """Return the change to this state, or to none, and make it the row before the next."""
-        last = self._last.get(entity_id)
-        if last is None:
-            known = self._is_remembered(entity_id)
-            last = self._last_before(entity_id) if known else self._nothing(entity_id)
         event = Event(
             "state_changed",
             EventData(entity_id=entity_id, old_state=last.state, new_state=state),
             time_fired=at,
             context=None if state is None else state.context,
         )
-        self._last[entity_id] = self._nothing(entity_id) if state is None else _Last(state)
-        # An update of nothing but attributes says itself that the state lasts.
-        says_since = last.says_since or (
-            state is not None and state.last_changed < state.last_updated
-        )
+        self._last[entity_id] = self._nothing(entity_id, at) if state is None else _Last(state)
         for change in self._normalizer.changes((event,))[0]:
             return msgspec.structs.replace(
                 change,
                 backfilled=True,
                 previous_state=change.previous_state if last.says_state else None,
-                duration_s=change.duration_s if last.says_state and says_since else None,
+                duration_s=change.duration_s if last.says_since else None,
             )
         return None
 
-    def _last_before(self, entity_id: str) -> _Last:
-        last = self._before.get(entity_id)
-        if last is None or last.state is None:
-            return self._nothing(entity_id)
-        changed = moment_of(last.time_ns if last.changed_ns is None else last.changed_ns)
-        state = State(
-            last.state,
-            changed,
-            moment_of(last.time_ns),
-            self._attributes(entity_id),
-            entity_id=entity_id,
-        )
+    def _row_before(self, entity_id: str, state: State | None, at: datetime) -> _Last:
+        if state is not None and state.last_changed < state.last_updated:
+            # An update of nothing but attributes: the state before was the same, whatever we know.
+            last = self._newest_before(entity_id, at)
+            return _Last(msgspec.structs.replace(state, attributes=last.state.attributes))
+        return self._change_before(entity_id, at)
+
+    def _change_before(self, entity_id: str, at: datetime) -> _Last:
+        last = self._newest_before(entity_id, at)
+        if self._restarted_between(last.state.last_updated, at):
+            return _Last(last.state, says_state=False, says_since=False)
+        return last
+
+    def _newest_before(self, entity_id: str, at: datetime) -> _Last:
+        """Return the newer of the last row and the change that is remembered from before the gap.
+
+        They are the same for an entity that is recorded, unless the last row is inside the gap.
+        """
+        last = self._last.get(entity_id)
+        change = self._before.get(entity_id)
+        if change is not None and change.time_ns < nanoseconds(at):
+            remembered = self._remembered(entity_id, change)
+            if last is None or last.state.last_updated <= remembered.state.last_updated:
+                return remembered
+        return last or self._nothing(entity_id, moment_of(self._times.oldest_ns))
+
+    def _restarted_between(self, before: datetime, at: datetime) -> bool:
+        if not self._restarts_ns:
+            return False
+        next_restart = bisect_right(self._restarts_ns, nanoseconds(before))
+        restarts_ns = self._restarts_ns[next_restart:]
+        return bool(restarts_ns) and restarts_ns[0] <= nanoseconds(at)
+
+    def _remembered(self, entity_id: str, last: LastState) -> _Last:
+        updated = moment_of(last.time_ns)
+        if last.state is None:
+            return self._nothing(entity_id, updated)
+        changed = updated if last.changed_ns is None else moment_of(last.changed_ns)
+        attributes = self._attributes(entity_id)
+        state = State(last.state, changed, updated, attributes, entity_id=entity_id)
         return _Last(state, says_since=last.changed_ns is not None)
 
-    def _nothing(self, entity_id: str) -> _Last:
-        start = moment_of(self._times.oldest_ns)
-        state = State("", start, start, self._attributes(entity_id), entity_id=entity_id)
-        return _Last(state, says_state=False)
+    def _nothing(self, entity_id: str, at: datetime) -> _Last:
+        state = State("", at, at, self._attributes(entity_id), entity_id=entity_id)
+        return _Last(state, says_state=False, says_since=False)
 
     def _attributes(self, entity_id: str) -> msgspec.Raw:
-        """Return today's attributes: they tell the class and the unit of the series.
+        """Return the current attributes, which name the class and the unit of the series.
 
-        A row that says `unavailable` has none, and must stay in its series.
+        A row that says `unavailable` may have none, and must stay in its series.
         """
         newest = self._newest.get(entity_id)
         return newest.attributes if newest else msgspec.Raw(b"{}")
@@ -207,11 +250,14 @@ class _Last:
 
     state: State
     says_state: bool = True
-    """False when nothing is known, or there was none."""
+    """False when nothing is known, or there was no state."""
     says_since: bool = True
-    """False when it is not known how long it had lasted."""
+    """False when it is not known since when it had that state."""
 
 
-def _own(raw: msgspec.Raw) -> msgspec.Raw:
+def _recorded_state(entity_id: str, row: RecordedState, updated: datetime) -> State:
+    assert row.s is not None, "a removal has no state"
+    changed = updated if row.lc is None else datetime.fromtimestamp(row.lc, UTC)
     # A copy: what came is a part of the whole answer, and would keep it in memory.
-    return msgspec.Raw(bytes(raw))
+    attributes = msgspec.Raw(bytes(row.a))
+    return State(row.s, changed, updated, attributes, entity_id=entity_id)

@@ -19,7 +19,7 @@ import pytest
 from app.discovery.registries import list_registries
 from app.errors import CommandFailed
 from app.model import RecordedState, State, Times, moment_of, nanoseconds
-from app.source.backfill import Call, Patience, Recorder
+from app.source.backfill import Call, Recorder
 
 History: TypeAlias = dict[str, list[RecordedState]]
 
@@ -242,7 +242,7 @@ class HomeAssistantContract:
         assert info["recording"] is True
 
     async def test_the_service_reads_every_row_once(self, home: Home) -> None:
-        """Through its own eyes: in windows, with the end asked for again."""
+        """Through its own eyes: window after window."""
         entity_ids = [new_entity() for _ in range(3)]
         start = datetime.now(UTC)
         moments = []
@@ -254,14 +254,12 @@ class HomeAssistantContract:
         for entity_id in entity_ids:
             await home.recorded(entity_id, 10, start)
         times = Times(nanoseconds(moments[0][1]), nanoseconds(moments[-1][1]))
-        recorder = Recorder(home.call, patience=Patience(tail_s=1.0, between_s=0.1))
+        recorder = Recorder(home.call, commit_interval_s=1.0)
 
-        await recorder.until_written()
+        await recorder.until_written(times.newest_ns, changed_later=list, obstructed=lambda _: None)
         read = [
             (entity_id, moment(row.lu))
-            async for answer in recorder.history(
-                times, entity_ids, with_start=frozenset(), is_new=True
-            )
+            async for answer in recorder.history(times, entity_ids)
             for entity_id, rows in answer.history.items()
             for row in rows
         ]

@@ -33,8 +33,14 @@ class StillHouse:
         self.rows: dict[RegistryKind, list[JsonObject]] = {}
         self.entries: list[JsonObject] = []
         self.backlog = 0
+        self.recording = True
+        self.components: list[str] = []
+        """The integrations that are set up; empty for a Home Assistant that does not say."""
         self.recorded: dict[str, list[JsonObject]] = {}
         """Every state each entity ever had, oldest first: what the recorder keeps."""
+        self.logbook_entries: list[JsonObject] = []
+        """What the logbook holds, each with `when` in seconds since the epoch."""
+        self.statistic_ids: list[str] = []
         self._moments = _moments_of(clock) if clock else _made_up()
         self._states: dict[str, JsonObject] = {}
 
@@ -63,6 +69,31 @@ class StillHouse:
     def restart_time(self, clock: Callable[[], datetime]) -> None:
         """Let changes happen when this clock says, also when it was set back."""
         self._moments = _moments_of(clock)
+
+    def restart(self, *, is_clean: bool = True) -> list[JsonObject]:
+        """Have Home Assistant lose all states and write each again; return the events of that.
+
+        A kill (not `is_clean`) leaves no entry of the stop in the logbook.
+        """
+        if is_clean:
+            self._log("stopped")
+        former, self._states = self._states, {}
+        self.let_pass(seconds=10)
+        events = [
+            self.set_state(entity_id, str(row["state"]), _object(row["attributes"]))
+            for entity_id, row in former.items()
+        ]
+        self._log("started")
+        return events
+
+    def let_pass(self, *, seconds: float) -> None:
+        """Let time pass without a change."""
+        moments, pause = self._moments, timedelta(seconds=seconds)
+        self._moments = (moment + pause for moment in moments)
+
+    def _log(self, message: str) -> None:
+        entry: JsonObject = {"domain": "homeassistant", "message": message}
+        self.logbook_entries.append({**entry, "when": next(self._moments).timestamp()})
 
     def put_row(self, kind: RegistryKind, row: JsonObject, *, id_name: str) -> None:
         """Add a row to a registry and fire the event that says so."""
@@ -105,7 +136,8 @@ class StillHouse:
 
     def config(self) -> JsonObject:
         """Return the state of Home Assistant itself."""
-        return {"state": self.ha_state, "location_name": "Still house"}
+        config = {"state": self.ha_state, "location_name": "Still house"}
+        return {**config, "components": self.components} if self.components else config
 
     def config_entries(self) -> Sequence[JsonObject]:
         """Return `entries`."""
@@ -113,7 +145,7 @@ class StillHouse:
 
     def recorder(self) -> JsonObject:
         """Return the backlog."""
-        return {"backlog": self.backlog}
+        return {"backlog": self.backlog, "recording": self.recording}
 
     def history(
         self, start: datetime, end: datetime, entity_ids: Sequence[str]
@@ -130,6 +162,18 @@ class StillHouse:
             )
             for entity_id in entity_ids
         }
+
+    def logbook(self, start: datetime, end: datetime) -> Sequence[JsonObject]:
+        """Return the entries put there."""
+        return [
+            entry
+            for entry in self.logbook_entries
+            if start.timestamp() < float(str(entry["when"])) < end.timestamp()
+        ]
+
+    def statistics(self) -> Sequence[JsonObject]:
+        """Return the entities put there."""
+        return [{"statistic_id": entity_id} for entity_id in self.statistic_ids]
 
     def _happened(self, old: JsonObject | None, new: JsonObject | None, at: datetime) -> JsonObject:
         event = state_changed(old, new, at=at)

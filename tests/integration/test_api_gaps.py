@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -67,6 +68,8 @@ async def test_a_gap_tells_its_story() -> None:
                 "entities": 2,
                 "unrecorded": ["sensor.secret"],
                 "entity_ids": [],
+                "sources": [],
+                "limitations": [],
                 "detail": None,
                 "found_at": "2026-11-23T10:07:11.123456Z",
                 "closed_at": "2026-11-23T10:07:11.123456Z",
@@ -115,6 +118,25 @@ async def test_history_can_be_requested_while_our_clock_is_wrong() -> None:
 
     (gap,) = answer.json()["gaps"]
     assert (gap["start"], gap["end"]) == ("2026-11-01T00:00:00Z", "2026-11-23T10:02:11.123456Z")
+
+
+async def test_an_entity_that_nothing_knows_is_refused_by_name() -> None:
+    """A misspelt id would else look like an entity without history."""
+    coverage, _ = noted()
+
+    async def unknown(entity_ids: Collection[str]) -> list[str]:
+        return [entity_id for entity_id in entity_ids if entity_id == "sensor.mispelt"]
+
+    async with api_client(components(coverage=coverage, unknown_entities=unknown)) as client:
+        answer = await client.post(
+            "/api/v1/backfill",
+            json={"since": "2026-11-01T00:00:00Z", "entity_ids": ["sensor.a", "sensor.mispelt"]},
+        )
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "unknown_entities")
+    assert "'sensor.mispelt'" in answer.json()["detail"]
+    assert "sensor.a" not in answer.json()["detail"]
+    assert len(coverage.gaps()) == 1
 
 
 async def test_what_was_captured_is_not_opened() -> None:

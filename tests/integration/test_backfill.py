@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import shutil
 import time
 import zlib
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -330,7 +332,7 @@ async def test_a_fill_that_lost_its_connection_goes_on(
     assert_once(points)
     assert numbers(0, 101) == states(points)
     assert [None, *numbers(0, 100)] == previous(points)
-    assert [point.fields.get("duration_in_state_seconds") for point in points[1:]].count(None) == 1
+    assert [point.fields.get("duration_in_state_seconds") for point in points[1:]].count(None) == 0
 
 
 async def test_live_events_do_not_wait_for_a_gap(
@@ -656,6 +658,197 @@ async def test_a_damaged_row_does_not_stop_the_start(
 
     async with running(Process(tmp_path / "killed", fake)) as process:
         await process.until_filled(2)
-        reasons = [gap.reason for gap in process.coverage.gaps() if gap.state == "filled"]
+        reasons = [gap.reason for gap in process.coverage.gaps() if gap.state != "unfillable"]
 
     assert sorted(reasons) == ["damage", "restart"]
+
+
+# Which entities
+
+
+async def test_entities_that_lived_only_in_the_gap_are_read_back(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """The logbook, the statistics and the registry name them; the gap names its sources."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    for entity_id in ("switch.guest", "sensor.rented_meter", "light.disabled"):
+        house.set_state(entity_id, "1")
+        row = house.remove(entity_id)
+        assert row
+    when = now().timestamp()
+    house.logbook_entries = [{"entity_id": "switch.guest", "state": "1", "when": when}]
+    house.statistic_ids = ["sensor.rented_meter", "recorder:external"]
+    house.rows["entity"] = [
+        {"entity_id": "light.disabled", "platform": "demo", "disabled_by": "user", "id": "1"}
+    ]
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until_filled()
+        points = await process.points()
+
+    for entity_id in ("switch.guest", "sensor.rented_meter", "light.disabled"):
+        assert states(points, entity_id) == ["1", None]
+        assert previous(points, entity_id) == [None, "1"]
+    assert process.gap().sources == (
+        "states",
+        "captured",
+        "entity_registry",
+        "statistics",
+        "logbook",
+    )
+    assert "single state" in process.gap().limitations[0]
+
+
+async def test_a_gap_without_a_row_is_not_filled_but_nothing_recorded(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """The recorder was purged, or nothing changed: it does not say."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until_filled()
+
+    assert (process.gap().state, process.gap().changes) == ("nothing_recorded", 0)
+    assert "holds nothing" in str(process.gap().detail)
+
+
+async def test_an_entity_that_nothing_knows_is_named(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Whether before the request or, without a connection then, when the gap is read."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+        house.set_state("sensor.removed", "1")
+        house.remove("sensor.removed")
+        await process.until_journaled(3)
+        process.last_states.__init__()  # type: ignore[misc]  # a new service has seen nothing
+        unknown = await process.backfill.unknown_entities([SENSOR, "sensor.removed", "sensor.typo"])
+        since = nanoseconds(datetime.now(UTC) - timedelta(hours=1))
+        (gap,) = process.coverage.request(
+            Times(since, nanoseconds(datetime.now(UTC))), entity_ids=["sensor.typo"]
+        )
+        await process.until_filled()
+        closed = process.coverage.gap(gap.id)
+
+    assert unknown == ["sensor.typo"]
+    assert closed is not None
+    assert (closed.state, closed.detail) == ("unfillable", "Nothing knows sensor.typo")
+
+
+# A recorder that is behind
+
+
+async def test_a_gap_stays_open_while_the_recorder_is_behind(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """However long its database is locked; health says why."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+    late, house.recorded[SENSOR] = house.recorded[SENSOR], house.recorded[SENSOR][:1]
+    house.backlog = 979
+
+    process = Process(tmp_path, fake)
+    async with running(process):
+        await process.until(lambda: sum(process.time.slept) > 600)
+        reason = process.backfill.status().reason
+        states_meanwhile = {gap.state for gap in process.coverage.gaps()}
+        house.backlog, house.recorded[SENSOR] = 0, late
+        await process.until_filled()
+        points = await process.points()
+
+    assert "yet to write 979 events" in str(reason)
+    assert states_meanwhile == {"open"}
+    assert states(points) == ["0", "1"]
+    assert process.backfill.status().reason is None
+
+
+async def test_a_row_past_the_end_of_a_gap_is_enough(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """A busy home always has a backlog."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+    house.backlog = 7
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until(lambda: process.asked["recorder/info"] > 3)
+        house.set_state(SENSOR, "2")
+        await process.until_filled()
+        points = await process.points()
+
+    assert states(points) == ["0", "1", "2"]
+
+
+async def test_without_a_recorder_a_gap_waits_for_one(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is unfillable with the reason, and filled once Home Assistant has a recorder again."""
+    monkeypatch.setattr("app.backfill._RECORDER_CHECK_S", 0.05)
+    house.components = ["history", "sun"]
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+
+    process = Process(tmp_path, fake)
+    async with running(process):
+        await process.until(lambda: process.coverage.count("unfillable") == 1)
+        detail = process.gap().detail
+        house.components.append("recorder")
+        await process.until(lambda: process.coverage.count("filled") == 1)
+
+    assert detail == "Home Assistant runs without the integration 'recorder'"
+
+
+# What stood before
+
+
+async def test_what_was_read_back_stands_before_the_next_gap(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """A door that changed in one gap, and again in the next one, with nothing live between."""
+    door = "binary_sensor.door"
+    async with running(Process(tmp_path, fake)) as process:
+        house.set_state(door, "off")
+        await process.until_journaled(1)
+    house.set_state(door, "on")
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until_filled()
+        await lived(process, house, 0, 1)
+    house.set_state(door, "off")
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until_filled(gaps=2)
+        points = [p for p in await process.points() if p.tags["entity_id"] == door]
+
+    assert previous(points, door) == [None, "off", "on"]
+    durations = [point.fields.get("duration_in_state_seconds") for point in points]
+    assert durations[1:] == [
+        pytest.approx((after.time_ns - before.time_ns) / 1e9) for before, after in pairwise(points)
+    ]
+
+
+@pytest.mark.parametrize("is_clean", [True, False])
+async def test_the_first_states_after_a_restart_have_no_previous_state(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path, *, is_clean: bool
+) -> None:
+    """As in the live events of a Home Assistant that has just started."""
+    start = datetime.now(UTC) - timedelta(seconds=200)
+    house._moments = (start + timedelta(seconds=n / 10) for n in itertools.count())
+    async with running(Process(tmp_path, fake)) as process:
+        house.set_state("light.lamp", "on")
+        await lived(process, house, 0, 1)
+        await process.until_journaled(2)
+    house.set_state(SENSOR, "1")
+    house.restart(is_clean=is_clean)
+    house.set_state(SENSOR, "2")
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until_filled()
+        points = await process.points()
+
+    assert states(points) == ["0", "1", "1", "2"]
+    assert previous(points) == [None, "0", None, "1"]
+    assert previous(points, "light.lamp") == [None, None]

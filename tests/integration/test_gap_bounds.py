@@ -266,6 +266,7 @@ async def test_what_comes_live_before_the_states_were_listed_is_there_once(
             await asyncio.sleep(0.01)
         house.backlog = 0
         await all_filled(process, 1)
+        await process.until_journaled(20)
         points = await process.points()
 
     assert states(points) == numbers(0, counter.next)

@@ -354,6 +354,38 @@ async def test_a_file_of_an_older_version_keeps_its_points_and_cursors(path: Pat
         assert rig.covered() == Covered(at(60), at(61), START + 61)
 
 
+async def test_gaps_of_an_older_version_are_read(path: Path) -> None:
+    """They name no sources and no limitations."""
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            f"PRAGMA journal_mode=WAL; {MIGRATIONS[0]}; {MIGRATIONS[1]}; PRAGMA user_version=2;"
+            "INSERT INTO gaps VALUES (1, 10, 20, 'restart', 1.0, 0.5, 'filled', 20, 7, 2,"
+            """ '["sensor.secret"]', '[]', NULL, 3.0)"""
+        )
+    connection.close()
+    rig = Rig(path)
+
+    async with rig.journal:
+        (gap,) = rig.coverage.gaps()
+
+    assert (gap.state, gap.changes, gap.unrecorded) == ("filled", 7, ("sensor.secret",))
+    assert (gap.sources, gap.limitations) == ((), ())
+
+
+async def test_sources_and_limitations_of_a_gap_are_kept(path: Path) -> None:
+    """They are asked for long after it was filled."""
+    rig = Rig(path)
+    async with rig.journal:
+        (gap,) = rig.coverage.request(Times(1_000, 2_000), entity_ids=[])
+        rig.coverage.update(replace(gap, sources=("states", "logbook"), limitations=("No more.",)))
+    again = Rig(path)
+
+    async with again.journal:
+        (kept,) = again.coverage.gaps()
+
+    assert (kept.sources, kept.limitations) == (("states", "logbook"), ("No more.",))
+
+
 # Damage
 
 

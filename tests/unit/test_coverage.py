@@ -405,6 +405,49 @@ def test_asking_twice_reads_once(clock: Clock) -> None:
     assert coverage.request(span(-500, 0), entity_ids=[]) == []
 
 
+def test_a_request_for_other_entities_is_its_own(clock: Clock) -> None:
+    """What was read for one entity, or for all that were known, says nothing of another."""
+    coverage = Coverage(clock=clock)
+    streamed(coverage, 0, 0)
+    (first,) = coverage.request(span(-1000, 0), entity_ids=["sensor.a"])
+    coverage.close(first, "filled", detail=None)
+    assert coverage.request(span(-1000, 0), entity_ids=["sensor.a"]) == []
+
+    (other,) = coverage.request(span(-1000, 0), entity_ids=["sensor.b"])
+    (both,) = coverage.request(span(-1000, 0), entity_ids=["sensor.a", "sensor.c"])[1:]
+    for gap in (other, both):
+        coverage.close(gap, "filled", detail=None)
+    (everything,) = coverage.request(span(-1000, 0), entity_ids=[])
+    coverage.close(everything, "filled", detail=None)
+    (unknown_then,) = coverage.request(span(-1000, 0), entity_ids=["sensor.d"])
+
+    assert [gap.entity_ids for gap in (other, both, everything, unknown_then)] == [
+        ("sensor.b",),
+        ("sensor.a", "sensor.c"),
+        (),
+        ("sensor.d",),
+    ]
+
+
+def test_named_entities_are_requested_for_gaps_that_were_filled_without_them(
+    clock: Clock,
+) -> None:
+    """They may have had no state then, and no source may have listed them."""
+    coverage = Coverage(clock=clock)
+    streamed(coverage, 0, 10)
+    coverage = restarted(coverage, clock)
+    streamed(coverage, 50, 60)
+    (gap,) = coverage.open_gaps()
+    coverage.close(gap, "filled", detail=None)
+
+    (again,) = coverage.request(span(5, 60), entity_ids=["sensor.a"])
+    coverage.close(again, "nothing_recorded", detail=None)
+
+    assert again.entity_ids == ("sensor.a",)
+    assert gap.start_ns < again.start_ns <= again.end_ns <= gap.end_ns
+    assert coverage.request(span(5, 60), entity_ids=[]) == []
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_a_request_opens_again_what_was_given_up(clock: Clock, *, enabled: bool) -> None:
     """Now a person wants it: it is filled however old it is, and whatever is filled unasked."""

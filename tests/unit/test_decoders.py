@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from datetime import UTC, datetime
 
@@ -16,7 +17,7 @@ from app.commands import backfill
 from app.discovery.data_api import meaning_of, reason_of
 from app.discovery.registries import KINDS, list_registries
 from app.discovery.rows import DEVICES, ENTITIES, row_to_send
-from app.errors import SourceError
+from app.errors import SourceError, SourceUnavailable
 from app.fanout.hub import encode_event, iso_time
 from app.model import (
     Event,
@@ -31,7 +32,7 @@ from app.normalize.attributes import MAX_BYTES, read_attributes
 from app.normalize.changes import Normalizer
 from app.schema.homeiq import HomeiqEncoder
 from app.sink.replies import retry_after_s
-from app.source.backfill import Patience, Recorder
+from app.source.backfill import Recorder
 from app.source.protocol import Session
 from app.tolerant import UNREADABLE, repaired
 
@@ -221,27 +222,56 @@ rows = st.fixed_dictionaries(
     st.dictionaries(st.just("sensor.a"), st.lists(rows, max_size=3)).map(encoded)
     | bytes_of_documents,
     st.fixed_dictionaries({"backlog": scalars}).map(encoded) | bytes_of_documents,
+    st.lists(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "when": numbers | scalars,
+                "entity_id": scalars,
+                "statistic_id": scalars,
+                "domain": st.just("homeassistant") | scalars,
+                "message": st.just("started") | scalars,
+            },
+        ),
+        max_size=3,
+    ).map(encoded)
+    | bytes_of_documents,
 )
 async def test_every_answer_of_the_recorder_is_read_or_our_own_error(
-    newest: bytes, history: bytes, info: bytes
+    newest: bytes, history: bytes, info: bytes, listed: bytes
 ) -> None:
-    """States, rows and the backlog, whatever their numbers and times."""
-    answers = {"get_states": newest, "recorder/info": info}
+    """States, rows, lists and the backlog, whatever their numbers and times."""
+    answers = {
+        "get_states": newest,
+        "recorder/info": info,
+        "get_config": info,
+        "history/history_during_period": history,
+    }
 
     async def call(command: str, **_: object) -> msgspec.Raw:
-        return msgspec.Raw(answers.get(command, history))
+        return msgspec.Raw(answers.get(command, listed))
 
     async def sleep(_: float) -> None:
-        now.append(now[-1] + 10.0)
+        slept.append(None)
+        if len(slept) > 15:
+            raise SourceUnavailable("the connection was lost meanwhile")
 
-    now = [0.0]
-    recorder = Recorder(call, patience=Patience(), clock=lambda: now[-1], sleep=sleep)
+    slept: list[None] = []
+    recorder = Recorder(call, sleep=sleep)
+    for read in (recorder.registered, recorder.with_statistics, recorder.missing_component):
+        with contextlib.suppress(SourceError):
+            await read()
+    with contextlib.suppress(SourceError):
+        await recorder.logbook(Times(0, 10))
+    with contextlib.suppress(SourceError):
+        await recorder.rows_before(10**18, ["sensor.a"])
+    with contextlib.suppress(SourceError):
+        await recorder.until_written(0, changed_later=list, obstructed=lambda _: None)
     try:
-        await recorder.until_written()
         for state in (await recorder.newest_states()).values():
             nanoseconds(state.last_updated)
         times = Times(-(2**63) + 2, -(2**63) + 10)
-        async for part in recorder.history(times, ["sensor.a"], with_start=(), is_new=False):
+        async for part in recorder.history(times, ["sensor.a"]):
             for row in part.history.get("sensor.a", ()):
                 assert is_representable(int(row.lu * 1e9))
                 moment_at(row.lu)

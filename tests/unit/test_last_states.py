@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from app.journal.last_states import LastStates
 from app.model import NOWHERE, Change, Gap, LastState
 
@@ -123,3 +125,58 @@ def test_a_restart_continues_with_what_was_saved_and_recalled() -> None:
     assert states.get("sensor.a") == LastState("2", 20, 20)
     assert states.get("sensor.c") is None
     assert states.unsaved() == {}
+
+
+def test_what_was_read_back_counts_like_what_came_live() -> None:
+    """Where it is newer; a later live change stays the newest, also a removal."""
+    states = LastStates()
+    states.update([change("sensor.a", "1", 10), change("sensor.b", "9", 90)])
+
+    states.backfilled(
+        [
+            change("sensor.a", "2", 20),
+            change("sensor.b", "8", 30),
+            change("sensor.c", "7", 40),
+            change("sensor.c", None, 45),
+        ]
+    )
+
+    assert states.before(gap(100)) == {
+        "sensor.a": LastState("2", 20, 20),
+        "sensor.b": LastState("9", 90, 90),
+        "sensor.c": LastState(None, 45, 45),
+    }
+    assert states.unsaved().keys() == {"sensor.a", "sensor.b", "sensor.c"}
+
+
+def test_what_was_read_back_for_one_gap_stands_before_the_next() -> None:
+    """Also when that was found before the first was filled; later changes do not."""
+    states = LastStates()
+    states.update([change("sensor.a", "1", 10)])
+    states.freeze(gap(50, number=1))
+    states.freeze(gap(200, number=2))
+
+    states.backfilled([change("sensor.a", "2", 120), change("sensor.a", "3", 250)])
+
+    assert states.before(gap(50, number=1)) == {"sensor.a": LastState("1", 10, 10)}
+    assert states.before(gap(200, number=2)) == {"sensor.a": LastState("2", 120, 120)}
+
+
+def test_the_rest_of_a_gap_follows_what_was_read_back_of_it() -> None:
+    """A fill that was interrupted goes on from there."""
+    states = LastStates()
+    states.update([change("sensor.a", "1", 10), change("sensor.b", "1", 10)])
+    states.freeze(gap(50))
+    states.backfilled([change("sensor.a", "2", 80), change("sensor.b", "2", 140)])
+
+    rest = replace(gap(50), filled_ns=100)
+
+    assert states.before(rest) == {"sensor.a": LastState("2", 80, 80)}
+
+
+def test_entities_that_changed_later_are_known() -> None:
+    """They may prove that the recorder has written what was before."""
+    states = LastStates()
+    states.update([change("sensor.a", "1", 10), change("sensor.b", "1", 60)])
+
+    assert states.changed_after(50) == ["sensor.b"]

@@ -15,6 +15,7 @@ from app.model import (
     Change,
     Event,
     LastState,
+    Lifecycle,
     RecordedState,
     State,
     Times,
@@ -23,6 +24,12 @@ from app.model import (
 )
 from app.normalize.changes import Normalizer
 from app.normalize.recorded import Identity, Recovery
+from app.normalize.restarts import (
+    around,
+    first_write_ns,
+    searches,
+    written_rows,
+)
 from tests.fakes.recordings import VERSIONS, recording
 from tests.fakes.still_house import NOON, StillHouse
 
@@ -52,14 +59,13 @@ def state(row: object) -> State:
 def recovery(
     times: Times = LONG,
     *,
-    changed_from_ns: int | None = None,
     before: Mapping[str, LastState] | None = None,
     newest: Mapping[str, State] | None = None,
 ) -> Recovery:
     """Return one that knows nothing but what it is told."""
     return Recovery(
         times,
-        changed_from_ns=times.oldest_ns if changed_from_ns is None else changed_from_ns,
+        gap=times,
         placements=dict,
         before=before or {},
         newest=newest or {},
@@ -176,37 +182,34 @@ def test_the_first_row_follows_what_was_journaled_last() -> None:
     assert (change.previous_state, change.duration_s) == ("1", 2.0)
 
 
-def test_without_a_beginning_the_duration_is_unknown() -> None:
-    """A made-up first row says the state and not since when."""
+def test_the_first_row_follows_the_row_before_the_gap() -> None:
+    """It says the state and since when."""
     times = Times(at(1_000), at(9_000))
     reading = recovery(times)
     assert not reading.knows_before("sensor.a")
 
-    changes = reading.changes(
-        "sensor.a", [row("1", 999), row("2", 2_000), row("3", 3_500)], committed=()
-    )
+    reading.begin_with("sensor.a", row("1", 900, changed_ms=500))
+    changes = reading.changes("sensor.a", [row("2", 2_000), row("3", 3_500)], committed=())
 
-    assert [(c.previous_state, c.duration_s) for c in changes] == [("1", None), ("2", 1.5)]
+    assert [(c.previous_state, c.duration_s) for c in changes] == [("1", 1.5), ("2", 1.5)]
     assert reading.knows_before("sensor.a")
 
 
 def test_an_update_of_attributes_lasts_no_time_whatever_is_known() -> None:
-    """It says itself that the state began earlier."""
+    """It says itself that the state began earlier, and so what the state before was."""
     times = Times(at(1_000), at(9_000))
 
     changes = recovery(times).changes(
-        "sensor.a",
-        [row("1", 999), row("1", 2_000, changed_ms=0), row("2", 3_000)],
-        committed=(),
+        "sensor.a", [row("1", 2_000, changed_ms=0), row("2", 3_000)], committed=()
     )
 
     assert [(c.previous_state, c.duration_s) for c in changes] == [("1", 0.0), ("1", 3.0)]
 
 
-def test_what_was_journaled_is_believed_before_the_made_up_row() -> None:
-    """It knows since when."""
+def test_what_came_live_takes_precedence_over_its_own_row() -> None:
+    """It is known for certain since when it lasts."""
     times = Times(at(1_000), at(9_000))
-    before = {"sensor.a": LastState("1", at(0), at(0))}
+    before = {"sensor.a": LastState("1", at(0), at(999))}
 
     (change,) = recovery(times, before=before).changes(
         "sensor.a", [row("1", 999), row("2", 2_000)], committed=()
@@ -215,21 +218,35 @@ def test_what_was_journaled_is_believed_before_the_made_up_row() -> None:
     assert (change.previous_state, change.duration_s) == ("1", 2.0)
 
 
-def test_in_a_gap_that_is_half_filled_the_made_up_row_is_believed() -> None:
-    """The entity may have changed in the first half."""
-    times = Times(at(1_000), at(9_000))
+def test_a_row_that_is_newer_than_what_is_remembered_is_believed() -> None:
+    """Its change was missed, or not kept."""
     before = {"sensor.a": LastState("1", at(0), at(0))}
-    resumed = recovery(times, changed_from_ns=at(100), before=before)
-    assert not resumed.knows_before("sensor.a")
+    reading = recovery(Times(at(1_000), at(9_000)), before=before)
+    reading.begin_with("sensor.a", row("2", 500))
 
-    (change,) = resumed.changes("sensor.a", [row("7", 999), row("8", 2_000)], committed=())
+    (change,) = reading.changes("sensor.a", [row("3", 2_000)], committed=())
 
-    assert (change.previous_state, change.duration_s) == ("7", None)
+    assert (change.previous_state, change.duration_s) == ("2", 1.5)
+
+
+def test_a_change_that_is_remembered_does_not_stand_before_older_rows() -> None:
+    """What is requested begins before the gap does."""
+    before = {"sensor.a": LastState("2", at(800), at(800))}
+    reading = recovery(Times(at(100), at(9_000)), before=before)
+    assert not reading.knows_before("sensor.a")
+
+    changes = reading.changes(
+        "sensor.a",
+        [row("1", 300), row("2", 800), row("3", 2_000)],
+        committed={("sensor.a", at(800))},
+    )
+
+    assert [(c.state, c.previous_state) for c in changes] == [("1", None), ("3", "2")]
 
 
 @pytest.mark.parametrize(("last", "previous"), [("7", "7"), (None, None)])
 def test_the_last_row_before_the_bounds_counts(last: str | None, previous: str | None) -> None:
-    """The made-up row may be followed by the one on the boundary, or by a removal."""
+    """A row on the boundary may follow the one that was looked up, and it may be a removal."""
     times = Times(at(1_000), at(9_000))
 
     (change,) = recovery(times).changes(
@@ -260,6 +277,46 @@ def test_a_row_that_comes_in_two_windows_counts_once() -> None:
 
     assert [change.state for change in found] == ["1", "2"]
     assert found[-1].previous_state == "1"
+
+
+@pytest.mark.parametrize("value", ["1", "2"])
+def test_the_first_row_after_a_restart_has_no_previous_state(value: str) -> None:
+    """Home Assistant starts without states, so its event has no old state."""
+    reading = recovery(before={"sensor.a": LastState("1", at(0), at(0))})
+    reading.restarted([at(20_000)])
+
+    changes = reading.changes(
+        "sensor.a", [row("1", 10_000), row(value, 25_000), row("3", 26_000)], committed=()
+    )
+
+    assert [(c.previous_state, c.duration_s) for c in changes] == [
+        ("1", 10.0),
+        (None, None),
+        (value, 1.0),
+    ]
+
+
+def test_a_restart_also_parts_the_gap_from_what_was_before() -> None:
+    """Whether the newest change before it came live or was looked up."""
+    reading = recovery(before={"sensor.a": LastState("1", at(0), at(0))})
+    reading.begin_with("sensor.b", row("1", 0))
+    reading.restarted([at(500)])
+
+    changes = [
+        *reading.changes("sensor.a", [row("1", 600)], committed=()),
+        *reading.changes("sensor.b", [row("1", 600)], committed=()),
+    ]
+
+    assert [(c.previous_state, c.duration_s) for c in changes] == [(None, None)] * 2
+
+
+def test_a_removal_has_the_previous_state_of_the_live_event() -> None:
+    """And how long it lasted."""
+    reading = recovery(before={"sensor.a": LastState("1", at(0), at(0))})
+
+    (change,) = reading.changes("sensor.a", [row(None, 2_000)], committed=())
+
+    assert (change.removed, change.previous_state, change.duration_s) == (True, "1", 2.0)
 
 
 def test_removed_and_added_again() -> None:
@@ -412,14 +469,19 @@ CLASSES: Mapping[str, JsonObject] = {
     "sensor.c": {"device_class": "energy"},
 }
 BEGINNING = [(entity_id, "1", 0) for entity_id in CLASSES]
+STOPPED, KILLED = ("restart", None, 0), ("restart", None, 1)
+"""A restart, and one that the logbook shows only afterwards."""
 Story = list[tuple[str, str | None, int]]
 """Entity, state or None for a removal, and an attribute that changes; in order."""
 
 stories: st.SearchStrategy[Story] = st.lists(
-    st.tuples(
-        st.sampled_from(sorted(CLASSES)),
-        st.sampled_from(["1", "2", "", "unavailable", "on", None]),
-        st.integers(0, 2),
+    st.one_of(
+        st.tuples(
+            st.sampled_from(sorted(CLASSES)),
+            st.sampled_from(["1", "2", "", "unavailable", "on", None]),
+            st.integers(0, 2),
+        ),
+        st.sampled_from([STOPPED, KILLED]),
     ),
     max_size=25,
 )
@@ -429,6 +491,9 @@ def told(story: Story, house: StillHouse) -> list[JsonObject]:
     """Return the live events of a story, a millisecond apart."""
     events = []
     for entity_id, value, number in [*BEGINNING, *story, *BEGINNING]:
+        if entity_id == "restart":
+            events += house.restart(is_clean=number == 0)
+            continue
         is_known = entity_id in {one["entity_id"] for one in house.states()}
         if value is None and is_known:
             events.append(house.remove(entity_id))
@@ -445,9 +510,10 @@ def told(story: Story, house: StillHouse) -> list[JsonObject]:
     cuts=st.tuples(st.integers(0, 25), st.integers(0, 25)).map(sorted),
     window=st.integers(1, 30),
     overlap=st.integers(0, 3),
+    looks_back=st.booleans(),
 )
 def test_live_and_recovered_are_the_whole_story(
-    story: Story, cuts: list[int], window: int, overlap: int
+    story: Story, cuts: list[int], window: int, overlap: int, *, looks_back: bool
 ) -> None:
     """What came live before and after a gap, and what was recovered in it, is live alone."""
     house = StillHouse()
@@ -462,7 +528,13 @@ def test_live_and_recovered_are_the_whole_story(
         before[change.entity_id] = LastState(change.state, change.changed_ns, change.time_ns)
     times = Times(gap[0].time_ns, gap[-1].time_ns) if gap else Times(0, -1)
     newest = {str(one["entity_id"]): state(one) for one in house.states()}
+    if looks_back:  # as after a crash, or for a span that a person requests
+        before = {}
     reading = recovery(times, before=before, newest=newest)
+    for entity_id in CLASSES:
+        for one in _recorded(house, entity_id, alone[:first]):
+            reading.begin_with(entity_id, one)
+    reading.restarted(_restarts(house, times, newest, alone))
 
     recovered: list[Change] = []
     for begin in range(0, len(alone), window):
@@ -476,6 +548,33 @@ def test_live_and_recovered_are_the_whole_story(
     assert [comparable(change) for change in alone[start:end]] == [
         comparable(change) for change in sorted(recovered, key=by_time)
     ]
+
+
+def _restarts(
+    house: StillHouse, times: Times, newest: Mapping[str, State], changes: Sequence[Change]
+) -> list[int]:
+    """Return the restarts that the logbook, the states and the rows show."""
+    span = around(times)
+    when: dict[str, list[int]] = {"stopped": [], "started": []}
+    for entry in house.logbook(moment_of(span.oldest_ns), moment_of(max(span))):
+        moment = datetime.fromtimestamp(float(str(entry["when"])), UTC)
+        when[str(entry["message"])].append(nanoseconds(moment))
+    found = searches(
+        span,
+        lifecycle=Lifecycle(when["stopped"], when["started"]),
+        oldest_state_ns=min(nanoseconds(one.last_changed) for one in newest.values()),
+    )
+    restarts = []
+    for search in found:
+        rows = [
+            row
+            for entity_id in CLASSES
+            for row in written_rows(entity_id, _recorded(house, entity_id, changes), None)
+            if search.read.oldest_ns <= row.time_ns <= search.read.newest_ns
+        ]
+        if (restart_ns := first_write_ns(search, rows)) is not None:
+            restarts.append(restart_ns)
+    return restarts
 
 
 def _recorded(house: StillHouse, entity_id: str, changes: Sequence[Change]) -> list[RecordedState]:

@@ -1,0 +1,136 @@
+"""Restarts of Home Assistant, as far as the recorder's rows show them.
+
+After a restart the first state of every entity has no old state, so a live event carries no
+previous state. The recorder keeps no such mark: its rows simply continue. A restart shows in three
+ways: the logbook has an entry when Home Assistant has started (and, unless it was killed, one when
+it began to stop); no current state is older than the newest restart; and every entity that kept its
+state repeats it with a new `last_changed`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import pairwise
+
+from app.model import Lifecycle, RecordedState, Times, nanoseconds
+
+_SECOND_NS = 1_000_000_000
+_SEARCHED_NS = 600 * _SECOND_NS
+"""How long before its end a start is searched when no stop was recorded."""
+_SILENCE_NS = 2 * _SECOND_NS
+"""Home Assistant takes at least this long from its last write to the first after a restart."""
+_FIRST_STATES_NS = 60 * _SECOND_NS
+"""How long after its first state Home Assistant still writes first states."""
+_MIN_REPEATING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A span in which Home Assistant began to run again."""
+
+    times: Times
+    is_certain: bool
+    """False when only the current states hint at a restart: the rows must confirm it."""
+
+    @property
+    def read(self) -> Times:
+        """The span whose rows are needed to find the moment."""
+        extra_ns = 0 if self.is_certain else _FIRST_STATES_NS
+        return Times(self.times.oldest_ns, self.times.newest_ns + extra_ns)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Written:
+    """A recorded row, as far as it says something about restarts."""
+
+    time_ns: int
+    changed_ns: int
+    entity_id: str
+    repeats: bool
+    """Whether the state is that of the row before, with a new `last_changed`."""
+
+
+def written_rows(
+    entity_id: str, rows: Iterable[RecordedState], state_before: str | None
+) -> Iterator[Written]:
+    """Yield what an entity's rows, oldest first, say about restarts."""
+    for row in rows:
+        changed = row.lu if row.lc is None else row.lc
+        yield Written(
+            time_ns=nanoseconds(datetime.fromtimestamp(row.lu, UTC)),
+            changed_ns=nanoseconds(datetime.fromtimestamp(changed, UTC)),
+            entity_id=entity_id,
+            repeats=row.lc is None and row.s is not None and row.s == state_before,
+        )
+        state_before = row.s
+
+
+def around(span: Times) -> Times:
+    """Return the span in which to look for restarts that matter in a span.
+
+    Home Assistant may have begun to start before it, and have started after it.
+    """
+    return Times(max(0, span.oldest_ns - _SEARCHED_NS), span.newest_ns + _SEARCHED_NS)
+
+
+def searches(span: Times, *, lifecycle: Lifecycle, oldest_state_ns: int | None) -> list[Search]:
+    """Return where in a span, as `around` returns it, to search for restarts, oldest first.
+
+    `oldest_state_ns` is the oldest `last_changed` of all current states: no restart is newer.
+    """
+    found: list[Search] = []
+    after_ns = span.oldest_ns
+    for started_ns in lifecycle.started_ns:
+        stops = [at_ns for at_ns in lifecycle.stopped_ns if after_ns <= at_ns < started_ns]
+        oldest_ns = stops[-1] if stops else max(after_ns, started_ns - _SEARCHED_NS)
+        newest_ns = started_ns
+        if oldest_state_ns is not None and oldest_ns < oldest_state_ns < newest_ns:
+            newest_ns = oldest_state_ns
+        found.append(Search(Times(oldest_ns, newest_ns), is_certain=True))
+        after_ns = started_ns
+    if oldest_state_ns is not None and after_ns < oldest_state_ns <= span.newest_ns:
+        stops = [at_ns for at_ns in lifecycle.stopped_ns if after_ns <= at_ns < oldest_state_ns]
+        oldest_ns = stops[-1] if stops else max(after_ns, oldest_state_ns - _SEARCHED_NS)
+        found.append(Search(Times(oldest_ns, oldest_state_ns), is_certain=False))
+    return found
+
+
+def first_write_ns(search: Search, rows: Iterable[Written]) -> int | None:
+    """Return when Home Assistant wrote its first state after the restart; None without one."""
+    ordered = sorted(rows, key=lambda row: row.time_ns)
+    repeated = _first_repeats(ordered)
+    if not search.is_certain and len(repeated) < _MIN_REPEATING:
+        return None
+    latest_ns = min([search.times.newest_ns, *repeated])
+    possible = _possible_starts(search, ordered, latest_ns)
+    if not possible:
+        return latest_ns
+    long_silences = [at_ns for silence_ns, at_ns in possible if silence_ns >= _SILENCE_NS]
+    return max(long_silences) if long_silences else max(possible)[1]
+
+
+def _first_repeats(rows: Sequence[Written]) -> list[int]:
+    """Return when entities repeated their state; those that always do (`force_update`) left out."""
+    repeats = Counter(row.entity_id for row in rows if row.repeats)
+    return [row.time_ns for row in rows if row.repeats and repeats[row.entity_id] == 1]
+
+
+def _possible_starts(
+    search: Search, rows: Sequence[Written], latest_ns: int
+) -> list[tuple[int, int]]:
+    """Return the silence before, and the time of, each row that may be the first after a start.
+
+    A later row with an older `last_changed` rules a row out: its entity has not lost its state.
+    """
+    ruled_out_above_ns = latest_ns
+    possible = []
+    ends = [search.times.oldest_ns, *(row.time_ns for row in rows)]
+    silences = [after - before for before, after in pairwise(ends)]
+    for row, silence_ns in zip(reversed(rows), reversed(silences), strict=True):
+        ruled_out_above_ns = min(ruled_out_above_ns, row.changed_ns)
+        if row.time_ns <= ruled_out_above_ns:
+            possible.append((silence_ns, row.time_ns))
+    return possible
