@@ -86,7 +86,7 @@ def received(count: int) -> Callable[[Any], bool]:
 async def test_while_the_journal_opens(settings: dict[str, str], tmp_path: Path) -> None:
     """The signal waits until what was opened can be closed again."""
     driver = ("-m", "tests.service.driver", "--armed", "--signal", "SIGTERM")
-    command = (*driver, "--at", "before PRAGMA quick_check", "--", "app", "run")
+    command = (*driver, "--at", "before INSERT OR IGNORE INTO cursors", "--", "app", "run")
 
     async with service(tmp_path, settings, command=command) as running, asyncio.timeout(20):
         status = await running.process.wait()
