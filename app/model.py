@@ -217,8 +217,8 @@ class Change(msgspec.Struct, frozen=True, gc=False):
 
 
 _LINE = re.compile(
-    rb"(?:[^ \\\n]|\\.)+ "  # measurement and tags: quotes mean nothing, a space ends them
-    rb'(?:"(?:[^"\\]|\\.)*"|[^"\n])*\n',  # fields and time: a newline may stand in quotes
+    rb"(?:[^ \\\n]|\\.)++ "  # measurement and tags: quotes mean nothing, a space ends them
+    rb'(?:"(?:[^"\\]|\\.)*+"|[^"\n])*+\n',  # fields and time: a newline may stand in quotes
     re.DOTALL,
 )
 
@@ -258,7 +258,12 @@ class Lines:
         lines.pop()
         if len(lines) == self.points:
             return lines
-        return [line[:-1] for line in _LINE.findall(self.data)]
+        lines, end = [], 0
+        # Up to the first that is no line: what a damaged row holds is not searched for others.
+        while (match := _LINE.match(self.data, end)) is not None:
+            lines.append(self.data[end : match.end() - 1])
+            end = match.end()
+        return lines
 
 
 @dataclass(frozen=True, slots=True)

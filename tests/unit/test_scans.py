@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import pytest
 
 from app.errors import IngestError
+from app.model import Lines
 from app.sink.dialects import V2, Target
 from app.sink.replies import Reply, answer, one_line, retry_after_s
 from app.sink.trouble import impersonal
@@ -48,7 +49,13 @@ def _broken_frame(text: str) -> object:
     return session.feed(text.encode())
 
 
+def _rows_of_a_journal(text: str) -> object:
+    data = text.encode() + b"\n"
+    return Lines(data, points=data.count(b"\n") + 1).split()
+
+
 SCANS: dict[str, Scan] = {
+    "the lines of a damaged row": _rows_of_a_journal,
     "a database's reply": _reply,
     "one_line": lambda text: one_line(text, [_SECRET, "p"]),
     "impersonal": impersonal,
@@ -78,6 +85,9 @@ REPEATED = (
     ',{"id":[',
     ',{"id":1,"x":[',
     "1,",
+    "a b\n",
+    "\\\n",
+    'a b="\n',
     "unable to parse '",
     "': ",
     '"message"',

@@ -257,8 +257,12 @@ def version(ha_version: str | None, state: str, *, limited: str | None = None) -
     return ok("version", f"Home Assistant {ha_version} is {state}.", **readings)
 
 
+_VERSION_CHARS = 30
+
+
 def _parsed(ha_version: str | None) -> tuple[int, ...]:
-    return tuple(int(part) for part in (ha_version or "").split(".")[:2] if part.isdecimal())
+    parts = (ha_version or "")[:_VERSION_CHARS].split(".")[:2]
+    return tuple(int(part) for part in parts if part.isdecimal())
 
 
 class CurrentUser(msgspec.Struct, frozen=True):
