@@ -29,6 +29,7 @@ Api: TypeAlias = Literal["auto"] | Version
 _CONNECT_TIMEOUT_S = 10.0
 _PING_TIMEOUT_S = 3.0
 _REPLY_BYTES = 65_536
+_ASKED_IN_VAIN = 3
 _METRICS_BYTES = 4_194_304
 _HEADER_BYTES = 1_048_576
 """InfluxDB 1 repeats the whole of a refused line in a header."""
@@ -81,7 +82,11 @@ class InfluxSink:
         self._timeout_s = timeout_s
         self._api = api
         self._flush_s = flush_s
+        self._known_flush_s = flush_s or 0.0
         self._gzip: Literal["untried", "accepted", "refused"] = "untried"
+        self._accepted_since_asked = False
+        self._asked_in_vain = 0
+        """How often the process did not answer in a row, although it accepted writes between."""
         self._dialect = self._chosen()
         self._choices = Repeats(logger)
         self._client: InfluxDBClientAsync | None = None
@@ -129,6 +134,8 @@ class InfluxSink:
             return Refused(reason=str(exc))  # delivery takes it apart and finds the damaged row
         except NO_ANSWER as exc:
             return failure(exc)
+        if reply.status == HTTPStatus.NO_CONTENT:
+            self._accepted_since_asked = True
         return answer(reply, dialect=spoken, secrets=self._secrets(), url=self._url)
 
     async def process(self) -> ServerProcess | None:
@@ -139,10 +146,21 @@ class InfluxSink:
                 if reply.status in _WRONG_PATH | {HTTPStatus.BAD_REQUEST} and self._has_path():
                     reply = await self.ask(Request(path="/../metrics"), most_bytes=_METRICS_BYTES)
         except NO_ANSWER:
-            return None
+            return self._unknown_process()
         if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            return self._unknown_process()
+        self._asked_in_vain = 0
+        process = server_process(reply, flush_s=self._flush_s)
+        self._known_flush_s = process.flush_s
+        return process
+
+    def _unknown_process(self) -> ServerProcess | None:
+        """Return None, unless it is only `/metrics` that is not answered."""
+        self._asked_in_vain += self._accepted_since_asked
+        self._accepted_since_asked = False
+        if self._asked_in_vain < _ASKED_IN_VAIN:
             return None
-        return server_process(reply, flush_s=self._flush_s)
+        return ServerProcess(flush_s=self._known_flush_s)
 
     async def retention_s(self) -> float | None:
         """Return how long the bucket keeps points; None when forever, or when it is not known."""

@@ -129,6 +129,8 @@ class FakeInflux:
         """Whether `/ping` says so."""
         self.started_at: int | None = None
         """When its process started, as VictoriaMetrics says at `/metrics`; None for InfluxDB."""
+        self.metrics_reply: Reply | None = None
+        """What `/metrics` is answered instead."""
         self.ping_reply: Reply | None = None
         """What `/ping` is answered instead of the version."""
         self.lines: list[bytes] = []
@@ -303,6 +305,8 @@ class FakeInflux:
         )
 
     async def _metrics(self, _: web.Request) -> web.Response:
+        if self.metrics_reply is not None:
+            return self.respond(self.metrics_reply)
         if self.started_at is None:
             return web.Response(status=404)
         started = f"process_start_time_seconds {self.started_at}\nvm_app_version 1\n"

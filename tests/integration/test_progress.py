@@ -19,6 +19,7 @@ from app.sink.replies import Reply as HttpReply
 from tests.fakes.delivering import House, house, lines, number_of
 from tests.fakes.influx import FakeInflux
 from tests.fakes.journal import FakeJournal
+from tests.fakes.replies import Reply
 
 NAME = "influxdb"
 FIRST = ServerProcess(flush_s=10.0, started="1000")
@@ -227,6 +228,28 @@ async def test_in_a_quiet_home_points_are_settled_without_another_one(tmp_path: 
         await until(lambda: parts.books == (3, 0, 0, 0))
 
     assert len(server.lines) == 3
+
+
+@pytest.mark.parametrize("flush_s", [None, 0.1])
+async def test_a_database_that_never_answers_for_its_process_does_not_fill_the_journal(
+    tmp_path: Path, flush_s: float | None
+) -> None:
+    """A proxy may answer 503 at `/metrics` forever; only while writes are accepted that is all."""
+    async with (
+        FakeInflux(version="v1", token="").serving() as server,
+        house(tmp_path, server, api="v1", flush_s=flush_s) as parts,
+    ):
+        server.metrics_reply = Reply(status=503)
+        number = 0
+        async with asyncio.timeout(20):
+            while not parts.books[0]:
+                number += 1
+                await parts.journal.append(lines(number, number), received_at=time.time())
+                parts.clock.slept_s += 1.0
+                await asyncio.sleep(0.01)
+        await until(lambda: parts.books == (number, 0, 0, 0))
+
+    assert len({*server.lines}) == number
 
 
 async def test_our_own_restart_sends_again_what_was_not_yet_on_its_disk(tmp_path: Path) -> None:
