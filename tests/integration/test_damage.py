@@ -26,7 +26,7 @@ from tests.fakes.points import new_telemetry, numbers_in
 
 SEEDS = int(os.environ.get("DAMAGE_SEEDS", "120"))
 FIRST_SEED = int(os.environ.get("DAMAGE_FIRST_SEED", "0"))
-PER_TEST = 40
+PER_TEST = 20
 POINTS, NEW_POINTS, ROW_POINTS = 3_000, 100, 50
 SECOND = 1_000_000_000
 START = 1_795_000_000
