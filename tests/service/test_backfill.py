@@ -19,7 +19,7 @@ from app.demo.home_assistant import FakeHomeAssistant
 from app.schema.line_protocol import parse_line
 from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse, now
-from tests.service.process import ROOT, service
+from tests.service.process import ROOT, Service, service
 
 SENSOR = "sensor.counter"
 
@@ -216,8 +216,7 @@ async def test_a_journal_in_memory_names_the_command_and_the_command_reads_back(
         count(house, range(5, 10))
         home_assistant.refusing = False
         await running.until("/health", connected)
-        command = re.search(r"app (backfill --since \S+ --until \S+)", running.output.read_text())
-        assert command is not None
+        command = await logged(running, r"app (backfill --since \S+ --until \S+)")
         status, said = await run_command(
             tmp_path, settings, *command[1].split(), "--url", running.url
         )
@@ -227,6 +226,14 @@ async def test_a_journal_in_memory_names_the_command_and_the_command_reads_back(
     assert [*map(str, range(10))] == sorted(set(states_as_sent(influx)), key=int)
     assert status == 0
     assert "Read back" in said
+
+
+async def logged(running: Service, pattern: str) -> re.Match[str]:
+    """Wait for a line in the log: the bounds of a gap are known once the states were listed."""
+    async with asyncio.timeout(20):
+        while (found := re.search(pattern, running.output.read_text())) is None:
+            await asyncio.sleep(0.05)
+    return found
 
 
 async def test_history_from_before_the_service_is_read_back_by_the_command_alone(
