@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import msgspec
 
 from app.discovery.registries import AreaRow, DeviceRow, EntityRow, Registries
-from app.model import NOWHERE, Placement, Placements
+from app.model import MAX_SECONDS, NOWHERE, Placement, Placements
 from app.snapshot import DiscoveryStatus
 
+_MAX_RENAMES = 10_000
 _ENTITIES_PER_SLICE = 100
 """Joined without a pause: less than a millisecond."""
 
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
+
+
+class Rename(NamedTuple):
+    """An entity that got another id."""
+
+    former: str
+    entity_id: str
+    is_missed: bool = False
+    """Whether it happened while nobody listened: the removal of the former id is in no event."""
+    at_s: float | None = None
+    """When the registry says that it was changed, in seconds since the epoch."""
 
 
 class Catalog:
@@ -29,6 +42,7 @@ class Catalog:
         self._placements: Placements = {}
         self._renamed: dict[str, str] = {}
         """Ids that are not listed yet: those given, by the ones before."""
+        self._renames: dict[str, Rename] = {}
         self.registries = Registries()
         """What the placements were joined from."""
         self.last_refresh: datetime | None = None
@@ -58,8 +72,18 @@ class Catalog:
         The old id keeps it, too: the removal of its state is still to come.
         """
         self._renamed[former] = entity_id
+        self._note_rename(Rename(former, entity_id))
         if former in self._placements:
             self._placements = {entity_id: self._placements[former], **self._placements}
+
+    def renames(self) -> Sequence[Rename]:
+        """Return the renames of entities that were noticed since the start."""
+        return tuple(self._renames.values())
+
+    def _note_rename(self, rename: Rename) -> None:
+        while len(self._renames) >= _MAX_RENAMES:
+            del self._renames[next(iter(self._renames))]
+        self._renames[rename.former] = rename
 
     def placement(self, entity_id: str) -> Placement:
         """Return where an entity is; `NOWHERE` when it is not registered."""
@@ -85,6 +109,7 @@ class Catalog:
             placements[entity_id] = same if same is not None and same == placement else placement
             if not number % _ENTITIES_PER_SLICE:
                 yield
+        missed = renamed(self.registries, registries)
         # From here to the end nothing yields, so that nobody sees the half of it.
         for before, entity_id in self._renamed.items():
             if before in placements:  # listed before the renaming: it will be listed again
@@ -92,9 +117,36 @@ class Catalog:
         self._renamed = {
             before: entity_id for before, entity_id in self._renamed.items() if before in placements
         }
+        for rename in missed:
+            if rename.former not in self._renames:  # else an event announced it
+                self._note_rename(rename)
         self._placements = placements
         self.registries = registries
         self.last_refresh = self._now()
+
+
+def renamed(before: Registries, after: Registries) -> list[Rename]:
+    """Return the entities that have another id in later registries."""
+    former = {
+        key: row.entity_id for row in before.entities if (key := _registered_as(row)) is not None
+    }
+    return [
+        Rename(former[key], row.entity_id, is_missed=True, at_s=_seconds(row.modified_at))
+        for row in after.entities
+        if (key := _registered_as(row)) in former and former[key] != row.entity_id
+    ]
+
+
+def _registered_as(row: EntityRow) -> tuple[str, str, str] | None:
+    """Return what identifies an entity through renames; None when nothing does."""
+    if row.unique_id is None or row.platform is None:
+        return None
+    return row.entity_id.partition(".")[0], row.platform, str(row.unique_id)
+
+
+def _seconds(value: object) -> float | None:
+    is_time = isinstance(value, int | float) and 0 <= value < MAX_SECONDS
+    return float(value) if is_time else None  # type: ignore[arg-type]  # it is a number
 
 
 def placements_of(registries: Registries) -> dict[str, Placement]:

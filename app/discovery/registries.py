@@ -64,6 +64,8 @@ class EntityRow(msgspec.Struct, frozen=True, gc=False):
     """The name its integration gave it."""
     labels: tuple[str, ...] = ()
     unique_id: object = None
+    modified_at: object = None
+    """When the row was changed, in seconds since the epoch; versions before 2024.8 have none."""
     disabled_by: str | None = None
 
 
