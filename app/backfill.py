@@ -16,11 +16,12 @@ from collections.abc import (
     Awaitable,
     Callable,
     Collection,
+    Container,
     Mapping,
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Protocol
@@ -32,12 +33,16 @@ from app.journal.last_states import LastStates
 from app.logs import Repeats
 from app.model import (
     MAX_TIME_NS,
+    NOWHERE,
     Change,
     Gap,
     LastState,
     Lifecycle,
     Lines,
+    Placement,
     Placements,
+    RecordedState,
+    Rename,
     Row,
     State,
     StoredPoint,
@@ -138,6 +143,7 @@ class Backfill:
         caught_up: Callable[[], Awaitable[None]],
         streaming: asyncio.Event,
         is_running: Callable[[], bool],
+        missing_component: Callable[[], str | None] = lambda: None,
         coverage: Coverage,
         last_states: LastStates,
         journal: Journal,
@@ -151,6 +157,7 @@ class Backfill:
         points_per_s: float = 2_000.0,
         commit_interval_s: float = 5.0,
         past: Mapping[str, Callable[[], Awaitable[Collection[str]]]] | None = None,
+        renames: Callable[[], Sequence[Rename]] = tuple,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -158,13 +165,16 @@ class Backfill:
 
         `caught_up` waits until every event sent so far was received. `streaming` is set while
         events stream and the registries are known; `is_running` returns whether Home Assistant
-        is. `keep` returns what transforms and filter leave of changes; `past` returns the entities
-        that our own stores know, by the name of the store; `clock` gives seconds since the epoch.
+        is, and `missing_component` which integration that history needs it lacks. `keep` returns
+        what transforms and filter leave of changes; `past` returns the entities that our own stores
+        know, by the name of the store; `renames` returns the renames that are known; `clock` gives
+        seconds since the epoch.
         """
         self._commands = commands
         self._caught_up = caught_up
         self._streaming = streaming
         self._is_running = is_running
+        self._missing_component = missing_component
         self._coverage = coverage
         self._last_states = last_states
         self._journal = journal
@@ -178,6 +188,7 @@ class Backfill:
         self._points_per_s = points_per_s
         self._commit_interval_s = commit_interval_s
         self._past = past or {}
+        self._renames = renames
         self._clock = clock
         self._sleep = sleep
         self._reason: str | None = None
@@ -195,7 +206,11 @@ class Backfill:
             nothing_recorded=self._coverage.count("nothing_recorded"),
             unfillable=self._coverage.count("unfillable"),
             backfilled=self._telemetry.backfilled,
-            reason=self._reason or self._waiting() or self._losing(),
+            reason=self._reason
+            or self._waiting()
+            or self._losing()
+            or self._without_recorder()
+            or self._given_up(),
         )
 
     def _waiting(self) -> str | None:
@@ -221,6 +236,27 @@ class Backfill:
         return (
             "Events were dropped before they were durable, because the disk or this machine did not"
             " keep up; what Home Assistant recorded of them is read back, see /api/v1/gaps."
+        )
+
+    def _without_recorder(self) -> str | None:
+        missing = self._missing_component()
+        if missing is None or not self._coverage.fills:
+            return None
+        return (
+            f"{_NO_RECORDER} {missing!r}, so what is missed while this service or the connection is"
+            f" down cannot be read back. Add `default_config:` or `{missing}:` to Home Assistant's"
+            " configuration.yaml and restart it, or set BACKFILL_ENABLED=false."
+        )
+
+    def _given_up(self) -> str | None:
+        """Return what is known to be missing, until a person acknowledges it."""
+        gaps = self._coverage.given_up()
+        if not gaps:
+            return None
+        return (
+            f"{len(gaps)} gaps cannot be filled, so changes are missing; the newest is"
+            f" {_span(gaps[0])}: {gaps[0].detail}. See /api/v1/gaps. Request them again with"
+            " `python -m app backfill`, or acknowledge them with POST /api/v1/gaps/acknowledge."
         )
 
     async def recall(self) -> None:
@@ -404,7 +440,7 @@ class Backfill:
             replace(gap, sources=entities.sources, limitations=entities.limitations)
         )
         requested = _requested(gap)
-        captured = _Captured(requested, after=self._coverage.keep_from - 1)
+        captured = _Captured(requested, present=newest.keys(), after=self._coverage.keep_from - 1)
         await self._catch_up(captured, newest_ns)
         recovery = Recovery(
             requested,
@@ -419,6 +455,7 @@ class Backfill:
         else:
             detail = f"{_NO_RECORDER} {missing!r}"
         gap = await self._unrecorded(gap, reading, captured)
+        gap = await self._renamed(gap, reading, captured, newest)
         gap = await self._closed(gap, recorder, entities, detail)
         self._tell(gap)
         return gap
@@ -426,13 +463,42 @@ class Backfill:
     async def _unrecorded(self, gap: Gap, reading: _Reading, captured: _Captured) -> Gap:
         """Journal the newest state of each entity that changed without a row."""
         recovery = reading.recovery
-        changes = self._keep(recovery.unrecorded(reading.entity_ids, committed=captured.identities))
+        changes = self._keep(recovery.unrecorded(reading.entity_ids, committed=captured))
         await self._journal_slowly(changes)
         return replace(
             gap,
             entities=max(gap.entities, len(recovery.recorded_inside)),
             unrecorded=tuple(change.entity_id for change in changes),
         )
+
+    async def _renamed(
+        self, gap: Gap, reading: _Reading, captured: _Captured, newest: Mapping[str, State]
+    ) -> Gap:
+        """Journal the removal of each id that an entity lost by a rename that no event announced.
+
+        Home Assistant does not record it: the whole history moves to the new id.
+        """
+        before, placements, changes = self._before(gap), self._placements(), list[Change]()
+        for rename in self._renames():
+            former, renamed = rename.former, newest.get(rename.entity_id)
+            last = before.get(former)
+            was_there = last is not None and last.state is not None
+            is_gone = former not in newest and former not in reading.recovery.recorded
+            if not rename.is_missed or renamed is None or not (was_there and is_gone):
+                continue
+            removal = RecordedState(None, _renamed_at_s(rename, renamed, gap))
+            # The tags of its series: the registry places it under the new id.
+            recovery = Recovery(
+                captured.requested,
+                gap=Times(gap.start_ns, gap.end_ns),
+                placements=partial(_placed, former, placements.get(rename.entity_id, NOWHERE)),
+                before=before,
+                newest={former: renamed},
+            )
+            changes += recovery.changes(former, [removal], committed=captured)
+        kept = self._keep(changes)
+        await self._journal_slowly(kept)
+        return replace(gap, changes=gap.changes + len(kept))
 
     def _before(self, gap: Gap) -> Mapping[str, LastState]:
         """Return the newest change before the rest of a gap of each entity where it is known."""
@@ -496,7 +562,7 @@ class Backfill:
             async with aclosing(history) as answers:
                 async for answer in answers:
                     await self._catch_up(captured, _newest_ns(answer))
-                    journaled = await self._journal_answer(answer, reading, captured.identities)
+                    journaled = await self._journal_answer(answer, reading, captured)
                     gap = self._progressed(gap, journaled, answer.through_ns)
         except CommandFailed as exc:
             if exc.code in _PASSING and self._backoff.attempt < _ATTEMPTS:
@@ -514,9 +580,7 @@ class Backfill:
         await self._caught_up()
         await self._until_committed()
         async for row in self._journal.kept(after=captured.after):
-            captured.identities |= await asyncio.to_thread(
-                self._identities, row, captured.requested
-            )
+            captured.add(await asyncio.to_thread(self._identities, row, captured.requested))
             captured.after = row.last
             # Points were dropped because too many came: the rest of them must not be hindered.
             await self._sleep(row.points / _COMPARED_PER_S)
@@ -532,7 +596,7 @@ class Backfill:
         raise StorageError("the journal takes no points")
 
     async def _journal_answer(
-        self, answer: Answer, reading: _Reading, committed: Collection[Identity]
+        self, answer: Answer, reading: _Reading, committed: Container[Identity]
     ) -> int:
         """Journal the changes of one answer, and return how many there were.
 
@@ -687,16 +751,42 @@ def _starts(entities: Entities, newest: Mapping[str, State]) -> _Starts:
     return _Starts(entities.lifecycle, min(oldest_ns, default=None))
 
 
-@dataclass(slots=True)
 class _Captured:
-    """What the journal holds of the time that is requested for a gap."""
+    """The identities of what the journal holds of the time that is requested for a gap.
 
-    requested: Times
-    after: int
-    """Sequence number through which the journal was read."""
-    through_ns: int = -1
-    """Changes up to here that came live are among the identities."""
-    identities: set[Identity] = field(default_factory=set)
+    Home Assistant moves the history of a renamed entity to its new id: a row is also captured if
+    an entity of its domain that is gone now was captured at the same microsecond.
+    """
+
+    def __init__(self, requested: Times, *, present: Container[str], after: int) -> None:
+        """Start with none; `present` are the entities that have a state now."""
+        self.requested = requested
+        self.after = after
+        """Sequence number through which the journal was read."""
+        self.through_ns = -1
+        """Changes up to here that came live are among the identities."""
+        self._present = present
+        self._identities: set[Identity] = set()
+        self._gone: set[Identity] = set()
+        """By domain: those of entities that have no state now."""
+
+    def add(self, identities: Collection[Identity]) -> None:
+        """Add what a row of the journal holds."""
+        self._identities.update(identities)
+        for name, at_ns in identities:
+            if name not in self._present:
+                self._gone.add((_domain(name), at_ns))
+
+    def __contains__(self, identity: object) -> bool:
+        """Whether a change was captured."""
+        match identity:
+            case str(name), int(at_ns):
+                return identity in self._identities or (_domain(name), at_ns) in self._gone
+        return False
+
+
+def _domain(entity_id: str) -> str:
+    return entity_id.partition(".")[0]
 
 
 def _still_to_fill(gap: Gap) -> Times:
@@ -718,6 +808,18 @@ def _newest_ns(answer: Answer) -> int:
     """Return the newest time in an answer, or 0."""
     newest_s = max((rows[-1].lu for rows in answer.history.values() if rows), default=0.0)
     return nanoseconds(datetime.fromtimestamp(newest_s, UTC))
+
+
+def _renamed_at_s(rename: Rename, renamed: State, gap: Gap) -> float:
+    """Return when an entity was renamed: as its registry row says, else its newest state."""
+    for at_s in (rename.at_s, renamed.last_changed.timestamp()):
+        if at_s is not None and gap.start_ns < at_s * _SECOND_NS <= gap.end_ns:
+            return at_s
+    return gap.end_ns / _SECOND_NS
+
+
+def _placed(entity_id: str, placement: Placement) -> Placements:
+    return {entity_id: placement}
 
 
 def _span(gap: Gap) -> str:

@@ -74,6 +74,10 @@ def _source(settings: Settings, telemetry: Telemetry) -> HomeAssistantSource:
     )
 
 
+def _missing_component(source: HomeAssistantSource) -> str | None:
+    return source.missing_component
+
+
 def _is_running(source: HomeAssistantSource) -> bool:
     return source.is_running
 
@@ -326,6 +330,7 @@ class Container(containers.DeclarativeContainer):
         caught_up=source.provided.caught_up,
         streaming=pipeline.provided.streaming,
         is_running=providers.Factory(partial, _is_running, source),
+        missing_component=providers.Factory(partial, _missing_component, source),
         coverage=coverage,
         last_states=last_states,
         journal=journal,
@@ -338,6 +343,7 @@ class Container(containers.DeclarativeContainer):
         max_hours=settings.provided.backfill.max_hours,
         points_per_s=settings.provided.backfill.points_per_s,
         commit_interval_s=settings.provided.backfill.commit_interval_s,
+        renames=catalog.provided.renames,
         past=providers.Singleton(_past_entities, metadata, embedded_store),
     )
     observer = providers.Singleton(

@@ -186,6 +186,17 @@ class LastNames(NamedTuple):
     friendly_name: str | None
 
 
+class Rename(NamedTuple):
+    """An entity that got another id."""
+
+    former: str
+    entity_id: str
+    is_missed: bool = False
+    """Whether it happened while nobody listened: the removal of the former id is in no event."""
+    at_s: float | None = None
+    """When the registry says that it was changed, in seconds since the epoch."""
+
+
 class Change(msgspec.Struct, frozen=True, gc=False):
     """One normalized and enriched state change: all that a point or a watcher needs."""
 
@@ -334,6 +345,8 @@ class Gap:
     end_known: bool = True
     """False until a live event shows that all that was missed is older: `end_ns` is then the
     newest moment seen so far, and everything after it is requested as well."""
+    acknowledged: bool = False
+    """Whether a person has noted that it cannot be filled."""
     keep_from: int = 0
     """From this sequence number on, rows of the journal stay while the gap is open: what is read
     back near its bounds is compared with them."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter
 
 from app.api.dependencies import ComponentsDep
 from app.api.problems import Problem, ProblemRaised
-from app.api.schemas import BackfillRequest, BackfillStarted, GapDocument, GapList
+from app.api.schemas import BackfillRequest, BackfillStarted, GapDocument, GapList, GapsAcknowledged
 from app.model import Gap, Times, moment_at, moment_of, nanoseconds
 
 router = APIRouter(prefix="/api/v1", tags=["gaps"])
@@ -23,6 +23,12 @@ async def gaps(components: ComponentsDep) -> GapList:
     """Return all that are remembered, newest first: what became of each, and why."""
     found = [document_of(gap) for gap in components.coverage.gaps()]
     return GapList(gaps=found, count=len(found))
+
+
+@router.post("/gaps/acknowledge", summary="Acknowledge the gaps that cannot be filled")
+async def acknowledge(components: ComponentsDep) -> GapsAcknowledged:
+    """End their message in `/health`. They stay in the list, and can still be requested again."""
+    return GapsAcknowledged(acknowledged=components.coverage.acknowledge())
 
 
 @router.post("/backfill", summary="Read history back from Home Assistant's recorder")

@@ -639,6 +639,12 @@ class GapList(BaseModel):
     count: int = Field(examples=[1])
 
 
+class GapsAcknowledged(BaseModel):
+    """How many gaps that cannot be filled were acknowledged."""
+
+    acknowledged: int = Field(examples=[1])
+
+
 class BackfillRequest(BaseModel):
     """History to read back."""
 

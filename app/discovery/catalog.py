@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 import msgspec
 
 from app.discovery.registries import AreaRow, DeviceRow, EntityRow, Registries
-from app.model import MAX_SECONDS, NOWHERE, Placement, Placements
+from app.model import MAX_SECONDS, NOWHERE, Placement, Placements, Rename
 from app.snapshot import DiscoveryStatus
 
 _MAX_RENAMES = 10_000
@@ -20,17 +19,6 @@ _ENTITIES_PER_SLICE = 100
 
 def _utc_now() -> datetime:
     return datetime.now(UTC)
-
-
-class Rename(NamedTuple):
-    """An entity that got another id."""
-
-    former: str
-    entity_id: str
-    is_missed: bool = False
-    """Whether it happened while nobody listened: the removal of the former id is in no event."""
-    at_s: float | None = None
-    """When the registry says that it was changed, in seconds since the epoch."""
 
 
 class Catalog:

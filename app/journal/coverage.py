@@ -125,6 +125,11 @@ class Coverage:
         return self._covered
 
     @property
+    def fills(self) -> bool:
+        """Whether gaps are filled automatically."""
+        return self._fills
+
+    @property
     def now_ns(self) -> int:
         """Now, by our clock or the newest moment that is covered, whichever is later."""
         now_ns = int(self._clock() * _SECOND_NS)
@@ -311,7 +316,19 @@ class Coverage:
     ) -> Gap:
         """Note that a gap is filled, or why it cannot be."""
         gap = self._with_bounds(gap)
-        return self._put(replace(gap, state=state, detail=detail, closed_at=self._clock()))
+        gap = replace(gap, state=state, detail=detail, closed_at=self._clock())
+        return self._put(replace(gap, acknowledged=False))
+
+    def acknowledge(self) -> int:
+        """Note that a person knows of the gaps that cannot be filled; return how many are new."""
+        gaps = self.given_up()
+        for gap in gaps:
+            self._put(replace(gap, acknowledged=True))
+        return len(gaps)
+
+    def given_up(self) -> list[Gap]:
+        """Return the gaps that cannot be filled and that nobody has acknowledged, newest first."""
+        return [gap for gap in self.gaps() if gap.state == "unfillable" and not gap.acknowledged]
 
     def reopen(self, gap: Gap) -> Gap:
         """Open a closed gap again, so that it is filled."""
@@ -417,6 +434,8 @@ class Coverage:
     def _with_bounds(self, gap: Gap) -> Gap:
         """Return a gap with the bounds that are known now: the first event may have come since."""
         known = self._gaps.get(gap.id, gap)
+        if not gap.start_known:
+            gap = replace(gap, start_ns=known.start_ns, start_known=known.start_known)
         return replace(
             gap, end_ns=max(gap.end_ns, known.end_ns), end_known=known.end_known or gap.end_known
         )

@@ -57,10 +57,14 @@ SOURCES_MIGRATION = """
     ALTER TABLE gaps ADD COLUMN limitations TEXT NOT NULL DEFAULT '[]'
 """
 
+ACKNOWLEDGED_MIGRATION = """
+    ALTER TABLE gaps ADD COLUMN acknowledged INTEGER NOT NULL DEFAULT 0
+"""
+
 _GAP_COLUMNS = (
     "id, start_ns, end_ns, reason, found_at, edge_at, state, filled_ns, changes, entities,"
     " unrecorded, entity_ids, detail, closed_at, start_known, end_known, keep_from, sources,"
-    " limitations"
+    " limitations, acknowledged"
 )
 
 GAP_COLUMNS = tuple(name.strip() for name in _GAP_COLUMNS.split(","))
@@ -70,6 +74,7 @@ _ADDED = {
     "keep_from": "0",
     "sources": "'[]'",
     "limitations": "'[]'",
+    "acknowledged": "0",
 }
 """Columns that a file of an older version lacks, and what they are there."""
 _COVERED_COLUMNS = ("since_ns", "through_ns", "edge_at")
@@ -145,7 +150,7 @@ def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
     """Write gaps in the place of what is there of them."""
     connection.executemany(
         f"INSERT OR REPLACE INTO gaps ({_GAP_COLUMNS})"  # noqa: S608 - names of ours
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         [_columns(gap) for gap in gaps],
     )
 
@@ -184,6 +189,7 @@ def _columns(gap: Gap) -> tuple[object, ...]:
         gap.keep_from,
         json.dumps(gap.sources),
         json.dumps(gap.limitations),
+        gap.acknowledged,
     )
 
 
@@ -197,7 +203,7 @@ def gap_of(row: Sequence[object]) -> Gap:
     try:
         for name in ("unrecorded", "entity_ids", "sources", "limitations"):
             columns[name] = json.loads(str(columns[name]))
-        for name in ("start_known", "end_known"):
+        for name in ("start_known", "end_known", "acknowledged"):
             columns[name] = bool(columns[name])
         gap = msgspec.convert(columns, Gap)
     except (ValueError, RecursionError) as exc:

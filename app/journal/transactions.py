@@ -17,6 +17,7 @@ from app.journal import checks
 from app.journal.coverage import Unsaved
 from app.journal.ledger import Hole, Overflow, missing
 from app.journal.remembered import (
+    ACKNOWLEDGED_MIGRATION,
     BOUNDS_MIGRATION,
     MIGRATION,
     SOURCES_MIGRATION,
@@ -45,6 +46,7 @@ MIGRATIONS = (
     checks.MIGRATION,
     BOUNDS_MIGRATION,
     SOURCES_MIGRATION,
+    ACKNOWLEDGED_MIGRATION,
 )
 
 _ROWS_PER_DELETE = 100

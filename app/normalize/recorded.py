@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -98,7 +98,7 @@ class Recovery:
         self._restarts_ns = restarts_ns
 
     def changes(
-        self, entity_id: str, rows: Sequence[RecordedState], *, committed: Collection[Identity]
+        self, entity_id: str, rows: Sequence[RecordedState], *, committed: Container[Identity]
     ) -> list[Change]:
         """Return the changes of an entity's next rows that lie in the gap, oldest first.
 
@@ -130,7 +130,7 @@ class Recovery:
             self.recorded_inside.add(entity_id)
 
     def unrecorded(
-        self, entity_ids: Iterable[str], *, committed: Collection[Identity]
+        self, entity_ids: Iterable[str], *, committed: Container[Identity]
     ) -> list[Change]:
         """Return the newest state of each entity that changed in the gap and has no row in it.
 

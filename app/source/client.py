@@ -155,6 +155,8 @@ class HomeAssistantSource:
         self._ha_version: str | None = None
         self._ha_state: str | None = None
         self._limited: str | None = None
+        self.missing_component: str | None = None
+        """The integration that history needs and Home Assistant runs without; None when all are."""
         self._trouble: SourceError | None = None
         """Why events do not stream; None while they do, and before the first attempt ended."""
         self._trouble_since = 0.0
@@ -398,6 +400,7 @@ class HomeAssistantSource:
                         answer = await commands.call("get_config")
                 config = msgspec.json.decode(answer, type=_Config)
                 self._ha_state, self._limited = config.state, config.limited
+                self.missing_component = config.missing_component
             except (SourceError, *UNREADABLE) as exc:
                 logger.debug("Home Assistant did not say whether it runs: %s", exc)
             if self._ha_state != _RUNNING:
@@ -590,6 +593,14 @@ class _Config(msgspec.Struct, frozen=True):
     state: str
     recovery_mode: object = False
     safe_mode: object = False
+    components: Sequence[str] = ()
+
+    @property
+    def missing_component(self) -> str | None:
+        """Which integration that history needs is not set up; None when all are, or unknown."""
+        if not self.components or self.state != _RUNNING:
+            return None
+        return next((name for name in ("recorder", "history") if name not in self.components), None)
 
     @property
     def limited(self) -> str | None:

@@ -126,6 +126,21 @@ class StillHouse:
             }
             self.fire(registry_updated("entity", data, at=next(self._moments)))
 
+    def rename_with_history(self, entity_id: str, new_entity_id: str) -> None:
+        """Rename an entity as Home Assistant does: its whole history moves to the new id.
+
+        The removal of the old state is an event, and is not recorded.
+        """
+        at_s = next(self._moments).timestamp()
+        (row,) = (row for row in self.rows["entity"] if row["entity_id"] == entity_id)
+        self.rows["entity"][self.rows["entity"].index(row)] = {**row, "modified_at": at_s}
+        self.rename(entity_id, new_entity_id)
+        self.recorded[new_entity_id] = self.recorded.pop(entity_id)
+        old = self._states.pop(entity_id)
+        if self.fire:
+            self.fire(state_changed(old, None, at=next(self._moments)))
+        self.set_state(new_entity_id, str(old["state"]), _object(old["attributes"]))
+
     def states(self) -> Sequence[JsonObject]:
         """Return all states."""
         return list(self._states.values())

@@ -122,7 +122,7 @@ class Process:
             max_retries=-1,
             readiness_poll_s=0.01,
         )
-        catalog = Catalog()
+        self.catalog = catalog = Catalog()
         self.discovery = Discovery(
             ask=self.source.commands,
             catalog=catalog,
@@ -156,6 +156,8 @@ class Process:
             ),
             placements=catalog.placements,
             keep=self.pipeline.kept,
+            missing_component=lambda: self.source.missing_component,
+            renames=catalog.renames,
             telemetry=self.telemetry,
             backoff=Backoff(first_s=1.0, max_s=300.0),
             max_hours=max_hours,
