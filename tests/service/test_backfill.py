@@ -192,6 +192,36 @@ async def test_a_stop_while_a_gap_is_filled_is_orderly_and_it_is_filled_later(
     assert took_s < 8
 
 
+async def test_a_process_that_is_suspended_while_it_connects_misses_nothing(
+    house: StillHouse,
+    home_assistant: FakeHomeAssistant,
+    settings: dict[str, str],
+    influx: FakeInflux,
+    tmp_path: Path,
+) -> None:
+    """A virtual machine that is paused, or a laptop that sleeps for some seconds."""
+    async with service(tmp_path, settings) as running:
+        await running.until("/health", connected)
+        count(house, range(5))
+        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        number = 5
+        for stopped_after_s in (0.0, 0.2, 0.22):  # WEBSOCKET_MAX_RETRY_DELAY is 0.2 s
+            home_assistant.abort()
+            await asyncio.sleep(stopped_after_s)
+            running.process.send_signal(signal.SIGSTOP)
+            for _ in range(30):
+                count(house, [number])
+                number += 1
+                await asyncio.sleep(0.1)
+            running.process.send_signal(signal.SIGCONT)
+            await running.until("/health", connected)
+        count(house, [number])
+        await running.until("/health", filled, timeout_s=60)
+        assert await running.stop() == 0
+
+    assert [*map(str, range(number + 1))] == states(influx)
+
+
 def backfilling(metrics: str) -> bool:
     """Return whether something was read back already."""
     match = re.search(r"^ingest_backfilled_points_total (\S+)", metrics, re.MULTILINE)
