@@ -11,11 +11,14 @@ _DEFAULT_PORTS = {"http": 80, "ws": 80, "https": 443, "wss": 443}
 
 _FRONTEND_PATH = re.compile(
     r"/(api|lovelace[^/]*|dashboard[^/]*|config|profile|developer-tools|logbook|history|energy"
-    r"|map|media-browser|hassio|auth|onboarding\.html)(/.*)?$"
+    r"|map|media-browser|hassio|auth|onboarding\.html|home/overview|calendar|todo|shopping-list"
+    r"|states|index\.html)(/.*)?$"
 )
 """A page of Home Assistant or its REST API, copied from the address bar or from another tool."""
 
-_DATABASE_PATH = re.compile(r"/(api/v2(/.*)?|api/v3(/.*)?|write|query|ping|health|orgs/.*|signin)$")
+_DATABASE_PATH = re.compile(
+    r"/(api/v[123](/.*)?|write|query|ping|health|metrics|orgs/.*|signin|onboarding/.*|vmui)$"
+)
 """An endpoint of InfluxDB or a page of its user interface."""
 
 _DATA_API_PATH = re.compile(r"/internal(/.*)?$")

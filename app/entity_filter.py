@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self, TypeAlias
 
+from app.environment import UnusableFile, read_text
 from app.errors import FilterInvalid
 from app.logs import Repeats
 from app.model import Change
@@ -17,6 +18,8 @@ from app.normalize.filter import Filter, Rules, read_rules
 from app.resilience import contained
 
 _Stamp: TypeAlias = tuple[int, int, int]
+
+_MAX_FILE_BYTES = 16_777_216
 
 logger = logging.getLogger(__name__)
 
@@ -137,11 +140,11 @@ class EntityFilter:
 
 def _content(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
-    except OSError as exc:
+        return read_text(file, max_bytes=_MAX_FILE_BYTES)
+    except FileNotFoundError as exc:
         raise FilterInvalid(f"cannot be read: {exc.strerror}") from exc
-    except UnicodeDecodeError as exc:
-        raise FilterInvalid(f"byte {exc.start}: it is not UTF-8") from exc
+    except UnusableFile as exc:
+        raise FilterInvalid(f"cannot be used: it {exc}") from exc
 
 
 def _stamp(file: Path) -> _Stamp | None:

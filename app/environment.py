@@ -18,7 +18,9 @@ from app.errors import SettingsError
 _MAX_ENV_FILE_BYTES = 1_048_576
 _MAX_SECRET_FILE_BYTES = 65_536
 _QUOTES = {'"': '"', "'": "'", "“": "”", "‘": "’"}  # noqa: RUF001 - what word processors make of quotes
-_INVISIBLE = "\ufeff\u200b"  # byte order mark and zero-width space, which `str.strip` leaves
+_ZERO_WIDTH = "\ufeff\u200b"  # byte order mark and zero-width space, which `str.strip` leaves
+_DIRECTION_MARKS = "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Invisible, and often copied along with text from web pages and Windows dialogs."""
 _LINE_BREAKS = "\r\n\t"
 _UNPRINTABLE = {"Cc", "Cs", "Zl", "Zp"}  # control characters, bytes that are not UTF-8, line breaks
 
@@ -37,7 +39,7 @@ def cleaned(text: str) -> str:
 def is_printable(text: str, *, multi_line: bool = False) -> bool:
     """Whether the text has no control or invisible characters; line breaks only if allowed."""
     return not any(
-        (unicodedata.category(char) in _UNPRINTABLE or char in _INVISIBLE)
+        (unicodedata.category(char) in _UNPRINTABLE or char in _ZERO_WIDTH)
         and not (multi_line and char in _LINE_BREAKS)
         for char in text
     )
@@ -66,6 +68,37 @@ class Environment:
         return {name for source in self.sources for name in source}
 
 
+class UnusableFile(ValueError):
+    """A file cannot be used; the message goes on after `it`."""
+
+
+def read_text(path: Path, *, max_bytes: int) -> str:
+    """Return the text of a regular file of bounded size.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UnusableFile: it cannot be read as text.
+    """
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise UnusableFile("is a folder")  # Docker makes one where a mounted file is missing
+        if not stat.S_ISREG(mode):  # reading a pipe or a device may never end
+            raise UnusableFile("is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as exc:
+        if isinstance(exc, UnusableFile):
+            raise
+        why = getattr(exc, "strerror", None) or "the name is not usable"
+        raise UnusableFile(f"cannot be read ({why})") from exc
+    if len(content) > max_bytes:
+        raise UnusableFile(f"is larger than {max_bytes // 1024} KiB")
+    return _decoded(content)
+
+
 def read_environment(env_file: Path | None) -> Environment:
     """Return the environment, and `env_file` for what the environment does not set.
 
@@ -83,10 +116,10 @@ def read_env_file(path: Path) -> Mapping[str, str]:
         SettingsError: it is not a readable text file in UTF-8.
     """
     try:
-        text = _text(path, max_bytes=_MAX_ENV_FILE_BYTES)
+        text = read_text(path, max_bytes=_MAX_ENV_FILE_BYTES)
     except FileNotFoundError:
         return {}
-    except _Unusable as exc:
+    except UnusableFile as exc:
         raise SettingsError(
             f"{path}: {exc}. Make it a text file in UTF-8 that the user of the service may read,"
             " or remove it"
@@ -102,8 +135,8 @@ def unparsed_lines(path: Path) -> Iterator[tuple[int, str]]:
         SettingsError: as for `read_env_file`.
     """
     try:
-        text = _text(path, max_bytes=_MAX_ENV_FILE_BYTES)
-    except (FileNotFoundError, _Unusable):
+        text = read_text(path, max_bytes=_MAX_ENV_FILE_BYTES)
+    except (FileNotFoundError, UnusableFile):
         return
     for binding in parse_stream(io.StringIO(text)):
         if binding.error:
@@ -118,56 +151,25 @@ def read_secret_file(path: Path) -> str:
             secret itself written into the wrong variable, nor the content.
     """
     try:
-        content = cleaned(_text(path.expanduser(), max_bytes=_MAX_SECRET_FILE_BYTES))
+        content = cleaned(read_text(path.expanduser(), max_bytes=_MAX_SECRET_FILE_BYTES))
     except FileNotFoundError:
-        raise _Unusable("names a file that does not exist") from None
+        raise UnusableFile("names a file that does not exist") from None
     except RuntimeError:
-        raise _Unusable("names a file in the home folder of an unknown user") from None
-    except _Unusable as exc:
-        raise _Unusable(f"names a file that cannot be used: it {exc}") from None
+        raise UnusableFile("names a file in the home folder of an unknown user") from None
+    except UnusableFile as exc:
+        raise UnusableFile(f"names a file that cannot be used: it {exc}") from None
     if not content:
-        raise _Unusable("names a file that is empty")
+        raise UnusableFile("names a file that is empty")
     return content
-
-
-class _Unusable(ValueError):
-    """A file cannot be used; the message goes on after `it`."""
-
-
-def _text(path: Path, *, max_bytes: int) -> str:
-    """Return the text of a regular file of bounded size.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        _Unusable: it cannot be read as text.
-    """
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            raise _Unusable("is a folder")  # Docker makes one where a mounted file is missing
-        if not stat.S_ISREG(mode):  # reading a pipe or a device may never end
-            raise _Unusable("is not a regular file")
-        with path.open("rb") as file:
-            content = file.read(max_bytes + 1)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError) as exc:
-        if isinstance(exc, _Unusable):
-            raise
-        why = getattr(exc, "strerror", None) or "the name is not usable"
-        raise _Unusable(f"cannot be read ({why})") from exc
-    if len(content) > max_bytes:
-        raise _Unusable(f"is larger than {max_bytes // 1024} KiB")
-    return _decoded(content)
 
 
 def _decoded(content: bytes) -> str:
     if b"\0" in content:  # every second byte of UTF-16 is one, with or without a byte order mark
-        raise _Unusable("is UTF-16 or binary, and not text in UTF-8")
+        raise UnusableFile("is UTF-16 or binary, and not text in UTF-8")
     try:
         return content.decode("utf-8-sig")  # editors on Windows write the byte order mark
     except UnicodeDecodeError:
-        raise _Unusable("is not text in UTF-8") from None
+        raise UnusableFile("is not text in UTF-8") from None
 
 
 def _by_name(values: Mapping[str, str]) -> Mapping[str, str]:
@@ -178,6 +180,6 @@ def _by_name(values: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _stripped(text: str) -> str:
-    while (shorter := text.strip().strip(_INVISIBLE)) != text:
+    while (shorter := text.strip().strip(_ZERO_WIDTH + _DIRECTION_MARKS)) != text:
         text = shorter
     return text

@@ -49,6 +49,8 @@ Section = TypeVar("Section", bound="_Section")
 SHORTEST_GOOD_KEY = 16
 """Characters of an API_KEY that is not warned about (docs/decisions/0017)."""
 
+_AROUND_PARTS = " \t\"'"
+"""Stripped from each part of a list: white space, and quotation marks around each part."""
 _FILE = "_FILE"
 """Ends the name of the variable that names a file with the secret."""
 _MAX_PATH_BYTES = 3_000
@@ -65,7 +67,12 @@ _DEPRECATED = (
 def _comma_separated(value: object) -> object:
     if not isinstance(value, str):
         return value
-    return tuple(part.strip() for part in re.split("[,\r\n]", value) if part.strip())
+    parts = tuple(
+        part for each in re.split("[,\r\n]", value) if (part := each.strip(_AROUND_PARTS))
+    )
+    if any(quote in part for part in parts for quote in "\"'"):
+        raise ValueError("has a quotation mark in it")
+    return parts
 
 
 def _networks(value: object) -> object:
@@ -451,7 +458,7 @@ class ResilienceSettings(_Section):
 class DiscoverySettings(_Section):
     """Devices, entities and areas, and where they are kept."""
 
-    data_api_url: DatabaseUrl | None = Field(
+    data_api_url: DataApiUrl | None = Field(
         None,
         validation_alias="DATA_API_URL",
         description="Address of a data API that is sent all devices and entities, for example"

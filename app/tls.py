@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import stat
 from pathlib import Path
 from typing import TypeAlias
 
@@ -87,6 +88,9 @@ def check_client_certificate(cert: Path, key: Path | None) -> None:
 
 def _check_readable(file: Path, what: str) -> None:
     try:
+        if not stat.S_ISREG(mode := file.stat().st_mode) and not stat.S_ISDIR(mode):
+            # Reading a pipe or a device may never end.
+            raise UnusableCertificate(f"the {what} file is not a regular file")
         with file.open("rb") as opened:
             opened.read(1)
     except OSError as exc:

@@ -16,7 +16,7 @@ router = APIRouter(prefix="/api/v1", tags=["status"])
 
 _WINDOW_S = 15 * 60
 _SECRET_NAME = re.compile(r"token|key|password|secret|authorization|credential", re.IGNORECASE)
-_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/@\s]+@")
+_CREDENTIALS_IN_URL = re.compile(r"(?<=://)[^/\s]+@")
 _LONG_TOKEN = re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _REDACTED = "**REDACTED**"
 

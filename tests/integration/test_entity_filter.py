@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -55,7 +56,7 @@ async def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     assert status.problem is None
 
 
-@pytest.mark.parametrize("damage", ["broken", "not UTF-8", "gone"])
+@pytest.mark.parametrize("damage", ["broken", "not UTF-8", "gone", "a pipe"])
 async def test_a_broken_file_is_refused_and_the_filter_before_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -65,8 +66,10 @@ async def test_a_broken_file_is_refused_and_the_filter_before_stays(
     entity_filter = EntityFilter.of_file(file, poll_s=0.001)
 
     async with watching(entity_filter):
-        if damage == "gone":
+        if damage in {"gone", "a pipe"}:
             file.unlink()
+            if damage == "a pipe":
+                os.mkfifo(file)
         else:
             file.write_bytes(b'{"patterns":' if damage == "broken" else b"\xff")
         await until(lambda: entity_filter.reason)
@@ -74,6 +77,7 @@ async def test_a_broken_file_is_refused_and_the_filter_before_stays(
         assert entity_filter.status().problem is not None
         assert "cannot be used, the one before stays" in caplog.text
 
+        file.unlink(missing_ok=True)
         file.write_text("{}")
         await until(lambda: entity_filter.reason is None)
         assert entity_filter.passes(change("light.a"))
@@ -83,6 +87,16 @@ def test_a_missing_file_is_no_filter(tmp_path: Path) -> None:
     """Starting without it would keep what it was to hold back."""
     with pytest.raises(FilterInvalid, match="cannot be read: No such file"):
         EntityFilter.of_file(tmp_path / "none.json")
+
+
+def test_a_filter_file_that_is_a_device_or_a_pipe_is_refused(tmp_path: Path) -> None:
+    """Reading it may never end."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    for endless in (Path("/dev/zero"), pipe):
+        with pytest.raises(FilterInvalid, match="it is not a regular file"):
+            EntityFilter.of_file(endless)
 
 
 async def test_the_stats_say_which_rule_did_what() -> None:

@@ -113,6 +113,7 @@ PLAIN = {
         "\ufeff{}",
         "“{}”",
         "{}\u200b",
+        "\u202a{}\u200e",
     ],
 )
 def test_what_surrounds_a_value_is_stripped_from_every_setting(
@@ -132,6 +133,24 @@ def test_only_one_pair_of_quotes_is_stripped(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("INFLUXDB_PASSWORD", "\"'really'\"")
 
     assert load_settings().influx.password.get_secret_value() == "'really'"
+
+
+@pytest.mark.parametrize("written", ['"a","b"', "'a', 'b'", '"a", b', "a\n'b'\n"])
+def test_quotes_around_each_part_of_a_list_are_stripped(
+    monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """They would become part of the names."""
+    monkeypatch.setenv("INFLUXDB_ATTRIBUTE_FIELDS", written)
+
+    assert load_settings().influx.attribute_fields == ("a", "b")
+
+
+@pytest.mark.parametrize("name", ["INFLUXDB_ATTRIBUTE_FIELDS", "INGEST_TRANSFORMS", "CORS_ORIGINS"])
+def test_a_json_array_is_no_list_of_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Its brackets and quotation marks would become part of the names."""
+    monkeypatch.setenv(name, '["a:b","c:d"]')
+
+    assert "has a quotation mark in it" in problem(name)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n", '""', "' '", "\ufeff"])
@@ -486,6 +505,8 @@ def test_names_are_read_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
         "http://ha:8123/profile/security",
         "http://ha:8123/developer-tools/state",
         "HTTP://ha:8123",
+        "http://ha:8123/home/overview",
+        "http://ha:8123/calendar",
         "ha/lovelace/0",
     ],
 )
@@ -537,6 +558,8 @@ def test_a_port_of_the_demo_that_is_none_is_one_line(
         ("http://db:8086/api/v2", "http://db:8086"),
         ("http://db:8181/api/v3/write_lp", "http://db:8181"),
         ("http://db:8086/query", "http://db:8086"),
+        ("http://vm:8428/api/v1/write", "http://vm:8428"),
+        ("http://vm:8428/vmui/", "http://vm:8428"),
         ("http://db:8086/ping", "http://db:8086"),
         ("http://db:8086/orgs/0a1b2c/load-data/buckets", "http://db:8086"),
         ("http://vm:8428/influx", "http://vm:8428/influx"),
@@ -571,8 +594,10 @@ def test_a_query_in_the_address_of_a_database_is_refused(
     assert "hush" not in line
 
 
-def test_an_endpoint_of_a_data_api_means_its_address() -> None:
+def test_an_endpoint_of_a_data_api_means_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for the database."""
+    monkeypatch.setenv("DATA_API_URL", "http://a:8006/internal")
+    assert load_settings().discovery.data_api_url == "http://a:8006"
     assert data_api_url("http://a:8006/internal/devices/bulk_upsert") == "http://a:8006"
     assert data_api_url("http://a:8006/behind/internal/") == "http://a:8006/behind"
     with pytest.raises(ValueError, match="must not have a query; write http://a:8006: the key"):
@@ -719,6 +744,8 @@ def test_a_client_certificate_is_a_pair_of_files_or_one(
         ({"CERT": "cert.pem", "KEY": "nothing.pem"}, "the key file cannot be read (No such file"),
         ({"CERT": "nothing.pem", "KEY": "key.pem"}, "the certificate file cannot be read (No such"),
         ({"CERT": ".", "KEY": "key.pem"}, "the certificate file cannot be read (Is a directory)"),
+        ({"CERT": "/dev/zero"}, "the certificate file is not a regular file"),
+        ({"CERT": "cert.pem", "KEY": "/dev/zero"}, "the key file is not a regular file"),
         ({"CERT": "cert.pem"}, "the file does not hold a certificate and its key in PEM format"),
         ({"CERT": "text.pem", "KEY": "key.pem"}, "the files are not a certificate and a key in"),
         ({"KEY": "key.pem"}, "is set without"),
