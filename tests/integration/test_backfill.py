@@ -659,10 +659,11 @@ async def test_a_damaged_row_does_not_stop_the_start(
         shutil.copytree(tmp_path, tmp_path / "killed")
 
     async with running(Process(tmp_path / "killed", fake)) as process:
-        await process.until_filled(2)
-        reasons = [gap.reason for gap in process.coverage.gaps() if gap.state != "unfillable"]
+        await process.until_filled()
+        reasons = {gap.reason for gap in process.coverage.gaps() if gap.state != "unfillable"}
 
-    assert sorted(reasons) == ["damage", "restart"]
+    # The row may be saved from the write-ahead log; else its time is a gap as well.
+    assert reasons in ({"restart"}, {"damage", "restart"})
 
 
 # Which entities
