@@ -40,9 +40,9 @@ python -m app backfill --since 2026-11-14
 python -m app backfill --since 2026-11-14T06:00+01:00 --until 2026-11-15 --entities sensor.power""",
     statuses="""\
 0  all of it was read back, or there was nothing to read
-1  some of it is not to be had, or nothing of it is recorded; the last lines say why
-2  the command line or the settings cannot be used, nothing knows an entity, or DATA_DIR is held and
-   nobody answers""",
+1  some of it is unavailable, or nothing of it was recorded; the last lines say why
+2  the command line or the settings cannot be used, an entity is unknown, or a service that does
+   not answer holds DATA_DIR""",
 )
 
 _NO_SPAN = "backfill: --since must lie before --until, and in the past"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import shutil
+import sqlite3
 import time
 import zlib
 from collections import Counter
@@ -650,13 +652,13 @@ async def test_a_damaged_row_does_not_stop_the_start(
     process.journal._save_states_s = 3600.0
     async with running(process):
         await lived(process, house, 0, 1)
-        await process.journal._open_database().write(
-            lambda connection: connection.execute("UPDATE journal_rows SET gzip = zeroblob(9)")
-        )
-        await process.journal._open_database().write(
-            lambda connection: connection.execute("UPDATE journal SET states_through = 0")
-        )
         shutil.copytree(tmp_path, tmp_path / "killed")
+    with contextlib.closing(sqlite3.connect(tmp_path / "killed" / "journal.db")) as connection:
+        connection.execute("UPDATE journal_rows SET gzip = zeroblob(9)")
+        connection.execute("UPDATE journal SET states_through = 0")
+        connection.commit()
+        # The log holds the row as it was, from which it would be recovered.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     async with running(Process(tmp_path / "killed", fake)) as process:
         await process.until_filled()
