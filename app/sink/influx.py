@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Mapping
+from functools import cached_property
 from http import HTTPStatus
 from pathlib import Path
 from typing import Literal, Self, TypeAlias
@@ -136,7 +137,7 @@ class InfluxSink:
             return failure(exc)
         if reply.status == HTTPStatus.NO_CONTENT:
             self._accepted_since_asked = True
-        return answer(reply, dialect=spoken, secrets=self._secrets(), url=self._url)
+        return answer(reply, dialect=spoken, secrets=self._secrets, url=self._url)
 
     async def process(self) -> ServerProcess | None:
         """Return what is known of the database's process; None when nothing answers."""
@@ -303,6 +304,7 @@ class InfluxSink:
     def _has_path(self) -> bool:
         return bool(urlsplit(self._url).path)
 
+    @cached_property
     def _secrets(self) -> list[str]:
         in_url = unquote(urlsplit(self._url).password or "")
         basic = dialect("v1", self._target).authorized(Request(path="")).headers

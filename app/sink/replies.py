@@ -90,12 +90,12 @@ class Advises(Protocol):
 def answer(  # noqa: C901, PLR0911 - a table: a row each
     reply: Reply, *, dialect: Advises, secrets: Sequence[str] = (), url: str = ""
 ) -> Answer:
-    """Say what a response to a write means; no secret ever appears in a reason."""
+    """Return what a response to a write means; no secret ever appears in a reason."""
+    if reply.status == HTTPStatus.NO_CONTENT:
+        return Accepted()  # before anything is read or masked: nearly every write ends here
     said = _said(reply)
     reason = one_line(said, secrets)
     match reply.status:
-        case HTTPStatus.NO_CONTENT:
-            return Accepted()
         case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY:
             if (mistaken := _mistaken(said, dialect)) is not None:
                 return Held(reason=reason, status=reply.status, advice=mistaken)

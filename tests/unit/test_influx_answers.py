@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import aiohttp
@@ -68,6 +69,22 @@ def reply(status: int, message: str = "", **headers: str) -> Reply:
 def test_every_status_has_one_meaning(status: int, meaning: type[Answer]) -> None:
     """Only 204 is success."""
     assert meaning is type(answer(reply(status), dialect=DIALECT, secrets=[SECRET]))
+
+
+def test_a_success_reads_neither_a_text_nor_the_secrets() -> None:
+    """Nearly every write ends like this, so it must cost next to nothing."""
+
+    class Unread(list[str]):
+        def __iter__(self) -> Iterator[str]:
+            raise AssertionError("the secrets were read")
+
+    class Unparsed(bytes):
+        def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+            raise AssertionError("the body was read")
+
+    success = Reply(status=204, headers={}, body=Unparsed(b"{}"))
+
+    assert answer(success, dialect=DIALECT, secrets=Unread([SECRET])) == Accepted()
 
 
 @pytest.mark.parametrize(
