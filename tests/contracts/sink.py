@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -362,6 +363,7 @@ class SinkContract:
         script = [
             fake.error(401, echo),
             fake.error(400, echo),
+            fake.error(400, echo),  # to the same line without gzip
             fake.Reply(status=500, body=echo),
             fake.Reply(status=302, headers={"Location": f"/login?as={secret}"}),
         ]
@@ -370,8 +372,9 @@ class SinkContract:
             FaultServer(database.url, *script).serving() as server,
             opened(database.sink(url=server.url, token=secret, password=secret)) as sink,
         ):
-            answers = [await sink.write(batch_of([database.line(1)])) for _ in script]
+            answers = [await sink.write(batch_of([database.line(1)])) for _ in range(4)]
 
+        assert server.script == deque()
         assert [type(answer) for answer in answers] == [Held, Refused, ServerFailed, Unavailable]
         assert [answer for answer in answers if "s3cret" in str(answer)] == []
 
