@@ -5,6 +5,7 @@ The log, `/health` and the doctor show the same words.
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import ssl
@@ -94,6 +95,11 @@ def obstacle(party: Party, exc: BaseException, *, url: str = "") -> Obstacle:
                 f" TLS is wanted. {party.also}".strip()
                 + _certificate_hint(party, with_tls=with_tls),
             )
+
+
+def is_os_error(exc: BaseException) -> bool:
+    """Whether an error of the operating system is at the bottom of the chain."""
+    return isinstance(_bottom(exc), OSError)
 
 
 def is_tls_failure(exc: BaseException) -> bool:
@@ -249,8 +255,8 @@ def _tls(party: Party, exc: ssl.SSLError) -> Obstacle:
         said = getattr(exc, "verify_message", "") or exc.strerror or "it cannot be checked"
         return Obstacle(
             f"its certificate is refused (CERTIFICATE_VERIFY_FAILED: {_shown(said)})",
-            "Renew the certificate, or make this machine trust who signed it, or set"
-            f" {party.tls_off} where you trust the way.",
+            "Renew the certificate, or make this machine trust who signed it"
+            + (f", or set {party.tls_off} where you trust the way." if party.tls_off else "."),
         )
     if _CLIENT_CERTIFICATE_ALERT.search(reason):
         return _certificate_missing(party)
@@ -324,7 +330,8 @@ def _no_connection(party: Party, exc: OSError) -> Obstacle:
             )
         case _:
             return Obstacle(
-                _shown(str(exc.strerror or exc)) or type(exc).__name__,
+                # asyncio's own text is "Connect call failed" and the address.
+                os.strerror(exc.errno) if exc.errno else _shown(str(exc)) or type(exc).__name__,
                 f"Check that it runs, and the host and the port in {variable}.",
             )
 
@@ -336,9 +343,17 @@ def _one_of_many(exc: OSError) -> OSError:
 
 
 def _bottom(exc: BaseException) -> BaseException:
-    while isinstance(exc.__cause__, Exception):  # not a cancellation, which a timeout begins as
-        exc = exc.__cause__
+    while (cause := _cause(exc)) is not None:
+        exc = cause
     return exc
+
+
+def _cause(exc: BaseException) -> Exception | None:
+    # Of several addresses the first, and httpx leaves the cause in the arguments only. A
+    # cancellation, which a timeout begins as, is no cause.
+    several = exc.exceptions if isinstance(exc, ExceptionGroup) else ()
+    candidates = (exc.__cause__, *several[:1], *exc.args[:1])
+    return next((each for each in candidates if isinstance(each, Exception)), None)
 
 
 def _no_websockets(status: int) -> Obstacle:

@@ -24,7 +24,7 @@ from app.logs import Repeats, shown_url
 from app.resilience import Backoff, Breaker, contained
 from app.snapshot import BreakerStatus, DataApiStatus
 from app.tolerant import UNREADABLE
-from app.unreachable import DATA_API, redirect, sentence
+from app.unreachable import DATA_API, is_os_error, obstacle, redirect, sentence
 
 logger = logging.getLogger(__name__)
 
@@ -152,10 +152,8 @@ class DataApi:
         async with self._client() as client:
             try:
                 answer = await _post(client, _PATHS["device"], b"[]")
-            except httpx.TimeoutException:
-                return "no answer in time"
             except (httpx.HTTPError, httpx.InvalidURL) as exc:
-                return f"{type(exc).__name__} {exc}".strip()
+                return _why_unanswered(exc, self._url)
         return None if meaning_of(answer.status) == "taken" else self._told(answer)
 
     def _client(self) -> httpx.AsyncClient:
@@ -184,7 +182,7 @@ class DataApi:
                 client, _PATHS[kind], msgspec.json.encode(list(self._rows(kind, chunk)))
             )
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            return self._hold(f"{type(exc).__name__} {exc}".strip())
+            return self._hold(_why_unanswered(exc, self._url))
         return self._answered(kind, chunk, answer)
 
     def _answered(self, kind: Kind, chunk: _Chunk, answer: _Answer) -> float:
@@ -277,6 +275,19 @@ async def _post(client: httpx.AsyncClient, path: str, rows: bytes) -> _Answer:
                 break
     location = response.headers["Location"] if response.has_redirect_location else None
     return _Answer(str(response.url), response.status_code, text[:_ANSWER_BYTES], location)
+
+
+def _why_unanswered(exc: Exception, url: str) -> str:
+    """Return why there was no response."""
+    if isinstance(exc, httpx.TimeoutException):
+        return "no answer in time"
+    if is_os_error(exc):
+        return obstacle(DATA_API, exc, url=url).why
+    if isinstance(exc, httpx.RemoteProtocolError):
+        return "the response is incomplete or not HTTP"
+    if not str(exc):  # as when the server hangs up during the TLS handshake
+        return "the connection is cut at once"
+    return f"{type(exc).__name__} {exc}"
 
 
 def reason_of(status: int, text: bytes) -> str:

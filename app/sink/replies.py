@@ -6,6 +6,7 @@ of the dialect.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -145,7 +146,17 @@ def _no_response(exc: Exception) -> str:
     closed_in_tls = isinstance(exc, aiohttp.ClientConnectorError) and exc.strerror is None
     if closed_in_tls or is_tls_failure(exc):
         return sentence(obstacle(DATABASE, exc, url="https:"))
-    return one_line(str(exc)) or type(exc).__name__
+    match exc:
+        case aiohttp.ClientConnectorError():
+            return f"no connection to {exc.host}:{exc.port}: {obstacle(DATABASE, exc).why}"
+        case aiohttp.ServerDisconnectedError() if not isinstance(exc.message, str):
+            return "the server disconnected in the middle of its response"
+        case OSError(errno=errno.ECONNRESET):
+            return "the connection was reset"
+        case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
+            return "the response is incomplete or not HTTP"
+        case _:
+            return one_line(str(exc)) or type(exc).__name__
 
 
 def retry_after_s(text: str, *, now: datetime) -> float | None:
