@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
 
 from app.model import Lifecycle, RecordedState, Times, nanoseconds
 
@@ -34,6 +33,8 @@ class Search:
     times: Times
     is_certain: bool
     """False when only the current states hint at a restart: the rows must confirm it."""
+    state_ns: int | None = None
+    """When the oldest current state began, if it did so in this span."""
 
     @property
     def read(self) -> Times:
@@ -86,25 +87,34 @@ def searches(span: Times, *, lifecycle: Lifecycle, oldest_state_ns: int | None) 
     for started_ns in lifecycle.started_ns:
         stops = [at_ns for at_ns in lifecycle.stopped_ns if after_ns <= at_ns < started_ns]
         oldest_ns = stops[-1] if stops else max(after_ns, started_ns - _SEARCHED_NS)
-        newest_ns = started_ns
+        newest_ns, state_ns = started_ns, None
         if oldest_state_ns is not None and oldest_ns < oldest_state_ns < newest_ns:
-            newest_ns = oldest_state_ns
-        found.append(Search(Times(oldest_ns, newest_ns), is_certain=True))
+            newest_ns = state_ns = oldest_state_ns
+        found.append(Search(Times(oldest_ns, newest_ns), is_certain=True, state_ns=state_ns))
         after_ns = started_ns
     if oldest_state_ns is not None and after_ns < oldest_state_ns <= span.newest_ns:
         stops = [at_ns for at_ns in lifecycle.stopped_ns if after_ns <= at_ns < oldest_state_ns]
         oldest_ns = stops[-1] if stops else max(after_ns, oldest_state_ns - _SEARCHED_NS)
-        found.append(Search(Times(oldest_ns, oldest_state_ns), is_certain=False))
+        times = Times(oldest_ns, oldest_state_ns)
+        found.append(Search(times, is_certain=False, state_ns=oldest_state_ns))
     return found
 
 
 def first_write_ns(search: Search, rows: Iterable[Written]) -> int | None:
-    """Return when Home Assistant wrote its first state after the restart; None without one."""
+    """Return when Home Assistant set its first state after the restart; None without one.
+
+    It may have done so before the recorder listened, so that no row has this time.
+    """
     ordered = sorted(rows, key=lambda row: row.time_ns)
     repeated = _first_repeats(ordered)
     if not search.is_certain and len(repeated) < _MIN_REPEATING:
         return None
     latest_ns = min([search.times.newest_ns, *repeated])
+    if search.state_ns is not None:
+        state = Written(
+            time_ns=search.state_ns, changed_ns=search.state_ns, entity_id="", repeats=False
+        )
+        ordered = sorted([*ordered, state], key=lambda row: row.time_ns)
     possible = _possible_starts(search, ordered, latest_ns)
     if not possible:
         return latest_ns
@@ -121,16 +131,16 @@ def _first_repeats(rows: Sequence[Written]) -> list[int]:
 def _possible_starts(
     search: Search, rows: Sequence[Written], latest_ns: int
 ) -> list[tuple[int, int]]:
-    """Return the silence before, and the time of, each row that may be the first after a start.
+    """Return the silence before, and the time of, each state that may be the first after a start.
 
-    A later row with an older `last_changed` rules a row out: its entity has not lost its state.
+    A state that began before a silence and is written again after it was not lost in it, which
+    rules the silence out. One that began in the silence may be the first state.
     """
-    ruled_out_above_ns = latest_ns
+    began_ns = latest_ns
     possible = []
     ends = [search.times.oldest_ns, *(row.time_ns for row in rows)]
-    silences = [after - before for before, after in pairwise(ends)]
-    for row, silence_ns in zip(reversed(rows), reversed(silences), strict=True):
-        ruled_out_above_ns = min(ruled_out_above_ns, row.changed_ns)
-        if row.time_ns <= ruled_out_above_ns:
-            possible.append((silence_ns, row.time_ns))
+    for before_ns, row in reversed(list(zip(ends, rows, strict=False))):
+        began_ns = min(began_ns, row.changed_ns)
+        if before_ns < began_ns:
+            possible.append((row.time_ns - before_ns, min(row.time_ns, began_ns)))
     return possible

@@ -104,6 +104,26 @@ def test_a_later_row_that_changed_earlier_rules_a_row_out() -> None:
     assert found(CERTAIN, *rows) == 130
 
 
+def test_a_state_that_began_in_the_silence_is_the_first_after_the_start() -> None:
+    """Home Assistant sets some states before its recorder listens."""
+    rows = [
+        wrote(101),
+        wrote(101.1, "light.b", changed_s=100.5),
+        wrote(160),
+        wrote(161, "person.owner", changed_s=155),
+    ]
+
+    assert found(CERTAIN, *rows) == 155
+
+
+def test_the_oldest_current_state_may_be_older_than_every_row_after_the_start() -> None:
+    """The rows up to it were all written before Home Assistant was killed."""
+    search = Search(Times(100 * SECOND, 150 * SECOND), is_certain=True, state_ns=150 * SECOND)
+    rows = [wrote(101), wrote(104), wrote(104.1, "light.b", changed_s=103.5)]
+
+    assert found(search, *rows) == 150
+
+
 def test_an_entity_that_always_repeats_itself_says_nothing() -> None:
     """`force_update` writes every value again."""
     forced = [wrote(at, "sensor.forced", repeats=True) for at in (102, 103, 104, 150)]
