@@ -1,8 +1,8 @@
 """Backfill: reads missed changes from Home Assistant's recorder and journals them.
 
-One gap at a time, the oldest first, while events stream. A gap that is half filled when the
-connection or the process ends continues from there: it is a row of the journal, and a point that
-was written twice is the same point.
+One gap at a time, the oldest first, while events stream; one that fails waits, and the others get
+their turn. A gap that is half filled when the connection or the process ends continues from there:
+it is a row of the journal, and a point that was written twice is the same point.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ _START_LOOK_S = 1.0
 # Home Assistant's own trouble, which may pass: its recorder is busy, migrates, or failed once.
 _PASSING = frozenset({"unknown_error", "home_assistant_error", "timeout"})
 _ATTEMPTS = 10
+_RETRY_LOOK_S = 1.0
 _LATE_S = 10.0
 """How long the recorder may be behind before health names it: a busy home always has a backlog."""
 _RECORDER_CHECK_S = 60.0
@@ -152,7 +153,7 @@ class Backfill:
         placements: Callable[[], Placements],
         keep: Callable[[Sequence[Change]], Sequence[Change]],
         telemetry: Telemetry,
-        backoff: Backoff,
+        backoffs: Callable[[], Backoff],
         max_hours: float = 240.0,
         points_per_s: float = 2_000.0,
         commit_interval_s: float = 5.0,
@@ -183,7 +184,8 @@ class Backfill:
         self._placements = placements
         self._keep = keep
         self._telemetry = telemetry
-        self._backoff = backoff
+        self._backoff = backoffs()
+        self._failing = _Failing(backoffs, clock)
         self._max_hours = max_hours
         self._points_per_s = points_per_s
         self._commit_interval_s = commit_interval_s
@@ -191,7 +193,6 @@ class Backfill:
         self._renames = renames
         self._clock = clock
         self._sleep = sleep
-        self._reason: str | None = None
         self._behind: tuple[str, float] | None = None
         """Why the recorder is behind, and since when."""
         self._failures = Repeats(logger)
@@ -206,7 +207,7 @@ class Backfill:
             nothing_recorded=self._coverage.count("nothing_recorded"),
             unfillable=self._coverage.count("unfillable"),
             backfilled=self._telemetry.backfilled,
-            reason=self._reason
+            reason=self._failing.reason(self._waiting_gaps())
             or self._waiting()
             or self._losing()
             or self._without_recorder()
@@ -272,10 +273,13 @@ class Backfill:
             self._last_states.recall(entity_id, state)
 
     async def run(self) -> None:
-        """Fill the open gaps, forever; retries failures at growing intervals."""
+        """Fill the open gaps, forever; retry each that fails at growing intervals.
+
+        A gap that fails does not hold up the others.
+        """
         while True:
             await self._streaming.wait()
-            gap = self._next()
+            gap = self._failing.next(self._waiting_gaps())
             try:
                 with contained("filling a gap", error=SourceProtocolError):
                     if gap is None:
@@ -286,11 +290,15 @@ class Backfill:
                 await self._failed(gap, exc)
             else:
                 self._backoff.reset()
-                self._reason = None
-                self._failures.over("Missed changes are read back again")
+                self._failing.forget(gap)
+                if not self._failing.any(self._waiting_gaps()):
+                    self._failures.over("Missed changes are read back again")
 
     async def _until_opened(self) -> None:
         """Wait for a gap; meanwhile look whether the recorder of those without one is there."""
+        if self._waiting_gaps():
+            await self._sleep(_RETRY_LOOK_S)
+            return
         self._coverage.opened.clear()
         if self._coverage.is_unbounded and not await self._bounded():
             return
@@ -310,9 +318,8 @@ class Backfill:
             for gap in waiting:
                 self._coverage.reopen(gap)
 
-    def _next(self) -> Gap | None:
-        gaps = self._coverage.open_gaps()
-        return next(filter(self._coverage.will_be_filled, gaps), None)
+    def _waiting_gaps(self) -> list[Gap]:
+        return list(filter(self._coverage.will_be_filled, self._coverage.open_gaps()))
 
     async def _bounded(self) -> bool:
         """Bound gaps that are not filled now, and the first span; return whether it succeeded."""
@@ -342,14 +349,11 @@ class Backfill:
         self._behind = None
         if not self._streaming.is_set():
             return  # the connection was lost, which is reported elsewhere
-        wait_s = self._backoff.next_s()
         if gap is None:
-            await self._sleep(wait_s)
+            await self._sleep(self._backoff.next_s())
             return
-        self._reason = (
-            f"The gap {_span(gap)} cannot be read back from Home Assistant: {exc}."
-            " The next attempt follows automatically; see /api/v1/gaps."
-        )
+        gap = self._coverage.gap(gap.id) or gap  # with the bounds and the progress of now
+        wait_s = self._failing.failed(gap, exc)
         self._failures.tell(
             logging.WARNING,
             "Backfill of %s failed, next attempt in %.1fs: %s",
@@ -358,7 +362,8 @@ class Backfill:
             exc,
             kind=type(exc).__name__,
         )
-        await self._sleep(wait_s)
+        # Many gaps may fail for one cause: Home Assistant is not asked without a pause.
+        await self._sleep(_RETRY_LOOK_S)
 
     async def _fill(self, gap: Gap) -> None:
         self._coverage.take(gap)
@@ -565,7 +570,7 @@ class Backfill:
                     journaled = await self._journal_answer(answer, reading, captured)
                     gap = self._progressed(gap, journaled, answer.through_ns)
         except CommandFailed as exc:
-            if exc.code in _PASSING and self._backoff.attempt < _ATTEMPTS:
+            if exc.code in _PASSING and self._failing.attempts(gap) < _ATTEMPTS:
                 raise
             return gap, f"Home Assistant shows no history: {exc}"
         return gap, None
@@ -674,6 +679,70 @@ class Backfill:
             for identity in identities
             if identity is not None and times.oldest_ns <= identity[1] <= times.newest_ns
         }
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """The last attempt to fill a gap, which failed."""
+
+    backoff: Backoff
+    at: float
+    wait_s: float
+    filled_ns: int | None
+    why: str
+
+
+class _Failing:
+    """The gaps whose last attempt failed, and so which one is tried next."""
+
+    def __init__(self, backoffs: Callable[[], Backoff], clock: Callable[[], float]) -> None:
+        self._backoffs = backoffs
+        self._clock = clock
+        self._failures: dict[int, _Failure] = {}
+
+    def next(self, gaps: Sequence[Gap]) -> Gap | None:
+        """Return the gap with the fewest failures, the oldest of these; None while all wait."""
+        ready = filter(self._is_ready, gaps)
+        return min(ready, key=lambda gap: (self.attempts(gap), gap.start_ns, gap.id), default=None)
+
+    def failed(self, gap: Gap, exc: Exception) -> float:
+        """Note that an attempt failed; return the seconds until the next."""
+        former = self._failures.get(gap.id)
+        # An attempt that read a part of the gap starts the waits anew.
+        is_stuck = former is not None and former.filled_ns == gap.filled_ns
+        backoff = former.backoff if former is not None and is_stuck else self._backoffs()
+        wait_s = backoff.next_s()
+        self._failures[gap.id] = _Failure(backoff, self._clock(), wait_s, gap.filled_ns, str(exc))
+        return wait_s
+
+    def attempts(self, gap: Gap) -> int:
+        """Return how many attempts in a row failed without progress."""
+        failure = self._failures.get(gap.id)
+        return 0 if failure is None else failure.backoff.attempt
+
+    def forget(self, gap: Gap) -> None:
+        """Note that an attempt succeeded."""
+        self._failures.pop(gap.id, None)
+
+    def any(self, gaps: Sequence[Gap]) -> bool:
+        """Return whether one of these gaps failed."""
+        return any(gap.id in self._failures for gap in gaps)
+
+    def reason(self, gaps: Sequence[Gap]) -> str | None:
+        """Return why the first of these gaps that failed did so."""
+        gap = next((gap for gap in gaps if gap.id in self._failures), None)
+        if gap is None:
+            return None
+        return (
+            f"The gap {_span(gap)} cannot be read back from Home Assistant:"
+            f" {self._failures[gap.id].why}."
+            " The next attempt follows automatically; see /api/v1/gaps."
+        )
+
+    def _is_ready(self, gap: Gap) -> bool:
+        failure = self._failures.get(gap.id)
+        # Our clock may be set back meanwhile: then the wait is over.
+        return failure is None or not 0 <= self._clock() - failure.at < failure.wait_s
 
 
 class _Reading:

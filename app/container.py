@@ -339,7 +339,7 @@ class Container(containers.DeclarativeContainer):
         placements=catalog.provided.placements,
         keep=pipeline.provided.kept,
         telemetry=telemetry,
-        backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
+        backoffs=providers.Object(partial(Backoff, max_s=_DISCOVERY_MAX_WAIT_S)),
         max_hours=settings.provided.backfill.max_hours,
         points_per_s=settings.provided.backfill.points_per_s,
         commit_interval_s=settings.provided.backfill.commit_interval_s,

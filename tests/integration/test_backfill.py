@@ -10,7 +10,7 @@ import sqlite3
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -92,6 +92,9 @@ class Process:
         self.time = Time()
         self.failures: list[Exception] = []
         """Raised by the next questions for history, one each."""
+        self.refuses: Callable[[Mapping[str, object]], bool] = lambda _: False
+        """Whether a question for history, with these parameters, gets no answer that can be read.
+        """
         self.asked: Counter[str] = Counter()
         self.telemetry = new_telemetry()
         self.coverage = Coverage(fills=fills, clock=self.time)
@@ -161,7 +164,7 @@ class Process:
             missing_component=lambda: self.source.missing_component,
             renames=catalog.renames,
             telemetry=self.telemetry,
-            backoff=Backoff(first_s=1.0, max_s=300.0),
+            backoffs=lambda: Backoff(first_s=1.0, max_s=300.0),
             max_hours=max_hours,
             points_per_s=points_per_s,
             clock=self.time,
@@ -176,6 +179,8 @@ class Process:
                 self.asked[command] += 1
                 if command == HISTORY and self.failures:
                     raise self.failures.pop(0)
+                if command == HISTORY and self.refuses(parameters):
+                    raise SourceProtocolError(f"{HISTORY}: malformed")
                 return await commands.call(command, **parameters)
 
             yield Asking(call)
@@ -506,6 +511,49 @@ async def test_trouble_that_does_not_pass_does_not_hold_up_all_other_gaps(
     gap = process.gap()
     assert (gap.state, len(process.failures)) == ("unfillable", 100 - 11)
     assert "broken" in str(gap.detail)
+
+
+async def test_a_gap_that_always_fails_does_not_block_newer_gaps(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """An answer that cannot be decoded costs its own gap, and health names that one."""
+    house.restart_time(lambda: now() - timedelta(hours=3))
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    spoiled = str(house.set_state(SENSOR, "1")["time_fired"])
+    house.let_pass(seconds=1_000)
+
+    def refuses(parameters: Mapping[str, object]) -> bool:
+        return str(parameters["start_time"]) < spoiled < str(parameters["end_time"])
+
+    process = Process(tmp_path, fake)
+    process.refuses = refuses
+    async with running(process):
+        await lived(process, house, 2, 3)
+        await process.until(lambda: process.backfill.status().reason is not None)
+        house.let_pass(seconds=60)
+        house.set_state(SENSOR, "3")
+        await process.until_journaled(2)
+    house.let_pass(seconds=3600)
+    house.set_state(SENSOR, "4")
+
+    process = Process(tmp_path, fake)
+    process.refuses = refuses
+    async with running(process):
+        house.set_state(SENSOR, "5")
+        await process.until(lambda: process.coverage.count("filled") == 1)
+        newer, older = process.coverage.gaps()
+        reason = process.backfill.status().reason
+        assert (newer.state, older.state) == ("filled", "open")
+        process.refuses = lambda _: False
+        await process.until_filled(2)
+        points = await process.points()
+
+    assert reason is not None
+    assert "cannot be read back" in reason
+    assert process.backfill.status().reason is None
+    assert_once(points)
+    assert states(points) == numbers(0, 6)
 
 
 async def test_where_nothing_is_filled_by_itself_a_person_may_ask(
