@@ -228,7 +228,8 @@ class SqliteJournal:
             if rows is None:
                 work = partial(rows_after, cursor=start, max_points=max_points)
                 rows = await self._read_disk(work)
-            if cursor == ledger.cursors[sink] and _follow(rows, start, ledger):
+            rows = _consecutive(rows, start, ledger)
+            if rows and cursor == ledger.cursors[sink]:
                 if start == cursor:
                     self._oldest_at[sink] = rows[0].received_at
                 return rows
@@ -521,6 +522,10 @@ class SqliteJournal:
         return self._last_states.unsaved()
 
 
-def _follow(rows: Sequence[Row], cursor: int, ledger: Ledger) -> bool:
-    """Whether no point that is still held stands between the cursor and the rows."""
-    return bool(rows) and ledger.points_between(cursor, rows[0].first - 1) <= 0
+def _consecutive(rows: list[Row], cursor: int, ledger: Ledger) -> list[Row]:
+    """Return the rows after the cursor up to the first point that is held and in none of them."""
+    for index, row in enumerate(rows):
+        if ledger.points_between(cursor, row.first - 1) > 0:
+            return rows[:index]
+        cursor = row.last
+    return rows

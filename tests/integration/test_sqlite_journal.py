@@ -656,9 +656,15 @@ async def test_rows_that_vanish_while_running_are_counted_and_stepped_over(path:
         assert journal.status().reason is None
 
 
+@pytest.mark.parametrize("max_points", [5, 1_000])
 @pytest.mark.parametrize("column", ["gzip = zeroblob(50)", "points = 4", "received_at = 7.5"])
-async def test_a_row_that_rots_while_running_is_not_sent(path: Path, column: str) -> None:
-    """Its checksum tells, whichever of its columns was hit; its time becomes a gap."""
+async def test_a_row_that_rots_while_running_is_not_sent(
+    path: Path, column: str, max_points: int
+) -> None:
+    """Its checksum tells, whichever of its columns was hit; its time becomes a gap.
+
+    It makes no difference whether the rows around it are read one by one or together.
+    """
     coverage, telemetry = Coverage(compare_s=-1.0), new_telemetry()
     journal = journal_at(path, "a", recent_bytes=0, telemetry=telemetry, coverage=coverage)
     async with journal:
@@ -670,12 +676,13 @@ async def test_a_row_that_rots_while_running_is_not_sent(path: Path, column: str
             )
         )
         seen = []
-        while rows := await journal.read("a", max_points=5):
+        while rows := await journal.read("a", max_points=max_points):
             seen += numbers_in(rows)
             journal.settle("a", rows[-1].last)
 
         assert [*range(1, 6), *range(11, 16)] == seen
         assert telemetry.sink("a").dropped == 5
+        assert "5 points in" in str(journal.status().reason)
         assert [gap.reason for gap in coverage.gaps()] == ["damage"]
     async with journal_at(path, "a") as journal:
         assert journal.status().reason is None
