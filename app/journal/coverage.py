@@ -209,7 +209,7 @@ class Coverage:
 
         On the hot path, once per batch.
         """
-        times = _within_range(times)
+        times = within_range(times)
         self._latest_ns = times.newest_ns
         if self.awaits_event:
             self.awaits_event = False
@@ -221,7 +221,7 @@ class Coverage:
         `oldest_ns` and `newest_ns` are the oldest and newest moments in them, `reach_ns` is how
         long a gap of unknown start may be.
         """
-        oldest_ns, newest_ns = _within_range(Times(oldest_ns, newest_ns))
+        oldest_ns, newest_ns = within_range(Times(oldest_ns, newest_ns))
         for gap in self.open_gaps():
             if not gap.start_known:
                 start_ns = max(0, oldest_ns - _BEFORE_START_NS, newest_ns - reach_ns)
@@ -249,7 +249,7 @@ class Coverage:
         """Note that what happened in this span was received and is not in the journal."""
         if times is None or not self._kept:
             return
-        times = _within_range(times)
+        times = within_range(times)
         for gap in self.open_gaps():
             near = times.oldest_ns - _MERGED_NS <= gap.end_ns and (
                 times.newest_ns + _MERGED_NS >= gap.start_ns
@@ -280,7 +280,7 @@ class Coverage:
         ]
         is_bounded = self._kept and self._covered is not None
         since_ns = self._covered.since_ns if is_bounded and self._covered else _LAST_NS
-        oldest_ns, newest_ns = _within_range(times)
+        oldest_ns, newest_ns = within_range(times)
         wanted = Times(oldest_ns, min(newest_ns, since_ns))
         if wanted.oldest_ns < wanted.newest_ns and not self._was_requested(wanted, entity_ids):
             gap = self._open(wanted, "requested", entity_ids)
@@ -354,7 +354,7 @@ class Coverage:
         """
         covered = self._covered if self._covered_unsaved else None
         if times is not None:
-            times = _within_range(times)
+            times = within_range(times)
             covered = self._grown(times, received_at, first=first)
         return Unsaved(
             covered=covered,
@@ -543,7 +543,7 @@ class Coverage:
         )
 
 
-def _within_range(times: Times) -> Times:
+def within_range(times: Times) -> Times:
     """Return a span as it can be stored: an event may carry any time."""
     oldest_ns, newest_ns = times
     if oldest_ns >= 0 and newest_ns <= _LAST_NS:

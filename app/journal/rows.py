@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from app.members import compressed
-from app.model import Lines, Row, Times
+from app.model import Lines, Row, Times, is_representable
 
 _MOST_ROW_POINTS = 2_500
 """An append of more is cut, so that whoever reads whole rows has a bound on memory, and that they
@@ -44,10 +44,21 @@ def numbered(members: Sequence[Member], *, first: int, received_at: float) -> li
 
 
 def live_times_of(lines: Lines) -> Times | None:
-    """Return when the oldest and the newest of some points happened, of those that came live."""
+    """Return when the oldest and the newest of some points happened, of those that came live.
+
+    Lines without a time that a point can have are left out: a retried dead letter may be one.
+    """
     live = [line for line in lines.split() if b",backfilled=true" not in line]
-    times_ns = [int(line.rpartition(b" ")[2]) for line in live]
+    times_ns = [time_ns for line in live if (time_ns := _time_ns_of(line)) is not None]
     return Times(min(times_ns), max(times_ns)) if times_ns else None
+
+
+def _time_ns_of(line: bytes) -> int | None:
+    try:
+        time_ns = int(line.rpartition(b" ")[2])
+    except ValueError:
+        return None
+    return time_ns if is_representable(time_ns) else None
 
 
 class RowBuffer:

@@ -20,7 +20,7 @@ from app import members, sqlite_pages, storage
 from app.errors import StorageDamaged, StorageError
 from app.journal import checks
 from app.journal.checks import MAX_NUMBER, StoredRow, points_in
-from app.journal.coverage import Covered
+from app.journal.coverage import Covered, within_range
 from app.journal.ledger import Hole, Span, missing
 from app.journal.remembered import (
     GAP_COLUMNS,
@@ -40,7 +40,7 @@ from app.journal.transactions import (
     save_new_cursors,
     save_tail,
 )
-from app.model import Gap, LastState, Lines, Row, Times
+from app.model import Gap, LastState, Lines, Row, Times, is_representable
 from app.sqlite_pages import Value
 from app.storage import Connection, Steps, TableShape
 
@@ -381,7 +381,9 @@ def _states(rows: Iterable[Mapping[str, Value]]) -> dict[str, LastState]:
         state, changed_ns = row["state"], row["changed_ns"]
         if not isinstance(entity_id, str) or not isinstance(time_ns, int):
             continue
-        if not is_time_ns(time_ns) or not (changed_ns is None or is_time_ns(changed_ns)):
+        if not isinstance(changed_ns, int | None):
+            continue
+        if not is_representable(time_ns) or not is_representable(changed_ns or 0):
             continue
         known = states.get(entity_id)
         if known is None or known.time_ns < time_ns:
@@ -501,16 +503,19 @@ def _covered(
     if live and (last := live[-1]).times and (first := live[0]).times:
         since_ns = covered.since_ns if covered else first.times.oldest_ns
         return Covered(since_ns, last.times.newest_ns, last.received_at)
-    newest_ns = max((state.time_ns for state in remembered.states.values()), default=None)
-    if newest_ns is None:
+    times_ns = [state.time_ns for state in remembered.states.values() if is_time_ns(state.time_ns)]
+    if not times_ns:
         return None
+    newest_ns = max(times_ns)
     return Covered(newest_ns, newest_ns, newest_ns / _SECOND_NS)
 
 
 def _row_times(connection: Connection) -> Iterator[RowTimes]:
     for row in _saved_rows(connection):
         lines = Lines(members.decompressed(row.gzip), row.points)
-        yield RowTimes(row.first, row.last, live_times_of(lines), row.received_at)
+        times = live_times_of(lines)
+        bounded = None if times is None else within_range(times)
+        yield RowTimes(row.first, row.last, bounded, row.received_at)
 
 
 def _saved_rows(connection: Connection) -> Iterator[Row]:

@@ -13,12 +13,14 @@ import pytest
 
 from app.errors import JournalFull, StorageError, StorageFull
 from app.journal.coverage import Coverage
+from app.journal.last_states import LastStates
 from app.journal.ledger import Overflow
 from app.journal.sqlite import SqliteJournal, free_disk_bytes
-from app.model import Lines, Row
+from app.model import MAX_TIME_NS, LastState, Lines, Row
 from app.storage import Connection, finish_replacing
 from app.telemetry import Telemetry
 from tests.fakes.points import new_telemetry, numbered_lines, numbers_in
+from tests.unit.test_last_states import change
 
 PAGE = 4096
 
@@ -40,6 +42,7 @@ def journal_at(
     min_free_bytes: int = 0,
     free_bytes: Callable[[Path], int] = free_disk_bytes,
     coverage: Coverage | None = None,
+    last_states: LastStates | None = None,
 ) -> SqliteJournal:
     """Return a journal that is not open yet; its housekeeping waits for an hour."""
     return SqliteJournal(
@@ -49,6 +52,7 @@ def journal_at(
         max_bytes=max_bytes,
         # What is settled may go at once; the two minutes it stays have tests of their own.
         coverage=coverage or Coverage(compare_s=-1.0),
+        last_states=last_states,
         overflow=overflow,
         recent_bytes=recent_bytes,
         housekeeping_s=housekeeping_s,
@@ -879,6 +883,41 @@ async def test_a_row_that_does_not_unpack_counts_as_missing(path: Path) -> None:
 
         assert set(range(11, 21)).isdisjoint(saved)
         assert len(saved) + journal.missing_points == 600
+
+
+@pytest.mark.parametrize("time_ns", [-1, -MAX_TIME_NS, MAX_TIME_NS])
+async def test_a_state_of_any_time_that_a_point_can_have_is_no_damage(
+    path: Path, time_ns: int
+) -> None:
+    """A device without a clock dates its events to 1970 or before; the next start believes it."""
+    state = LastState("on", time_ns, time_ns)
+    states = LastStates()
+    states.update([change("sensor.a", "on", time_ns)])
+    async with journal_at(path, "a", last_states=states):
+        pass
+
+    restored = LastStates()
+    async with journal_at(path, "a", last_states=restored) as journal:
+        assert journal.status().reason is None
+        assert restored.get("sensor.a") == state
+
+
+async def test_gaps_around_points_of_absurd_times_can_be_read_at_the_next_start(path: Path) -> None:
+    """A salvage bounds what it derives from the rows, and leaves out lines without a time."""
+    async with journal_at(path, "a") as journal:
+        for time in (b"-1000", b"1700", b"%d" % 10**30, b"garbage", b"%d" % MAX_TIME_NS):
+            await journal.append(Lines(b"events value=1 %s\n" % time, 1), received_at=1.0)
+        await journal._open_database().write(
+            lambda connection: connection.execute("DELETE FROM journal_rows WHERE first = 2")
+        )
+    async with journal_at(path, "a", coverage=(coverage := Coverage())) as journal:
+        assert journal.status().reason
+        gaps = coverage.gaps()
+        assert [gap.reason for gap in gaps] == ["damage"]
+
+    async with journal_at(path, "a", coverage=(coverage := Coverage())) as journal:
+        assert journal.status().reason is None
+        assert coverage.gaps() == gaps
 
 
 async def test_a_salvage_that_was_cut_off_begins_again(path: Path) -> None:
