@@ -11,6 +11,7 @@ import pytest
 
 from app.errors import IngestError
 from app.model import Lines
+from app.schema.line_protocol import parse_line
 from app.sink.dialects import V2, Target
 from app.sink.replies import Reply, answer, one_line, retry_after_s
 from app.sink.trouble import impersonal
@@ -54,7 +55,14 @@ def _rows_of_a_journal(text: str) -> object:
     return Lines(data, points=data.count(b"\n") + 1).split()
 
 
+def _line_of_a_dead_letter(text: str) -> object:
+    with contextlib.suppress(ValueError):
+        parse_line(rb"m\,,%b x=1 1" % text.encode())
+    return parse_line(b"m x=1,%b 1" % text.encode())
+
+
 SCANS: dict[str, Scan] = {
+    "a line of a dead letter": _line_of_a_dead_letter,
     "the lines of a damaged row": _rows_of_a_journal,
     "a database's reply": _reply,
     "one_line": lambda text: one_line(text, [_SECRET, "p"]),
@@ -71,6 +79,7 @@ REPEATED = (
     "'",
     '"',
     "\\",
+    r"\,",
     " ",
     "a",
     "a1",
