@@ -57,6 +57,8 @@ _COMPANIONS = ("-wal", "-shm", "-journal")
 _WAL_MODE = b"\x02\x02"
 _WAL_MODE_AT = 18
 _SPARE_PAGES = 1000
+_MAX_VERSION = 1_000
+"""No newer version of this service gets there: it is damage that says so."""
 
 RESTART_ADVICE = "Check the disk and restart the service: it saves all that can be read."
 
@@ -494,7 +496,7 @@ def _check_schema(connection: Connection, path: Path, migrations: Sequence[str])
     version = pragma(connection, "user_version")
     expected = tables_of(migrations[: max(0, version)])
     found = _tables(connection)
-    if version > len(migrations) and expected.keys() <= found.keys():
+    if len(migrations) < version < _MAX_VERSION and expected.keys() <= found.keys():
         raise StorageNewer(
             f"{path} was written by a newer version of this service"
             f" (its tables are of version {version}, this one knows {len(migrations)});"

@@ -228,8 +228,8 @@ def _summary(gaps: Sequence[GapDocument]) -> str:
 def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text).astimezone(UTC)
-    except OverflowError as exc:
-        raise ValueError("outside of what a date can be") from exc
+    except (ValueError, OverflowError) as exc:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time in ISO 8601") from exc
     if not is_representable(nanoseconds(moment)):
-        raise ValueError("outside of what a point's time can be")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time between 1678 and 2262")
     return moment

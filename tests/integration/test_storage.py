@@ -172,6 +172,19 @@ async def test_a_file_of_a_newer_version_is_not_touched(path: Path) -> None:
             pass
 
 
+@pytest.mark.parametrize("version", [1 | 1 << 10, 1 | 1 << 30, -(2**31)])
+async def test_a_version_that_no_program_has_is_damage(path: Path, version: int) -> None:
+    """A flipped bit in it is repaired, where a newer version would be left alone."""
+    async with database_at(path):
+        pass
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    with pytest.raises(StorageDamaged, match="another program"):
+        async with database_at(path):
+            pass
+
+
 async def test_a_file_that_is_no_database_is_damage(path: Path) -> None:
     """The owner decides what becomes of it."""
     path.parent.mkdir()
