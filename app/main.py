@@ -29,6 +29,8 @@ from app.storage import owned_folder
 ENV_FILE = Path(".env")
 
 _MEGABYTE = 1_000_000
+_MOST_CHALLENGES = 100
+"""Clients of /ws that may owe their key at a time; at most a quarter of all connections."""
 _SWITCH_INTERVAL_S = 0.0002
 
 logger = logging.getLogger(__name__)
@@ -45,7 +47,8 @@ def create_app(container: Container, *, connections: Connections | None = None) 
         async with running(container):
             yield
 
-    components = _components(container, connections or Connections())
+    connections = Connections() if connections is None else connections  # an empty one is false
+    components = _components(container, connections)
     return build_api(components, lifespan=lifespan)
 
 
@@ -170,7 +173,10 @@ def _components(container: Container, connections: Connections) -> Components:
             cors_origins=serving.cors_origins,
             trusted_proxies=serving.trusted_proxies,
         ),
-        challenges=Challenges(shared=(*LOOPBACK, *serving.trusted_proxies)),
+        challenges=Challenges(
+            total=min(_MOST_CHALLENGES, connections.limits.total // 4),
+            shared=(*LOOPBACK, *serving.trusted_proxies),
+        ),
         connections=connections,
         catalog=container.catalog(),
         metadata=container.metadata(),

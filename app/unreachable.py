@@ -196,6 +196,11 @@ def refused_handshake(  # noqa: C901, PLR0911, PLR0912 - a table: a row each
                 f"{party.name} or a proxy in front of it fails (500)",
                 "Look at the log of Home Assistant and of the proxy.",
             )
+        case HTTPStatus.NETWORK_AUTHENTICATION_REQUIRED:
+            return Obstacle(
+                "the network asks for a login of its own (511: captive portal)",
+                f"Open {party.variable} in a browser on this machine and log in there.",
+            )
         case status if status > HTTPStatus.INTERNAL_SERVER_ERROR:
             return Obstacle(
                 f"{by_proxy} answers {status}: {party.name} is starting, stopped, or not where the"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from app.api.access import AccessRules
+from app.api.application import build_api
 from app.api.events import HistoricEvent
 from app.api.pages import WEB
 from app.api.schemas import HistoricEventDocument
@@ -30,6 +33,42 @@ async def test_a_page_and_all_it_loads_come_from_here(page: str) -> None:
     assert not re.search(r"\bstyle=|\bon\w+=", html)
     assert [file.status_code for file in files] == [200] * len(loaded)
     assert all(not address.startswith("/") for address in loaded)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/static/app.js", "/static/swagger/swagger-ui.css"])
+async def test_no_file_stays_open_while_a_client_does_not_read(path: str) -> None:
+    """Each would cost a second descriptor for its connection."""
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "http_version": "1.1",
+        "scheme": "http",
+        "headers": [(b"host", b"localhost")],
+        "client": ("127.0.0.1", 1),
+        "server": None,
+    }
+    open_files: list[str] = []
+    sent = b""
+
+    async def send(message: Any) -> None:
+        nonlocal sent
+        if message["type"] == "http.response.body":
+            open_files.extend(file.path for file in psutil.Process().open_files())
+            sent += message["body"]
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async with api_client() as client:
+        await build_api(components())(scope, receive, send)
+        whole = (await client.get(path)).content
+
+    assert sent == whole
+    assert not [file for file in open_files if file.endswith((".html", ".js", ".css"))]
 
 
 def test_our_scripts_name_no_address_of_the_internet() -> None:

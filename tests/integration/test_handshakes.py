@@ -128,6 +128,7 @@ CAUSES: list[tuple[Front, str, str]] = [
     (Front(502), "answers 502: Home Assistant is starting", "Wait if it is restarting"),
     (Front(503), "answers 503: Home Assistant is starting", "Wait if it is restarting"),
     (Front(504), "answers 504: Home Assistant is starting", "Wait if it is restarting"),
+    (Front(511), "captive portal", "in a browser"),
     (Front(530, headers=CLOUDFLARE), "Cloudflare answers 530", "Wait if it is restarting"),
 ]
 
