@@ -365,13 +365,16 @@ class Delivery:
         )
 
     def _advance(self, part: Part, *, seconds: float, expired: int) -> None:
+        # A part that is retained until it is on disk must not keep its lines in memory.
+        received_at = part.received_at
+
         def count(points: int) -> None:
             dropped = min(expired, points)
             if dropped:
                 self._telemetry.points_expired(self.name, dropped)
             if points > dropped or not dropped:
                 self._telemetry.batch_written(
-                    self.name, points - dropped, seconds=seconds, received_at=part.received_at
+                    self.name, points - dropped, seconds=seconds, received_at=received_at
                 )
 
         self._done(part, count)
@@ -441,8 +444,11 @@ class Delivery:
                 if not is_probe:
                     self._backoff.reset()
                 self._breaker.succeeded()
-            case Refused() | OutOfBounds() | TooLarge() | Held():
+            case Refused() | OutOfBounds() | TooLarge():
                 self._breaker.succeeded()
+            case Held():
+                self._breaker.succeeded()
+                self._progress.connection_lost()  # a proxy may answer while it restarts
             case Busy(status=HTTPStatus.TOO_MANY_REQUESTS):
                 pass  # a working database that sets a pace: no reason to cut it off
             case _:

@@ -83,7 +83,7 @@ class InfluxSink:
         self._timeout_s = timeout_s
         self._api = api
         self._flush_s = flush_s
-        self._known_flush_s = flush_s or 0.0
+        self._process = ServerProcess(flush_s=flush_s or 0.0)
         self._gzip: Literal["untried", "accepted", "refused"] = "untried"
         self._accepted_since_asked = False
         self._asked_in_vain = 0
@@ -148,11 +148,13 @@ class InfluxSink:
                     reply = await self.ask(Request(path="/../metrics"), most_bytes=_METRICS_BYTES)
         except NO_ANSWER:
             return self._unknown_process()
-        if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        process, known = server_process(reply, flush_s=self._flush_s), self._process
+        # While a database restarts, a proxy may answer in its place, and with any status.
+        is_another = bool(known.started and known.flush_s) and not process.started
+        if is_another or reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return self._unknown_process()
         self._asked_in_vain = 0
-        process = server_process(reply, flush_s=self._flush_s)
-        self._known_flush_s = process.flush_s
+        self._process = process
         return process
 
     def _unknown_process(self) -> ServerProcess | None:
@@ -161,7 +163,7 @@ class InfluxSink:
         self._accepted_since_asked = False
         if self._asked_in_vain < _ASKED_IN_VAIN:
             return None
-        return ServerProcess(flush_s=self._known_flush_s)
+        return ServerProcess(flush_s=self._process.flush_s)
 
     async def retention_s(self) -> float | None:
         """Return how long the bucket keeps points; None when forever, or when it is not known."""

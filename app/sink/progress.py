@@ -151,13 +151,14 @@ class Progress:
             self._retained.append(done)
 
     def connection_lost(self) -> None:
-        """Remember that the database may have restarted."""
-        self._connection_lost = bool(self._retained)
+        """Remember that the database may have restarted, or may turn out to be another one."""
+        on_disk = self._process is not None and not self._process.flush_s
+        self._connection_lost = on_disk or bool(self._retained)
 
     @property
     def check_in_s(self) -> float | None:
         """Seconds until `check` has something to do; None when it has nothing."""
-        if self._ask is None or (self._process is not None and not self._process.flush_s):
+        if self._ask is None:
             return None
         if self._process is None or self._connection_lost:
             due_s = self._next_check_s
@@ -180,10 +181,10 @@ class Progress:
             self._next_check_s = self._clock() + _ASKED_AGAIN_S
             return 0
         known, self._process = self._process, found
+        lost, self._connection_lost = self._connection_lost, False
         if not found.flush_s:
             self._settle_until(asked_at_s)
             return 0
-        lost, self._connection_lost = self._connection_lost, False
         is_same = known is not None and (
             known.started == found.started if found.started else not lost
         )

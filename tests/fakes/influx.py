@@ -131,6 +131,7 @@ class FakeInflux:
         """When its process started, as VictoriaMetrics says at `/metrics`; None for InfluxDB."""
         self.metrics_reply: Reply | None = None
         """What `/metrics` is answered instead."""
+        self.metrics_asked = 0
         self.ping_reply: Reply | None = None
         """What `/ping` is answered instead of the version."""
         self.lines: list[bytes] = []
@@ -305,6 +306,7 @@ class FakeInflux:
         )
 
     async def _metrics(self, _: web.Request) -> web.Response:
+        self.metrics_asked += 1
         if self.metrics_reply is not None:
             return self.respond(self.metrics_reply)
         if self.started_at is None:

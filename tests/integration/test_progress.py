@@ -197,20 +197,28 @@ async def until(met: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def accepted(parts: House) -> None:
+    """Wait until delivery knows that the database has accepted everything."""
+    await until(lambda: not parts.delivery.status().lag_seconds)
+
+
 async def test_what_a_killed_database_forgot_is_sent_again_in_order(tmp_path: Path) -> None:
     """A restart between two batches loses no connection and is noticed all the same."""
     async with victoria(tmp_path) as (server, parts):
         await parts.journal.append(lines(1, 1000), received_at=time.time())
         await until(lambda: len(server.lines) == 1000)
+        await accepted(parts)
         assert parts.books == (0, 0, 0, 1000)
         server.lines.clear()
         server.started_at = 2000
         parts.clock.slept_s += 10.0
         await parts.journal.append(lines(1001, 2000), received_at=time.time())
         await until(lambda: len({*server.lines}) == 2000)
+        await accepted(parts)
         parts.clock.slept_s += 10.0
         await parts.journal.append(lines(2001, 2001), received_at=time.time())
         await until(lambda: parts.books[0] >= 2000)
+        await accepted(parts)
         parts.clock.slept_s += 10.0
         await parts.journal.append(lines(2002, 2002), received_at=time.time())
         await until(lambda: parts.books[0] >= 2001)
@@ -250,6 +258,56 @@ async def test_a_database_that_never_answers_for_its_process_does_not_fill_the_j
         await until(lambda: parts.books == (number, 0, 0, 0))
 
     assert len({*server.lines}) == number
+
+
+@pytest.mark.parametrize(
+    "instead",
+    [
+        Reply(status=404, body="404 page not found"),
+        Reply(status=401, body="Unauthorized"),
+        Reply(status=302, headers={"Location": "/login"}),
+        Reply(status=200, body="<html><form>Log in</form></html>"),
+    ],
+    ids=lambda reply: str(reply.status),
+)
+async def test_a_proxy_that_answers_in_place_of_a_killed_database_settles_nothing(
+    tmp_path: Path, instead: Reply
+) -> None:
+    """Proxies answer 404, or show a login page, while the database restarts behind them."""
+    async with victoria(tmp_path) as (server, parts):
+        await parts.journal.append(lines(1, 100), received_at=time.time())
+        await until(lambda: len(server.lines) == 100)
+        await accepted(parts)
+        server.lines.clear()
+        server.metrics_reply = server.fault = instead
+        asked = server.metrics_asked
+        parts.clock.slept_s += 20.0
+        await parts.journal.append(lines(101, 200), received_at=time.time())
+        await until(lambda: server.metrics_asked > asked + 3)
+        assert parts.books == (0, 0, 0, 200)
+        server.metrics_reply = server.fault = None
+        server.started_at = 2000
+        await until(lambda: len({*server.lines}) == 200)
+
+
+async def test_a_database_whose_place_a_proxy_took_at_our_start_is_known_later(
+    tmp_path: Path,
+) -> None:
+    """After a power cut both start at once; what the proxy said meanwhile is not believed."""
+    instead = Reply(status=404, body="404 page not found")
+    async with victoria(tmp_path) as (server, parts):
+        server.metrics_reply = server.fault = instead
+        await parts.journal.append(lines(1, 100), received_at=time.time())
+        await until(lambda: server.metrics_asked >= 2)
+        server.metrics_reply = None
+        asked = server.metrics_asked
+        await until(lambda: server.metrics_asked > asked)
+        server.fault = None
+        await until(lambda: len(server.lines) == 100)
+        await parts.journal.append(lines(101, 200), received_at=time.time())
+        await until(lambda: len(server.lines) == 200)
+
+        assert parts.books == (0, 0, 0, 200)
 
 
 async def test_our_own_restart_sends_again_what_was_not_yet_on_its_disk(tmp_path: Path) -> None:
