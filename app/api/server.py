@@ -19,7 +19,7 @@ import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
-from uvicorn.protocols.utils import get_remote_addr
+from uvicorn.protocols.utils import ClientDisconnected, get_remote_addr
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import CloseCode, Frame
 
@@ -111,6 +111,8 @@ class Server(uvicorn.Server):
 
 
 if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
+
     _Base = asyncio.Protocol
 else:
     _Base = object
@@ -286,6 +288,15 @@ class WebSocketConnection(_Watched, WebSocketsSansIOProtocol):
             super().shutdown()
         else:
             self.abort()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send a message; once the connection closes, the application is told so.
+
+        uvicorn would ignore that it accepts a closing connection, and fail at what it sends then.
+        """
+        if self.transport.is_closing() and not self.handshake_complete:
+            raise ClientDisconnected
+        await super().send(message)
 
     def handle_text(self, event: Frame) -> None:
         """Take the first frame of a text message."""

@@ -6,7 +6,7 @@ import asyncio
 from typing import cast
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from starlette.responses import Response
 from uvicorn.server import ServerState
 
@@ -76,6 +76,11 @@ class Bench:
         @app.post("/leave")
         async def leave() -> Response:
             return Response()
+
+        @app.websocket("/greeting")
+        async def greet(socket: WebSocket) -> None:
+            await socket.accept()
+            await socket.send_text("hello")
 
         config = server_config(app, self.connections)
         config.load()
@@ -168,6 +173,19 @@ async def test_a_websocket_waits_for_its_client_only_to_read_and_to_close(bench:
     assert (open_, stalled) == (None, (100.0, False, True))
     assert closed == (100.0, 1)
     assert len(bench.connections) == 0
+
+
+async def test_a_handshake_during_the_shutdown_is_no_error(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection closes between the request and the acceptance of the application."""
+    bench.http.data_received(HANDSHAKE.replace(b"/ws", b"/greeting"))
+    socket = cast("WebSocketConnection", bench.transport.protocol)
+    socket.shutdown()
+    await _settled()
+
+    assert b"hello" not in bench.transport.written
+    assert "Exception in ASGI application" not in caplog.text
 
 
 async def test_a_connection_without_a_place_is_told_so() -> None:
