@@ -16,8 +16,8 @@ from isal import isal_zlib
 from app import members
 from app.errors import StorageDamaged
 from app.journal.ledger import Span, missing
-from app.journal.remembered import load
-from app.model import Lines, Row, is_representable
+from app.journal.remembered import is_time_ns, load
+from app.model import Lines, Row
 from app.storage import Connection, pragma, quick_check
 
 MIGRATION = """
@@ -143,7 +143,7 @@ def settled_by(sink: str, check: int) -> int:
 def _check_remembered(connection: Connection, *, is_older: bool) -> None:
     remembered = load(connection)
     for entity_id, state in remembered.states.items():
-        if not is_representable(state.time_ns) or not is_representable(state.changed_ns or 0):
+        if not is_time_ns(state.time_ns) or not is_time_ns(state.changed_ns or 0):
             raise StorageDamaged(f"the last state of {entity_id} has a time that cannot be right")
     if is_older:
         return

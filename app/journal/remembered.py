@@ -156,13 +156,17 @@ def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
 
 
 def save_states(connection: Connection, states: Mapping[str, LastState], through: int) -> None:
-    """Write the newest states of some entities, true up to a sequence number."""
+    """Write the newest states of some entities, true up to a sequence number.
+
+    Those of a time that is damage when it is read back are left out.
+    """
     connection.executemany(
         "INSERT OR REPLACE INTO last_states (entity_id, state, changed_ns, time_ns)"
         " VALUES (?, ?, ?, ?)",
         [
             (entity_id, last.state, last.changed_ns, last.time_ns)
             for entity_id, last in states.items()
+            if is_time_ns(last.time_ns) and is_time_ns(last.changed_ns or 0)
         ],
     )
     connection.execute("UPDATE journal SET states_through = ?", (through,))

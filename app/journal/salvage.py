@@ -40,7 +40,7 @@ from app.journal.transactions import (
     save_new_cursors,
     save_tail,
 )
-from app.model import Gap, LastState, Lines, Row, Times, is_representable
+from app.model import Gap, LastState, Lines, Row, Times
 from app.sqlite_pages import Value
 from app.storage import Connection, Steps, TableShape
 
@@ -381,9 +381,7 @@ def _states(rows: Iterable[Mapping[str, Value]]) -> dict[str, LastState]:
         state, changed_ns = row["state"], row["changed_ns"]
         if not isinstance(entity_id, str) or not isinstance(time_ns, int):
             continue
-        if not isinstance(changed_ns, int | None):
-            continue
-        if not is_representable(time_ns) or not is_representable(changed_ns or 0):
+        if not is_time_ns(time_ns) or not (changed_ns is None or is_time_ns(changed_ns)):
             continue
         known = states.get(entity_id)
         if known is None or known.time_ns < time_ns:
@@ -503,10 +501,9 @@ def _covered(
     if live and (last := live[-1]).times and (first := live[0]).times:
         since_ns = covered.since_ns if covered else first.times.oldest_ns
         return Covered(since_ns, last.times.newest_ns, last.received_at)
-    times_ns = [state.time_ns for state in remembered.states.values() if is_time_ns(state.time_ns)]
-    if not times_ns:
+    newest_ns = max((state.time_ns for state in remembered.states.values()), default=None)
+    if newest_ns is None:
         return None
-    newest_ns = max(times_ns)
     return Covered(newest_ns, newest_ns, newest_ns / _SECOND_NS)
 
 
