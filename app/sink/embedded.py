@@ -20,7 +20,7 @@ import msgspec
 
 from app.errors import StorageDamaged, StorageError, StorageFull
 from app.logs import Repeats
-from app.model import StoredPoint, moment_of
+from app.model import MAX_TIME_NS, StoredPoint, moment_of
 from app.sink.answers import Accepted, Answer, Batch, Held, Refused, Unavailable
 from app.storage import Connection, Database, open_or_replace, quick_check, shrink
 
@@ -324,7 +324,8 @@ class EmbeddedStore:
         if oldest_ns is None or newest_ns is None:
             return False
         now_ns = min(int(self._clock() * 10**9), newest_ns + _NS_PER_DAY)
-        before_ns = self._trusted(now_ns - self._retention_ns, oldest_ns=oldest_ns)
+        wanted_ns = max(now_ns - self._retention_ns, -MAX_TIME_NS)
+        before_ns = self._trusted(wanted_ns, oldest_ns=oldest_ns)
         deleted = await self._opened().write(partial(_prune, before_ns=before_ns))
         if deleted:
             self._deletions.tell(
@@ -465,7 +466,8 @@ def _entity_ids(connection: Connection) -> list[str]:
 def _event(row: Sequence[Value]) -> StoredEvent:
     columns: dict[str, object] = dict(zip(_COLUMNS, row[1:], strict=True))
     time_ns, available = columns["time_ns"], columns["available"]
-    assert isinstance(time_ns, int)
+    if not isinstance(time_ns, int):
+        raise StorageDamaged(f"the time of event {row[0]} is no integer")
     columns |= {
         "time": _EPOCH + timedelta(microseconds=time_ns // 1000),
         "available": None if available is None else bool(available),
@@ -473,7 +475,10 @@ def _event(row: Sequence[Value]) -> StoredEvent:
         "backfilled": bool(columns["backfilled"]),
         "removed": bool(columns["removed"]),
     }
-    return msgspec.convert(columns, StoredEvent)
+    try:
+        return msgspec.convert(columns, StoredEvent)
+    except msgspec.ValidationError as exc:
+        raise StorageDamaged(f"event {row[0]} cannot be read: {exc}") from exc
 
 
 def _position(cursor: str) -> tuple[int, int]:
@@ -488,6 +493,8 @@ def _ends(connection: Connection) -> tuple[int | None, int | None]:
     # Two statements: SQLite uses the index for one of both only.
     (oldest_ns,) = connection.execute("SELECT min(time_ns) FROM events").fetchone()
     (newest_ns,) = connection.execute("SELECT max(time_ns) FROM events").fetchone()
+    if not isinstance(oldest_ns, int | None) or not isinstance(newest_ns, int | None):
+        raise StorageDamaged("the time of an event is no integer")
     return oldest_ns, newest_ns
 
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from app.errors import StorageDamaged
-from app.model import Change, Context, Placement, StoredPoint
+from app.model import MAX_TIME_NS, Change, Context, Placement, StoredPoint
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
 from app.sink.answers import Accepted, Answer, Held, Refused, Unavailable
@@ -304,6 +304,37 @@ async def test_after_damage_the_next_start_reads_the_whole_store(tmp_path: Path)
         assert await store.write(batch_of(change())) == Accepted()
     async with store_at(tmp_path) as store:
         assert store.damage is None
+
+
+@pytest.mark.parametrize(
+    "damage", ["time_ns = 'x'", "time_ns = 1.5", "state = x'ff'", "duration_s = 'x'"]
+)
+async def test_a_value_of_another_type_is_damage_to_whoever_reads_it(
+    tmp_path: Path, damage: str
+) -> None:
+    """The table does not enforce types; the answer is an error of the store, not of the client."""
+    async with store_at(tmp_path) as store:
+        await store.write(batch_of(change()))
+        await store._opened().write(
+            lambda connection: connection.execute(f"UPDATE events SET {damage}")
+        )
+
+        with pytest.raises(StorageDamaged):
+            await store.events()
+        if damage.startswith("time_ns"):
+            with pytest.raises(StorageDamaged):
+                await store.prune()
+
+
+@pytest.mark.parametrize("time_ns", [-MAX_TIME_NS, MAX_TIME_NS])
+async def test_events_of_the_first_and_the_last_moment_can_be_pruned(
+    tmp_path: Path, time_ns: int
+) -> None:
+    """What is older than they are by the retention is outside of what SQLite can compare."""
+    async with store_at(tmp_path) as store:
+        await store.write(batch_of(msgspec.structs.replace(change(), time_ns=time_ns)))
+        assert await store.prune() is False
+        assert len((await store.events()).events) == 1
 
 
 def overwrite_pages(path: Path) -> None:
