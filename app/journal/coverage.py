@@ -109,9 +109,12 @@ class Coverage:
         # Where live points stand in the journal: number of a first point, newest time behind it.
         self._edges: deque[tuple[int, int]] = deque()
 
-    def open(self, covered: Covered | None, gaps: Iterable[Gap]) -> None:
-        """Continue where an earlier process stopped."""
+    def open(
+        self, covered: Covered | None, gaps: Iterable[Gap], *, was_absent: bool = False
+    ) -> None:
+        """Continue where an earlier process stopped; with `was_absent` it captured nothing."""
         self._covered = covered
+        self._has_begun = was_absent
         self._gaps = {gap.id: gap for gap in gaps}
         self._last_id = max(self._gaps, default=0)
         if covered is not None:
@@ -181,7 +184,8 @@ class Coverage:
         The gap begins at the newest moment that is covered. Its end is known when the first
         event comes, or from Home Assistant's states: see `received` and `bound`. The first
         connection of a new journal has no gap before it, except when Home Assistant
-        `was_absent`: what it recorded since its start was missed.
+        `was_absent`, or an earlier process captured nothing: what it recorded since its start was
+        missed.
         """
         received_ns, self._latest_ns = self._latest_ns, None
         self.awaits_event = True

@@ -391,8 +391,9 @@ class SqliteJournal:
         self._ledger.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
         self._durable_through = stock.tail
         self._saved = stock.cursors
-        self._coverage.open(stock.remembered.covered, stock.remembered.gaps)
-        self._last_states.open(stock.remembered.states, through=stock.remembered.states_through)
+        remembered = stock.remembered
+        self._coverage.open(remembered.covered, remembered.gaps, was_absent=stock.was_unused)
+        self._last_states.open(remembered.states, through=remembered.states_through)
         self._oldest_at = dict(stock.oldest_at)
         self._bytes = stock.bytes
         for sink in self._ledger.orphaned:

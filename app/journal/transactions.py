@@ -90,6 +90,8 @@ class Stock:
     oldest_at: Mapping[str, float | None]
     bytes: int
     remembered: Remembered
+    was_unused: bool
+    """Whether an earlier process opened the file and appended nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,7 @@ def around(connection: Connection, first: int, last: int) -> tuple[Times | None,
 def take_stock(connection: Connection, sinks: Sequence[str], bounds: Bounds) -> Stock:
     """Give each new sink a cursor at the tail, and return what a file holds that was checked."""
     tail = _tail(connection)
+    (was_opened,) = connection.execute("SELECT EXISTS (SELECT 1 FROM cursors)").fetchone()
     save_new_cursors(connection, dict.fromkeys(sinks, tail))
     cursors = dict(connection.execute("SELECT sink, settled FROM cursors"))
     return Stock(
@@ -143,6 +146,7 @@ def take_stock(connection: Connection, sinks: Sequence[str], bounds: Bounds) -> 
         oldest_at={sink: _oldest_at(connection, cursors[sink]) for sink in cursors},
         bytes=_bytes(connection, bounds.path),
         remembered=load(connection),
+        was_unused=bool(was_opened) and not tail,
     )
 
 

@@ -556,6 +556,21 @@ async def test_a_gap_that_always_fails_does_not_block_newer_gaps(
     assert states(points) == numbers(0, 6)
 
 
+async def test_what_an_earlier_process_missed_without_ever_connecting_is_read_back(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Home Assistant was absent at the first start, and there when the service started again."""
+    async with Process(tmp_path, fake).journal:
+        house.set_state(SENSOR, "0")
+        house.set_state(SENSOR, "1")
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until_filled()
+        points = await process.points()
+
+    assert states(points) == ["0", "1"]
+
+
 async def test_where_nothing_is_filled_by_itself_a_person_may_ask(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
