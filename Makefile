@@ -42,12 +42,13 @@ backfill: setup ## Read history back: make backfill SINCE=2026-11-01 [UNTIL=…]
 	@exec $(RUN)python -m app backfill --since "$(SINCE)" $(if $(UNTIL),--until "$(UNTIL)") \
 	  $(if $(ENTITIES),--entities $(ENTITIES))
 
-# More workers than cores: most service tests wait for a process or a timer.
+# More workers than cores: most service tests wait for a process or a timer. Native tracebacks,
+# because parsing sources for the others fails in CPython 3.11 (its issue 106905).
 WORKERS ?= 4
 PYTEST := pytest
 
 test: setup ## Run all unit, integration and service tests
-	$(RUN)$(PYTEST) -n $(WORKERS) --dist worksteal tests/unit tests/integration tests/service
+	$(RUN)$(PYTEST) -n $(WORKERS) --dist worksteal --tb=native tests/unit tests/integration tests/service
 
 check: setup lint-deploy ## Check format, lint, types, layers, and what deploys it
 	$(RUN)ruff format --check .

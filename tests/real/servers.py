@@ -7,6 +7,7 @@ at its very first start is there before a test waits for it.
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 import signal
@@ -392,6 +393,17 @@ load_generator: {load}
             self.call("auth/long_lived_access_token", token=owner, client_name="tests", lifespan=1)
         )
         self.read_only_token = self._reader_token()
+        self._wait_until_stored(self.token, self.read_only_token)
+
+    def _wait_until_stored(self, *tokens: str) -> None:
+        """Wait until the tokens are on disk: a Home Assistant that is killed forgets the others."""
+        ids = [_token_id(token) for token in tokens]
+        file = self._config / ".storage/auth"
+        wait_until(
+            lambda: file.exists() and all(token_id in file.read_text() for token_id in ids),
+            "Home Assistant has stored the tokens",
+            timeout_s=self._timeout_s,
+        )
 
     def _reader_token(self) -> str:
         answer = self.call(
@@ -444,6 +456,13 @@ load_generator: {load}
             "Home Assistant is RUNNING",
             timeout_s=self._timeout_s,
         )
+
+
+def _token_id(token: str) -> str:
+    """Return the id of the refresh token that a token is checked against (RFC 7519, `iss`)."""
+    payload = token.split(".")[1]
+    claims = msgspec.json.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return str(claims["iss"])
 
 
 class _User(msgspec.Struct):
