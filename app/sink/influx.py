@@ -129,8 +129,8 @@ class InfluxSink:
             if isinstance(spoken, Held | Unavailable):
                 return spoken
             reply, spoken = await self._written(body, spoken)
-            if self._gzip == "untried" and (plain := await self._plain(batch, reply, spoken)):
-                reply = plain
+            if self._may_be_about_gzip(reply, batch):
+                reply = await self._plain(batch, reply, spoken)
         except StorageDamaged as exc:
             return Refused(reason=str(exc))  # delivery takes it apart and finds the damaged row
         except NO_ANSWER as exc:
@@ -251,18 +251,24 @@ class InfluxSink:
             self._gzip = "accepted"
         return reply, spoken
 
-    async def _plain(self, batch: Batch, reply: Reply, spoken: Dialect) -> Reply | None:
-        """Write again without gzip where gzip may be what was refused; None if that is no better.
+    def _may_be_about_gzip(self, reply: Reply, batch: Batch) -> bool:
+        """Whether a body without gzip may be accepted; a 400 may be due to the line instead."""
+        if self._gzip == "refused":
+            return False
+        if _is_about_gzip(reply):
+            return True
+        is_untried = self._gzip == "untried" and batch.points == 1
+        return is_untried and reply.status == HTTPStatus.BAD_REQUEST
 
-        A 400 may be due to a line. The same single line accepted as it is proves that it is not.
+    async def _plain(self, batch: Batch, reply: Reply, spoken: Dialect) -> Reply:
+        """Write again without gzip; return the first reply where that is no better.
+
+        The same line accepted as it is proves that it was not the reason.
         """
-        is_about_gzip = reply is _UNREADABLE or reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-        if not is_about_gzip and (reply.status != HTTPStatus.BAD_REQUEST or batch.points > 1):
-            return None
         body = Body(await asyncio.to_thread(_joined, batch), is_gzip=False)
         plain = await self._write(body, spoken)
         if plain.status != HTTPStatus.NO_CONTENT:
-            return plain if is_about_gzip else None
+            return plain if _is_about_gzip(reply) else reply
         self._gzip = "refused"
         logger.warning(
             "The database, or a proxy before it, refuses gzip: from now on points are sent"
@@ -322,6 +328,10 @@ class InfluxSink:
             )
             if secret
         ]
+
+
+def _is_about_gzip(reply: Reply) -> bool:
+    return reply is _UNREADABLE or reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
 def _joined(batch: Batch) -> bytes:

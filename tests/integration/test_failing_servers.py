@@ -157,3 +157,16 @@ async def test_a_refused_line_alone_does_not_switch_compression_off(tmp_path: Pa
             await parts.delivered()
 
     assert server.requests[-1].headers["Content-Encoding"] == "gzip"
+
+
+async def test_a_proxy_that_refuses_gzip_may_be_put_up_at_any_time(tmp_path: Path) -> None:
+    """A 415 is about the body's encoding, also after gzip was accepted before."""
+    async with FakeInflux().serving() as server, house(tmp_path, server) as parts:
+        await parts.journal.append(lines(1, 100), received_at=time.time())
+        await parts.delivered()
+        server.takes_gzip = False
+        await parts.journal.append(lines(101, 200), received_at=time.time())
+        await parts.delivered()
+        books = parts.books
+
+    assert books == (200, 0, 0, 0)
