@@ -88,6 +88,12 @@ _LATE_S = 10.0
 _RECORDER_CHECK_S = 60.0
 _NO_RECORDER = "Home Assistant runs without the integration"
 _NOTHING_RECORDED = "Home Assistant's recorder holds nothing of this time"
+_NOT_REACHED = (
+    "The recorder holds no state from before this span, so changes at its beginning may be missing:"
+    " they were purged, or its database is new."
+)
+_REACHED_NS = 2_000
+"""How far behind the start of a gap a state is asked for: the last captured change counts."""
 _DROPPED = frozenset({"journal_stalled", "journal_full"})
 
 
@@ -562,6 +568,7 @@ class Backfill:
             Times(requested.oldest_ns, end_ns), reading.entity_ids, reach_ns=requested.newest_ns
         )
         try:
+            gap = await self._limited(gap, reading.recorder)
             await reading.look_back(requested.oldest_ns)
             await reading.find_restarts(starts, times)
             async with aclosing(history) as answers:
@@ -574,6 +581,15 @@ class Backfill:
                 raise
             return gap, f"Home Assistant shows no history: {exc}"
         return gap, None
+
+    async def _limited(self, gap: Gap, recorder: Recorder) -> Gap:
+        """Return a gap that says so when the recorder does not reach back to its start."""
+        known = sorted(self._before(gap))
+        if gap.reason == "requested" or gap.filled_ns is not None or not known:
+            return gap
+        if await recorder.states_at(gap.start_ns + _REACHED_NS, known):
+            return gap
+        return self._coverage.update(replace(gap, limitations=(*gap.limitations, _NOT_REACHED)))
 
     async def _catch_up(self, captured: _Captured, through_ns: int) -> None:
         """Add to what is known to be captured all that came live up to a moment.

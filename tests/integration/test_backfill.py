@@ -571,6 +571,26 @@ async def test_what_an_earlier_process_missed_without_ever_connecting_is_read_ba
     assert states(points) == ["0", "1"]
 
 
+@pytest.mark.parametrize("kept", [5, 1_000])
+async def test_a_gap_says_that_the_recorder_does_not_reach_back_to_its_start(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path, kept: int
+) -> None:
+    """It was purged: what is left is read back, and what is missing is not passed over."""
+    house.restart_time(lambda: now() - timedelta(hours=12))
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    for number in range(1, 10):
+        house.let_pass(seconds=3_600)
+        house.set_state(SENSOR, str(number))
+    house.recorded[SENSOR] = house.recorded[SENSOR][-kept:]
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until_filled()
+
+    is_named = any("holds no state from before" in text for text in process.gap().limitations)
+    assert is_named == (kept == 5)
+
+
 async def test_where_nothing_is_filled_by_itself_a_person_may_ask(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
