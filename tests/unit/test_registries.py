@@ -45,6 +45,7 @@ async def test_recorded_registries_are_read(version: str) -> None:
             platform=row["platform"],
             original_name=row["original_name"],
             unique_id=row["unique_id"],
+            modified_at=row.get("modified_at"),
             disabled_by=row["disabled_by"],
         )
     assert [area.name for area in registries.areas] == ["Living Room", "Kitchen", "Bedroom"]
