@@ -67,6 +67,7 @@ from app.telemetry import Telemetry
 logger = logging.getLogger(__name__)
 
 _SECOND_NS = 1_000_000_000
+_MICROSECOND_NS = 1_000
 _REQUESTED_BEYOND_NS = 30 * _SECOND_NS
 """How far beyond the bounds of a gap changes are requested: events are not strictly in the order
 of their times, and a clock may be corrected by seconds. What is there twice has one identity."""
@@ -532,10 +533,17 @@ class Backfill:
         """Wait until the recorder has written the whole gap."""
         await self._caught_up()  # its end is past when a later event has been received
         await recorder.until_written(
-            gap.end_ns,
-            changed_later=partial(self._last_states.changed_after, gap.end_ns),
-            obstructed=self._obstructed,
+            later_changes=partial(self._later_changes, gap), obstructed=self._obstructed
         )
+
+    def _later_changes(self, gap: Gap) -> tuple[int, Sequence[str]]:
+        """Return from when on changes are later than a gap, and the entities that have one.
+
+        The first live event ends a gap, and may come while the recorder is waited for.
+        """
+        now = self._coverage.gap(gap.id) or gap
+        since_ns = now.end_ns if now.end_known else now.end_ns + _MICROSECOND_NS
+        return since_ns, self._last_states.changed_since(since_ns)
 
     async def _entities(
         self, gap: Gap, recorder: Recorder, newest: Mapping[str, State]

@@ -63,9 +63,9 @@ class LastStates:
         fresh = self._fresh.get(entity_id)
         return self._known.get(entity_id) if fresh is None else LastState(*fresh)
 
-    def changed_after(self, time_ns: int) -> list[str]:
-        """Return the entities whose newest change is later than a moment."""
-        return [name for name, state in self._all().items() if state.time_ns > time_ns]
+    def changed_since(self, time_ns: int) -> list[str]:
+        """Return the entities whose newest change is not before a moment."""
+        return [name for name, state in self._all().items() if state.time_ns >= time_ns]
 
     def recall(self, entity_id: str, state: LastState) -> None:
         """Take the newest change that an earlier process made durable."""

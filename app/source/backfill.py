@@ -137,26 +137,25 @@ class Recorder:
 
     async def until_written(
         self,
-        end_ns: int,
         *,
-        changed_later: Callable[[], Sequence[str]],
+        later_changes: Callable[[], tuple[int, Sequence[str]]],
         obstructed: Callable[[str | None], None],
     ) -> None:
-        """Wait until the recorder has written everything up to a moment, however long it takes.
+        """Wait until the recorder has written a whole gap, however long it takes.
 
-        That is proven by a row after the moment, because the recorder writes in order, or by an
+        That is proven by a row of a later change, because the recorder writes in order, or by an
         idle recorder: nothing in its backlog for two commit intervals.
 
         Args:
-            end_ns: the moment; it lies in the past.
-            changed_later: returns entities that are known to have changed after it.
+            later_changes: returns a moment from which on every change is later than the gap, and
+                the entities that are known to have changed since then.
             obstructed: is called with the reason while the recorder is behind, else with None.
 
         Raises:
             SourceError: the connection was lost.
         """
         idle_s = 0.0
-        while not await self._shows_row_after(end_ns, changed_later()):
+        while not await self._shows_row_since(*later_changes()):
             obstacle = await self._obstacle()
             obstructed(obstacle)
             if obstacle is None and idle_s >= 2 * self._commit_interval_s:
@@ -165,14 +164,14 @@ class Recorder:
             idle_s = idle_s + _POLL_S if obstacle is None else 0.0
         obstructed(None)
 
-    async def _shows_row_after(self, end_ns: int, entity_ids: Sequence[str]) -> bool:
+    async def _shows_row_since(self, start_ns: int, entity_ids: Sequence[str]) -> bool:
         if not entity_ids:
             return False
         # Some of many: one row is enough, and entities that are not recorded have none.
         some = entity_ids[:: 1 + len(entity_ids) // _MAX_SHOWN]
-        after = Times(end_ns + _MICROSECOND_NS, end_ns + _SHOWN_AFTER_S * _SECOND_NS)
+        since = Times(start_ns, start_ns + _SHOWN_AFTER_S * _SECOND_NS)
         try:
-            return any((await self._recorded(after, some)).values())
+            return any((await self._recorded(since, some)).values())
         except CommandFailed:
             return False  # reading the gap will fail as well, and close it with the reason
 

@@ -256,7 +256,9 @@ class HomeAssistantContract:
         times = Times(nanoseconds(moments[0][1]), nanoseconds(moments[-1][1]))
         recorder = Recorder(home.call, commit_interval_s=1.0)
 
-        await recorder.until_written(times.newest_ns, changed_later=list, obstructed=lambda _: None)
+        await recorder.until_written(
+            later_changes=lambda: (times.newest_ns, ()), obstructed=lambda _: None
+        )
         read = [
             (entity_id, moment(row.lu))
             async for answer in recorder.history(times, entity_ids)

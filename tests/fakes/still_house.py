@@ -36,6 +36,8 @@ class StillHouse:
         self.recording = True
         self.components: list[str] = []
         """The integrations that are set up; empty for a Home Assistant that does not say."""
+        self.uncommitted_since: str | None = None
+        """The `last_updated` from which on the recorder has not written rows; None: all are."""
         self.recorded: dict[str, list[JsonObject]] = {}
         """Every state each entity ever had, oldest first: what the recorder keeps."""
         self.logbook_entries: list[JsonObject] = []
@@ -172,6 +174,7 @@ class StillHouse:
                     row
                     for row in self.recorded.get(entity_id, [])
                     if start < datetime.fromisoformat(str(row["last_updated"])) < end
+                    and str(row["last_updated"]) < (self.uncommitted_since or "~")
                 ),
                 key=lambda row: str(row["last_updated"]),
             )

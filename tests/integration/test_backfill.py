@@ -852,6 +852,32 @@ async def test_a_gap_stays_open_while_the_recorder_is_behind(
     assert process.backfill.status().reason is None
 
 
+async def test_an_event_that_ends_a_gap_does_not_prove_that_the_gap_is_recorded(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """It comes while the recorder is waited for: a row inside the gap is no row past its end."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+    house.set_state("light.late", "on")
+    house.uncommitted_since = str(house.recorded["light.late"][-1]["last_updated"])
+    house.backlog = 1
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until(lambda: 1.0 in process.time.slept)
+        house.set_state(SENSOR, "2")
+        await process.until_journaled(1)
+        polls = process.asked["recorder/info"]
+        await process.until(lambda: process.asked["recorder/info"] > polls + 3)
+        assert process.gap().state == "open"
+        house.uncommitted_since = None
+        await process.until_filled()
+        points = await process.points()
+
+    assert states(points) == numbers(0, 3)
+    assert states(points, "light.late") == ["on"]
+
+
 async def test_a_row_past_the_end_of_a_gap_is_enough(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:

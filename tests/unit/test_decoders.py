@@ -266,7 +266,7 @@ async def test_every_answer_of_the_recorder_is_read_or_our_own_error(
     with contextlib.suppress(SourceError):
         await recorder.rows_before(10**18, ["sensor.a"])
     with contextlib.suppress(SourceError):
-        await recorder.until_written(0, changed_later=list, obstructed=lambda _: None)
+        await recorder.until_written(later_changes=lambda: (0, ()), obstructed=lambda _: None)
     try:
         for state in (await recorder.newest_states()).values():
             nanoseconds(state.last_updated)

@@ -179,4 +179,5 @@ def test_entities_that_changed_later_are_known() -> None:
     states = LastStates()
     states.update([change("sensor.a", "1", 10), change("sensor.b", "1", 60)])
 
-    assert states.changed_after(50) == ["sensor.b"]
+    assert states.changed_since(60) == ["sensor.b"]
+    assert states.changed_since(61) == []

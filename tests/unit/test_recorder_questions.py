@@ -259,8 +259,9 @@ async def written(
 ) -> list[str | None]:
     """Wait until everything up to a moment is written; return what was waited for."""
     reasons = Reasons()
+    since_ns = span(end_s, end_s).newest_ns + 1_000
     await recorder(fake).until_written(
-        span(end_s, end_s).newest_ns, changed_later=lambda: changed_later, obstructed=reasons
+        later_changes=lambda: (since_ns, changed_later), obstructed=reasons
     )
     return reasons.found
 
