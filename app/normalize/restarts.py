@@ -109,7 +109,9 @@ def first_write_ns(search: Search, rows: Iterable[Written]) -> int | None:
     repeated = _first_repeats(ordered)
     if not search.is_certain and len(repeated) < _MIN_REPEATING:
         return None
-    latest_ns = min([search.times.newest_ns, *repeated])
+    # Before the first silence, the previous start may still write first states.
+    silent_until_ns = _first_silence_end_ns(search, ordered)
+    latest_ns = min([search.times.newest_ns, *(at for at in repeated if at >= silent_until_ns)])
     if search.state_ns is not None:
         state = Written(
             time_ns=search.state_ns, changed_ns=search.state_ns, entity_id="", repeats=False
@@ -126,6 +128,16 @@ def _first_repeats(rows: Sequence[Written]) -> list[int]:
     """Return when entities repeated their state; those that always do (`force_update`) left out."""
     repeats = Counter(row.entity_id for row in rows if row.repeats)
     return [row.time_ns for row in rows if row.repeats and repeats[row.entity_id] == 1]
+
+
+def _first_silence_end_ns(search: Search, rows: Sequence[Written]) -> int:
+    """Return when the first silence ends that is long enough for a restart."""
+    before_ns = search.times.oldest_ns
+    for row in rows:
+        if row.time_ns - before_ns >= _SILENCE_NS:
+            return row.time_ns
+        before_ns = row.time_ns
+    return search.times.newest_ns
 
 
 def _possible_starts(

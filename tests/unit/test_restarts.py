@@ -104,6 +104,20 @@ def test_a_later_row_that_changed_earlier_rules_a_row_out() -> None:
     assert found(CERTAIN, *rows) == 130
 
 
+def test_first_states_of_the_start_before_do_not_bound_the_search() -> None:
+    """Home Assistant still writes some after it has started, and may be killed soon after."""
+    rows = [
+        wrote(100.1, "zone.home", repeats=True),
+        wrote(101),
+        wrote(102),
+        wrote(103),
+        wrote(120),
+        wrote(120.1, "sun.sun", repeats=True),
+    ]
+
+    assert found(CERTAIN, *rows) == 120
+
+
 def test_a_state_that_began_in_the_silence_is_the_first_after_the_start() -> None:
     """Home Assistant sets some states before its recorder listens."""
     rows = [
