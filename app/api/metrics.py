@@ -242,10 +242,7 @@ def _dropped_points(sinks: Sequence[SinkStatus]) -> Metric:
     for sink in sinks:
         labels = {"sink": sink.name}
         dropped.add_sample(f"{name}_total", labels, sink.points_dropped - sink.points_expired)
-        if sink.points_expired:
-            dropped.add_sample(
-                f"{name}_total", {**labels, "cause": "retention"}, sink.points_expired
-            )
+        dropped.add_sample(f"{name}_total", {**labels, "cause": "retention"}, sink.points_expired)
     return dropped
 
 

@@ -133,6 +133,13 @@ class Ledger:
             self.holes = (*self.holes, Hole(first, points))
         self.unsaved_holes.append(self.holes[-1])
 
+    def skip_holes(self, sequence: int) -> int:
+        """Return the end of the holes that follow a number directly, or else the number itself."""
+        for hole in self.holes:
+            if hole.first <= sequence + 1 < hole.first + hole.points:
+                sequence = hole.first + hole.points - 1
+        return sequence
+
     def lost(self, first: int, last: int) -> int:
         """Count points on disk that cannot be read any more; return how many some sink needed."""
         if not (points := self.points_between(first - 1, last)):

@@ -19,7 +19,7 @@ from app.errors import JournalFull, StorageDamaged, StorageError
 from app.journal.checks import check_contents
 from app.journal.coverage import Coverage
 from app.journal.last_states import LastStates
-from app.journal.ledger import Ledger, Overflow, Pending
+from app.journal.ledger import Hole, Ledger, Overflow, Pending
 from app.journal.lent import LentRows
 from app.journal.rows import RowBuffer, compress, numbered
 from app.journal.salvage import Salvage, salvage
@@ -221,7 +221,7 @@ class SqliteJournal:
         ledger = self._ledger
         while ledger.points_between(max(ledger.cursors[sink], after), ledger.tail) > 0:
             cursor = ledger.cursors[sink]
-            start = max(cursor, after)
+            start = ledger.skip_holes(max(cursor, after))
             rows = self._recent.after(start, max_points=max_points)
             if rows is None:
                 rows = self._lent.after(start, max_points=max_points)
@@ -230,7 +230,7 @@ class SqliteJournal:
                 rows = await self._read_disk(work)
             rows = _consecutive(rows, start, ledger)
             if rows and cursor == ledger.cursors[sink]:
-                if start == cursor:
+                if after <= cursor:
                     self._oldest_at[sink] = rows[0].received_at
                 return rows
             # An append at its bound has dropped these rows, and perhaps not said so yet.
@@ -487,7 +487,7 @@ class SqliteJournal:
         if (
             self._saved == self._ledger.cursors
             and self._tidied == deletable
-            and not (states or unsaved.covered or unsaved.gaps or self._ledger.unsaved_holes)
+            and not (states or unsaved.covered or unsaved.gaps or self._durable_holes())
         ):
             return
         more = True
@@ -503,7 +503,7 @@ class SqliteJournal:
                 states=states,
                 # What is not yet appended is recalled from the rows behind this number.
                 states_through=self._durable_through,
-                holes=tuple(self._ledger.unsaved_holes),
+                holes=self._durable_holes(),
             )
             more, self._bytes = await self._open_database().write(
                 partial(tidy_block, tidying=tidying, path=self._path)
@@ -514,6 +514,17 @@ class SqliteJournal:
             self._last_states.saved(states)
             unsaved, states = self._coverage.unsaved(), {}
         self._tidied = deletable
+
+    def _durable_holes(self) -> Sequence[Hole]:
+        """Return the unsaved holes before the tail on disk.
+
+        Numbers after it are given out again when the process is killed.
+        """
+        return tuple(
+            hole
+            for hole in self._ledger.unsaved_holes
+            if hole.first + hole.points - 1 <= self._durable_through
+        )
 
     def _states_to_save(self, *, closing: bool) -> Mapping[str, LastState]:
         now_s = time.monotonic()

@@ -355,6 +355,41 @@ async def test_what_every_sink_has_settled_is_never_written(path: Path) -> None:
         assert await numbers_held(journal, "a") == [16]
 
 
+async def test_a_kill_while_commits_fail_is_no_damage_at_the_next_start(
+    path: Path, tmp_path: Path
+) -> None:
+    """Numbers that were given out in memory only are not saved as missing."""
+    killed = tmp_path / "killed"
+    async with journal_at(path, "a", "b"):
+        pass
+    async with journal_at(path, "a") as journal:
+        await append(journal, 1, 5)
+        await lend(journal, 6, 5)
+        journal.settle("a", 10)
+        await journal._tidy()
+        shutil.copytree(tmp_path, killed)
+
+    async with journal_at(killed / "journal.db", "a") as journal:
+        assert journal.status().reason is None
+        await append(journal, 6, 1)
+        assert await numbers_held(journal, "a") == [6]
+
+
+async def test_numbers_that_were_never_written_are_skipped_while_commits_fail(path: Path) -> None:
+    """Rows that are not on disk yet are read, although the numbers before them are missing."""
+    async with journal_at(path, "a", "b"):
+        pass
+    async with journal_at(path, "a") as journal:
+        await lend(journal, 1, 5)
+        journal.settle("a", 5)
+        await journal.commit()
+
+    async with journal_at(path, "b") as journal, asyncio.timeout(5):
+        await lend(journal, 6, 5)
+
+        assert await numbers_held(journal, "b") == [*range(6, 11)]
+
+
 async def test_a_kill_before_the_commit_skips_no_point_of_the_next_life(
     path: Path, tmp_path: Path
 ) -> None:

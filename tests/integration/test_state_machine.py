@@ -42,6 +42,7 @@ from app.sink.answers import (
     Unavailable,
 )
 from app.sink.delivery import Delivery
+from app.sink.steps import refusing
 from app.telemetry import Telemetry
 from tests.fakes.points import new_telemetry
 
@@ -108,15 +109,19 @@ class Database:
         """Points dropped for it in earlier lives."""
         self._log = log
 
-    def store(self, batch: Batch, *, partly: bool = False) -> None:
-        """Store a batch, or what is good of it; what is new must be newer than all before."""
+    def store(self, batch: Batch, *, partly: bool = False, is_probe: bool = False) -> None:
+        """Store a batch, or what is good of it; what is new must be newer than all before.
+
+        A probe is a single line that may be ahead of its turn.
+        """
         for sequence, number in self.points_of(batch):
             if partly and (is_refused(self.name, number) or breaks(self.name, number)):
                 continue
             if sequence not in self.stored:
                 assert sequence > self.newest, "a point arrived behind a newer one"
-                self.newest = sequence
                 self.stored.add(sequence)
+                if not is_probe:
+                    self.newest = sequence
 
     def points_of(self, batch: Batch) -> list[tuple[int, int]]:
         """Return (sequence, number) of a batch, which must be what the journal took there."""
@@ -150,6 +155,7 @@ class Sink:
 
     def __init__(self, database: Database) -> None:
         self.name = database.name
+        self.delivery: Delivery | None = None
         self.asked: Batch | None = None
         self.waiting: asyncio.Future[None] | None = None
         """Where delivery pauses."""
@@ -164,6 +170,14 @@ class Sink:
         self.asked = batch
         self._answering = asyncio.get_running_loop().create_future()
         return await self._answering
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether delivery may try a line ahead of its turn."""
+        assert self.delivery is not None
+        assert self.asked is not None
+        state, limits = self.delivery._state, self.delivery._limits
+        return self.asked.points == 1 and (state.probe_next or refusing(state, limits))
 
     async def ping(self) -> bool:
         """Say whether it was a line that broke it."""
@@ -190,10 +204,10 @@ class Sink:
             self._answer(ServerFailed(reason="panic", status=500), alive=True)
         elif any(is_refused(self.name, number) for number in numbers):
             if stores_partly:
-                self._database.store(self.asked, partly=True)
+                self._database.store(self.asked, partly=True, is_probe=self.is_probed)
             self._answer(Refused(reason="unable to parse", status=400))
         else:
-            self._database.store(self.asked)
+            self._database.store(self.asked, is_probe=self.is_probed)
             self._answer(Accepted())
 
     def fail(self, trouble: Trouble, *, stores: bool) -> None:
@@ -211,7 +225,7 @@ class Sink:
         if trouble == "too large" and self.asked.points == 1:
             return  # it would be the line's fault, and no line here is so long
         if stores and trouble in {"timed out", "unavailable", "failed"}:
-            self._database.store(self.asked, partly=True)
+            self._database.store(self.asked, partly=True, is_probe=self.is_probed)
         self._answer(answers[trouble])
 
     def _answer(self, answer: Answer, *, alive: bool = False) -> None:
@@ -359,6 +373,8 @@ class Life:
             )
             for name, sink in self.sinks.items()
         ]
+        for sink, delivery in zip(self.sinks.values(), deliveries, strict=True):
+            sink.delivery = delivery
         self.delivering = [asyncio.create_task(delivery.run()) for delivery in deliveries]
         self.taking_in = asyncio.create_task(self.intake.run())
 
