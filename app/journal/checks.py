@@ -38,7 +38,7 @@ MIGRATION = """
         )
     ) WHERE first > before + 1
 """
-"""Holes that a file of an older version has are taken as known: nothing tells what they are."""
+"""Holes that a file of an older version has are taken as known, because it does not list them."""
 
 VERSION = 3
 """The version of the file whose values can be checked."""

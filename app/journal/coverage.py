@@ -87,7 +87,7 @@ class Coverage:
         displayed.
         """
         self.opened = asyncio.Event()
-        """Set when there is something to do for gaps; whoever fills them clears it."""
+        """Set when there is something to do for gaps; the backfill clears it."""
         self.awaits_event = False
         """Whether events stream and none has come yet: the bounds are open."""
         self._kept = kept

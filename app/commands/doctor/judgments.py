@@ -196,7 +196,7 @@ def reached(address: str, *, ssl_verify: bool) -> Finding:
         return ok("home_assistant", f"{seen}; its certificate is valid.", tls=True)
     return warning(
         "home_assistant",
-        f"{seen}, and its certificate is not checked (HA_SSL_VERIFY=false): whoever stands in"
+        f"{seen}, and its certificate is not checked (HA_SSL_VERIFY=false): anyone in"
         " between can read the token.",
         "Give it a certificate that this machine trusts, and unset HA_SSL_VERIFY.",
         tls=True,
@@ -209,8 +209,8 @@ def unchecked(finding: Finding) -> Finding:
         return finding
     return warning(
         finding.name,
-        f"{finding.what} Its certificate is not checked (INFLUXDB_SSL_VERIFY=false): whoever stands"
-        " in between can read the token.",
+        f"{finding.what} Its certificate is not checked (INFLUXDB_SSL_VERIFY=false): a"
+        " machine in between can read the token.",
         "Give it a certificate that this machine trusts, and unset INFLUXDB_SSL_VERIFY.",
         **finding.readings,
     )
