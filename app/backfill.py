@@ -572,13 +572,15 @@ class Backfill:
         """Journal all rows; return the gap as it is then, and why no more can be had."""
         times, requested = _still_to_fill(gap), captured.requested
         end_ns = max(requested.oldest_ns, times.newest_ns)
-        history = reading.recorder.history(
-            Times(requested.oldest_ns, end_ns), reading.entity_ids, reach_ns=requested.newest_ns
-        )
         try:
-            gap = await self._limited(gap, reading.recorder)
+            if self._failing.attempts(gap) >= _ATTEMPTS:  # one entity may be to blame
+                gap = await self._readable(gap, reading, requested)
+            gap = await self._limited(gap, reading)
             await reading.look_back(requested.oldest_ns)
             await reading.find_restarts(starts, times)
+            history = reading.recorder.history(
+                Times(requested.oldest_ns, end_ns), reading.readable, reach_ns=requested.newest_ns
+            )
             async with aclosing(history) as answers:
                 async for answer in answers:
                     await self._catch_up(captured, _newest_ns(answer))
@@ -590,12 +592,21 @@ class Backfill:
             return gap, f"Home Assistant shows no history: {exc}"
         return gap, None
 
-    async def _limited(self, gap: Gap, recorder: Recorder) -> Gap:
+    async def _readable(self, gap: Gap, reading: _Reading, times: Times) -> Gap:
+        """Leave out the entities whose history Home Assistant fails to show, and name them."""
+        failing = await reading.recorder.failing(reading.entity_ids, times)
+        if not failing:
+            return gap
+        reading.readable = [name for name in reading.entity_ids if name not in {*failing}]
+        limitation = f"Home Assistant fails to show the history of {', '.join(failing)}."
+        return self._coverage.update(replace(gap, limitations=(*gap.limitations, limitation)))
+
+    async def _limited(self, gap: Gap, reading: _Reading) -> Gap:
         """Return a gap that says so when the recorder does not reach back to its start."""
-        known = sorted(self._before(gap))
+        known = sorted({*self._before(gap)}.intersection(reading.readable))
         if gap.reason == "requested" or gap.filled_ns is not None or not known:
             return gap
-        if await recorder.states_at(gap.start_ns + _REACHED_NS, known):
+        if await reading.recorder.states_at(gap.start_ns + _REACHED_NS, known):
             return gap
         return self._coverage.update(replace(gap, limitations=(*gap.limitations, _NOT_REACHED)))
 
@@ -776,10 +787,12 @@ class _Reading:
         self.recorder = recorder
         self.recovery = recovery
         self.entity_ids = entity_ids
+        self.readable = entity_ids
+        """Those whose history Home Assistant shows."""
 
     async def look_back(self, oldest_ns: int) -> None:
         """Read the row before a moment of each entity whose newest change is not remembered."""
-        missing = [name for name in self.entity_ids if not self.recovery.knows_before(name)]
+        missing = [name for name in self.readable if not self.recovery.knows_before(name)]
         found, older = await self.recorder.rows_before(oldest_ns, missing)
         for name, row in found.items():
             self.recovery.begin_with(name, row)
@@ -800,9 +813,9 @@ class _Reading:
     async def _written(self, times: Times) -> list[Written]:
         """Return what the rows of a span say about restarts."""
         written: list[Written] = []
-        before = await self.recorder.states_at(times.oldest_ns, self.entity_ids)
+        before = await self.recorder.states_at(times.oldest_ns, self.readable)
         states = {name: row.s for name, row in before.items()}
-        async with aclosing(self.recorder.history(times, self.entity_ids)) as answers:
+        async with aclosing(self.recorder.history(times, self.readable)) as answers:
             async for answer in answers:
                 for name, rows in answer.history.items():
                     written += written_rows(name, rows, states.get(name))

@@ -62,6 +62,11 @@ _ENTRIES = (1_000, 20_000)
 _WINDOW_S = (10.0, 60.0, 86_400.0)
 """The shortest window of time that one question spans, the first, and the longest."""
 _POLL_S = 1.0
+_DAY_NS = 86_400 * _SECOND_NS
+_FAILURES = frozenset({"unknown_error", "home_assistant_error"})
+"""Errors of Home Assistant that may concern one entity of a question."""
+_MOST_FAILING = 20
+"""So many entities that fail one after another, before any question is answered, mean all."""
 _NEEDED = ("recorder", "history")
 _ROWS = (500, 2_000)
 """Fewer rows in the largest answer make the next window longer, more make it shorter."""
@@ -330,6 +335,38 @@ class Recorder:
             history = await self._recorded(Times(near_ns, MAX_TIME_NS), some, with_start=True)
             found |= {name for name, rows in history.items() if rows}
         return found
+
+    async def failing(self, entity_ids: Sequence[str], times: Times) -> list[str]:
+        """Return the entities whose history Home Assistant fails to show, by halving questions.
+
+        At most the first day of a span is read.
+
+        Raises:
+            CommandFailed: Home Assistant shows no history at all.
+            SourceError: the connection was lost or no answer came in time; try again.
+        """
+        failing: list[str] = []
+        times = Times(times.oldest_ns, min(times.newest_ns, times.oldest_ns + _DAY_NS))
+        questions = list(_questions(entity_ids))[::-1]
+        has_answered = False
+        while questions:
+            some = questions.pop()
+            try:
+                await self._recorded(times, some)
+            except CommandFailed as exc:
+                if exc.code not in _FAILURES:
+                    raise
+                if len(some) > 1:
+                    middle = len(some) // 2
+                    questions += [some[middle:], some[:middle]]
+                    continue
+                failing += some
+                is_last = not questions or len(failing) >= _MOST_FAILING
+                if not has_answered and is_last:
+                    raise
+            else:
+                has_answered = True
+        return failing
 
     async def history(
         self, times: Times, entity_ids: Sequence[str], *, reach_ns: int = 0

@@ -93,8 +93,8 @@ class Process:
         self.failures: list[Exception] = []
         """Raised by the next questions for history, one each."""
         self.refuses: Callable[[Mapping[str, object]], bool] = lambda _: False
-        """Whether a question for history, with these parameters, gets no answer that can be read.
-        """
+        """Whether a question for history, with these parameters, is refused."""
+        self.refusal: Exception = SourceProtocolError(f"{HISTORY}: malformed")
         self.asked: Counter[str] = Counter()
         self.telemetry = new_telemetry()
         self.coverage = Coverage(fills=fills, clock=self.time)
@@ -180,7 +180,7 @@ class Process:
                 if command == HISTORY and self.failures:
                     raise self.failures.pop(0)
                 if command == HISTORY and self.refuses(parameters):
-                    raise SourceProtocolError(f"{HISTORY}: malformed")
+                    raise self.refusal
                 return await commands.call(command, **parameters)
 
             yield Asking(call)
@@ -509,8 +509,32 @@ async def test_trouble_that_does_not_pass_does_not_hold_up_all_other_gaps(
         await process.until_filled()
 
     gap = process.gap()
-    assert (gap.state, len(process.failures)) == ("unfillable", 100 - 11)
+    # The last attempt looks for an entity that is to blame.
+    assert (gap.state, len(process.failures)) == ("unfillable", 100 - 10 - 1)
     assert "broken" in str(gap.detail)
+
+
+async def test_an_entity_whose_history_fails_costs_only_its_own_history(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """All others are read back, and the gap names it."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state("sensor.bad", "1")
+    house.set_state(SENSOR, "1")
+
+    process = Process(tmp_path, fake)
+    process.refuses = lambda parameters: "sensor.bad" in str(parameters["entity_ids"])
+    process.refusal = CommandFailed(HISTORY, code="unknown_error", message="Unknown error")
+    async with running(process):
+        house.set_state(SENSOR, "2")
+        await process.until_filled()
+        points = await process.points()
+        gap = process.gap()
+
+    assert states(points) == numbers(0, 3)
+    assert states(points, "sensor.bad") == ["1"]
+    assert "Home Assistant fails to show the history of sensor.bad." in gap.limitations
 
 
 async def test_a_gap_that_always_fails_does_not_block_newer_gaps(

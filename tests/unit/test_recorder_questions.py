@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import cast
 
@@ -554,3 +554,32 @@ def test_an_id_of_the_past_may_not_be_one_today(text: str, *, valid: bool) -> No
 def test_a_row_without_last_changed_has_none() -> None:
     """It is that of `last_updated`."""
     assert RecordedState("1", 1.0).lc is None
+
+
+# Entities whose history fails
+
+
+async def failing(*, bad: Collection[str], of: int) -> tuple[list[str], int]:
+    """Return the entities that are found to fail, and how many questions it took."""
+    questions = 0
+
+    async def call(command: str, **parameters: object) -> msgspec.Raw:
+        nonlocal questions
+        questions += 1
+        if {*bad}.intersection(msgspec.convert(parameters["entity_ids"], list[str])):
+            raise CommandFailed(command, code="unknown_error", message="Unknown error")
+        return msgspec.Raw(b"{}")
+
+    names = [f"sensor.s{number}" for number in range(of)]
+    return await Recorder(call).failing(names, span(0, 60)), questions
+
+
+async def test_entities_whose_history_fails_are_found_by_halving() -> None:
+    """One of a thousand costs a few questions more."""
+    assert await failing(bad=["sensor.s7"], of=1_000) == (["sensor.s7"], 10 + 2 * 7)
+
+
+async def test_a_recorder_that_fails_for_every_entity_is_not_searched_for_long() -> None:
+    """No entity is to blame then."""
+    with pytest.raises(CommandFailed):
+        await failing(bad=[f"sensor.s{number}" for number in range(1_000)], of=1_000)
