@@ -48,7 +48,7 @@ WORKERS ?= 4
 PYTEST := pytest
 
 test: setup ## Run all unit, integration and service tests
-	$(RUN)$(PYTEST) -n $(WORKERS) --dist worksteal --tb=native tests/unit tests/integration tests/service
+	$(RUN)$(PYTEST) -n $(WORKERS) --dist worksteal --tb=native tests/service tests/integration tests/unit
 
 check: setup lint-deploy ## Check format, lint, types, layers, and what deploys it
 	$(RUN)ruff format --check .

@@ -535,9 +535,12 @@ class SqliteJournal:
 
 
 def _consecutive(rows: list[Row], cursor: int, ledger: Ledger) -> list[Row]:
-    """Return the rows after the cursor up to the first point that is held and in none of them."""
+    """Return the rows after the cursor up to the first point that is held and in none of them.
+
+    A row may be on disk before its append has ended; it is not counted until then.
+    """
     for index, row in enumerate(rows):
-        if ledger.points_between(cursor, row.first - 1) > 0:
+        if row.last > ledger.tail or ledger.points_between(cursor, row.first - 1) > 0:
             return rows[:index]
         cursor = row.last
     return rows

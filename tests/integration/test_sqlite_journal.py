@@ -355,6 +355,19 @@ async def test_what_every_sink_has_settled_is_never_written(path: Path) -> None:
         assert await numbers_held(journal, "a") == [16]
 
 
+async def test_a_row_is_not_read_before_its_append_has_ended(path: Path) -> None:
+    """It is on disk already, and not counted yet."""
+    async with journal_at(path, "a", recent_bytes=0) as journal:
+        await append(journal, 1, 5)
+        await append(journal, 6, 5)
+        tail, journal._ledger.tail = journal._ledger.tail, 5
+        early = await numbers_held(journal, "a")
+        journal._ledger.tail = tail
+
+        assert early == [*range(1, 6)]
+        assert await numbers_held(journal, "a") == [*range(1, 11)]
+
+
 async def test_a_kill_while_commits_fail_is_no_damage_at_the_next_start(
     path: Path, tmp_path: Path
 ) -> None:
