@@ -106,12 +106,12 @@ def first_write_ns(search: Search, rows: Iterable[Written]) -> int | None:
     It may have done so before the recorder listened, so that no row has this time.
     """
     ordered = sorted(rows, key=lambda row: row.time_ns)
-    repeated = _first_repeats(ordered)
-    if not search.is_certain and len(repeated) < _MIN_REPEATING:
-        return None
     # Before the first silence, the previous start may still write first states.
     silent_until_ns = _first_silence_end_ns(search, ordered)
-    latest_ns = min([search.times.newest_ns, *(at for at in repeated if at >= silent_until_ns)])
+    repeated = [at_ns for at_ns in _first_repeats(ordered) if at_ns >= silent_until_ns]
+    if not search.is_certain and len(repeated) < _MIN_REPEATING:
+        return None
+    latest_ns = min([search.times.newest_ns, *repeated])
     if search.state_ns is not None:
         state = Written(
             time_ns=search.state_ns, changed_ns=search.state_ns, entity_id="", repeats=False

@@ -11,7 +11,7 @@ import contextlib
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -38,6 +38,7 @@ class Rule(StrEnum):
     RENAMED = "a rename removes the old entity id, which Home Assistant does not record"
     KILLED = "captured live; Home Assistant was killed before its recorder committed the row"
     UNKNOWABLE = "existed only while nothing was captured, and Home Assistant's logbook omits it"
+    INHERITED = "read back without attributes; its class or unit is the one the entity has now"
     NAMED_IN_GAP = "live, without attributes; its class or unit was named in a gap not yet filled"
     FIRST_KNOWN = "backfilled, and the service knew nothing of the entity before"
 
@@ -145,6 +146,7 @@ class Comparison:
         *,
         is_known: bool,
         is_named_live: bool,
+        inherits: bool,
     ) -> None:
         """Compare the points of one row, of which there must be one."""
         if len(points) > 1:
@@ -158,6 +160,8 @@ class Comparison:
                     continue
                 if name in _FROM_BEFORE and is_backfilled and not is_known and actual is None:
                     self.explained[Rule.FIRST_KNOWN] += 1
+                elif name in _CLASS_AND_UNIT and is_backfilled and inherits:
+                    self.explained[Rule.INHERITED] += 1
                 elif name in _CLASS_AND_UNIT and not is_backfilled and not is_named_live:
                     self.explained[Rule.NAMED_IN_GAP] += 1
                 else:
@@ -217,6 +221,7 @@ def compare(
     unknowable = _unknowable(
         rows, present={*history.present, *(entity_id for entity_id, _ in actual)}
     )
+    unseen = _unseen(expected, actual)
     lost = _lost_by_kills(rows, history)
     for identity in sorted({*expected, *actual}, key=lambda identity: identity[::-1]):
         entity_id, _ = identity
@@ -232,12 +237,37 @@ def compare(
                 expected[identity].wanted,
                 is_known=entity_id in known,
                 is_named_live=not any(map(_is_backfilled, named)),
+                inherits=expected[identity].inherited_ns is not None,
             )
         else:
-            rule = Rule.UNKNOWABLE if entity_id in unknowable else None
+            is_unknowable = entity_id in unknowable or identity in unseen
+            rule = Rule.UNKNOWABLE if is_unknowable else None
             result.add_missing(identity, expected[identity].row, rule)
         known.add(entity_id)
     return result
+
+
+def _unseen(
+    expected: Mapping[tuple[str, int], Expectation], actual: Container[tuple[str, int]]
+) -> set[tuple[str, int]]:
+    """Return the rows of lives that ended before an entity had its first point.
+
+    Nothing knew the entity then, although one of its name exists later.
+    """
+    unseen: set[tuple[str, int]] = set()
+    life: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    seen: set[str] = set()
+    for identity in sorted(expected, key=lambda identity: identity[1]):
+        entity_id, _ = identity
+        if entity_id in seen:
+            continue
+        if identity in actual:
+            seen.add(entity_id)
+            continue
+        life[entity_id].append(identity)
+        if expected[identity].row.state is None:
+            unseen.update(life.pop(entity_id))
+    return unseen
 
 
 def _expectations(rows: Sequence[Row]) -> Iterator[Expectation]:

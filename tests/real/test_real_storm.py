@@ -24,7 +24,11 @@ from tests.real.servers import HomeAssistant, RandomChanges, Server, influxdb
 from tests.real.storm import Storm
 
 MINUTES = float(os.environ.get("MINUTES", "3"))
-SEED = int(os.environ.get("SEED", "0")) or random.randrange(1, 1_000_000)
+# What must pass tries the same order of faults every time; new ones are for people.
+_SEED_OF_CI = 78
+SEED = int(os.environ.get("SEED", "0")) or (
+    _SEED_OF_CI if os.environ.get("CI") else random.randrange(1, 1_000_000)
+)
 RATE = 100
 _SLICE_NS = 60_000_000_000
 _LISTED_PER_KIND = 20

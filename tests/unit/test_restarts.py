@@ -118,6 +118,13 @@ def test_first_states_of_the_start_before_do_not_bound_the_search() -> None:
     assert found(CERTAIN, *rows) == 120
 
 
+def test_first_states_of_the_start_before_are_no_sign_of_another_restart() -> None:
+    """All current states may be young because they changed soon after the start."""
+    rows = [wrote(100.1 + n / 10, f"zone.z{n}", repeats=True) for n in range(3)]
+
+    assert found(UNCERTAIN, *rows, *[wrote(101 + n) for n in range(99)]) is None
+
+
 def test_a_state_that_began_in_the_silence_is_the_first_after_the_start() -> None:
     """Home Assistant sets some states before its recorder listens."""
     rows = [
