@@ -167,15 +167,17 @@ def test_rows_of_one_commit_are_in_no_order() -> None:
 
 
 def test_a_point_that_was_backfilled_first_may_lack_what_came_before() -> None:
-    """The service knows nothing of an entity that it never saw; later it does."""
-    rows = [_row(1, "19"), _row(2, "20"), _row(3, "21")]
+    """The service knows nothing of an entity that it never saw; once it did, it does."""
+    rows = [_row(number, str(18 + number)) for number in range(1, 6)]
     first = _point(2, {**_fields("20"), "backfilled": True})
     second = _point(3, {**_fields("21"), "backfilled": True})
+    live = _point(4, {**_fields("22"), "previous_state": "21", "duration_in_state_seconds": 1.0})
+    third = _point(5, {**_fields("23"), "backfilled": True})
 
-    result = _compared(rows, [first, second], since_s=2)
+    result = _compared(rows, [first, second, live, third], since_s=2)
 
-    assert result.explained == {Rule.FIRST_KNOWN: 2}
-    assert _found(result) == [("previous_state", 3), ("duration_in_state_seconds", 3)]
+    assert result.explained == {Rule.FIRST_KNOWN: 2, Rule.INTERRUPTED: 2}
+    assert _found(result) == [("previous_state", 5), ("duration_in_state_seconds", 5)]
 
 
 def test_an_update_of_attributes_has_a_previous_state_although_the_recorder_missed_it() -> None:
