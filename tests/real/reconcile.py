@@ -263,19 +263,30 @@ def _unseen(
     Nothing knew the entity then, although one of its name exists later.
     """
     unseen: set[tuple[str, int]] = set()
-    life: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    lives: dict[str, list[tuple[str, int]]] = defaultdict(list)
     seen: set[str] = set()
     for identity in sorted(expected, key=lambda identity: identity[1]):
         entity_id, _ = identity
         if entity_id in seen:
             continue
+        row = expected[identity].row
+        # A removal ends a life, and so does a restart of Home Assistant, which has no row.
+        ended = lives.pop(entity_id, []) if row.old_state_id is None else []
         if identity in actual:
             seen.add(entity_id)
-            continue
-        life[entity_id].append(identity)
-        if expected[identity].row.state is None:
-            unseen.update(life.pop(entity_id))
+        else:
+            lives[entity_id].append(identity)
+            if row.state is None:
+                ended += lives.pop(entity_id)
+        if ended and _is_omitted([expected[of_life].row for of_life in ended]):
+            unseen.update(ended)
     return unseen
+
+
+def _is_omitted(rows: Sequence[Row]) -> bool:
+    """Return whether the logbook shows nothing of a life: it shows changes of texts only."""
+    states = [row for row in rows if row.state is not None]
+    return len(states) < 2 or any("unit_of_measurement" in row.attributes for row in states)
 
 
 def _expectations(rows: Sequence[Row]) -> Iterator[Expectation]:
@@ -346,16 +357,12 @@ def _equal(actual: object, expected: object) -> bool:
 
 
 def _unknowable(rows: Sequence[Row], *, present: Collection[str]) -> set[str]:
-    """Return the entities that no source could name: the logbook shows changes of texts only."""
-    states: dict[str, list[Row]] = defaultdict(list)
+    """Return the entities that no source could name."""
+    found: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        if row.entity_id not in present and row.state is not None:
-            states[row.entity_id].append(row)
-    return {
-        entity_id
-        for entity_id, found in states.items()
-        if len(found) < 2 or any("unit_of_measurement" in row.attributes for row in found)
-    }
+        if row.entity_id not in present:
+            found[row.entity_id].append(row)
+    return {entity_id for entity_id, life in found.items() if _is_omitted(life)}
 
 
 def _lost_by_kills(rows: Sequence[Row], history: History) -> list[tuple[int, int]]:

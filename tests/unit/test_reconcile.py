@@ -212,6 +212,22 @@ def test_an_entity_that_no_source_can_name_is_explained() -> None:
     assert _found(_compared(texts, [])) == [("missing", 1), ("missing", 2)]
 
 
+def test_a_life_that_ended_before_any_point_is_explained_only_if_the_logbook_omits_it() -> None:
+    """It ends with a removal, or with a restart: the next row has no old state."""
+    metered = [_row(1, "1"), _row(2, "2")]
+    texts = [_row(1, "here", attributes={}), _row(2, "there", attributes={})]
+    later = _row(9, "9", old_state_id=None)
+    point = _point(9, _fields("9"))
+
+    for end in ([], [_row(3, None)]):
+        omitted = _compared([*metered, *end, later], [point])
+        assert (omitted.differences, omitted.explained) == ([], {Rule.UNKNOWABLE: 2 + len(end)})
+        listed = _compared([*texts, *end, later], [point])
+        assert {found for found, _ in _found(listed)} == {"missing"}
+    goes_on = _compared([*metered, _row(3, "3")], [_point(3, _fields("3", before="2"))])
+    assert _found(goes_on) == [("missing", 1), ("missing", 2)]
+
+
 def test_what_a_killed_recorder_lost_is_explained_up_to_the_kill() -> None:
     """It commits in order: nothing before its newest row, and nothing after the kill."""
     history = History(kills_ns=[6 * SECOND_NS])
