@@ -451,7 +451,7 @@ class Backfill:
         gap = self._coverage.update(
             replace(gap, sources=entities.sources, limitations=entities.limitations)
         )
-        requested = _requested(gap)
+        requested = _requested(gap, self._coverage.open_gaps())
         captured = _Captured(requested, present=newest.keys(), after=self._coverage.keep_from - 1)
         await self._catch_up(captured, newest_ns)
         recovery = Recovery(
@@ -900,14 +900,22 @@ def _still_to_fill(gap: Gap) -> Times:
     return Times(start_ns, max(start_ns, gap.end_ns))
 
 
-def _requested(gap: Gap) -> Times:
-    """Return the span that is requested for what is still to fill: it goes beyond the bounds."""
+def _requested(gap: Gap, open_gaps: Sequence[Gap]) -> Times:
+    """Return the span that is requested for what is still to fill.
+
+    It goes beyond the bounds, but not into a later gap: the recorder may have yet to write that.
+    """
     times = _still_to_fill(gap)
     if gap.reason == "requested":
         return times  # a person decided on the bounds
     start_ns = times.oldest_ns if gap.filled_ns else times.oldest_ns - _REQUESTED_BEYOND_NS
     end_ns = times.newest_ns + _REQUESTED_BEYOND_NS if gap.end_known else MAX_TIME_NS
-    return Times(max(0, start_ns), min(end_ns, MAX_TIME_NS))
+    later_ns = [
+        other.start_ns
+        for other in open_gaps
+        if other.id != gap.id and other.reason != "requested" and other.start_ns >= times.newest_ns
+    ]
+    return Times(max(0, start_ns), min(end_ns, MAX_TIME_NS, *later_ns))
 
 
 def _newest_ns(answer: Answer) -> int:

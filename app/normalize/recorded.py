@@ -153,13 +153,13 @@ class Recovery:
     def _changed_inside(self, state: State) -> bool:
         changed_ns, updated_ns = nanoseconds(state.last_changed), nanoseconds(state.last_updated)
         last = self._before.get(state.entity_id)
-        is_known = last is not None and (last.state, last.changed_ns) == (state.state, changed_ns)
+        if last is not None and (last.state, last.changed_ns) == (state.state, changed_ns):
+            return False
+        # A state that differs from the last known one may have begun in an earlier gap.
+        differs = last is not None and last.state != state.state
+        since_ns = updated_ns if differs else changed_ns
         # A later update of nothing but attributes came live, and brought the state with it.
-        return (
-            not is_known
-            and self._gap.oldest_ns <= changed_ns
-            and updated_ns <= self._times.newest_ns
-        )
+        return self._gap.oldest_ns <= since_ns and updated_ns <= self._times.newest_ns
 
     def _state(self, entity_id: str, row: RecordedState, updated: datetime) -> State | None:
         if row.s is None:

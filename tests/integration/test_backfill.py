@@ -967,6 +967,36 @@ async def test_what_was_read_back_stands_before_the_next_gap(
     ]
 
 
+async def test_what_changed_in_a_later_gap_is_left_to_that_gap(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """An entity that the recorder has yet to write there is not one without recorded history."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+    process = Process(tmp_path, fake)
+    process.refuses = lambda _: True
+    async with running(process):
+        await lived(process, house, 2, 3)
+    house.set_state("light.new", "off")
+    house.set_state("light.new", "on")
+    house.uncommitted_since = str(house.recorded["light.new"][0]["last_updated"])
+    house.backlog = 2
+
+    async with running(Process(tmp_path, fake)) as process:
+        await process.until(lambda: process.coverage.count("filled") == 1)
+        house.uncommitted_since, house.backlog = None, 0
+        await process.until_filled(gaps=2)
+        points = await process.points()
+
+    assert [gap.unrecorded for gap in process.coverage.gaps()] == [(), ()]
+    assert states(points) == numbers(0, 3)
+    assert (states(points, "light.new"), previous(points, "light.new")) == (
+        ["off", "on"],
+        [None, "off"],
+    )
+
+
 @pytest.mark.parametrize("is_clean", [True, False])
 async def test_the_first_states_after_a_restart_have_no_previous_state(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path, *, is_clean: bool

@@ -41,7 +41,6 @@ class Rule(StrEnum):
     INHERITED = "read back without attributes; its class or unit is the one the entity has now"
     NAMED_IN_GAP = "live, without attributes; its class or unit was named in a gap not yet filled"
     FIRST_KNOWN = "backfilled, and the service knew nothing of the entity before"
-    INTERRUPTED = "backfilled, of an entity never captured live; reading may have been interrupted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +145,6 @@ class Comparison:
         wanted: Wanted,
         *,
         is_known: bool,
-        is_captured: bool,
         is_named_live: bool,
         inherits: bool,
     ) -> None:
@@ -162,8 +160,6 @@ class Comparison:
                     continue
                 if name in _FROM_BEFORE and is_backfilled and not is_known and actual is None:
                     self.explained[Rule.FIRST_KNOWN] += 1
-                elif name in _FROM_BEFORE and is_backfilled and not is_captured and actual is None:
-                    self.explained[Rule.INTERRUPTED] += 1
                 elif name in _CLASS_AND_UNIT and is_backfilled and inherits:
                     self.explained[Rule.INHERITED] += 1
                 elif name in _CLASS_AND_UNIT and not is_backfilled and not is_named_live:
@@ -222,7 +218,6 @@ def compare(
             actual[history.newest_id(point.tags["entity_id"]), point.time_ns].append(point)
     result.rows, result.points = len(expected), sum(map(len, actual.values()))
     known: set[str] = set()
-    captured: set[str] = set()
     unknowable = _unknowable(
         rows, present={*history.present, *(entity_id for entity_id, _ in actual)}
     )
@@ -241,7 +236,6 @@ def compare(
                 found,
                 expected[identity].wanted,
                 is_known=entity_id in known,
-                is_captured=entity_id in captured,
                 is_named_live=not any(map(_is_backfilled, named)),
                 inherits=expected[identity].inherited_ns is not None,
             )
@@ -250,8 +244,6 @@ def compare(
             rule = Rule.UNKNOWABLE if is_unknowable else None
             result.add_missing(identity, expected[identity].row, rule)
         known.add(entity_id)
-        if not all(map(_is_backfilled, found)):
-            captured.add(entity_id)
     return result
 
 

@@ -441,6 +441,16 @@ def test_who_changed_outside_the_gap_is_not(changed_ms: int, updated_ms: int) ->
     assert unrecorded(newest_state("sensor.a", "2", changed_ms, updated_ms)) == []
 
 
+@pytest.mark.parametrize(("state", "found"), [("2", [("sensor.a", "2", "1")]), ("1", [])])
+def test_who_changed_in_an_earlier_gap_and_was_updated_in_this_one_is_written(
+    state: str, found: object
+) -> None:
+    """Nobody else has that state: it was never captured, and has no row. The same state says it."""
+    before = {"sensor.a": LastState("1", None, at(-5_000))}
+
+    assert unrecorded(newest_state("sensor.a", state, -100, 500), before=before) == found
+
+
 def test_what_is_committed_is_not_written_again() -> None:
     """Also when an identical write, which is no event, has moved `last_updated` since."""
     moved = newest_state("sensor.a", "2", 500, 800)
