@@ -21,15 +21,15 @@ from app import settings
 from app.api.connections import ConnectionLimits, Connections
 from app.api.server import Server
 from app.commands import backfill, dead_letters, doctor
-from app.commands.helping import described
+from app.commands.help_text import described
 from app.container import Container
-from app.demo.home_assistant import FakeHomeAssistant
-from app.demo.house import DemoHouse
-from app.environment import cleaned
-from app.errors import SettingsError, StorageError
 from app.main import ENV_FILE, configure_logs, create_app, running
+from app.runtime.environment import cleaned
+from app.runtime.errors import SettingsError, StorageError
+from app.runtime.supervisor import Supervisor
 from app.settings import Settings
-from app.supervisor import Supervisor
+from simulator.fake_home_assistant import FakeHomeAssistant
+from simulator.house import DemoHouse
 
 OK, FAILED, UNUSABLE, INTERRUPTED = 0, 1, 2, 130
 """Exit status: stopped as asked, a loop or a command failed, the settings or the folder cannot

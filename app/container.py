@@ -10,39 +10,39 @@ from typing import TYPE_CHECKING, TypeAlias
 from dependency_injector import containers, providers
 from prometheus_client import CollectorRegistry
 
-from app.backfill import Backfill, Schema
-from app.device_history import DeviceHistory
+from app.backfill.backfill import Backfill, Schema
+from app.backfill.coverage import Coverage
+from app.backfill.last_states import LastStates
 from app.discovery.catalog import Catalog
-from app.discovery.metadata import Metadata
-from app.discovery.refresh import Discovery, Follower
-from app.entity_filter import EntityFilter
-from app.errors import FilterInvalid, SettingsError
-from app.extensions import load_transforms, reporting
+from app.discovery.device_history import DeviceHistory
+from app.discovery.refresh import Discovery, RefreshListener
+from app.discovery.store import CatalogStore
 from app.fanout.hub import Hub
-from app.journal.coverage import Coverage
-from app.journal.intake import Intake
-from app.journal.last_states import LastStates
+from app.health_collector import HealthCollector
+from app.homeassistant.connection import HomeAssistantSource
+from app.journal.batcher import Batcher
+from app.journal.journal import SqliteJournal
 from app.journal.memory import MemoryJournal
-from app.journal.sqlite import SqliteJournal
 from app.model import Lines
 from app.normalize.changes import Normalizer
+from app.normalize.entity_filter import EntityFilter
 from app.normalize.transforms import Transforms
-from app.observer import Observer
+from app.normalize.user_transforms import load_transforms, reporting
 from app.pipeline import Pipeline
-from app.resilience import Backoff, Breaker
+from app.runtime.errors import FilterInvalid, SettingsError
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
+from app.runtime.supervisor import Supervisor
 from app.schema.homeiq import HomeiqEncoder, identity_of, last_state_of
 from app.schema.line_protocol import parse_line
 from app.settings import Settings
-from app.sink.dead_letters import DeadLetters
-from app.sink.delivery import Delivery
-from app.sink.embedded import EmbeddedStore
-from app.source.client import HomeAssistantSource
-from app.supervisor import Supervisor
-from app.telemetry import Telemetry
+from app.sinks.dead_letters import DeadLetters
+from app.sinks.delivery import Delivery
+from app.sinks.embedded import EmbeddedStore
 
 if TYPE_CHECKING:
     from app.discovery.data_api import DataApi
-    from app.sink.influx import InfluxSink
+    from app.sinks.influxdb.sink import InfluxSink
 
 Journal: TypeAlias = SqliteJournal | MemoryJournal
 
@@ -96,7 +96,7 @@ def _influx_sink(settings: Settings) -> InfluxSink | None:
     if settings.influx.url is None:
         return None
     # InfluxDB's client is a third of the time that importing this program takes, and 22 MB.
-    from app.sink.influx import InfluxSink  # noqa: PLC0415
+    from app.sinks.influxdb.sink import InfluxSink  # noqa: PLC0415
 
     return InfluxSink(
         settings.influx.url,
@@ -121,8 +121,8 @@ def _sinks(
     return tuple(sink for sink in (influx, embedded) if sink is not None)
 
 
-def _metadata(settings: Settings, catalog: Catalog, normalizer: Normalizer) -> Metadata:
-    return Metadata(
+def _metadata(settings: Settings, catalog: Catalog, normalizer: Normalizer) -> CatalogStore:
+    return CatalogStore(
         settings.journal.data_dir / "metadata.db",
         catalog=catalog,
         source=settings.source_name,
@@ -171,7 +171,7 @@ def _device_history(settings: Settings, catalog: Catalog, journal: Journal) -> D
     return DeviceHistory(append, catalog=catalog, instance=settings.home_assistant.instance_name)
 
 
-def _followers(*followers: Follower | None) -> tuple[Follower, ...]:
+def _followers(*followers: RefreshListener | None) -> tuple[RefreshListener, ...]:
     return tuple(follower for follower in followers if follower is not None)
 
 
@@ -227,7 +227,7 @@ def _backfill_schema(settings: Settings) -> Schema:
 
 
 def _past_entities(
-    metadata: Metadata, embedded: EmbeddedStore | None
+    metadata: CatalogStore, embedded: EmbeddedStore | None
 ) -> Mapping[str, Callable[[], Awaitable[Collection[str]]]]:
     past: dict[str, Callable[[], Awaitable[Collection[str]]]] = {"catalog": metadata.entity_ids}
     if embedded is not None:
@@ -282,7 +282,7 @@ class Container(containers.DeclarativeContainer):
     journal = providers.Singleton(_journal, settings, sinks, telemetry, coverage, last_states)
     deliveries = providers.Singleton(_deliveries, settings, sinks, journal, dead_letters, telemetry)
     intake = providers.Singleton(
-        Intake,
+        Batcher,
         journal,
         telemetry=telemetry,
         coverage=coverage,
@@ -347,7 +347,7 @@ class Container(containers.DeclarativeContainer):
         past=providers.Singleton(_past_entities, metadata, embedded_store),
     )
     observer = providers.Singleton(
-        Observer,
+        HealthCollector,
         source=source,
         pipeline=pipeline,
         backfill=backfill,

@@ -13,18 +13,19 @@ from pathlib import Path
 
 from fastapi import FastAPI
 
-from app import __version__, logs, settings
+from app import __version__, settings
 from app.api.access import AccessRules
 from app.api.application import build_api
-from app.api.attempts import Challenges
 from app.api.clients import LOOPBACK
 from app.api.connections import Connections
 from app.api.dependencies import Components
+from app.api.throttle import Challenges
 from app.container import Container, Journal
-from app.errors import SettingsError
 from app.model import Lines
+from app.runtime.errors import SettingsError
+from app.runtime.logging import configure
+from app.runtime.sqlite import owned_folder
 from app.settings import Settings
-from app.storage import owned_folder
 
 ENV_FILE = Path(".env")
 
@@ -134,7 +135,7 @@ def configure_logs(chosen: Settings, *, env_file: Path | None = None) -> None:
         SettingsError: the log file cannot be written.
     """
     try:
-        logs.configure(
+        configure(
             level=chosen.log.level,
             log_format=chosen.log.format,
             output=chosen.log.output,

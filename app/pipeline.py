@@ -8,18 +8,18 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
+from app.backfill.coverage import Coverage
+from app.backfill.last_states import LastStates
 from app.discovery.refresh import Discovery
-from app.entity_filter import EntityFilter
 from app.fanout.hub import Hub
-from app.journal.coverage import Coverage
-from app.journal.intake import Intake
-from app.journal.last_states import LastStates
-from app.logs import Repeats
+from app.journal.batcher import Batcher
 from app.model import Change, Event, Lines, Times
-from app.normalize.changes import Malformed, Normalizer
+from app.normalize.changes import MalformedEvent, Normalizer
+from app.normalize.entity_filter import EntityFilter
 from app.normalize.transforms import Transforms
+from app.runtime.logging import RateLimitedLog
+from app.runtime.metrics import Telemetry
 from app.schema.homeiq import HomeiqEncoder
-from app.telemetry import Telemetry
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Pipeline:
         discovery: Discovery,
         normalizer: Normalizer,
         encoder: HomeiqEncoder,
-        intake: Intake,
+        intake: Batcher,
         coverage: Coverage,
         last_states: LastStates,
         hub: Hub,
@@ -65,7 +65,7 @@ class Pipeline:
         self._filter_fanout = filter_fanout
         self._hold_s = hold_s
         self._hold_events = hold_events
-        self._oddities = Repeats(logger)
+        self._oddities = RateLimitedLog(logger)
         self._is_live = self._has_streamed = False
         self.streaming = asyncio.Event()
         """Set while events stream and the registries were listed over this connection."""
@@ -181,7 +181,7 @@ class Pipeline:
         kept = self._filter.selected(shown)
         return (shown if self._filter_fanout else kept), kept
 
-    def _report_malformed(self, problem: Malformed) -> None:
+    def _report_malformed(self, problem: MalformedEvent) -> None:
         self._telemetry.events_malformed(1, kind=problem.kind)
         self._oddities.tell(
             logging.WARNING,

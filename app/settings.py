@@ -31,17 +31,17 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from app.addresses import check_host, data_api_url, database_url, websocket_url
-from app.environment import (
+from app.runtime.addresses import check_host, data_api_url, database_url, websocket_url
+from app.runtime.environment import (
     Environment,
     is_printable,
     read_environment,
     read_secret_file,
     unparsed_lines,
 )
-from app.errors import SettingsError
-from app.http_headers import has_authorization, parse_headers
-from app.tls import UnusableCertificate, check_client_certificate
+from app.runtime.errors import SettingsError
+from app.runtime.http_headers import has_authorization, parse_headers
+from app.runtime.tls import UnusableCertificate, check_client_certificate
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 Section = TypeVar("Section", bound="_Section")

@@ -17,7 +17,7 @@ from influxdb_client.client.influxdb_client import InfluxDBClient
 from influxdb_client.client.write.point import Point
 from influxdb_client.client.write_api import SYNCHRONOUS
 
-from app.demo.home_assistant import JsonObject
+from simulator.fake_home_assistant import JsonObject
 
 _BATCH_POINTS = 100
 

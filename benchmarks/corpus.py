@@ -16,8 +16,8 @@ from itertools import cycle
 
 import msgspec
 
-from app.demo.home_assistant import JsonObject, RegistryKind, timestamp
 from benchmarks.entities import KINDS, Entity, Look, make_entities, registry_rows
+from simulator.fake_home_assistant import JsonObject, RegistryKind, timestamp
 
 EVENTS = 20_000
 ENTITIES = 2_000

@@ -30,19 +30,19 @@ from typing import cast
 import msgspec
 
 from app.container import Container
-from app.demo.home_assistant import (
+from app.discovery.store import CatalogStore
+from app.fanout.hub import Hub, Selection
+from app.main import running
+from app.settings import Settings, load_settings
+from benchmarks.peers import HELPER_TOKEN, Peer, Where, answer_commands, peer
+from benchmarks.tables import machine, percentile, print_table, save
+from simulator.fake_home_assistant import (
     FakeHomeAssistant,
     JsonObject,
     RegistryKind,
     state_changed,
     state_row,
 )
-from app.discovery.metadata import Metadata
-from app.fanout.hub import Hub, Selection
-from app.main import running
-from app.settings import Settings, load_settings
-from benchmarks.peers import HELPER_TOKEN, Peer, Where, answer_commands, peer
-from benchmarks.tables import machine, percentile, print_table, save
 
 DEVICES = 5_000
 ENTITIES = 14_000
@@ -372,7 +372,7 @@ class _Clock:
         )
 
 
-def _queries(metadata: Metadata) -> Mapping[str, Callable[[int], Awaitable[int]]]:
+def _queries(metadata: CatalogStore) -> Mapping[str, Callable[[int], Awaitable[int]]]:
     async def devices(**filters: str | int) -> int:
         page = await metadata.devices(**filters)  # type: ignore[arg-type] # names of ours
         return (

@@ -16,8 +16,8 @@ from pathlib import Path
 from app.model import Change, Context, Placement
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
-from app.sink.answers import Accepted
-from app.sink.embedded import EmbeddedStore
+from app.sinks.embedded import EmbeddedStore
+from app.sinks.outcomes import Accepted
 from benchmarks.tables import percentile, print_table
 
 ROWS = 1_000_000

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from app.demo.home_assistant import JsonObject, RegistryKind
+from simulator.fake_home_assistant import JsonObject, RegistryKind
 
 Look = tuple[str, dict[str, object]]
 """A state and its attributes, without the friendly name."""

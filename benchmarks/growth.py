@@ -15,9 +15,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from app.journal.sqlite import SqliteJournal
+from app.journal.journal import SqliteJournal
 from app.normalize.changes import Normalizer
-from app.telemetry import Telemetry
+from app.runtime.metrics import Telemetry
 from benchmarks.stages import make_material, new_encoder, ready_session
 from benchmarks.tables import print_table
 

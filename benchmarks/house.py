@@ -15,9 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from app.demo.home_assistant import FakeHomeAssistant, JsonObject, RegistryKind
 from benchmarks.corpus import Corpus, Stream, make_corpus
 from benchmarks.peers import HELPER_TOKEN, Where, Written, answer_commands
+from simulator.fake_home_assistant import FakeHomeAssistant, JsonObject, RegistryKind
 
 EVENTS_PER_TURN = 50
 """How many happen at once; with coalescing they are one frame."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
+from app.homeassistant.connection import HomeAssistantSource
 from app.model import Event
-from app.resilience import Backoff, Breaker
-from app.source.client import HomeAssistantSource
-from app.telemetry import Telemetry
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
 from benchmarks.peers import HELPER_TOKEN, Peer, Where, peer
 
 _PATIENCE_S = 60.0

@@ -35,7 +35,7 @@ class Latencies(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
 
 
-class Ledger:
+class Cursors:
     """Counts what is written, and keeps which points when it is to be proved."""
 
     def __init__(self, *, keep: bool, answer_delay_s: float) -> None:
@@ -113,7 +113,7 @@ def _cut(request: web.Request) -> web.Response:
 
 async def main(*, keep: bool, answer_delay_s: float) -> None:
     """Serve until standard input ends."""
-    ledger = Ledger(keep=keep, answer_delay_s=answer_delay_s)
+    ledger = Cursors(keep=keep, answer_delay_s=answer_delay_s)
     app = web.Application(client_max_size=0)
     app.router.add_post("/api/v2/write", ledger.write)
     app.router.add_get("/ping", ledger.ping)

@@ -28,15 +28,15 @@ from typing import Any
 import httpx
 import psutil
 
-from app.demo.home_assistant import (
+from app.model import moment_of
+from benchmarks.tables import machine, print_table, save
+from simulator.fake_home_assistant import (
     FakeHomeAssistant,
     JsonObject,
     RegistryKind,
     state_changed,
     state_row,
 )
-from app.model import moment_of
-from benchmarks.tables import machine, print_table, save
 from tests.fakes.influx import HANG, HTML_500, RESET, UNAUTHORIZED, FakeInflux, Reply, error
 from tests.service.process import TOKEN, Service, service
 

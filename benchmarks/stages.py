@@ -22,22 +22,22 @@ from prometheus_client import CollectorRegistry
 from app.discovery.catalog import Catalog
 from app.discovery.registries import AreaRow, DeviceRow, EntityRow, FloorRow, LabelRow, Registries
 from app.fanout.hub import Hub, Selection
-from app.journal.intake import Intake
+from app.homeassistant.protocol import Phase, Session
+from app.journal.batcher import Batcher
+from app.journal.journal import SqliteJournal
 from app.journal.memory import MemoryJournal
 from app.journal.rows import compress
-from app.journal.sqlite import SqliteJournal
 from app.model import Change, Event, Lines
 from app.normalize.changes import Normalizer
-from app.resilience import Backoff, Breaker
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
-from app.sink.answers import Sink
-from app.sink.dead_letters import DeadLetters
-from app.sink.delivery import Delivery
-from app.sink.embedded import EmbeddedStore
-from app.sink.influx import InfluxSink
-from app.source.protocol import Phase, Session
-from app.telemetry import Telemetry
+from app.sinks.dead_letters import DeadLetters
+from app.sinks.delivery import Delivery
+from app.sinks.embedded import EmbeddedStore
+from app.sinks.influxdb.sink import InfluxSink
+from app.sinks.outcomes import Sink
 from benchmarks.corpus import ENTITIES, EVENT_ID, EVENTS, Corpus, make_corpus, make_frames
 from benchmarks.peers import HELPER_TOKEN, Where, peer
 from benchmarks.receive import measure_receiving
@@ -251,7 +251,7 @@ async def _commit(material: Material, folder: Path) -> _Times:
     async with SqliteJournal(
         folder / "journal.db", sinks=(), max_bytes=_JOURNAL_BYTES, telemetry=telemetry
     ) as journal:
-        intake = Intake(journal, telemetry=telemetry)
+        intake = Batcher(journal, telemetry=telemetry)
         with _Stopwatch() as watch:
             committing = asyncio.create_task(intake.run(), name="benchmark.intake")
             for lines in material.lines:

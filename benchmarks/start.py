@@ -37,7 +37,7 @@ class Start:
 async def measure_start(*, rounds: int = 5) -> Start:
     """Start again and again; all that disturbs a start only ever adds to it."""
     plain = [await _imported("app.__main__") for _ in range(rounds)]
-    influx = [await _imported("app.__main__, app.sink.influx") for _ in range(rounds)]
+    influx = [await _imported("app.__main__, app.sinks.influxdb.sink") for _ in range(rounds)]
     async with peer("benchmarks.house") as house, peer("benchmarks.sink") as sink:
         environment = {
             "HOME_ASSISTANT_URL": (await house.ask(Where, "where")).url,

@@ -16,22 +16,22 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from app.backfill.coverage import Coverage
+from app.backfill.last_states import LastStates
 from app.discovery.catalog import Catalog
 from app.fanout.hub import Hub
-from app.journal.coverage import Coverage
-from app.journal.intake import Intake
-from app.journal.last_states import LastStates
-from app.journal.sqlite import SqliteJournal
+from app.homeassistant.connection import HomeAssistantSource
+from app.journal.batcher import Batcher
+from app.journal.journal import SqliteJournal
 from app.normalize.changes import Normalizer
 from app.pipeline import Pipeline
-from app.resilience import Backoff, Breaker
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
+from app.runtime.supervisor import Supervisor
 from app.schema.homeiq import HomeiqEncoder
-from app.sink.dead_letters import DeadLetters
-from app.sink.delivery import Delivery
-from app.sink.influx import InfluxSink
-from app.source.client import HomeAssistantSource
-from app.supervisor import Supervisor
-from app.telemetry import Telemetry
+from app.sinks.dead_letters import DeadLetters
+from app.sinks.delivery import Delivery
+from app.sinks.influxdb.sink import InfluxSink
 from benchmarks.peers import HELPER_TOKEN, Where, peer
 from tests.fakes.discovery import Answers, discovery_of
 
@@ -80,7 +80,7 @@ async def _way(
             telemetry=telemetry,
         )
         async with sink, journal, DeadLetters(Path(folder) / "dead_letters.db") as dead_letters:
-            intake = Intake(
+            intake = Batcher(
                 journal,
                 telemetry=telemetry,
                 coverage=coverage,

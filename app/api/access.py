@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.attempts import KeyAttempts
 from app.api.clients import LOOPBACK, Network, client_behind, is_in, parse_address
 from app.api.problems import Problem, problem_response
 from app.api.proxies import is_sent_by_proxies
+from app.api.throttle import AuthThrottle
 
 MUST_AUTHENTICATE = "must_authenticate"
 """Key in a WebSocket's scope: its first message must carry the API key."""
@@ -201,7 +201,7 @@ def _api_key_needed(reason: str) -> Problem:
 class AccessMiddleware:
     """Carries out the decision for every HTTP request and WebSocket."""
 
-    def __init__(self, app: ASGIApp, *, rules: AccessRules, attempts: KeyAttempts) -> None:
+    def __init__(self, app: ASGIApp, *, rules: AccessRules, attempts: AuthThrottle) -> None:
         self._app = app
         self._rules = rules
         self._attempts = attempts

@@ -14,6 +14,7 @@ from app import __version__
 from app.api import (
     catalog,
     dead_letters,
+    diagnostics,
     events,
     filter_stats,
     gaps,
@@ -22,12 +23,11 @@ from app.api import (
     metrics,
     openapi,
     pages,
-    rates,
 )
 from app.api.access import METHODS, AccessMiddleware
 from app.api.connections import ConnectionsCollector
 from app.api.dependencies import Components
-from app.api.guard import GuardMiddleware, security_headers
+from app.api.middleware import GuardMiddleware, security_headers
 from app.api.problems import handle_problems
 
 MAX_BODY_BYTES = 1_000_000
@@ -55,7 +55,18 @@ def build_api(
     )
     app.state.components = components
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
-    parts = (health, metrics, live, events, gaps, catalog, filter_stats, dead_letters, rates, pages)
+    parts = (
+        health,
+        metrics,
+        live,
+        events,
+        gaps,
+        catalog,
+        filter_stats,
+        dead_letters,
+        diagnostics,
+        pages,
+    )
     for part in parts:
         app.include_router(part.router)
     pages.mount_files(app)

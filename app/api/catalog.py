@@ -13,8 +13,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from app.api.bodies import RowsInvalid, RowsTooLarge, split_rows
 from app.api.dependencies import Components, ComponentsDep
-from app.api.problems import Problem, ProblemRaised
-from app.api.schemas import (
+from app.api.models import (
     Area,
     AreaList,
     Device,
@@ -27,8 +26,9 @@ from app.api.schemas import (
     ProblemDocument,
     Upserted,
 )
-from app.discovery.metadata import TableName
-from app.errors import SourceError, StorageError
+from app.api.problems import Problem, ProblemRaised
+from app.discovery.store import TableName
+from app.runtime.errors import SourceError, StorageError
 
 router = APIRouter()
 

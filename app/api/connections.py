@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from app.api.clients import LOOPBACK, Network, is_in
-from app.logs import Repeats
+from app.runtime.logging import RateLimitedLog
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Connections:
         self.limits = limits or ConnectionLimits()
         self._open: dict[object, Connection] = {}
         self._by_group: Counter[str] = Counter()
-        self._log = Repeats(logger, clock=clock)
+        self._log = RateLimitedLog(logger, clock=clock)
 
     def __len__(self) -> int:
         return len(self._open)

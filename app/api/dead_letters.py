@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
 from app.api.dependencies import ComponentsDep
-from app.api.schemas import DeadLetter, DeadLetterPage, Deleted, ProblemDocument, Retried
+from app.api.models import DeadLetter, DeadLetterPage, Deleted, ProblemDocument, Retried
 from app.api.stores import RefusedPoint
 from app.model import moment_at
 

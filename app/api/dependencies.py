@@ -12,18 +12,18 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import HTTPConnection
 
 from app.api.access import AccessRules
-from app.api.attempts import Challenges, KeyAttempts
 from app.api.connections import Connections
 from app.api.stores import DeadLetterBox, EventStore
+from app.api.throttle import AuthThrottle, Challenges
+from app.backfill.coverage import Coverage
 from app.discovery.catalog import Catalog
-from app.discovery.metadata import Metadata
 from app.discovery.refresh import Discovery
-from app.entity_filter import EntityFilter
+from app.discovery.store import CatalogStore
 from app.fanout.hub import Hub
-from app.journal.coverage import Coverage
+from app.health import Snapshot
 from app.model import Lines
-from app.snapshot import Snapshot
-from app.telemetry import Telemetry
+from app.normalize.entity_filter import EntityFilter
+from app.runtime.metrics import Telemetry
 
 
 async def _no_entities(_: Collection[str]) -> Sequence[str]:
@@ -44,7 +44,7 @@ class Components:
     coverage: Coverage
     access: AccessRules
     catalog: Catalog
-    metadata: Metadata
+    metadata: CatalogStore
     discovery: Discovery
     entity_filter: EntityFilter | None
     """None when there is no filter."""
@@ -55,7 +55,7 @@ class Components:
     """Journals lines again; durable when it returns."""
     unknown_entities: Callable[[Collection[str]], Awaitable[Sequence[str]]] = _no_entities
     """Returns which of some entity ids nothing knows."""
-    key_attempts: KeyAttempts = field(default_factory=KeyAttempts)
+    key_attempts: AuthThrottle = field(default_factory=AuthThrottle)
     challenges: Challenges = field(default_factory=Challenges)
     upserting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the rows of one request are processed."""

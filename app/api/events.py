@@ -10,8 +10,8 @@ from fastapi import APIRouter, Path, Query, Response
 from pydantic import AwareDatetime
 
 from app.api.dependencies import ComponentsDep
+from app.api.models import EventPage, ProblemDocument
 from app.api.problems import Problem, ProblemRaised
-from app.api.schemas import EventPage, ProblemDocument
 from app.api.stores import EventStore
 from app.fanout.hub import iso_time
 from app.model import Context, nanoseconds

@@ -8,7 +8,7 @@ import msgspec
 from fastapi import APIRouter
 
 from app.api.dependencies import ComponentsDep
-from app.api.schemas import FilterRule, FilterStats
+from app.api.models import FilterRule, FilterStats
 from app.normalize.filter import Pattern
 
 router = APIRouter(tags=["status"])

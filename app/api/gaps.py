@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from app.api.dependencies import ComponentsDep
+from app.api.models import BackfillRequest, BackfillStarted, GapDocument, GapList, GapsAcknowledged
 from app.api.problems import Problem, ProblemRaised
-from app.api.schemas import BackfillRequest, BackfillStarted, GapDocument, GapList, GapsAcknowledged
 from app.model import Gap, Times, moment_at, moment_of, nanoseconds
 
 router = APIRouter(prefix="/api/v1", tags=["gaps"])

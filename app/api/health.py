@@ -7,8 +7,7 @@ from datetime import timedelta
 from fastapi import APIRouter, Response
 
 from app.api.dependencies import ComponentsDep
-from app.api.problems import Problem, ProblemRaised
-from app.api.schemas import (
+from app.api.models import (
     AccountingHealth,
     Alive,
     BreakerHealth,
@@ -24,8 +23,9 @@ from app.api.schemas import (
     SinkHealth,
     SubscriptionHealth,
 )
-from app.sink.trouble import impersonal
-from app.snapshot import Snapshot
+from app.api.problems import Problem, ProblemRaised
+from app.health import Snapshot
+from app.sinks.status_text import impersonal
 
 router = APIRouter(tags=["health"])
 

@@ -11,11 +11,11 @@ from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 
 from app import __version__
 from app.api.access import MUST_AUTHENTICATE, AccessRules, refuse
-from app.api.attempts import KeyAttempts
 from app.api.dependencies import Components, ComponentsDep
+from app.api.models import ProblemDocument
 from app.api.problems import Problem, ProblemRaised
-from app.api.schemas import ProblemDocument
-from app.fanout.hub import Selection, Watcher
+from app.api.throttle import AuthThrottle
+from app.fanout.hub import Selection, Subscriber
 
 router = APIRouter(tags=["live"])
 
@@ -154,7 +154,7 @@ async def _authenticated(socket: WebSocket, components: Components) -> bool:
 
 
 def _refusal_of(
-    first: bytes | str | None, rules: AccessRules, attempts: KeyAttempts, peer: str | None
+    first: bytes | str | None, rules: AccessRules, attempts: AuthThrottle, peer: str | None
 ) -> str | None:
     """Return why the first message of a client does not let it in; None when it does."""
     if first is None:
@@ -166,7 +166,7 @@ def _refusal_of(
     return problem.detail if problem else "The key is not the API_KEY"
 
 
-async def _converse(socket: WebSocket, watcher: Watcher, *, coalesce: bool) -> None:
+async def _converse(socket: WebSocket, watcher: Subscriber, *, coalesce: bool) -> None:
     send = _send_coalesced if coalesce else _send_one_by_one
     async with asyncio.TaskGroup() as tasks:
         sending = tasks.create_task(send(socket, watcher), name="live.send")
@@ -179,7 +179,7 @@ async def _converse(socket: WebSocket, watcher: Watcher, *, coalesce: bool) -> N
         sending.cancel()
 
 
-async def _send_coalesced(socket: WebSocket, watcher: Watcher) -> None:
+async def _send_coalesced(socket: WebSocket, watcher: Subscriber) -> None:
     clock = asyncio.get_running_loop().time
     with contextlib.suppress(WebSocketDisconnect):
         while True:
@@ -194,7 +194,7 @@ async def _send_coalesced(socket: WebSocket, watcher: Watcher) -> None:
             await asyncio.sleep(max(0.0, began_s + FRAME_INTERVAL_S - clock()))
 
 
-async def _send_one_by_one(socket: WebSocket, watcher: Watcher) -> None:
+async def _send_one_by_one(socket: WebSocket, watcher: Subscriber) -> None:
     with contextlib.suppress(WebSocketDisconnect):
         while True:
             await watcher.filled()

@@ -19,9 +19,9 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from app.api.dependencies import ComponentsDep
+from app.health import ConnectionState, GapsStatus, SinkState, SinkStatus, Snapshot, Status
 from app.model import GapState
-from app.resilience import BreakerState
-from app.snapshot import ConnectionState, GapsStatus, SinkState, SinkStatus, Snapshot, Status
+from app.runtime.retry import BreakerState
 
 router = APIRouter(tags=["health"])
 

@@ -8,8 +8,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
+from app.api.models import ClientMessage, ProblemDocument, ServerMessage
 from app.api.problems import MEDIA_TYPE
-from app.api.schemas import ClientMessage, ProblemDocument, ServerMessage
 
 TAGS = [
     {"name": "health", "description": "Open to everyone; nothing personal is in it."},

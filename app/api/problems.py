@@ -18,8 +18,8 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.errors import StorageError
-from app.logs import Repeats
+from app.runtime.errors import StorageError
+from app.runtime.logging import RateLimitedLog
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def handle_problems(app: FastAPI, *, headers: Mapping[str, str]) -> None:
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(StorageError, partial(_storage, Repeats(logger)))
+    app.add_exception_handler(StorageError, partial(_storage, RateLimitedLog(logger)))
     app.add_exception_handler(Exception, unforeseen)
 
 
@@ -155,7 +155,7 @@ async def _invalid(_: Request, exc: Exception) -> Response:
     )
 
 
-async def _storage(failures: Repeats, request: Request, exc: Exception) -> Response:
+async def _storage(failures: RateLimitedLog, request: Request, exc: Exception) -> Response:
     path = request.scope["route"].path
     failures.tell(logging.WARNING, "%s could not be answered: %s", path, exc, kind=path)
     return problem_response(

@@ -25,9 +25,9 @@ from websockets.frames import CloseCode, Frame
 
 from app.api.clients import client_group
 from app.api.connections import Connections
-from app.api.guard import security_headers
+from app.api.middleware import security_headers
 from app.api.problems import MEDIA_TYPE, Problem
-from app.logs import Repeats
+from app.runtime.logging import RateLimitedLog
 
 MAX_HEADER_BYTES = 16_384
 MAX_MESSAGE_BYTES = 65_536
@@ -377,7 +377,7 @@ def _response_bytes(problem: Problem) -> bytes:
     return f"{head}\r\n".encode("ascii") + body
 
 
-_warnings = Repeats(logger)
+_warnings = RateLimitedLog(logger)
 
 
 def _repeated_once(record: logging.LogRecord) -> bool:

@@ -14,14 +14,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
 from app.api.gaps import document_of, requested_span
-from app.api.schemas import BackfillRequest, BackfillStarted, GapDocument, GapList, Health
-from app.commands.helping import described
+from app.api.models import BackfillRequest, BackfillStarted, GapDocument, GapList, Health
+from app.commands.help_text import described
 from app.container import Container
-from app.errors import SettingsError, StorageLocked
 from app.main import running
 from app.model import is_representable, nanoseconds
+from app.runtime.errors import SettingsError, StorageLocked
+from app.runtime.supervisor import Supervisor
 from app.settings import Settings
-from app.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from app.commands.running_service import RunningService

@@ -14,14 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
-from app.api.schemas import DeadLetterPage, Deleted, Retried
-from app.commands.helping import described
+from app.api.models import DeadLetterPage, Deleted, Retried
+from app.commands.help_text import described
 from app.container import Container
-from app.errors import SettingsError, StorageLocked
 from app.model import Lines, moment_at
+from app.runtime.errors import SettingsError, StorageLocked
+from app.runtime.sqlite import owned_folder
 from app.settings import Settings
-from app.sink.dead_letters import DeadLetters, RefusedPoint
-from app.storage import owned_folder
+from app.sinks.dead_letters import DeadLetters, RefusedPoint
 
 if TYPE_CHECKING:
     from app.commands.running_service import Query, RunningService

@@ -8,8 +8,8 @@ from typing import TypeAlias
 
 import httpx
 
-from app.addresses import origin, redirect_target
-from app.errors import SettingsError, StorageLocked
+from app.runtime.addresses import origin, redirect_target
+from app.runtime.errors import SettingsError, StorageLocked
 from app.settings import Settings
 
 Query: TypeAlias = Mapping[str, str | int | Sequence[int]]

@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 import msgspec
 
 from app.discovery.registries import AreaRow, DeviceRow, EntityRow, Registries
+from app.health import DiscoveryStatus
 from app.model import MAX_SECONDS, NOWHERE, Placement, Placements, Rename
-from app.snapshot import DiscoveryStatus
 
 _MAX_RENAMES = 10_000
 _ENTITIES_PER_SLICE = 100

@@ -16,15 +16,15 @@ from typing import Literal, NamedTuple, NoReturn, TypeAlias
 import httpx
 import msgspec
 
-from app.discovery.refresh import News
+from app.discovery.columns import Row, difference, row_to_send
+from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import Kind, domains_of
-from app.discovery.rows import Row, difference, row_to_send
-from app.errors import Unforeseen
-from app.logs import Repeats, shown_url
-from app.resilience import Backoff, Breaker, contained
-from app.snapshot import BreakerStatus, DataApiStatus
-from app.tolerant import UNREADABLE
-from app.unreachable import DATA_API, is_os_error, obstacle, redirect, sentence
+from app.health import BreakerStatus, DataApiStatus
+from app.runtime.connection_errors import DATA_API, is_os_error, obstacle, redirect, sentence
+from app.runtime.errors import Unforeseen
+from app.runtime.logging import RateLimitedLog, shown_url
+from app.runtime.retry import Backoff, Breaker, contained
+from app.runtime.tolerant_json import UNREADABLE
 
 logger = logging.getLogger(__name__)
 
@@ -95,12 +95,12 @@ class DataApi:
         self._refused = 0
         self._last_sent: datetime | None = None
         self._trouble: str | None = None
-        self._failures = Repeats(logger)
-        self._refusals = Repeats(logger)
+        self._failures = RateLimitedLog(logger)
+        self._refusals = RateLimitedLog(logger)
         self._failures_in_a_row = 0
         """How often in a row the chunk in hand was not taken."""
 
-    async def refreshed(self, news: News) -> None:
+    async def refreshed(self, news: RegistryUpdate) -> None:
         """Note what must be sent: all there is after a whole refresh, else what changed."""
         self._domains = domains_of(news.now)
         for kind, waiting in self._outbox.items():

@@ -15,11 +15,11 @@ import msgspec
 
 from app.discovery.catalog import Catalog
 from app.discovery.registries import KINDS, Kind, Registries, list_registries
-from app.errors import SourceError, SourceProtocolError, SourceUnavailable
-from app.logs import Repeats
+from app.health import DiscoveryStatus
 from app.model import Event
-from app.resilience import Backoff, contained
-from app.snapshot import DiscoveryStatus
+from app.runtime.errors import SourceError, SourceProtocolError, SourceUnavailable
+from app.runtime.logging import RateLimitedLog
+from app.runtime.retry import Backoff, contained
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Commands(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class RefreshResult:
     """What one refresh found."""
 
     devices: int
@@ -62,7 +62,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class News:
+class RegistryUpdate:
     """The registries after a refresh, and before it."""
 
     former: Registries
@@ -72,10 +72,10 @@ class News:
     """Whether all registries were listed, and not just those that an event named."""
 
 
-class Follower(Protocol):
+class RefreshListener(Protocol):
     """Whoever is told after each refresh. It keeps its own troubles to itself."""
 
-    async def refreshed(self, news: News) -> None:
+    async def refreshed(self, news: RegistryUpdate) -> None:
         """Take the news; the next refresh waits for this."""
         ...
 
@@ -91,7 +91,7 @@ class Discovery:
         *,
         ask: Callable[[], AbstractAsyncContextManager[Commands]],
         catalog: Catalog,
-        followers: Sequence[Follower] = (),
+        followers: Sequence[RefreshListener] = (),
         backoff: Backoff,
         interval_s: float,
         quiet_s: float = _QUIET_S,
@@ -112,8 +112,8 @@ class Discovery:
         self._patience_s = patience_s
         self._now = now
         self._clock = clock
-        self._failures = Repeats(logger, clock=clock)
-        self._findings = Repeats(logger, clock=clock)
+        self._failures = RateLimitedLog(logger, clock=clock)
+        self._findings = RateLimitedLog(logger, clock=clock)
         self._started = now()
         self._connected = False
         self._wanted: set[Kind] = set()
@@ -123,7 +123,7 @@ class Discovery:
         self._whole_at = clock()
         """When all registries were last listed."""
         self._stir = asyncio.Event()
-        self._waiting: list[asyncio.Future[Found]] = []
+        self._waiting: list[asyncio.Future[RefreshResult]] = []
         self._failure: SourceError | None = None
 
     @property
@@ -159,7 +159,7 @@ class Discovery:
             self._catalog.rename(data.entity_id, former=data.old_entity_id)
         self._want(_LISTED_FOR.get(event.event_type, KINDS))
 
-    async def trigger(self) -> Found:
+    async def trigger(self) -> RefreshResult:
         """List everything now and return what was found.
 
         Raises:
@@ -167,7 +167,7 @@ class Discovery:
         """
         if not self._connected:
             raise SourceUnavailable("Home Assistant is not connected")
-        waiting: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
+        waiting: asyncio.Future[RefreshResult] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiting)
         self._rest_until = 0.0
         self._want(KINDS, at_once=True)
@@ -197,7 +197,7 @@ class Discovery:
 
     async def _refresh(
         self, kinds: Collection[Kind], *, periodic: bool, refreshed: Callable[[], None]
-    ) -> Found:
+    ) -> RefreshResult:
         began = self._clock()
         if periodic:
             logger.info("PERIODIC DISCOVERY REFRESH")
@@ -212,10 +212,10 @@ class Discovery:
         whole = len(kinds) == len(KINDS)
         if whole:
             self._whole_at = began
-        news = News(former=former, now=registries, at=self._now(), whole=whole)
+        news = RegistryUpdate(former=former, now=registries, at=self._now(), whole=whole)
         for follower in self._followers:
             await follower.refreshed(news)
-        found = Found(
+        found = RefreshResult(
             devices=len(registries.devices),
             entities=len(registries.entities),
             areas=len(registries.areas),
@@ -225,7 +225,7 @@ class Discovery:
         self._say(found, whole=whole, periodic=periodic)
         return found
 
-    def _say(self, found: Found, *, whole: bool, periodic: bool) -> None:
+    def _say(self, found: RefreshResult, *, whole: bool, periodic: bool) -> None:
         message = "Discovered %d devices, %d entities, %d areas in %.2fs"
         counts = (found.devices, found.entities, found.areas, found.took_s)
         if whole:  # a connection that is lost again and again lists them as often
@@ -298,7 +298,9 @@ class Discovery:
         _answer(waiting, exc)
 
 
-def _answer(waiting: Iterable[asyncio.Future[Found]], answer: Found | SourceError) -> None:
+def _answer(
+    waiting: Iterable[asyncio.Future[RefreshResult]], answer: RefreshResult | SourceError
+) -> None:
     for future in waiting:
         if future.done():
             continue

@@ -14,8 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
 import msgspec
 
-from app.errors import CommandFailed, SourceProtocolError
-from app.tolerant import UNREADABLE, repaired
+from app.runtime.errors import CommandFailed, SourceProtocolError
+from app.runtime.tolerant_json import UNREADABLE, repaired
 
 Kind = Literal["config_entry", "device", "entity", "area", "floor", "label"]
 """Of what a registry is."""

@@ -51,7 +51,7 @@ class EventBody(msgspec.Struct, frozen=True, gc=False):
     context: Context | None
 
 
-class Event(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="event"):
+class EventMessage(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="event"):
     """The message around one event."""
 
     event: EventBody
@@ -97,7 +97,7 @@ class Selection:
         return wanted
 
 
-class Watcher:
+class Subscriber:
     """One client's place in the hub: a bounded queue of what it is to be sent."""
 
     def __init__(self, selection: Selection, *, max_events: int) -> None:
@@ -162,7 +162,7 @@ class Hub:
         """
         self._max_watchers = max_watchers
         self._max_events = max_events
-        self._watchers: set[Watcher] = set()
+        self._watchers: set[Subscriber] = set()
 
     @property
     def watchers(self) -> int:
@@ -186,9 +186,9 @@ class Hub:
             watcher.offer(cells)
 
     @contextlib.contextmanager
-    def watching(self, selection: Selection) -> Iterator[Watcher]:
+    def watching(self, selection: Selection) -> Iterator[Subscriber]:
         """Watch for as long as the block lasts."""
-        watcher = Watcher(selection, max_events=self._max_events)
+        watcher = Subscriber(selection, max_events=self._max_events)
         self._watchers.add(watcher)
         try:
             yield watcher
@@ -220,7 +220,7 @@ def encode_event(change: Change) -> str:
     """
     placement = change.placement
     message = _encode(
-        Event(
+        EventMessage(
             EventBody(
                 entity_id=change.entity_id,
                 domain=change.domain,

@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from isal import isal_zlib
 
-from app import members
-from app.errors import StorageDamaged
-from app.journal.ledger import Span, missing
-from app.journal.remembered import is_time_ns, load
+from app.journal.cursors import Span, missing
+from app.journal.tables import is_time_ns, load
 from app.model import Lines, Row
-from app.storage import Connection, pragma, quick_check
+from app.runtime import gzip_stream
+from app.runtime.errors import StorageDamaged
+from app.runtime.sqlite import Connection, pragma, quick_check
 
 MIGRATION = """
     ALTER TABLE journal_rows ADD COLUMN checksum INTEGER;
@@ -81,8 +81,8 @@ def is_whole(stored: StoredRow) -> bool:
 def points_in(gzip: bytes, *, expected: int) -> int | None:
     """Return how many points a row holds; None when it cannot be unpacked."""
     try:
-        data = members.decompressed(gzip)
-    except members.Damaged:
+        data = gzip_stream.decompressed(gzip)
+    except gzip_stream.Damaged:
         return None
     return len(Lines(data, expected).split())
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from app.journal.ledger import Ledger
+from app.journal.cursors import Cursors
 from app.journal.rows import RowBuffer
 from app.model import Row
 
 
-class LentRows:
+class UncommittedRows:
     """Rows at the tail that are only in memory, numbered and readable like all others.
 
     A row leaves when it is durable, or when every configured sink has settled it: then no
     disk has to know it any more. Either way its points count as journaled from there on.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Cursors) -> None:
         self.points = 0
         """How many points are lent."""
         self._ledger = ledger

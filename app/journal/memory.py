@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Self
 
-from app.errors import JournalFull
-from app.journal.ledger import Ledger, Overflow, Pending
+from app.health import JournalStatus
+from app.journal.cursors import Cursors, Overflow, Pending
 from app.journal.rows import RowBuffer, compress, numbered
 from app.model import Lines, Row
-from app.snapshot import JournalStatus
-from app.telemetry import Telemetry
+from app.runtime.errors import JournalFull
+from app.runtime.metrics import Telemetry
 
 _FULL_REASONS: dict[Overflow, str] = {
     "drop_oldest": (
@@ -43,7 +43,7 @@ class MemoryJournal:
         """Take the names of the sinks and the bytes that compressed points may take."""
         self._max_bytes = max_bytes
         self._overflow: Overflow = overflow
-        self._ledger = Ledger(sinks, telemetry=telemetry)
+        self._ledger = Cursors(sinks, telemetry=telemetry)
         self._rows = RowBuffer()
         self._full = False
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from app.members import compressed
 from app.model import Lines, Row, Times, is_representable
+from app.runtime.gzip_stream import compressed
 
 _MOST_ROW_POINTS = 2_500
 """An append of more is cut, so that whoever reads whole rows has a bound on memory, and that they
@@ -22,19 +22,19 @@ _ROW_OVERHEAD_BYTES = 250
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class CompressedChunk:
     """Some points of an append, compressed."""
 
     points: int
     gzip: bytes
 
 
-def compress(lines: Lines) -> list[Member]:
+def compress(lines: Lines) -> list[CompressedChunk]:
     """Compress an append into as many gzip members as it needs; call it in a thread."""
-    return [Member(part.points, compressed(part.data)) for part in _cut(lines)]
+    return [CompressedChunk(part.points, compressed(part.data)) for part in _cut(lines)]
 
 
-def numbered(members: Sequence[Member], *, first: int, received_at: float) -> list[Row]:
+def numbered(members: Sequence[CompressedChunk], *, first: int, received_at: float) -> list[Row]:
     """Return the rows of an append whose first point has the sequence number `first`."""
     rows = []
     for member in members:

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app import members
-from app.errors import JournalFull, StorageFull
+from app.backfill.coverage import Unsaved
 from app.journal import checks
-from app.journal.coverage import Unsaved
-from app.journal.ledger import Hole, Overflow, missing
-from app.journal.remembered import (
+from app.journal.cursors import Hole, Overflow, missing
+from app.journal.rows import compress, live_times_of, numbered, take
+from app.journal.tables import (
     ACKNOWLEDGED_MIGRATION,
     BOUNDS_MIGRATION,
     MIGRATION,
@@ -26,9 +25,10 @@ from app.journal.remembered import (
     save_coverage,
     save_states,
 )
-from app.journal.rows import compress, live_times_of, numbered, take
 from app.model import LastState, Lines, Row, Times
-from app.storage import Connection, Cursor, Size, shrink, size_of
+from app.runtime import gzip_stream
+from app.runtime.errors import JournalFull, StorageFull
+from app.runtime.sqlite import Connection, Cursor, Size, shrink, size_of
 
 MIGRATIONS = (
     """
@@ -325,7 +325,7 @@ def _nearest_times(found: Cursor) -> Times | None:
     with contextlib.closing(found):
         for stored in (checks.StoredRow(*columns) for columns in found):
             if checks.is_whole(stored):
-                lines = Lines(members.decompressed(stored.gzip), stored.points)
+                lines = Lines(gzip_stream.decompressed(stored.gzip), stored.points)
                 if (times := live_times_of(lines)) is not None:
                     return times
     return None

@@ -11,7 +11,7 @@ import re
 
 import msgspec
 
-from app.tolerant import MAX_DIGITS, repaired
+from app.runtime.tolerant_json import MAX_DIGITS, repaired
 
 MAX_BYTES = 65_536
 """Longest JSON passed on: InfluxDB documents no longer string."""

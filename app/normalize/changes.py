@@ -29,7 +29,7 @@ _MAX_STATE_CHARS = 65_536
 _MAX_EXCERPT_LENGTH = 200
 
 
-class Malformed(NamedTuple):
+class MalformedEvent(NamedTuple):
     """An event that cannot be used."""
 
     kind: str
@@ -70,10 +70,10 @@ class Normalizer:
         names = {name: known.names for name, known in self._known.items() if any(known.names)}
         return {**self._restored, **names}
 
-    def changes(self, events: Sequence[Event]) -> tuple[list[Change], list[Malformed]]:
+    def changes(self, events: Sequence[Event]) -> tuple[list[Change], list[MalformedEvent]]:
         """Return the change of each event that has one, in order, and the events that have none."""
         changes: list[Change] = []
-        malformed: list[Malformed] = []
+        malformed: list[MalformedEvent] = []
         placements = self._placements()
         if placements is not self._placed_by:
             self._placed_by = placements
@@ -82,7 +82,7 @@ class Normalizer:
             try:
                 changes.append(self._change(event))
             except _Unusable as exc:
-                malformed.append(Malformed(str(exc), _excerpt(event)))
+                malformed.append(MalformedEvent(str(exc), _excerpt(event)))
         return changes, malformed
 
     def _change(self, event: Event) -> Change:
@@ -165,7 +165,7 @@ class Normalizer:
 
 
 class _Unusable(Exception):
-    """The event makes no change; the argument is the kind of `Malformed`."""
+    """The event makes no change; the argument is the kind of `MalformedEvent`."""
 
 
 _NO_NAMES = LastNames(None, None, None)

@@ -17,8 +17,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from app.errors import FilterInvalid
 from app.model import Change, Placement
+from app.runtime.errors import FilterInvalid
 
 _MAX_VERDICTS = 50_000
 _PLACED = re.compile(r"(.*) - at `(\$[^`]*)`", re.DOTALL)

@@ -17,9 +17,9 @@ import msgspec
 import pytest
 
 from app.discovery.registries import list_registries
-from app.errors import CommandFailed
+from app.homeassistant.recorder import Call, Recorder
 from app.model import RecordedState, State, Times, moment_of, nanoseconds
-from app.source.backfill import Call, Recorder
+from app.runtime.errors import CommandFailed
 
 History: TypeAlias = dict[str, list[RecordedState]]
 

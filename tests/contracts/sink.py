@@ -19,20 +19,20 @@ from uuid import uuid4
 import pytest
 
 from app.model import Row
-from app.sink.answers import (
+from app.sinks.batches import WholeRows, cut
+from app.sinks.influxdb.dialects import Version
+from app.sinks.influxdb.sink import Api, InfluxSink
+from app.sinks.outcomes import (
     Accepted,
-    Answer,
     Busy,
     Held,
+    Outcome,
     Refused,
     ServerFailed,
     TimedOut,
     TooLarge,
     Unavailable,
 )
-from app.sink.batches import WholeRows, cut
-from app.sink.dialects import Version
-from app.sink.influx import Api, InfluxSink
 from tests.fakes import replies as fake
 from tests.fakes.faults import FaultServer
 
@@ -119,7 +119,7 @@ def batch_of(lines: Sequence[bytes], *, lines_per_row: int = 1) -> WholeRows:
     return WholeRows(tuple(rows))
 
 
-async def one_by_one(sink: InfluxSink, batch: WholeRows) -> list[Answer]:
+async def one_by_one(sink: InfluxSink, batch: WholeRows) -> list[Outcome]:
     """Write each line of a refused batch alone, which is where halving ends."""
     return [await sink.write(cut(batch, index, index + 1)) for index in range(batch.points)]
 

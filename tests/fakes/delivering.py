@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from app.journal.sqlite import SqliteJournal
+from app.journal.journal import SqliteJournal
 from app.model import Lines
-from app.resilience import Backoff, Breaker
-from app.sink.dead_letters import DeadLetters, RefusedPoint
-from app.sink.delivery import Delivery
-from app.sink.influx import Api, InfluxSink
-from app.telemetry import Telemetry
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
+from app.sinks.dead_letters import DeadLetters, RefusedPoint
+from app.sinks.delivery import Delivery
+from app.sinks.influxdb.sink import Api, InfluxSink
 from tests.fakes.points import new_telemetry
 
 NAME = "influxdb"

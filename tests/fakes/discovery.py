@@ -10,8 +10,8 @@ from collections.abc import AsyncIterator, Mapping
 import msgspec
 
 from app.discovery.catalog import Catalog
-from app.discovery.refresh import Discovery, Follower
-from app.resilience import Backoff
+from app.discovery.refresh import Discovery, RefreshListener
+from app.runtime.retry import Backoff
 
 
 class Answers:
@@ -46,7 +46,7 @@ def discovery_of(
     answers: Answers,
     *,
     catalog: Catalog | None = None,
-    followers: tuple[Follower, ...] = (),
+    followers: tuple[RefreshListener, ...] = (),
     interval_s: float = 1_000.0,
     quiet_s: float = 0.0,
     patience_s: float = 0.0,

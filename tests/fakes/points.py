@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry
 
 from app.model import Lines, Row
-from app.telemetry import Telemetry
+from app.runtime.metrics import Telemetry
 
 _NUMBER = re.compile(rb" value=(\d+)i")
 _GZIP_WINDOW = 31

@@ -21,16 +21,16 @@ from app.api.access import AccessRules
 from app.api.application import build_api
 from app.api.dependencies import Components
 from app.api.server import Server
+from app.backfill.coverage import Coverage
 from app.discovery.catalog import Catalog
-from app.discovery.metadata import Metadata
 from app.discovery.refresh import Discovery
-from app.errors import SourceUnavailable, StorageError
+from app.discovery.store import CatalogStore
 from app.fanout.hub import Hub
-from app.journal.coverage import Coverage
 from app.model import Lines
-from app.resilience import Backoff
-from app.sink.dead_letters import DeadLetters
-from app.telemetry import Telemetry
+from app.runtime.errors import SourceUnavailable, StorageError
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff
+from app.sinks.dead_letters import DeadLetters
 from tests.fakes.snapshots import HEALTHY, NOON
 
 
@@ -56,7 +56,7 @@ def components(**changes: object) -> Components:
         coverage=Coverage(),
         access=AccessRules(),
         catalog=catalog,
-        metadata=Metadata(Path("never-opened.db"), catalog=catalog, source="home"),
+        metadata=CatalogStore(Path("never-opened.db"), catalog=catalog, source="home"),
         discovery=Discovery(
             ask=_nobody, catalog=catalog, backoff=Backoff(max_s=1), interval_s=1_800
         ),

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from app.model import NOWHERE, Change, Context, Placement
-from app.snapshot import (
+from app.health import (
     BreakerStatus,
     ConnectionStatus,
     DiscoveryStatus,
@@ -16,6 +15,7 @@ from app.snapshot import (
     SinkStatus,
     Snapshot,
 )
+from app.model import NOWHERE, Change, Context, Placement
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 NOON_NS = 1_795_435_200_123_456_000

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
-from app.demo.home_assistant import (
+from simulator.fake_home_assistant import (
     Fire,
     JsonObject,
     RegistryKind,

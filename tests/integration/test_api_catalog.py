@@ -13,9 +13,9 @@ import pytest
 
 from app.api.dependencies import Components
 from app.discovery.catalog import Catalog
-from app.discovery.metadata import Metadata
 from app.discovery.registries import AreaRow, FloorRow, LabelRow, Registries
-from app.errors import CommandFailed
+from app.discovery.store import CatalogStore
+from app.runtime.errors import CommandFailed
 from tests.fakes.discovery import Answers, discovery_of
 from tests.fakes.service import api_client, components
 
@@ -26,7 +26,7 @@ ENTITIES = [{"entity_id": "light.lamp", "device_id": "d1", "capabilities": {"min
 @pytest.fixture
 async def parts(tmp_path: Path) -> AsyncIterator[Components]:
     """Return parts with a catalog on disk."""
-    async with Metadata(tmp_path / "metadata.db", catalog=Catalog(), source="home") as metadata:
+    async with CatalogStore(tmp_path / "metadata.db", catalog=Catalog(), source="home") as metadata:
         yield components(metadata=metadata)
 
 

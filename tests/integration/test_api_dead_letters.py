@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.model import Lines
-from app.sink.dead_letters import DeadLetters
+from app.sinks.dead_letters import DeadLetters
 from tests.fakes.service import api_client, components
 from tests.fakes.snapshots import NOON
 

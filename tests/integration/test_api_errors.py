@@ -12,8 +12,8 @@ from fastapi import Request
 
 from app.api.access import AccessMiddleware, AccessRules
 from app.api.application import build_api
-from app.api.attempts import KeyAttempts
-from app.errors import StorageDamaged
+from app.api.throttle import AuthThrottle
+from app.runtime.errors import StorageDamaged
 from tests.fakes.service import api_client, client_of, components, serving
 from tests.fakes.snapshots import HEALTHY
 
@@ -123,7 +123,7 @@ async def test_data_asks_for_the_key(
 
 async def test_many_wrong_keys_are_answered_with_429_and_the_right_one_still_fits() -> None:
     """One client must not lock out the others behind its address."""
-    parts = components(access=LOCKED, key_attempts=KeyAttempts(most=3, clock=lambda: 0.0))
+    parts = components(access=LOCKED, key_attempts=AuthThrottle(most=3, clock=lambda: 0.0))
     app = build_api(parts)
     wrong, right = {"X-API-Key": "wrong"}, {"X-API-Key": KEY}
     async with client_of(app, peer="192.168.1.7") as guesser, client_of(app) as other:
@@ -209,7 +209,7 @@ async def test_a_server_that_cannot_refuse_a_handshake_closes_it() -> None:
         raise AssertionError
 
     scope: dict[str, object] = {"type": "websocket", "path": "/ws", "headers": [], "client": None}
-    guarded = AccessMiddleware(unreached, rules=AccessRules(), attempts=KeyAttempts())
+    guarded = AccessMiddleware(unreached, rules=AccessRules(), attempts=AuthThrottle())
     await guarded(scope, unreached, send)  # type: ignore[arg-type]
 
     assert sent == [{"type": "websocket.close", "code": 1008, "reason": "api_key_needed"}]
@@ -222,7 +222,7 @@ async def test_what_is_no_request_passes() -> None:
     async def app(scope: Mapping[str, str], *_: object) -> None:
         seen.append(scope["type"])
 
-    guarded = AccessMiddleware(app, rules=AccessRules(), attempts=KeyAttempts())
+    guarded = AccessMiddleware(app, rules=AccessRules(), attempts=AuthThrottle())
     await guarded({"type": "lifespan"}, None, None)  # type: ignore[arg-type]
 
     assert seen == ["lifespan"]

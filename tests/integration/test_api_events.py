@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from app.sink.embedded import Page, StoredEvent
+from app.sinks.embedded import Page, StoredEvent
 from tests.fakes.service import api_client, components
 from tests.fakes.snapshots import NOON, NOON_NS
 

@@ -10,7 +10,7 @@ import pytest
 
 from app.api.access import AccessRules
 from app.api.application import build_api
-from app.journal.coverage import Coverage
+from app.backfill.coverage import Coverage
 from app.model import Gap, Times, nanoseconds
 from tests.fakes.service import api_client, components
 

@@ -7,8 +7,8 @@ import re
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.snapshot import Snapshot
-from app.telemetry import Telemetry
+from app.health import Snapshot
+from app.runtime.metrics import Telemetry
 from tests.fakes.service import api_client, components
 from tests.fakes.snapshots import DEGRADED, HEALTHY, NOON, UNHEALTHY
 

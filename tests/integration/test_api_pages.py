@@ -13,8 +13,8 @@ import pytest
 from app.api.access import AccessRules
 from app.api.application import build_api
 from app.api.events import HistoricEvent
+from app.api.models import HistoricEventDocument
 from app.api.pages import WEB
-from app.api.schemas import HistoricEventDocument
 from tests.fakes.service import api_client, components
 
 PAGES = ("/", "/docs")

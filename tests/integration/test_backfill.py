@@ -20,24 +20,24 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.backfill import Backfill, Schema
-from app.demo.home_assistant import FakeHomeAssistant
+from app.backfill.backfill import Backfill, Schema
+from app.backfill.coverage import Coverage
+from app.backfill.last_states import LastStates
 from app.discovery.catalog import Catalog
 from app.discovery.refresh import Discovery
-from app.errors import CommandFailed, SourceProtocolError
 from app.fanout.hub import Hub
-from app.journal.coverage import Coverage
-from app.journal.intake import Intake
-from app.journal.last_states import LastStates
-from app.journal.sqlite import SqliteJournal
+from app.homeassistant.connection import HomeAssistantSource
+from app.homeassistant.recorder import Call
+from app.journal.batcher import Batcher
+from app.journal.journal import SqliteJournal
 from app.model import Gap, Lines, Row, StoredPoint, Times, nanoseconds
 from app.normalize.changes import Normalizer
 from app.pipeline import Pipeline
-from app.resilience import Backoff, Breaker
+from app.runtime.errors import CommandFailed, SourceProtocolError
+from app.runtime.retry import Backoff, Breaker
 from app.schema.homeiq import HomeiqEncoder, identity_of, last_state_of
 from app.schema.line_protocol import parse_line
-from app.source.backfill import Call
-from app.source.client import HomeAssistantSource
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.points import new_telemetry
 from tests.fakes.still_house import StillHouse, now
 from tests.fakes.tcp_proxy import TcpProxy
@@ -110,7 +110,7 @@ class Process:
             housekeeping_s=0.01,
             save_states_s=0.0,
         )
-        self.intake = Intake(
+        self.intake = Batcher(
             self.journal,
             telemetry=self.telemetry,
             coverage=self.coverage,
@@ -924,7 +924,7 @@ async def test_without_a_recorder_a_gap_waits_for_one(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is unfillable with the reason, and filled once Home Assistant has a recorder again."""
-    monkeypatch.setattr("app.backfill._RECORDER_CHECK_S", 0.05)
+    monkeypatch.setattr("app.backfill.backfill._RECORDER_CHECK_S", 0.05)
     house.components = ["history", "sun"]
     async with running(Process(tmp_path, fake)) as process:
         await lived(process, house, 0, 1)

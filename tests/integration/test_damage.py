@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from app.journal.coverage import Coverage
-from app.journal.last_states import LastStates
-from app.journal.remembered import save_states
-from app.journal.sqlite import SqliteJournal
+from app.backfill.coverage import Coverage
+from app.backfill.last_states import LastStates
+from app.journal.journal import SqliteJournal
+from app.journal.tables import save_states
 from app.model import LastState, Lines, Times
 from tests.fakes.points import new_telemetry, numbers_in
 

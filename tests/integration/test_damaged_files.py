@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from app import storage
 from app.container import Container
-from app.errors import StorageError, StorageFull
 from app.journal.transactions import MIGRATIONS
 from app.main import running
+from app.runtime import sqlite
+from app.runtime.errors import StorageError, StorageFull
+from app.runtime.sqlite import Connection, Steps
 from app.settings import load_settings
-from app.storage import Connection, Steps
 
 FILES = ("journal.db", "dead_letters.db", "metadata.db", "events.db")
 
@@ -209,7 +209,7 @@ def test_what_ends_the_start_names_the_file(
     error: StorageError, kind: type[StorageError], words: str
 ) -> None:
     """A person must act: one line, and status 2."""
-    with pytest.raises(kind, match=words), storage.opening(Path("/data/journal.db")):
+    with pytest.raises(kind, match=words), sqlite.opening(Path("/data/journal.db")):
         raise error
 
 
@@ -218,9 +218,9 @@ def test_a_new_folder_is_durable_with_its_parents(
 ) -> None:
     """A power cut right after the first commit must not take the folder along."""
     synced: list[Path] = []
-    monkeypatch.setattr(storage, "sync_folder", synced.append)
+    monkeypatch.setattr(sqlite, "sync_folder", synced.append)
 
-    with storage.owned_folder(tmp_path / "a" / "b" / "data"):
+    with sqlite.owned_folder(tmp_path / "a" / "b" / "data"):
         assert set(synced) >= {tmp_path, tmp_path / "a", tmp_path / "a" / "b"}
 
 
@@ -229,14 +229,14 @@ async def test_a_file_that_is_set_aside_is_durable_under_its_new_name(
 ) -> None:
     """Else a power cut could show the damaged one, and both, and none."""
     synced: list[Path] = []
-    monkeypatch.setattr(storage, "sync_folder", synced.append)
+    monkeypatch.setattr(sqlite, "sync_folder", synced.append)
     (tmp_path / "x.db").write_bytes(b"damaged")
 
     def fill(_: Connection) -> Steps[str]:
         yield
         return "filled"
 
-    _, filled = await storage.replace_damaged(tmp_path / "x.db", migrations=(), fill=fill)
+    _, filled = await sqlite.replace_damaged(tmp_path / "x.db", migrations=(), fill=fill)
 
     assert filled == "filled"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import StorageFull
 from app.model import Lines
-from app.sink.dead_letters import DeadLetters, RefusedPoint
+from app.runtime.errors import StorageFull
+from app.sinks.dead_letters import DeadLetters, RefusedPoint
 
 SINK = "influxdb"
 

@@ -15,11 +15,11 @@ from app.__main__ import main
 from app.api.access import AccessRules
 from app.commands import dead_letters
 from app.container import Container
-from app.errors import SettingsError, StorageLocked
 from app.model import Lines
+from app.runtime.errors import SettingsError, StorageLocked
+from app.runtime.sqlite import owned_folder
 from app.settings import Settings, load_settings, variables
-from app.sink.dead_letters import DeadLetters
-from app.storage import owned_folder
+from app.sinks.dead_letters import DeadLetters
 from tests.fakes.service import components, serving
 
 LINES = [

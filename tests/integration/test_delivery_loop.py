@@ -13,26 +13,26 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.errors import StorageDamaged, StorageFull
-from app.journal.sqlite import SqliteJournal
+from app.journal.journal import SqliteJournal
 from app.model import Lines, Row
-from app.resilience import Backoff, Breaker
-from app.sink.answers import (
+from app.runtime.errors import StorageDamaged, StorageFull
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
+from app.sinks.dead_letters import DeadLetters
+from app.sinks.delivery import Delivery
+from app.sinks.influxdb.sink import InfluxSink
+from app.sinks.outcomes import (
     Accepted,
-    Answer,
     Batch,
     Busy,
     Held,
+    Outcome,
     Refused,
     ServerFailed,
     TimedOut,
     TooLarge,
     Unavailable,
 )
-from app.sink.dead_letters import DeadLetters
-from app.sink.delivery import Delivery
-from app.sink.influx import InfluxSink
-from app.telemetry import Telemetry
 from tests.fakes.influx import FakeInflux, error
 from tests.fakes.journal import FakeJournal
 
@@ -52,7 +52,7 @@ class FakeSink:
     name = NAME
 
     def __init__(self) -> None:
-        self.script: list[Answer] = []
+        self.script: list[Outcome] = []
         self.bad: set[bytes] = set()
         self.breaks = False
         """A body with a bad line breaks it, instead of being refused."""
@@ -62,7 +62,7 @@ class FakeSink:
         self.sizes: list[int] = []
         self.before_answer: Callable[[], Awaitable[None]] | None = None
 
-    async def write(self, batch: Batch) -> Answer:
+    async def write(self, batch: Batch) -> Outcome:
         """Take a batch."""
         self.sizes.append(batch.points)
         try:
@@ -76,7 +76,7 @@ class FakeSink:
             self.accepted += found
         return answer
 
-    def _judge(self, found: list[bytes]) -> Answer:
+    def _judge(self, found: list[bytes]) -> Outcome:
         if not self.bad.intersection(found):
             return Accepted()
         return ServerFailed(reason="panic", status=500) if self.breaks else REFUSED
@@ -304,7 +304,7 @@ async def test_finish_before_run_sends_once() -> None:
         (UNAUTHORIZED, "holding"),
     ],
 )
-async def test_a_sink_that_cannot_take_it_is_not_waited_for(answer: Answer, state: str) -> None:
+async def test_a_sink_that_cannot_take_it_is_not_waited_for(answer: Outcome, state: str) -> None:
     """What was not flushed is in the journal for the next start."""
     bench = Bench()
     bench.sink.script = [answer] * 100
@@ -384,7 +384,7 @@ async def test_an_open_breaker_lengthens_the_wait() -> None:
 
 
 @pytest.mark.parametrize("answer", [REFUSED, TooLarge(reason="413"), UNAUTHORIZED])
-async def test_a_refusal_says_nothing_about_the_health_of_a_sink(answer: Answer) -> None:
+async def test_a_refusal_says_nothing_about_the_health_of_a_sink(answer: Outcome) -> None:
     """It was reached, so the breaker stays closed."""
     bench = Bench(threshold=1)
     bench.sink.script = [answer]

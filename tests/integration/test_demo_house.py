@@ -14,9 +14,9 @@ import msgspec
 import pytest
 from websockets.asyncio.client import connect
 
-from app.demo.history import History, microseconds
-from app.demo.home_assistant import FakeHomeAssistant, JsonObject, state_row
-from app.demo.house import DemoHouse
+from simulator.fake_home_assistant import FakeHomeAssistant, JsonObject, state_row
+from simulator.history import History, microseconds
+from simulator.house import DemoHouse
 
 TOKEN = "demo-token-0123456789-0123456789-0123456789"
 MORNING = datetime(2026, 11, 23, 7, 30, tzinfo=UTC)

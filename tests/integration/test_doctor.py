@@ -16,10 +16,10 @@ import pytest
 from aiohttp import web
 
 from app.commands.doctor import command
-from app.demo.home_assistant import FakeHomeAssistant
+from app.commands.doctor.probe import MEASUREMENT
+from app.runtime.sqlite import owned_folder
 from app.settings import variables
-from app.sink.probe import MEASUREMENT
-from app.storage import owned_folder
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes import influx as fake
 from tests.fakes.influx import FakeInflux
 from tests.fakes.service import components, serving

@@ -12,13 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.errors import StorageDamaged
 from app.model import MAX_TIME_NS, Change, Context, Placement, StoredPoint
+from app.runtime.errors import StorageDamaged
+from app.runtime.sqlite import Connection
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
-from app.sink.answers import Accepted, Answer, Held, Refused, Unavailable
-from app.sink.embedded import EmbeddedStore, StoredEvent
-from app.storage import Connection
+from app.sinks.embedded import EmbeddedStore, StoredEvent
+from app.sinks.outcomes import Accepted, Held, Outcome, Refused, Unavailable
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 NOON_NS = 1_795_435_200_123_456_000
@@ -246,7 +246,7 @@ async def test_a_damaged_batch_is_refused(tmp_path: Path) -> None:
     assert answer == Refused(reason="points 1 to 5 cannot be unpacked")
 
 
-async def answer_after(store: EmbeddedStore, statement: str) -> Answer:
+async def answer_after(store: EmbeddedStore, statement: str) -> Outcome:
     """Return what the store answers once its connection was told something."""
 
     def execute(connection: Connection) -> None:

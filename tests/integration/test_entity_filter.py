@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app.entity_filter import EntityFilter
-from app.errors import FilterInvalid
+from app.normalize.entity_filter import EntityFilter
+from app.runtime.errors import FilterInvalid
 from tests.fakes.service import api_client, components
 from tests.fakes.snapshots import change
 

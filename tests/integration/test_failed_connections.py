@@ -14,10 +14,10 @@ import pytest
 
 from app.discovery.data_api import DataApi
 from app.model import Row
-from app.resilience import Backoff, Breaker
-from app.sink.answers import Unavailable
-from app.sink.batches import WholeRows
-from app.sink.influx import InfluxSink
+from app.runtime.retry import Backoff, Breaker
+from app.sinks.batches import WholeRows
+from app.sinks.influxdb.sink import InfluxSink
+from app.sinks.outcomes import Unavailable
 from tests.fakes import influx as fake
 from tests.fakes.influx import FakeInflux
 

@@ -14,7 +14,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
 
-from app.demo.home_assistant import FakeHomeAssistant, new_context
+from simulator.fake_home_assistant import FakeHomeAssistant, new_context
 from tests.fakes.recordings import VERSIONS, recording
 from tests.fakes.still_house import NOON, StillHouse
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.demo.home_assistant import FakeHomeAssistant
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.service import api_client, components
 from tests.fakes.still_house import StillHouse, now
 from tests.integration.test_backfill import (

@@ -14,7 +14,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 
-from app.source.frames import FrameSocket
+from app.homeassistant.frames import FrameSocket
 
 MANY = 20_000
 PATIENCE_S = 10

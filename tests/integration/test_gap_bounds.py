@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from app.demo.home_assistant import FakeHomeAssistant
 from app.model import StoredPoint
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.still_house import StillHouse, now
 from tests.fakes.tcp_proxy import TcpProxy
 from tests.integration.test_backfill import SENSOR, TOKEN, Process, numbers, running, states

@@ -23,20 +23,20 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from app.commands.doctor import command
-from app.demo.home_assistant import FakeHomeAssistant
-from app.errors import SourceUnavailable
+from app.homeassistant.connection import HomeAssistantSource
 from app.model import Row
-from app.resilience import Backoff, Breaker
+from app.runtime.errors import SourceUnavailable
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
 from app.settings import variables
-from app.sink.answers import Accepted, Unavailable
-from app.sink.batches import WholeRows
-from app.sink.influx import InfluxSink
-from app.source.client import HomeAssistantSource
-from app.telemetry import Telemetry
+from app.sinks.batches import WholeRows
+from app.sinks.influxdb.sink import InfluxSink
+from app.sinks.outcomes import Accepted, Unavailable
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.front import Front
 from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse
-from tests.integration.test_source_client import Ear, running, until
+from tests.integration.test_connection import Ear, running, until
 
 TOKEN = "handshake-token-0123456789-0123456789-0123456789"
 BATCH = WholeRows((Row(1, 1, gzip.compress(b"m v=1 1\n"), 0.0),))

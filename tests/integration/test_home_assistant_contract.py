@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
-from app.demo.home_assistant import FakeHomeAssistant
-from app.resilience import Backoff, Breaker
-from app.source.client import HomeAssistantSource
+from app.homeassistant.connection import HomeAssistantSource
+from app.runtime.retry import Backoff, Breaker
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.contracts.home_assistant import Home, HomeAssistantContract
 from tests.fakes.points import new_telemetry
 from tests.fakes.recordings import recording

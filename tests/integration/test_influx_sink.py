@@ -15,19 +15,19 @@ from pathlib import Path
 import pytest
 
 from app.model import Row
-from app.sink.answers import (
+from app.sinks.batches import WholeRows
+from app.sinks.influxdb.sink import InfluxSink
+from app.sinks.outcomes import (
     Accepted,
-    Answer,
     Busy,
     Held,
+    Outcome,
     Refused,
     ServerFailed,
     TimedOut,
     TooLarge,
     Unavailable,
 )
-from app.sink.batches import WholeRows
-from app.sink.influx import InfluxSink
 from tests.fakes import influx as fake
 from tests.fakes.influx import FakeInflux
 
@@ -66,7 +66,7 @@ async def sink_to(
         yield sink
 
 
-async def answers_to(server: FakeInflux, *, timeout_s: float = 5.0) -> Answer:
+async def answers_to(server: FakeInflux, *, timeout_s: float = 5.0) -> Outcome:
     """Return what one write is answered."""
     async with sink_to(server, timeout_s=timeout_s) as sink:
         return await sink.write(batch_of())
@@ -138,7 +138,7 @@ async def test_many_writes_use_one_connection() -> None:
         (fake.error(503, "starting"), Busy),
     ],
 )
-async def test_every_answer_is_understood(reply: fake.Reply, expected: type[Answer]) -> None:
+async def test_every_answer_is_understood(reply: fake.Reply, expected: type[Outcome]) -> None:
     """Over a socket as in the table of statuses."""
     async with FakeInflux(reply).serving() as server:
         assert type(await answers_to(server)) is expected

@@ -10,12 +10,12 @@ from typing import TypeAlias
 
 import pytest
 
-from app.errors import JournalFull
-from app.journal.ledger import Overflow, Pending
+from app.journal.cursors import Overflow, Pending
+from app.journal.journal import SqliteJournal
 from app.journal.memory import MemoryJournal
-from app.journal.sqlite import SqliteJournal
 from app.model import Lines, Row
-from app.telemetry import Telemetry
+from app.runtime.errors import JournalFull
+from app.runtime.metrics import Telemetry
 from tests.fakes.points import new_telemetry, numbered_lines, numbers_in
 
 Journal: TypeAlias = SqliteJournal | MemoryJournal

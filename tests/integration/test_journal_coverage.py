@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import StorageError
-from app.journal.coverage import Coverage, Covered
-from app.journal.last_states import LastStates
-from app.journal.salvage import RowTimes, damage_gaps
-from app.journal.sqlite import SqliteJournal
+from app.backfill.coverage import Coverage, Covered
+from app.backfill.last_states import LastStates
+from app.journal.journal import SqliteJournal
+from app.journal.repair import RowTimes, damage_gaps
 from app.journal.transactions import MIGRATIONS
 from app.model import NOWHERE, Change, Gap, LastState, Lines, Times
+from app.runtime.errors import StorageError
 from tests.fakes.points import new_telemetry, numbers_in
 
 SECOND = 1_000_000_000

@@ -17,7 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app import __version__
 from app.api.access import AccessRules
-from app.api.attempts import Challenges, KeyAttempts
+from app.api.throttle import AuthThrottle, Challenges
 from app.fanout.hub import Hub
 from tests.fakes.service import components, received, serving
 from tests.fakes.snapshots import change
@@ -291,7 +291,7 @@ async def test_a_wrong_key_ends_the_connection(sent: str) -> None:
 
 async def test_many_wrong_keys_are_answered_with_a_wait_and_the_right_one_still_fits() -> None:
     """The first message counts like a header; who shares the address is not locked out."""
-    attempts = KeyAttempts(most=1, clock=lambda: 0.0)
+    attempts = AuthThrottle(most=1, clock=lambda: 0.0)
     parts = components(access=AccessRules(api_key=KEY), key_attempts=attempts)
     told = []
     async with serving(parts) as service:

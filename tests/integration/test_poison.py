@@ -25,7 +25,7 @@ async def server() -> AsyncIterator[FakeInflux]:
 
 
 def bound(points: int, bad: int) -> int:
-    """Return the requests that `app.sink.steps` promises at most."""
+    """Return the requests that `app.sinks.retry_policy` promises at most."""
     return 1 + 2 * bad * math.ceil(math.log2(points))
 
 

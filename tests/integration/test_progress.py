@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from app.model import Row
-from app.sink.answers import ServerProcess
-from app.sink.detection import server_process
-from app.sink.progress import Progress
-from app.sink.replies import Reply as HttpReply
+from app.sinks.influxdb.detect import server_process
+from app.sinks.influxdb.response import Reply as HttpReply
+from app.sinks.outcomes import ServerProcess
+from app.sinks.progress import Progress
 from tests.fakes.delivering import House, house, lines, number_of
 from tests.fakes.influx import FakeInflux
 from tests.fakes.journal import FakeJournal

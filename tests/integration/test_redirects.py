@@ -18,15 +18,15 @@ from prometheus_client import CollectorRegistry
 from app.commands.doctor import command
 from app.commands.running_service import running_service
 from app.discovery.data_api import DataApi
-from app.errors import SourceUnavailable, StorageLocked
+from app.homeassistant.connection import HomeAssistantSource
 from app.model import Row
-from app.resilience import Backoff, Breaker
+from app.runtime.errors import SourceUnavailable, StorageLocked
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
 from app.settings import load_settings, variables
-from app.sink.answers import Unavailable
-from app.sink.batches import WholeRows
-from app.sink.influx import InfluxSink
-from app.source.client import HomeAssistantSource
-from app.telemetry import Telemetry
+from app.sinks.batches import WholeRows
+from app.sinks.influxdb.sink import InfluxSink
+from app.sinks.outcomes import Unavailable
 from tests.fakes.front import Front
 
 TOKEN = "redirected-token-0123456789-0123456789-0123456789"

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import JournalFull, StorageError, StorageFull
-from app.journal.coverage import Coverage
-from app.journal.last_states import LastStates
-from app.journal.ledger import Overflow
-from app.journal.sqlite import SqliteJournal, free_disk_bytes
+from app.backfill.coverage import Coverage
+from app.backfill.last_states import LastStates
+from app.journal.cursors import Overflow
+from app.journal.journal import SqliteJournal, free_disk_bytes
 from app.model import MAX_TIME_NS, LastState, Lines, Row
-from app.storage import Connection, finish_replacing
-from app.telemetry import Telemetry
+from app.runtime.errors import JournalFull, StorageError, StorageFull
+from app.runtime.metrics import Telemetry
+from app.runtime.sqlite import Connection, finish_replacing
 from tests.fakes.points import new_telemetry, numbered_lines, numbers_in
 from tests.unit.test_last_states import change
 

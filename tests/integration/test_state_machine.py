@@ -22,32 +22,32 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from app.errors import JournalFull, StorageError
-from app.journal.intake import Intake
-from app.journal.ledger import Hole, Overflow, Pending
+from app.journal.batcher import Batcher
+from app.journal.cursors import Hole, Overflow, Pending
+from app.journal.journal import SqliteJournal
 from app.journal.memory import MemoryJournal
-from app.journal.sqlite import SqliteJournal
 from app.model import Lines, Row
-from app.resilience import Backoff, Breaker
-from app.sink.answers import (
+from app.runtime.errors import JournalFull, StorageError
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
+from app.sinks.delivery import Delivery
+from app.sinks.outcomes import (
     Accepted,
-    Answer,
     Batch,
     Busy,
     Held,
+    Outcome,
     Refused,
     ServerFailed,
     TimedOut,
     TooLarge,
     Unavailable,
 )
-from app.sink.delivery import Delivery
-from app.sink.steps import refusing
-from app.telemetry import Telemetry
+from app.sinks.retry_policy import refusing
 from tests.fakes.points import new_telemetry
 
 Journal: TypeAlias = SqliteJournal | MemoryJournal
-Trouble = Literal["held", "busy", "timed out", "unavailable", "failed", "too large"]
+SinkProblem = Literal["held", "busy", "timed out", "unavailable", "failed", "too large"]
 
 SINKS = ("a", "b")
 MAX_PENDING = 60
@@ -161,10 +161,10 @@ class Sink:
         """Where delivery pauses."""
         self.now_s = 0.0
         self._database = database
-        self._answering: asyncio.Future[Answer] | None = None
+        self._answering: asyncio.Future[Outcome] | None = None
         self._alive = False
 
-    async def write(self, batch: Batch) -> Answer:
+    async def write(self, batch: Batch) -> Outcome:
         """Wait for the answer."""
         self._database.points_of(batch)
         self.asked = batch
@@ -210,11 +210,11 @@ class Sink:
             self._database.store(self.asked, is_probe=self.is_probed)
             self._answer(Accepted())
 
-    def fail(self, trouble: Trouble, *, stores: bool) -> None:
+    def fail(self, trouble: SinkProblem, *, stores: bool) -> None:
         """Answer as one that is not well; it may have stored the batch all the same."""
         if self.asked is None:
             return
-        answers: dict[Trouble, Answer] = {
+        answers: dict[SinkProblem, Outcome] = {
             "held": Held(reason="unauthorized", status=401, advice="Check the token."),
             "busy": Busy(reason="slow down", status=429, retry_after_s=5.0),
             "timed out": TimedOut(reason="no answer in time"),
@@ -228,7 +228,7 @@ class Sink:
             self._database.store(self.asked, partly=True, is_probe=self.is_probed)
         self._answer(answers[trouble])
 
-    def _answer(self, answer: Answer, *, alive: bool = False) -> None:
+    def _answer(self, answer: Outcome, *, alive: bool = False) -> None:
         assert self._answering is not None
         self.asked, self._alive = None, alive
         self._answering.set_result(answer)
@@ -344,7 +344,7 @@ class Life:
         self.journal = WatchedJournal(inner, model.log)
         self.put_points = 0
         self.sinks = {name: Sink(model.databases[name]) for name in sinks}
-        self.intake = Intake(
+        self.intake = Batcher(
             self.journal,
             telemetry=self.telemetry,
             commit_interval_s=0.0,
@@ -467,7 +467,7 @@ class MemoryMachine(RuleBasedStateMachine):
         ),
         stores=st.booleans(),
     )
-    def have_trouble(self, name: str, trouble: Trouble, *, stores: bool) -> None:
+    def have_trouble(self, name: str, trouble: SinkProblem, *, stores: bool) -> None:
         """A database answers anything but what it should."""
         if (sink := self.now.sinks.get(name)) is not None:
             sink.wake()

@@ -16,8 +16,8 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from app.demo.home_assistant import FakeHomeAssistant
-from app.demo.house import DemoHouse
+from simulator.fake_home_assistant import FakeHomeAssistant
+from simulator.house import DemoHouse
 from tests.real.browser import DESKTOP, PHONE, THEMES, chromium, tab
 from tests.real.servers import PROJECT
 from tests.service.process import TOKEN, Service, service

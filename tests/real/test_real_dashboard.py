@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from playwright.async_api import Browser, Page, expect
 
-from app.demo.home_assistant import FakeHomeAssistant
-from app.demo.house import DemoHouse
+from simulator.fake_home_assistant import FakeHomeAssistant
+from simulator.house import DemoHouse
 from tests.fakes.faults import FaultServer
 from tests.fakes.influx import FakeInflux
 from tests.fakes.prefix import below

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from app.model import Lines
-from app.sink.influx import InfluxSink
+from app.sinks.influxdb.sink import InfluxSink
 from tests.fakes.delivering import RealTime, house, number_of
 from tests.real.influx_1 import Database
 from tests.real.servers import Server, influxdb, victoria_metrics

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from app.demo.home_assistant import FakeHomeAssistant
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.still_house import StillHouse
 from tests.real.servers import program
-from tests.service.ledger import Ledger
+from tests.service.ledger import Cursors
 from tests.service.pace import changing
 from tests.service.process import TOKEN, service
 
@@ -103,7 +103,7 @@ def read_trace(lines: Iterator[str]) -> Found:
 async def traced(folder: Path, *options: str, commits: int) -> Found:
     """Run the service under strace until it acknowledged so many commits; judge the trace."""
     trace = folder / "trace.txt"
-    house, ledger = StillHouse(), Ledger()
+    house, ledger = StillHouse(), Cursors()
     # -D: strace stands aside, so that signals and exit status are the service's own.
     strace = ("-D", "-f", "-y", "-s", "0", "-e", f"trace={CALLS}", "-o", str(trace))
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant, ledger.kept() as descriptor:

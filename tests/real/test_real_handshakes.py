@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
-from app.addresses import websocket_url
-from app.errors import SourceAuthRejected, SourceUnavailable
-from app.resilience import Backoff, Breaker
-from app.source.client import HomeAssistantSource
-from app.telemetry import Telemetry
-from tests.integration.test_source_client import Ear, running, until
+from app.homeassistant.connection import HomeAssistantSource
+from app.runtime.addresses import websocket_url
+from app.runtime.errors import SourceAuthRejected, SourceUnavailable
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
+from tests.integration.test_connection import Ear, running, until
 from tests.real.servers import HomeAssistant
 
 WRONG_TOKEN = "wrong-token-0123456789-0123456789-0123456789"

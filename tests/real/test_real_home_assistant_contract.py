@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator, Mapping
 import httpx
 import pytest
 
-from app.resilience import Backoff, Breaker
-from app.source.client import HomeAssistantSource
+from app.homeassistant.connection import HomeAssistantSource
+from app.runtime.retry import Backoff, Breaker
 from tests.contracts.home_assistant import Home, HomeAssistantContract
 from tests.fakes.points import new_telemetry
 from tests.real.servers import HomeAssistant

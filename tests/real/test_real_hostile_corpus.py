@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from app.model import Change, Event, Placement, Row, StoredPoint
 from app.normalize.changes import Normalizer
 from app.schema.homeiq import HomeiqEncoder
-from app.sink.answers import Accepted
-from app.sink.batches import WholeRows
-from app.sink.influx import InfluxSink
+from app.sinks.batches import WholeRows
+from app.sinks.influxdb.sink import InfluxSink
+from app.sinks.outcomes import Accepted
 from tests.fakes import hostile
 from tests.fakes.reference_encoder import expected_point
 from tests.real.influx_1 import Database

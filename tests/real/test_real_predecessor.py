@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.demo.home_assistant import FakeHomeAssistant
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.still_house import NOON, StillHouse
 from tests.real.influx_1 import Database
 from tests.real.servers import Server

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import yaml
 
-from app.demo.home_assistant import FakeHomeAssistant
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.still_house import StillHouse
 from tests.real.servers import PROJECT, program, prometheus
 from tests.service.process import TOKEN, service

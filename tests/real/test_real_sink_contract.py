@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from app.settings import InfluxSettings
-from app.sink.answers import Accepted
+from app.sinks.outcomes import Accepted
 from tests.contracts.sink import Database, SinkContract, Stored, batch_of, with_first_line
 from tests.fakes.faults import FaultServer
 from tests.fakes.replies import Reply

@@ -21,10 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from app.journal.coverage import Coverage
-from app.journal.sqlite import SqliteJournal
+from app.backfill.coverage import Coverage
+from app.journal.journal import SqliteJournal
 from app.model import Lines
-from app.supervisor import Loop, Supervisor
+from app.runtime.supervisor import Loop, Supervisor
 from tests.service.ledger import frame
 
 WHY = "the test wanted it"

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.demo.home_assistant import FakeHomeAssistant
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.still_house import StillHouse
 from tests.service.process import ROOT, TOKEN, service
 

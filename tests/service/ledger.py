@@ -19,7 +19,7 @@ def frame(data: bytes) -> bytes:
     return len(data).to_bytes(4) + data
 
 
-class Ledger:
+class Cursors:
     """Every point that the service acknowledged, over all its lives."""
 
     def __init__(self) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from app.demo.home_assistant import FakeHomeAssistant
-from app.demo.house import DemoHouse
+from simulator.fake_home_assistant import FakeHomeAssistant
+from simulator.house import DemoHouse
 from tests.fakes.influx import FakeInflux
 from tests.service.process import TOKEN, Service, service
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from app.demo.home_assistant import FakeHomeAssistant
 from app.schema.line_protocol import parse_line
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse, now
 from tests.service.process import ROOT, Service, service

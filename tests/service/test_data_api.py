@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 
-from app.demo.home_assistant import FakeHomeAssistant
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.still_house import StillHouse
 from tests.service.process import TOKEN, Service, service
 

@@ -20,8 +20,8 @@ import yaml
 
 from app import __version__
 from app.__main__ import UNUSABLE
-from app.demo.home_assistant import FakeHomeAssistant
 from app.settings import load_settings, variables
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.influx import FakeInflux
 from tests.service import image
 from tests.service.disk import small_disk

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.demo.home_assistant import FakeHomeAssistant
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.still_house import StillHouse
 from tests.service.process import ROOT, service
 

@@ -17,11 +17,11 @@ import pytest
 from websockets.asyncio.client import connect
 
 from app.container import Container
-from app.demo.home_assistant import FakeHomeAssistant
+from app.homeassistant.protocol import Session
 from app.main import create_app
 from app.settings import load_settings
-from app.sink.dialects import Request, Target, dialect
-from app.source.protocol import Session
+from app.sinks.influxdb.dialects import Request, Target, dialect
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.influx import FakeInflux
 from tests.fakes.replies import error
 from tests.fakes.still_house import StillHouse

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
-from app.demo.home_assistant import FakeHomeAssistant
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.influx import HANG, FakeInflux
 from tests.fakes.still_house import StillHouse
 from tests.service.pace import changing

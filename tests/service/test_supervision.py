@@ -17,8 +17,8 @@ import pytest
 
 from app.container import Container
 from app.main import running
+from app.runtime.supervisor import Loop, Supervisor
 from app.settings import load_settings
-from app.supervisor import Loop, Supervisor
 from tests.fakes.influx import HANG, FakeInflux
 from tests.fakes.still_house import StillHouse
 from tests.service.driver import WHY

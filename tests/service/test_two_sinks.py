@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.demo.home_assistant import FakeHomeAssistant
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse
 from tests.service.process import Service, service

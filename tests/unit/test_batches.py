@@ -7,11 +7,11 @@ import zlib
 
 import pytest
 
-from app.errors import StorageDamaged
-from app.members import compressed
 from app.model import Row
-from app.sink.answers import FieldName
-from app.sink.batches import WholeRows, after, cut, fields_in, halves, whole_rows
+from app.runtime.errors import StorageDamaged
+from app.runtime.gzip_stream import compressed
+from app.sinks.batches import WholeRows, after, cut, fields_in, halves, whole_rows
+from app.sinks.outcomes import FieldName
 
 LINES = [b"m,e=%d v=%d %d" % (n, n, n) for n in range(1, 11)]
 

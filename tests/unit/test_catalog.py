@@ -10,8 +10,8 @@ import pytest
 
 from app.discovery.catalog import Catalog
 from app.discovery.registries import AreaRow, DeviceRow, EntityRow, Registries
+from app.health import DiscoveryStatus
 from app.model import NOWHERE, Placement
-from app.snapshot import DiscoveryStatus
 from tests.fakes.recordings import VERSIONS, recording
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)

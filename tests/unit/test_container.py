@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from app.container import Container
+from app.journal.journal import SqliteJournal
 from app.journal.memory import MemoryJournal
-from app.journal.sqlite import SqliteJournal
 from app.settings import load_settings
 
 REQUIRED = {"HOME_ASSISTANT_URL": "http://ha:8123", "HOME_ASSISTANT_TOKEN": "t" * 40}

@@ -6,9 +6,9 @@ import statistics
 
 import pytest
 
+from app.homeassistant.protocol import Session
 from app.model import EventState
 from app.normalize.changes import Normalizer
-from app.source.protocol import Session
 from benchmarks.corpus import ENTITIES, EVENTS, Corpus, Stream, make_corpus, make_frames
 from benchmarks.stages import make_material
 from benchmarks.tables import percentile

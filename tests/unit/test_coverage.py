@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.journal.coverage import Coverage, Covered
+from app.backfill.coverage import Coverage, Covered
 from app.model import MAX_SECONDS, Gap, Times
 
 SECOND = 1_000_000_000

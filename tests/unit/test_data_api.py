@@ -14,9 +14,9 @@ import pytest
 import respx
 
 from app.discovery.data_api import DataApi, meaning_of
-from app.discovery.refresh import News
+from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import Registries, list_registries
-from app.resilience import Backoff, Breaker
+from app.runtime.retry import Backoff, Breaker
 from tests.fakes.discovery import Answers
 
 URL = "http://data-api:8006"
@@ -50,7 +50,7 @@ class Rig:
         self, now: Registries, *, former: Registries = EMPTY, whole: bool = True
     ) -> None:
         """Let it know of a refresh."""
-        await self.client.refreshed(News(former=former, now=now, at=NOON, whole=whole))
+        await self.client.refreshed(RegistryUpdate(former=former, now=now, at=NOON, whole=whole))
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

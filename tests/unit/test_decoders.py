@@ -14,11 +14,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.commands import backfill
+from app.discovery.columns import DEVICES, ENTITIES, row_to_send
 from app.discovery.data_api import meaning_of, reason_of
 from app.discovery.registries import KINDS, list_registries
-from app.discovery.rows import DEVICES, ENTITIES, row_to_send
-from app.errors import SourceError, SourceUnavailable
 from app.fanout.hub import encode_event, iso_time
+from app.homeassistant.protocol import Session
+from app.homeassistant.recorder import Recorder
 from app.model import (
     Event,
     Times,
@@ -30,11 +31,10 @@ from app.model import (
 )
 from app.normalize.attributes import MAX_BYTES, read_attributes
 from app.normalize.changes import Normalizer
+from app.runtime.errors import SourceError, SourceUnavailable
+from app.runtime.tolerant_json import UNREADABLE, repaired
 from app.schema.homeiq import HomeiqEncoder
-from app.sink.replies import retry_after_s
-from app.source.backfill import Recorder
-from app.source.protocol import Session
-from app.tolerant import UNREADABLE, repaired
+from app.sinks.influxdb.response import retry_after_s
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

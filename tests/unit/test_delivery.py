@@ -10,12 +10,12 @@ from typing import Literal
 
 import pytest
 
-from app.sink.answers import (
+from app.sinks.outcomes import (
     Accepted,
-    Answer,
     Busy,
     FieldName,
     Held,
+    Outcome,
     OutOfBounds,
     Refused,
     ServerFailed,
@@ -23,15 +23,15 @@ from app.sink.answers import (
     TooLarge,
     Unavailable,
 )
-from app.sink.steps import (
+from app.sinks.retry_policy import (
     Action,
     Advance,
     Attempt,
     DeadLetter,
+    DeliveryState,
     Limits,
     Send,
     Split,
-    State,
     Wait,
     blamed,
     needs_ping,
@@ -41,7 +41,7 @@ from app.sink.steps import (
 )
 
 LIMITS = Limits()
-START = State.starting(LIMITS)
+START = DeliveryState.starting(LIMITS)
 REFUSING = replace(START, refused_in_a_row=100, condition="refusing", probes=4)
 
 REFUSED = Refused(reason="unable to parse", status=400)
@@ -84,8 +84,8 @@ def attempt_of(points: int, *, now_s: float = 0.0, alive: bool = False) -> Attem
     ],
 )
 def test_each_answer_has_its_own_meaning(
-    state: State,
-    answer: Answer,
+    state: DeliveryState,
+    answer: Outcome,
     attempt: Attempt,
     action: Action,
     condition: Literal["ok", "waiting", "holding", "refusing"],
@@ -99,7 +99,7 @@ def test_each_answer_has_its_own_meaning(
 
 def test_timeouts_make_batches_smaller_and_success_makes_them_larger() -> None:
     """A timeout halves the target down to the floor of 100, a success doubles it."""
-    answers: list[Answer] = [TIMED_OUT] * 7
+    answers: list[Outcome] = [TIMED_OUT] * 7
     answers += [Accepted()] * 7
     state, targets = START, []
     for answer in answers:
@@ -129,7 +129,7 @@ def test_the_size_of_what_is_refused_says_nothing_about_the_next_batch() -> None
 
 
 def repeated(
-    answer: Answer, times: int, *, points: int, alive: bool, every_s: float = 30.0
+    answer: Outcome, times: int, *, points: int, alive: bool, every_s: float = 30.0
 ) -> list[Action]:
     """Return what follows each time when a batch keeps getting the same answer."""
     state, actions = START, []
@@ -142,14 +142,14 @@ def repeated(
 
 @pytest.mark.parametrize(("answer", "points"), [(FAILED, 50), (UNAVAILABLE, 50), (TIMED_OUT, 50)])
 def test_a_batch_that_fails_five_times_on_a_living_sink_is_halved(
-    answer: Answer, points: int
+    answer: Outcome, points: int
 ) -> None:
     """Then it is something in the batch that breaks the sink."""
     assert [*[Wait()] * 4, Split(wait=True)] == repeated(answer, 5, points=points, alive=True)
 
 
 @pytest.mark.parametrize("answer", [FAILED, UNAVAILABLE, TIMED_OUT])
-def test_a_batch_is_left_whole_while_the_sink_is_dead(answer: Answer) -> None:
+def test_a_batch_is_left_whole_while_the_sink_is_dead(answer: Outcome) -> None:
     """However often it fails, as long as no ping is answered."""
     assert [Wait()] * 50 == repeated(answer, 50, points=100, alive=False)
 
@@ -169,7 +169,7 @@ def test_the_parts_of_a_suspected_batch_are_halved_at_their_first_failure() -> N
 
 
 def alone(
-    answer: Answer, probe: Answer | None, times: int, *, every_s: float = 30.0
+    answer: Outcome, probe: Outcome | None, times: int, *, every_s: float = 30.0
 ) -> list[Action]:
     """Return what follows each time a single line fails and the other line gets its answer."""
     state, now_s = replace(START, failures=4), 0.0
@@ -198,7 +198,7 @@ def test_a_single_line_that_fails_for_ten_minutes_while_others_are_accepted_is_a
 @pytest.mark.parametrize("answer", [FAILED, TIMED_OUT, UNAVAILABLE])
 @pytest.mark.parametrize("probe", [FAILED, TIMED_OUT, UNAVAILABLE, HELD, Busy(reason="b"), None])
 def test_a_line_is_not_blamed_while_no_other_is_accepted(
-    answer: Answer, probe: Answer | None
+    answer: Outcome, probe: Outcome | None
 ) -> None:
     """A full disk, a proxy's error page or a wrong address fail for every line, however long."""
     assert [Wait()] * 100 == alone(answer, probe, 100)
@@ -220,7 +220,7 @@ def test_a_single_line_is_not_blamed_while_the_sink_is_dead() -> None:
 
 
 @pytest.mark.parametrize("answer", [Accepted(), REFUSED, HELD, Busy(reason="busy"), TOO_LARGE])
-def test_nothing_but_a_failure_needs_a_ping(answer: Answer) -> None:
+def test_nothing_but_a_failure_needs_a_ping(answer: Outcome) -> None:
     """A sink that answers is alive."""
     state = replace(START, failures=100)
 
@@ -228,14 +228,14 @@ def test_nothing_but_a_failure_needs_a_ping(answer: Answer) -> None:
 
 
 @dataclass
-class Outcome:
+class Run:
     """What became of the lines of one batch."""
 
     requests: int
     accepted: list[int]
     put_aside: list[int]
     waits: int
-    state: State
+    state: DeliveryState
 
 
 def deliver(
@@ -244,10 +244,10 @@ def deliver(
     *,
     max_requests: int = 100_000,
     max_waits: int = 0,
-    state: State = START,
-) -> Outcome:
+    state: DeliveryState = START,
+) -> Run:
     """Deliver the lines 1 to `lines` to a database that takes a request whole or not at all."""
-    outcome = Outcome(0, [], [], 0, state)
+    outcome = Run(0, [], [], 0, state)
     parts = deque([range(1, lines + 1)])
     while parts and outcome.requests < max_requests and outcome.waits <= max_waits:
         head = sent = parts[0]
@@ -346,7 +346,9 @@ def test_probes_reach_the_head_the_newest_and_all_parts_of_the_backlog() -> None
 CONFLICT = Refused(reason="field type conflict", conflict=FieldName("value", "home"))
 
 
-def refused_singly(state: State, answer: Answer, times: int) -> tuple[State, list[Action]]:
+def refused_singly(
+    state: DeliveryState, answer: Outcome, times: int
+) -> tuple[DeliveryState, list[Action]]:
     """Return what follows when single lines get the same answer."""
     actions = []
     for _ in range(times):

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from app.device_history import DeviceHistory
 from app.discovery.catalog import Catalog
-from app.discovery.refresh import News
+from app.discovery.device_history import DeviceHistory
+from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import Registries, list_registries
-from app.errors import JournalFull
 from app.model import Lines
+from app.runtime.errors import JournalFull
 from app.schema.devices import DevicePoint, encode_devices
 from app.schema.line_protocol import parse_line
 from tests.fakes.discovery import Answers
@@ -52,7 +52,7 @@ class Rig:
         """Let it know of a refresh; return the ids that got a point."""
         self.lines.clear()
         self.catalog.replace(now)
-        await self.history.refreshed(News(former=former, now=now, at=AT, whole=whole))
+        await self.history.refreshed(RegistryUpdate(former=former, now=now, at=AT, whole=whole))
         points = [parse_line(line) for line in self.lines]
         return [point.tags.get("entity_id") or point.tags["device_id"] for point in points]
 
@@ -150,7 +150,7 @@ async def test_a_journal_that_takes_none_costs_one_refresh(
     history = DeviceHistory(full, catalog=Catalog(), instance=None)
     now = await home([LAMP], [])
 
-    await history.refreshed(News(former=EMPTY, now=now, at=AT, whole=True))
+    await history.refreshed(RegistryUpdate(former=EMPTY, now=now, at=AT, whole=True))
 
     assert "The device history misses this refresh: at its bound" in caplog.text
 

@@ -1,4 +1,4 @@
-"""What each reading means, without a neighbor or a disk: the doctor's judgments."""
+"""What each reading means, without a neighbor or a disk: the doctor's checks."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from pathlib import Path
 
 import pytest
 
-from app.commands.doctor import database, findings, home_assistant, judgments, machine
-from app.commands.doctor.findings import Finding, Status, failed, not_tried, ok, warning
-from app.commands.doctor.judgments import CurrentUser, Disk, Port, Recent, RecorderInfo
-from app.errors import CommandFailed, SourceUnavailable
-from app.sink.answers import (
+from app.commands.doctor import checks, database, home_assistant, machine, report
+from app.commands.doctor.checks import CurrentUser, Disk, Port, Recent, RecorderInfo
+from app.commands.doctor.probe import Probe, is_found, is_removed
+from app.commands.doctor.report import Finding, Status, failed, not_tried, ok, warning
+from app.runtime.connection_errors import DATABASE, HOME_ASSISTANT
+from app.runtime.errors import CommandFailed, SourceUnavailable
+from app.sinks.influxdb.dialects import Target
+from app.sinks.influxdb.response import Reply
+from app.sinks.outcomes import (
     Accepted,
-    Answer,
     Busy,
     Held,
+    Outcome,
     Refused,
     ServerFailed,
     TimedOut,
     TooLarge,
     Unavailable,
 )
-from app.sink.dialects import Target
-from app.sink.probe import Probe, is_found, is_removed
-from app.sink.replies import Reply
-from app.unreachable import DATABASE, HOME_ASSISTANT
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 MEGABYTE = 1_000_000
@@ -60,7 +60,7 @@ def test_the_journal_needs_room_for_an_outage(
     free_mb: int, journal_mb: int, status: Status
 ) -> None:
     """What is free beyond JOURNAL_MIN_FREE_MB, and what it has already, make its bound or not."""
-    finding = judgments.disk_space(
+    finding = checks.disk_space(
         disk(free_mb=free_mb, journal_mb=journal_mb), max_mb=1_024, min_free_mb=200
     )
 
@@ -71,7 +71,7 @@ def test_the_journal_needs_room_for_an_outage(
 @pytest.mark.parametrize(("fsync_ms", "status"), [(50.0, "ok"), (50.1, "warning")])
 def test_a_slow_disk_is_a_warning_by_the_median(fsync_ms: float, status: Status) -> None:
     """One slow write of several says nothing."""
-    finding = judgments.fsync(disk(fsync_ms=fsync_ms))
+    finding = checks.fsync(disk(fsync_ms=fsync_ms))
 
     assert finding.status == status
     assert finding.readings == {"median_ms": fsync_ms}
@@ -81,10 +81,10 @@ def test_a_folder_that_is_not_there_yet_is_no_trouble() -> None:
     """The service makes it."""
     there = Disk(folder="/srv", is_there=False, fsync_ms=[1.0])
 
-    assert judgments.data_dir(there) == ok(
+    assert checks.data_dir(there) == ok(
         "data_dir", "DATA_DIR is not there yet, and can be made in /srv."
     )
-    assert judgments.data_dir(Disk(folder="/", is_there=True, trouble="Read-only")).status == (
+    assert checks.data_dir(Disk(folder="/", is_there=True, trouble="Read-only")).status == (
         "failed"
     )
 
@@ -93,9 +93,9 @@ def test_a_folder_that_is_not_there_yet_is_no_trouble() -> None:
     ("state", "status"),
     [("free", "ok"), ("ours", "ok"), ("foreign", "failed"), ("refused", "failed")],
 )
-def test_a_port_is_free_ours_or_in_the_way(state: judgments.PortState, status: Status) -> None:
+def test_a_port_is_free_ours_or_in_the_way(state: checks.PortState, status: Status) -> None:
     """Our own service there is as it should be."""
-    assert judgments.port(Port(state=state, address="http://x:1", detail="y")).status == status
+    assert checks.port(Port(state=state, address="http://x:1", detail="y")).status == status
 
 
 def _caused(cause: Exception) -> Exception:
@@ -120,7 +120,7 @@ def _caused(cause: Exception) -> Exception:
 def test_what_stands_in_the_way_is_read_from_the_bottom(cause: Exception, words: str) -> None:
     """Each kind of trouble has its own words, and each names the variable to look at."""
     for neighbor in (HOME_ASSISTANT, DATABASE):
-        finding = judgments.not_reached("x", neighbor, "ws://host", _caused(cause))
+        finding = checks.not_reached("x", neighbor, "ws://host", _caused(cause))
 
         assert words in finding.what
         assert finding.advice is not None
@@ -142,36 +142,36 @@ def test_a_home_assistant_is_running_and_not_too_old(
     version: str | None, state: str, status: Status
 ) -> None:
     """Neither is in the way of trying."""
-    assert judgments.version(version, state).status == status
+    assert checks.version(version, state).status == status
 
 
 def test_rights_are_judged_by_what_may_be_read() -> None:
     """An administrator's token is more than is needed, and no trouble."""
     refused = CommandFailed("subscribe_events", code="unauthorized", message="no")
 
-    assert "less harm" in judgments.rights(CurrentUser(is_admin=True), refused=None).what
-    assert "enough" in judgments.rights(CurrentUser(), refused=None).what
-    assert judgments.rights(None, refused=None).status == "ok"
-    assert judgments.rights(CurrentUser(is_admin=True), refused=refused).status == "failed"
+    assert "less harm" in checks.rights(CurrentUser(is_admin=True), refused=None).what
+    assert "enough" in checks.rights(CurrentUser(), refused=None).what
+    assert checks.rights(None, refused=None).status == "ok"
+    assert checks.rights(CurrentUser(is_admin=True), refused=refused).status == "failed"
 
 
 def test_history_is_looked_for_from_the_longest_way_back() -> None:
     """Each hour is half as far back as the one before, down to the last hour."""
-    found = judgments.windows(NOON, 10.0)
+    found = checks.windows(NOON, 10.0)
 
     assert [age for age, _, _ in found] == [10.0, 5.0, 2.5, 1.25, 1.0]
     assert [NOON - timedelta(hours=10), NOON - timedelta(hours=5)] == [
         start for _, start, _ in found[:2]
     ]
     assert found[-1][2] > NOON
-    assert [age for age, _, _ in judgments.windows(NOON, 0.5)] == [0.5]
+    assert [age for age, _, _ in checks.windows(NOON, 0.5)] == [0.5]
 
 
 def test_those_that_changed_last_are_asked_for_history() -> None:
     """At most fifty, so that the answer stays small."""
     states = [Recent(f"sensor.s{n}", NOON + timedelta(seconds=n), NOON) for n in range(60)]
 
-    asked = judgments.liveliest(states)
+    asked = checks.liveliest(states)
 
     assert [f"sensor.s{n}" for n in range(59, 9, -1)] == asked
 
@@ -191,7 +191,7 @@ def test_how_far_back_the_recorder_goes_says_how_far_gaps_can_be_filled(
     info: RecorderInfo, hours: float | None, status: Status, words: str
 ) -> None:
     """A young recorder is no trouble, a paused one is."""
-    finding = judgments.recorder(info, found_hours=hours, max_hours=240.0)
+    finding = checks.recorder(info, found_hours=hours, max_hours=240.0)
 
     assert finding.status == status
     assert words in finding.what
@@ -212,7 +212,7 @@ def test_clocks_may_differ_by_a_few_seconds(
     difference_s: float | None, status: Status, words: str
 ) -> None:
     """The header has whole seconds, and an answer takes its time."""
-    finding = judgments.clock("ha_clock", "It", difference_s, matters="So.")
+    finding = checks.clock("ha_clock", "It", difference_s, matters="So.")
 
     assert finding.status == status
     assert words in finding.what
@@ -232,10 +232,10 @@ def test_clocks_may_differ_by_a_few_seconds(
     ],
 )
 def test_a_point_that_is_not_accepted_is_a_failure_with_its_reason(
-    answer: Answer, words: str
+    answer: Outcome, words: str
 ) -> None:
     """Each answer of the sink's vocabulary has words and advice here."""
-    finding = judgments.written(answer, version="v2", bucket="b")
+    finding = checks.written(answer, version="v2", bucket="b")
 
     assert finding.status == "failed"
     assert words in finding.what
@@ -244,7 +244,7 @@ def test_a_point_that_is_not_accepted_is_a_failure_with_its_reason(
 
 def test_only_an_accepted_point_is_written() -> None:
     """And the way in which it was written is told."""
-    finding = judgments.written(Accepted(), version="v2", bucket="b")
+    finding = checks.written(Accepted(), version="v2", bucket="b")
 
     assert (finding.status, finding.readings) == ("ok", {"api": "v2"})
 
@@ -262,7 +262,7 @@ def test_reading_back_is_welcome_and_not_needed(
     *, found: bool | None, status_code: int, status: Status, words: str
 ) -> None:
     """A token that may only write is enough for the service."""
-    finding = judgments.read_back(found=found, status=status_code, removed=False, measurement="m")
+    finding = checks.read_back(found=found, status=status_code, removed=False, measurement="m")
 
     assert finding.status == status
     assert words in finding.what
@@ -271,10 +271,10 @@ def test_reading_back_is_welcome_and_not_needed(
 
 def test_listening_for_others_without_a_key_is_warned_of() -> None:
     """They would all be refused."""
-    assert judgments.listening("127.0.0.1", has_key=False) is None
-    assert judgments.listening("0.0.0.0", has_key=True) is None
+    assert checks.listening("127.0.0.1", has_key=False) is None
+    assert checks.listening("0.0.0.0", has_key=True) is None
     for host in ("0.0.0.0", "::"):
-        finding = judgments.listening(host, has_key=False)
+        finding = checks.listening(host, has_key=False)
         assert finding is not None
         assert "API_KEY" in finding.what
 
@@ -292,7 +292,7 @@ def test_who_is_answered_is_said(
     host: str, api_key: str | None, status: Status, words: str
 ) -> None:
     """What cannot be recognized without a key, and a key that can be guessed."""
-    finding = judgments.access(host, api_key=api_key)
+    finding = checks.access(host, api_key=api_key)
 
     assert finding is not None
     assert (finding.name, finding.status) == ("access", status)
@@ -301,7 +301,7 @@ def test_who_is_answered_is_said(
 
 def test_a_long_key_needs_no_word() -> None:
     """Only its holders are answered."""
-    assert judgments.access("0.0.0.0", api_key="k" * 16) is None
+    assert checks.access("0.0.0.0", api_key="k" * 16) is None
 
 
 @pytest.mark.parametrize(
@@ -354,9 +354,9 @@ FINE, ODD, BAD = ok("a_b", "Fine."), warning("b", "Odd.", "Look."), failed("c", 
 
 def test_a_finding_is_one_line() -> None:
     """The status comes first, in a word: nothing depends on a color."""
-    assert findings.told(FINE) == "ok         a b                   Fine."
-    assert findings.told(BAD) == "failed     c                     Bad. Mend it."
-    assert findings.told(not_tried("d", "c failed")) == (
+    assert report.told(FINE) == "ok         a b                   Fine."
+    assert report.told(BAD) == "failed     c                     Bad. Mend it."
+    assert report.told(not_tried("d", "c failed")) == (
         "not tried  d                     Not tried, because c failed."
     )
 
@@ -373,16 +373,16 @@ def test_a_finding_is_one_line() -> None:
     ],
 )
 def test_the_worst_finding_is_the_verdict(
-    found: list[Finding], verdict: findings.Verdict, summary: str
+    found: list[Finding], verdict: report.Verdict, summary: str
 ) -> None:
     """Settings that cannot be used are worse than a check that failed."""
-    assert findings.verdict(found) == verdict
-    assert findings.summary(found).startswith(summary)
+    assert report.verdict(found) == verdict
+    assert report.summary(found).startswith(summary)
 
 
 def test_the_document_for_programs_has_every_finding() -> None:
     """Its shape is a promise: docs/DOCTOR.md describes it."""
-    document = json.loads(findings.document([FINE, ODD], version="1.2"))
+    document = json.loads(report.document([FINE, ODD], version="1.2"))
 
     assert document == {
         "verdict": "warning",
@@ -409,6 +409,6 @@ def test_what_must_not_be_shown_is_hidden_in_every_text() -> None:
     """Also in what was measured."""
     finding = warning("x", "my secret.", "No secret.", version="secret", size=1)
 
-    hidden = findings.without_secrets(finding, lambda text: text.replace("secret", "***"))
+    hidden = report.without_secrets(finding, lambda text: text.replace("secret", "***"))
 
     assert hidden == warning("x", "my ***.", "No ***.", version="***", size=1)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from app.__main__ import main
-from app.addresses import data_api_url, database_url, websocket_url
-from app.errors import SettingsError
+from app.runtime.addresses import data_api_url, database_url, websocket_url
+from app.runtime.errors import SettingsError
 from app.settings import Settings, load_settings, variables, warnings
 
 TOKEN = "t" * 40

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from app.errors import FilterInvalid
 from app.model import Change, Placement
 from app.normalize.filter import Filter, read_rules
+from app.runtime.errors import FilterInvalid
 from tests.fakes.snapshots import change
 
 KITCHEN = Placement(area_id="kitchen", floor_id="ground", labels=("energy", "noisy"))

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from app.api.access import AccessRules, Asked, decide
 from app.api.filter_stats import _rules
 from app.api.live import _answer, _understood
-from app.errors import FilterInvalid
 from app.fanout.hub import Selection, encode_event
+from app.homeassistant.protocol import Phase, Session
 from app.model import Change
 from app.normalize.changes import Normalizer
 from app.normalize.filter import Filter, Rules, read_rules
+from app.runtime.errors import FilterInvalid
 from app.schema.homeiq import HomeiqEncoder
-from app.source.protocol import Phase, Session
 from tests.fakes import hostile
 from tests.fakes.snapshots import change
 

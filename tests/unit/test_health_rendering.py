@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from app.api.health import render
 from app.api.metrics import SnapshotCollector
-from app.snapshot import DataApiStatus, SinkStatus
+from app.health import DataApiStatus, SinkStatus
 from tests.fakes.snapshots import DEGRADED, HEALTHY, UNHEALTHY
 
 

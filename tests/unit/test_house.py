@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from app.demo.habits import Habit, Move, habits, sun_elevation
-from app.demo.house import DemoHouse
-from app.demo.rooms import AREAS, DEVICES, placed_entities
+from simulator.habits import Habit, Move, habits, sun_elevation
+from simulator.house import DemoHouse
+from simulator.rooms import AREAS, DEVICES, placed_entities
 from tests.fakes.recordings import recording
 
 MORNING = datetime(2026, 11, 23, 5, tzinfo=UTC)

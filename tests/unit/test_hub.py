@@ -9,7 +9,7 @@ from dataclasses import fields
 import msgspec
 import pytest
 
-from app.api.schemas import EventContext, LiveEvent
+from app.api.models import EventContext, LiveEvent
 from app.fanout import hub as hub_module
 from app.fanout.hub import EventBody, Hub, Selection, encode_event
 from app.model import Context, Placement

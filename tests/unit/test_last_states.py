@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from app.journal.last_states import LastStates
+from app.backfill.last_states import LastStates
 from app.model import NOWHERE, Change, Gap, LastState
 
 

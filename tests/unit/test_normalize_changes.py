@@ -20,7 +20,7 @@ from app.model import (
     LastNames,
     Placement,
 )
-from app.normalize.changes import Malformed, Normalizer
+from app.normalize.changes import MalformedEvent, Normalizer
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 NOON_NS = 1_795_435_200_123_456_000
@@ -429,7 +429,7 @@ def test_an_unusable_event_is_malformed(event: Event, kind: str) -> None:
     assert changes == [_change(good), _change(good)]
     entity_id = event.data.entity_id
     fired = f"state_changed of {entity_id!r}, fired at {event.time_fired}"
-    assert malformed == [Malformed(kind, fired)]
+    assert malformed == [MalformedEvent(kind, fired)]
 
 
 def test_what_is_said_of_an_unusable_event_holds_no_value_of_it() -> None:

@@ -8,19 +8,19 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 
+from app.backfill.coverage import Coverage
+from app.backfill.last_states import LastStates
 from app.discovery.catalog import Catalog
 from app.discovery.registries import AreaRow, EntityRow, Registries
-from app.entity_filter import EntityFilter
 from app.fanout.hub import Hub, Selection
-from app.journal.coverage import Coverage
-from app.journal.intake import Intake
-from app.journal.last_states import LastStates
+from app.journal.batcher import Batcher
 from app.model import Change, Event, EventData, EventState, Lines
 from app.normalize.changes import Normalizer
+from app.normalize.entity_filter import EntityFilter
 from app.normalize.transforms import Transforms
 from app.pipeline import Pipeline
+from app.runtime.metrics import Telemetry
 from app.schema.homeiq import HomeiqEncoder
-from app.telemetry import Telemetry
 from tests.fakes.discovery import Answers, discovery_of
 from tests.fakes.points import new_telemetry
 
@@ -86,7 +86,7 @@ class Rig:
         self.catalog = Catalog()
         self.hub = Hub()
         self.coverage, self.last_states = Coverage(), LastStates()
-        self.intake = Intake(self.journal, telemetry=self.telemetry, commit_interval_s=0)
+        self.intake = Batcher(self.journal, telemetry=self.telemetry, commit_interval_s=0)
         self.discovery = discovery_of(answers, catalog=self.catalog)
         self.pipeline = Pipeline(
             discovery=self.discovery,

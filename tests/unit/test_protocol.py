@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import CommandFailed, SourceAuthRejected, SourceProtocolError
+from app.homeassistant.protocol import REGISTRY_EVENTS, MalformedFrame, Phase, Received, Session
 from app.model import Context
 from app.normalize.attributes import read_attributes
-from app.source.protocol import REGISTRY_EVENTS, Malformed, Phase, Session, Step
+from app.runtime.errors import CommandFailed, SourceAuthRejected, SourceProtocolError
 from tests.fakes.recordings import VERSIONS, event_messages, frame, recording
 
 TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiIwMTIzNDU2Nzg5In0.c2lnbmF0dXJl"
@@ -68,12 +68,12 @@ def changed(entity_id: str = "sensor.kitchen", **new_state: object) -> dict[str,
     }
 
 
-def entity_ids(step: Step) -> list[str | None]:
+def entity_ids(step: Received) -> list[str | None]:
     """Return which entities changed, in order."""
     return [event.data.entity_id for event in step.events]
 
 
-def kinds(step: Step) -> list[str]:
+def kinds(step: Received) -> list[str]:
     """Return what was wrong with each malformed message."""
     return [problem.kind for problem in step.malformed]
 
@@ -342,7 +342,7 @@ def test_a_new_kind_of_message_is_only_noted() -> None:
     """A later Home Assistant may say more than we know."""
     step = streaming().feed(frame([changed("a.b"), {"type": "weather"}]))
 
-    assert (["a.b"], [Malformed("unexpected_type", "A message of type 'weather'")]) == (
+    assert (["a.b"], [MalformedFrame("unexpected_type", "A message of type 'weather'")]) == (
         entity_ids(step),
         step.malformed,
     )

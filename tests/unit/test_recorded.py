@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.demo.home_assistant import JsonObject
 from app.model import (
     Change,
     Event,
@@ -30,6 +29,7 @@ from app.normalize.restarts import (
     searches,
     written_rows,
 )
+from simulator.fake_home_assistant import JsonObject
 from tests.fakes.recordings import VERSIONS, recording
 from tests.fakes.still_house import NOON, StillHouse
 

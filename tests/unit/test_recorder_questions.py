@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.errors import CommandFailed, SourceProtocolError
+from app.homeassistant.recorded_entities import find_entities
+from app.homeassistant.recorder import HistoryPage, Recorder, is_entity_id
 from app.model import RecordedState, Times, moment_of, nanoseconds
-from app.source.backfill import Answer, Recorder, is_entity_id
-from app.source.entities import find_entities
+from app.runtime.errors import CommandFailed, SourceProtocolError
 
 SECOND = 1_000_000_000
 START_S = 1_795_000_000
@@ -119,12 +119,12 @@ def recorder(fake: FakeRecorder) -> Recorder:
 
 async def answers(
     fake: FakeRecorder, times: Times, *, names: Sequence[str] = ("sensor.a",)
-) -> list[Answer]:
+) -> list[HistoryPage]:
     """Return all answers about a span."""
     return [answer async for answer in recorder(fake).history(times, names)]
 
 
-def read(found: Sequence[Answer]) -> list[tuple[str, float, str | None]]:
+def read(found: Sequence[HistoryPage]) -> list[tuple[str, float, str | None]]:
     """Return the rows in the order in which they came."""
     return [
         (name, round(row.lu - START_S, 6), row.s)

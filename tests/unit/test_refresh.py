@@ -12,11 +12,11 @@ import msgspec
 import pytest
 
 from app.discovery.catalog import Catalog
-from app.discovery.refresh import Discovery, News
+from app.discovery.refresh import Discovery, RegistryUpdate
 from app.discovery.registries import KINDS, EntityRow, Registries
-from app.errors import CommandFailed, SourceUnavailable
 from app.model import Event, EventData
-from app.resilience import Backoff
+from app.runtime.errors import CommandFailed, SourceUnavailable
+from app.runtime.retry import Backoff
 from tests.fakes.discovery import Answers, discovery_of
 from tests.fakes.recordings import VERSIONS, event_messages, recording
 
@@ -52,9 +52,9 @@ class Notebook:
     """A follower that writes down the news."""
 
     def __init__(self) -> None:
-        self.news: list[News] = []
+        self.news: list[RegistryUpdate] = []
 
-    async def refreshed(self, news: News) -> None:
+    async def refreshed(self, news: RegistryUpdate) -> None:
         """Write them down."""
         self.news.append(news)
 
@@ -192,7 +192,7 @@ async def test_an_unforeseen_exception_costs_one_refresh() -> None:
     """A row that breaks our own code must not end the loop, and the service with it."""
 
     class Broken(Notebook):
-        async def refreshed(self, news: News) -> None:
+        async def refreshed(self, news: RegistryUpdate) -> None:
             await super().refreshed(news)
             if len(self.news) == 1:
                 raise OverflowError("year 9999")

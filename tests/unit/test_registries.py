@@ -21,7 +21,7 @@ from app.discovery.registries import (
     list_registries,
     read_registries,
 )
-from app.errors import CommandFailed, SourceProtocolError, SourceUnavailable
+from app.runtime.errors import CommandFailed, SourceProtocolError, SourceUnavailable
 from tests.fakes.discovery import Answers
 from tests.fakes.recordings import VERSIONS, recording
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from app.journal.rows import compress
-from app.members import decompressed
 from app.model import Lines
+from app.runtime.gzip_stream import decompressed
 
 
 def _joined(sizes: list[int]) -> Lines:

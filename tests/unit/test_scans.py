@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from app.errors import IngestError
+from app.homeassistant.protocol import Session
 from app.model import Lines
+from app.runtime.errors import IngestError
 from app.schema.line_protocol import parse_line
-from app.sink.dialects import V2, Target
-from app.sink.replies import Reply, answer, one_line, retry_after_s
-from app.sink.trouble import impersonal
-from app.source.protocol import Session
+from app.sinks.influxdb.dialects import V2, Target
+from app.sinks.influxdb.response import Reply, answer, one_line, retry_after_s
+from app.sinks.status_text import impersonal
 
 _SHORT, _LONG = 8_000, 64_000
 _SECRET = "tokentokentoken1"

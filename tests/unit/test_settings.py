@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from app.addresses import websocket_url
-from app.errors import SettingsError
+from app.runtime.addresses import websocket_url
+from app.runtime.errors import SettingsError
 from app.settings import load_settings, variables, warnings
 
 TOKEN = "t" * 40

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from app.snapshot import Snapshot
+from app.health import Snapshot
 from tests.fakes.snapshots import HEALTHY, UNHEALTHY
 
 DISK = "Events cannot be made durable: disk full."

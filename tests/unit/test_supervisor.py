@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from app.supervisor import Supervisor
+from app.runtime.supervisor import Supervisor
 
 
 class Alarm:

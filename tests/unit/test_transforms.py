@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from app.errors import SettingsError
-from app.extensions import load_transforms, reporting
 from app.model import Change
 from app.normalize.transforms import Transform, Transforms
+from app.normalize.user_transforms import load_transforms, reporting
+from app.runtime.errors import SettingsError
 from tests.fakes.points import new_telemetry
 from tests.fakes.snapshots import change
 

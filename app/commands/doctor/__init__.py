@@ -1,7 +1,7 @@
 """`python -m app doctor`: look at everything the service needs, and say what is wrong.
 
 It reads, writes one point to the database and removes it, and does so beside a service that
-runs: it takes no lock, and touches no file of it. `judgments.py` decides what a reading means;
+runs: it takes no lock, and touches no file of it. `checks.py` decides what a reading means;
 `machine.py`, `home_assistant.py` and `database.py` take the readings; `command.py` has the order.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 
-from app.commands.helping import described
+from app.commands.help_text import described
 
 HELP = described(
     "check settings, neighbors and disk, and say how to mend what is wrong",

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, TextIO
 from urllib.parse import unquote, urlsplit
 
 from app import __version__, settings
-from app.commands.doctor import database, findings, home_assistant, judgments, machine
-from app.commands.doctor.findings import Finding, Verdict, failed, not_tried, ok, warning
+from app.commands.doctor import checks, database, home_assistant, machine, report
+from app.commands.doctor.report import Finding, Verdict, failed, not_tried, ok, warning
 from app.discovery.data_api import DataApi
-from app.errors import SettingsError
-from app.logs import shown_url
-from app.resilience import Backoff, Breaker
-from app.sink.dialects import Request, Target, dialect
-from app.sink.replies import one_line
+from app.runtime.errors import SettingsError
+from app.runtime.logging import shown_url
+from app.runtime.retry import Backoff, Breaker
+from app.sinks.influxdb.dialects import Request, Target, dialect
+from app.sinks.influxdb.response import one_line
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -49,14 +49,14 @@ async def run(
     async for finding in _looked(env_file, clock=clock, within_s=within_s):
         found.append(finding)
         if not as_json:
-            out.write(findings.told(finding) + "\n")
+            out.write(report.told(finding) + "\n")
             out.flush()
     if as_json:
-        out.write(findings.document(found, version=__version__) + "\n")
+        out.write(report.document(found, version=__version__) + "\n")
     else:
-        out.write(f"\n{findings.summary(found)}\n")
+        out.write(f"\n{report.summary(found)}\n")
     out.flush()
-    return findings.verdict(found)
+    return report.verdict(found)
 
 
 async def _looked(
@@ -81,7 +81,7 @@ async def _looked(
     try:
         for task in tasks:
             for finding in await task:
-                yield findings.without_secrets(finding, hidden)
+                yield report.without_secrets(finding, hidden)
     finally:
         for task in tasks:
             task.cancel()
@@ -93,7 +93,7 @@ def _of_settings(chosen: Settings, env_file: Path | None) -> list[Finding]:
     found = [warning("settings", f"{each}.", "Mend or remove it.") for each in odd]
     found = found or [ok("settings", "All of them can be used.")]
     key = chosen.serving.api_key
-    access = judgments.access(
+    access = checks.access(
         chosen.serving.host, api_key=None if key is None else key.get_secret_value()
     )
     return found if access is None else [*found, access]
@@ -125,7 +125,7 @@ async def _data_api(chosen: Settings) -> AsyncGenerator[Finding, None]:
         breaker=Breaker("data API", threshold=1, reset_s=1.0),
         timeout_s=_REQUEST_S,
     )
-    yield judgments.data_api(await api.probe(), shown_url(url))
+    yield checks.data_api(await api.probe(), shown_url(url))
 
 
 async def _bounded(

@@ -8,20 +8,20 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from app.commands.doctor import judgments
-from app.commands.doctor.findings import Finding, failed, ok, warning
-from app.logs import shown_url
+from app.commands.doctor import checks
+from app.commands.doctor.probe import MEASUREMENT, Probe, is_found, is_removed
+from app.commands.doctor.report import Finding, failed, ok, warning
 from app.model import http_date
-from app.sink.answers import Accepted, Held, Unavailable
-from app.sink.detection import detect, version_of
-from app.sink.dialects import Request, Target, Version
-from app.sink.probe import MEASUREMENT, Probe, is_found, is_removed
-from app.sink.replies import NO_ANSWER, Reply, failure
-from app.unreachable import DATABASE
+from app.runtime.connection_errors import DATABASE
+from app.runtime.logging import shown_url
+from app.sinks.influxdb.detect import detect, version_of
+from app.sinks.influxdb.dialects import Request, Target, Version
+from app.sinks.influxdb.response import NO_ANSWER, Reply, failure
+from app.sinks.outcomes import Accepted, Held, Unavailable
 
 if TYPE_CHECKING:
     from app.settings import Settings
-    from app.sink.influx import InfluxSink
+    from app.sinks.influxdb.sink import InfluxSink
 
 NAMES = ("database", "database_clock", "database_write", "database_read_back")
 
@@ -51,12 +51,12 @@ async def examined(
             return
         named = await _named(sink, reply, shown_url(url))
         if url.startswith("https:") and not chosen.influx.ssl_verify:
-            named = judgments.unchecked(named)
+            named = checks.unchecked(named)
         yield named
         if named.status == "failed":
             return
         theirs = http_date(reply.headers.get("Date"))
-        yield judgments.clock(
+        yield checks.clock(
             "database_clock",
             "The database",
             None if theirs is None else (theirs - clock()).total_seconds(),
@@ -65,7 +65,7 @@ async def examined(
         probe = Probe(time.time_ns())
         answer = await sink.write(probe.batch())
         version = _spoken(sink)
-        yield judgments.written(answer, version=version, bucket=chosen.influx.bucket)
+        yield checks.written(answer, version=version, bucket=chosen.influx.bucket)
         if isinstance(answer, Accepted):
             yield await _read_back(sink, probe, version=version, target=_target(chosen))
 
@@ -76,7 +76,7 @@ def _away(url: str, exc: Exception) -> Finding:
         return failed(
             "database", f"The database cannot be asked: {meaning.reason}.", meaning.advice
         )
-    return judgments.not_reached("database", DATABASE, shown_url(url), exc)
+    return checks.not_reached("database", DATABASE, shown_url(url), exc)
 
 
 async def _named(sink: InfluxSink, ping: Reply, address: str) -> Finding:
@@ -124,7 +124,7 @@ async def _read_back(
             f"The database accepted the point, and did not answer then: {failure(exc).reason}.",
             "Ask again; if it stays so, look at the log of the database.",
         )
-    return judgments.read_back(
+    return checks.read_back(
         found=is_found(reply), status=reply.status, removed=removed, measurement=MEASUREMENT
     )
 
@@ -135,7 +135,7 @@ def _target(chosen: Settings) -> Target:
 
 def _sink(url: str, chosen: Settings) -> InfluxSink:
     # InfluxDB's client is a third of the time that importing this program takes.
-    from app.sink.influx import InfluxSink  # noqa: PLC0415
+    from app.sinks.influxdb.sink import InfluxSink  # noqa: PLC0415
 
     return InfluxSink(
         url,

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from app.commands.doctor import judgments
-from app.commands.doctor.findings import Finding, failed, ok
-from app.commands.doctor.judgments import CurrentUser, Recent, RecorderInfo
-from app.errors import CommandFailed, SourceAuthRejected, SourceError, SourceProtocolError
-from app.logs import shown_url
-from app.resilience import Backoff, Breaker
-from app.source.client import HomeAssistantSource
-from app.telemetry import Telemetry
-from app.tolerant import UNREADABLE
-from app.unreachable import HOME_ASSISTANT, limited_mode
+from app.commands.doctor import checks
+from app.commands.doctor.checks import CurrentUser, Recent, RecorderInfo
+from app.commands.doctor.report import Finding, failed, ok
+from app.homeassistant.connection import HomeAssistantSource
+from app.runtime.connection_errors import HOME_ASSISTANT, limited_mode
+from app.runtime.errors import CommandFailed, SourceAuthRejected, SourceError, SourceProtocolError
+from app.runtime.logging import shown_url
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker
+from app.runtime.tolerant_json import UNREADABLE
 
 if TYPE_CHECKING:
+    from app.homeassistant.connection import Commands
     from app.settings import Settings
-    from app.source.client import Commands
 
 NAMES = ("home_assistant", "token", "version", "ha_clock", "recorder", "rights")
 
@@ -42,7 +42,7 @@ async def examined(
 ) -> AsyncGenerator[Finding, None]:
     """Yield what was found, in the order of NAMES, up to the first that leaves nothing to ask."""
     url = shown_url(chosen.home_assistant.url)
-    answers = judgments.reached(url, ssl_verify=chosen.home_assistant.ssl_verify)
+    answers = checks.reached(url, ssl_verify=chosen.home_assistant.ssl_verify)
     is_connected = False
     try:
         async with _source(chosen).commands() as commands:
@@ -53,13 +53,13 @@ async def examined(
                 yield finding
     except SourceAuthRejected as exc:
         yield answers
-        yield judgments.token_refused(str(exc))
+        yield checks.token_refused(str(exc))
     except SourceProtocolError as exc:
         if not is_connected:  # else the question at hand has said so
-            yield judgments.not_speaking(url, str(exc))
+            yield checks.not_speaking(url, str(exc))
     except SourceError as exc:
         if not is_connected:
-            yield judgments.not_reached(NAMES[0], HOME_ASSISTANT, url, exc)
+            yield checks.not_reached(NAMES[0], HOME_ASSISTANT, url, exc)
 
 
 def _source(chosen: Settings) -> HomeAssistantSource:
@@ -103,12 +103,12 @@ async def _questions(
 async def _version(commands: Commands) -> Finding:
     config = msgspec.json.decode(await commands.call("get_config"), type=_Config)
     limited = limited_mode(recovery=config.recovery_mode is True, safe=config.safe_mode is True)
-    return judgments.version(commands.ha_version, config.state, limited=limited)
+    return checks.version(commands.ha_version, config.state, limited=limited)
 
 
 async def _clock(commands: Commands, clock: Callable[[], datetime]) -> Finding:
-    newest = judgments.newest(await _states(commands))
-    return judgments.state_clock(None if newest is None else (clock() - newest).total_seconds())
+    newest = checks.newest(await _states(commands))
+    return checks.state_clock(None if newest is None else (clock() - newest).total_seconds())
 
 
 async def _states(commands: Commands) -> list[Recent]:
@@ -119,19 +119,19 @@ async def _recorder(commands: Commands, max_hours: float) -> Finding:
     try:
         info = msgspec.json.decode(await commands.call("recorder/info"), type=RecorderInfo)
     except CommandFailed as exc:
-        return judgments.no_recorder(exc, "recorder")
+        return checks.no_recorder(exc, "recorder")
     try:
         hours = await _hours_back(commands, await _states(commands), max_hours)
     except CommandFailed as exc:
-        return judgments.no_recorder(exc, "history")
-    return judgments.recorder(info, found_hours=hours, max_hours=max_hours)
+        return checks.no_recorder(exc, "history")
+    return checks.recorder(info, found_hours=hours, max_hours=max_hours)
 
 
 async def _hours_back(commands: Commands, states: list[Recent], max_hours: float) -> float | None:
     """Return how far back some hour has history, looking from the longest way back."""
-    entity_ids = judgments.liveliest(states)
-    now = judgments.newest(states) or datetime.now().astimezone()
-    for hours, start, end in judgments.windows(now, max_hours):
+    entity_ids = checks.liveliest(states)
+    now = checks.newest(states) or datetime.now().astimezone()
+    for hours, start, end in checks.windows(now, max_hours):
         answer = await commands.call(
             "history/history_during_period",
             start_time=start.isoformat(),
@@ -156,4 +156,4 @@ async def _rights(commands: Commands) -> Finding:
         await commands.call("subscribe_events", event_type="state_changed")
     except CommandFailed as exc:
         refused = exc
-    return judgments.rights(user, refused=refused)
+    return checks.rights(user, refused=refused)

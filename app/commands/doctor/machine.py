@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
-from app.commands.doctor import judgments
-from app.commands.doctor.findings import Finding, failed, not_tried, ok
-from app.commands.doctor.judgments import Disk, Port
+from app.commands.doctor import checks
+from app.commands.doctor.checks import Disk, Port
+from app.commands.doctor.report import Finding, failed, not_tried, ok
 from app.commands.running_service import address_of
 from app.container import Container
-from app.errors import SettingsError
+from app.runtime.errors import SettingsError
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -46,7 +46,7 @@ _HEALTH_S = 3.0
 async def disk(chosen: Settings) -> AsyncGenerator[Finding, None]:
     """Yield what was found of DATA_DIR, in the order of DISK."""
     reading = await in_thread(partial(read_disk, chosen.journal.data_dir))
-    yield judgments.data_dir(reading)
+    yield checks.data_dir(reading)
     if reading.trouble is not None:
         return
     if chosen.journal.kind == "memory":
@@ -54,10 +54,10 @@ async def disk(chosen: Settings) -> AsyncGenerator[Finding, None]:
         yield not_tried("disk_space", why)
         yield not_tried("fsync", why)
         return
-    yield judgments.disk_space(
+    yield checks.disk_space(
         reading, max_mb=chosen.journal.max_mb, min_free_mb=chosen.journal.min_free_mb
     )
-    yield judgments.fsync(reading)
+    yield checks.fsync(reading)
 
 
 def read_disk(folder: Path) -> Disk:
@@ -102,7 +102,7 @@ async def port(chosen: Settings) -> AsyncGenerator[Finding, None]:
     if number == 0:
         yield ok("port", "A free port is taken at each start (WEBSOCKET_INGESTION_PORT=0).")
         return
-    yield judgments.port(await _read_port(host, number, url=address_of(chosen)))
+    yield checks.port(await _read_port(host, number, url=address_of(chosen)))
 
 
 async def _read_port(host: str, number: int, *, url: str) -> Port:

@@ -1,0 +1,666 @@
+"""What the API says, as models: pydantic at the edge, for the documents of OpenAPI."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from app.health import ConnectionState, SinkState, Status
+from app.model import GapReason, GapState
+from app.runtime.retry import BreakerState
+
+
+class ProblemError(BaseModel):
+    """One value that cannot be used."""
+
+    location: str = Field(examples=["query.limit"])
+    message: str = Field(examples=["Input should be less than or equal to 1000"])
+
+
+class ProblemDocument(BaseModel):
+    """Why a request was refused, as of RFC 9457."""
+
+    type: str = Field("about:blank", examples=["about:blank"])
+    title: str = Field(examples=["Unauthorized"])
+    status: int = Field(examples=[401])
+    detail: str = Field(examples=["The key is not the API_KEY of this service."])
+    code: str = Field(examples=["api_key_wrong"], description="Stable, for programs")
+    errors: list[ProblemError] | None = Field(None, description="Given with 422 only")
+
+
+class ConnectionHealth(BaseModel):
+    """The connection to Home Assistant."""
+
+    is_running: bool
+    current_state: ConnectionState
+    connection_attempts: int
+    successful_connections: int
+    failed_connections: int
+    last_successful: datetime | None
+    next_attempt_in_seconds: float | None
+    ha_version: str | None
+    ha_state: str | None
+
+
+class SubscriptionHealth(BaseModel):
+    """What Home Assistant sends."""
+
+    is_subscribed: bool
+    total_events_received: int
+    event_rate_per_minute: float
+    last_event: datetime | None
+
+
+class BreakerHealth(BaseModel):
+    """The circuit breaker of the connection to Home Assistant."""
+
+    state: BreakerState
+    failure_count: int
+    last_failure: datetime | None
+
+
+class JournalHealth(BaseModel):
+    """What waits between receipt and the sinks."""
+
+    pending_points: int
+    oldest_pending_seconds: float
+    bytes: int
+    durable: bool
+    salvaged: int
+
+
+class SinkHealth(BaseModel):
+    """One sink and how far it is."""
+
+    name: str
+    state: SinkState
+    points_written: int
+    held: int
+    lag_seconds: float
+    drained_in_seconds: float | None
+    last_write: datetime | None
+    last_error: str | None
+    breaker: BreakerState
+
+
+class DiscoveryHealth(BaseModel):
+    """What is known of Home Assistant's registries."""
+
+    devices: int
+    entities: int
+    areas: int
+    last_refresh: datetime | None
+    is_stale: bool
+
+
+class EventAccountingHealth(BaseModel):
+    """Where every received event went: received is the sum of all the others."""
+
+    received: int
+    journaled: int
+    filtered: int
+    malformed: int
+    dropped: dict[str, int]
+    pending: int
+
+
+class AccountingHealth(BaseModel):
+    """The books."""
+
+    events: EventAccountingHealth
+
+
+class GapsHealth(BaseModel):
+    """Spans of time in which nothing was captured."""
+
+    open: int
+    filled: int = Field(description="Read back, those of which the recorder holds nothing included")
+    unfillable: int
+
+
+class PerformanceHealth(BaseModel):
+    """What the process uses."""
+
+    memory_mb: float
+    cpu_percent: float
+
+
+class Health(BaseModel):
+    """The state of this process and of its neighbors."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "status": "degraded",
+                    "reasons": ["InfluxDB refuses writes: 401 unauthorized. Check INFLUXDB_TOKEN."],
+                    "service": "websocket-ingestion",
+                    "version": "0.1.0",
+                    "timestamp": "2026-11-23T10:00:00.000000Z",
+                    "uptime": "0:37:39.078000",
+                    "uptime_seconds": 2259.078,
+                    "connection": {
+                        "is_running": True,
+                        "current_state": "connected",
+                        "connection_attempts": 15,
+                        "successful_connections": 1,
+                        "failed_connections": 14,
+                        "last_successful": "2026-11-23T09:30:00.000000Z",
+                        "next_attempt_in_seconds": None,
+                        "ha_version": "2026.11.0",
+                        "ha_state": "RUNNING",
+                    },
+                    "subscription": {
+                        "is_subscribed": True,
+                        "total_events_received": 13,
+                        "event_rate_per_minute": 17.65,
+                        "last_event": "2026-11-23T09:59:58.000000Z",
+                    },
+                    "circuit_breaker": {
+                        "state": "closed",
+                        "failure_count": 0,
+                        "last_failure": None,
+                    },
+                    "journal": {
+                        "pending_points": 0,
+                        "oldest_pending_seconds": 0.0,
+                        "bytes": 4096,
+                        "durable": True,
+                        "salvaged": 0,
+                    },
+                    "sinks": [
+                        {
+                            "name": "influxdb",
+                            "state": "holding",
+                            "points_written": 0,
+                            "held": 13,
+                            "lag_seconds": 42.0,
+                            "drained_in_seconds": None,
+                            "last_write": None,
+                            "last_error": "401 unauthorized",
+                            "breaker": "closed",
+                        }
+                    ],
+                    "discovery": {
+                        "devices": 31,
+                        "entities": 108,
+                        "areas": 8,
+                        "last_refresh": "2026-11-23T09:30:01.000000Z",
+                        "is_stale": False,
+                    },
+                    "accounting": {
+                        "events": {
+                            "received": 13,
+                            "journaled": 13,
+                            "filtered": 0,
+                            "malformed": 0,
+                            "dropped": {},
+                            "pending": 0,
+                        }
+                    },
+                    "gaps": {"open": 0, "filled": 1, "unfillable": 0},
+                    "performance": {"memory_mb": 90.2, "cpu_percent": 2.3},
+                }
+            ]
+        }
+    )
+
+    status: Status
+    reasons: list[str] = Field(description="What a person should look at, worst first")
+    service: Literal["websocket-ingestion"] = "websocket-ingestion"
+    version: str
+    timestamp: datetime
+    uptime: str
+    uptime_seconds: float
+    connection: ConnectionHealth
+    subscription: SubscriptionHealth
+    circuit_breaker: BreakerHealth
+    journal: JournalHealth
+    sinks: list[SinkHealth]
+    discovery: DiscoveryHealth
+    accounting: AccountingHealth
+    gaps: GapsHealth
+    performance: PerformanceHealth
+
+
+class Alive(BaseModel):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Ready(BaseModel):
+    """Events can be journaled."""
+
+    status: Literal["ready"] = "ready"
+
+
+class EventContext(BaseModel):
+    """Who or what caused a change."""
+
+    id: str | None = Field(examples=["01JQ8T3X5E7W9V0R2M4N6B8C1D"])
+    parent_id: str | None = Field(examples=[None])
+    user_id: str | None = Field(examples=[None])
+
+
+class LiveEvent(BaseModel):
+    """One state change; unknown values are null, no key is ever missing."""
+
+    entity_id: str = Field(examples=["sensor.kitchen_temperature"])
+    domain: str = Field(examples=["sensor"])
+    event_type: str = Field(examples=["state_changed"])
+    time: datetime = Field(
+        examples=["2026-11-23T10:00:00.123456Z"],
+        description="When Home Assistant updated the state; UTC, always six decimals",
+    )
+    state: str | None = Field(examples=["21.5"], description="null when the entity was removed")
+    previous_state: str | None = Field(examples=["21.4"])
+    duration: float | None = Field(
+        examples=[60.0], description="Seconds that the previous state lasted"
+    )
+    removed: bool = Field(examples=[False])
+    attributes: dict[str, object] = Field(examples=[{"state_class": "measurement"}])
+    device_class: str | None = Field(examples=["temperature"])
+    unit_of_measurement: str | None = Field(examples=["°C"])
+    friendly_name: str | None = Field(examples=["Kitchen temperature"])
+    area_id: str | None = Field(examples=["kitchen"])
+    area_name: str | None = Field(examples=["Kitchen"])
+    device_id: str | None = Field(examples=["a1b2c3"])
+    integration: str | None = Field(examples=["mqtt"])
+    context: EventContext | None
+
+
+class AuthRequired(BaseModel):
+    """Sent first when the client gave no key and one is needed: answer with `auth`."""
+
+    type: Literal["auth_required"]
+
+
+class AuthInvalid(BaseModel):
+    """The key was wrong, or did not come in time; the connection is closed."""
+
+    type: Literal["auth_invalid"]
+    message: str
+
+
+class Hello(BaseModel):
+    """Sent first; events follow."""
+
+    type: Literal["hello"]
+    service: Literal["websocket-ingestion"]
+    version: str
+    coalesce: bool
+
+
+class EventMessage(BaseModel):
+    """One state change."""
+
+    type: Literal["event"]
+    event: LiveEvent
+
+
+class Dropped(BaseModel):
+    """The client was too slow and lost this many events, older than those that follow."""
+
+    type: Literal["dropped"]
+    count: int
+
+
+class Pong(BaseModel):
+    """The answer to a ping, with its id."""
+
+    type: Literal["pong"]
+    id: int | None = None
+
+
+class Unknown(BaseModel):
+    """The answer to a message that is not understood."""
+
+    type: Literal["error"]
+    message: str
+
+
+class Auth(BaseModel):
+    """The API key, within ten seconds of `auth_required`."""
+
+    type: Literal["auth"]
+    api_key: str
+
+
+class Ping(BaseModel):
+    """A question whether the service is still there."""
+
+    type: Literal["ping"]
+    id: int | None = None
+
+
+ServerMessage: TypeAlias = Annotated[
+    AuthRequired | AuthInvalid | Hello | EventMessage | Dropped | Pong | Unknown,
+    Field(discriminator="type"),
+]
+"""What `/ws` sends."""
+
+ClientMessage: TypeAlias = Annotated[Auth | Ping, Field(discriminator="type")]
+"""What `/ws` understands."""
+
+
+class Rate(BaseModel):
+    """The events received in one second."""
+
+    time: datetime = Field(examples=["2026-11-23T10:00:00Z"])
+    events: int = Field(examples=[12])
+
+
+class EventRate(BaseModel):
+    """How many events come in."""
+
+    events_per_minute: float = Field(
+        examples=[17.0], description="Received in the last 60 full seconds"
+    )
+    events_total: int = Field(examples=[4711], description="Received since the start")
+    window_seconds: int = Field(examples=[900])
+    seconds: list[Rate] = Field(description="Oldest first; seconds without events are left out")
+
+
+class HistoricEventDocument(BaseModel):
+    """One event of the past: what `/ws` says, under the same names, and more."""
+
+    model_config = ConfigDict(title="HistoricEvent")
+
+    entity_id: str = Field(examples=["sensor.kitchen_temperature"])
+    domain: str | None = Field(examples=["sensor"])
+    event_type: str = Field(examples=["state_changed"])
+    state: str | None = Field(examples=["21.5"], description="null when the entity was removed")
+    previous_state: str | None = Field(examples=["21.4"])
+    value: float | None = Field(examples=[21.5], description="The state as a number, if it is one")
+    available: bool | None = Field(examples=[True])
+    duration: float | None = Field(
+        examples=[60.0], description="Seconds that the previous state lasted"
+    )
+    removed: bool = Field(examples=[False])
+    backfilled: bool = Field(examples=[False], description="Read back from the recorder")
+    attributes: dict[str, object] = Field(examples=[{"state_class": "measurement"}])
+    device_class: str | None = Field(examples=["temperature"])
+    unit_of_measurement: str | None = Field(examples=["°C"])
+    event_category: str | None = Field(examples=["climate"])
+    friendly_name: str | None = Field(examples=["Kitchen temperature"])
+    manufacturer: str | None = Field(examples=["Aqara"])
+    model: str | None = Field(examples=["WSDCGQ11LM"])
+    sw_version: str | None = Field(examples=["3000-0001"])
+    area_id: str | None = Field(examples=["kitchen"])
+    device_id: str | None = Field(examples=["a1b2c3"])
+    integration: str | None = Field(examples=["mqtt"])
+    instance: str | None = Field(examples=[None], description="INSTANCE_NAME")
+    time: datetime = Field(examples=["2026-11-23T10:00:00.123456Z"])
+    context: EventContext | None
+
+
+class EventPage(BaseModel):
+    """A page of history, newest first."""
+
+    events: list[HistoricEventDocument]
+    count: int = Field(examples=[1])
+    next_cursor: str | None = Field(
+        examples=[None], description="Where the next page begins; null after the last"
+    )
+
+
+class Device(BaseModel):
+    """A device; what no sender knew is null."""
+
+    device_id: str = Field(examples=["a1b2c3"])
+    name: str | None = Field(examples=["Lamp"], description="The user's name, else its own")
+    name_by_user: str | None = Field(examples=[None])
+    manufacturer: str | None = Field(examples=["Ikea"])
+    model: str | None = Field(examples=["T1"])
+    sw_version: str | None = Field(examples=["1.2"])
+    area_id: str | None = Field(examples=["hall"], description="Its own, none that it inherits")
+    integration: str | None = Field(examples=["mqtt"])
+    entry_type: str | None = Field(examples=[None])
+    configuration_url: str | None = Field(examples=[None])
+    suggested_area: str | None = Field(examples=[None])
+    config_entry_id: str | None = Field(examples=["01M84RPCSVWDYAWCQM5BKFNFEH"])
+    via_device: str | None = Field(examples=[None])
+    last_seen: datetime | None = Field(description="When it was last listed")
+    created_at: datetime | None
+    labels: list[str] | None = Field(examples=[["radio"]])
+    source: str | None = Field(examples=["home_assistant"], description="Who told of it")
+    removed_at: datetime | None = Field(
+        examples=[None], description="Since when Home Assistant no longer has it"
+    )
+    entity_count: int = Field(examples=[3])
+
+
+class DevicePage(BaseModel):
+    """Some devices, by id."""
+
+    devices: list[Device]
+    count: int = Field(examples=[1], description="How many are on this page")
+    limit: int = Field(examples=[100])
+    next_cursor: str | None = Field(
+        examples=[None], description="Where the next page begins; null after the last"
+    )
+
+
+class Entity(BaseModel):
+    """An entity; what no sender knew is null."""
+
+    entity_id: str = Field(examples=["light.lamp"])
+    device_id: str | None = Field(examples=["a1b2c3"])
+    domain: str | None = Field(examples=["light"])
+    platform: str | None = Field(examples=["mqtt"])
+    unique_id: str | None = Field(examples=["0x00158d0001-light"])
+    area_id: str | None = Field(examples=[None], description="Its own, not its device's")
+    disabled: bool = Field(examples=[False])
+    name: str | None = Field(examples=[None])
+    name_by_user: str | None = Field(examples=[None])
+    original_name: str | None = Field(examples=["Lamp"])
+    friendly_name: str | None = Field(examples=["Lamp"], description="The best name there is")
+    supported_features: int | None = Field(examples=[None])
+    capabilities: object = Field(None, examples=[None])
+    icon: str | None = Field(examples=[None])
+    device_class: str | None = Field(examples=[None])
+    unit_of_measurement: str | None = Field(examples=[None])
+    config_entry_id: str | None = Field(examples=["01M84RPCSVWDYAWCQM5BKFNFEH"])
+    created_at: datetime | None
+    updated_at: datetime | None
+    labels: list[str] | None = Field(examples=[["night"]])
+    source: str | None = Field(examples=[None])
+    removed_at: datetime | None = Field(
+        examples=[None], description="Since when Home Assistant no longer has it"
+    )
+
+
+class EntityPage(BaseModel):
+    """Some entities, by id."""
+
+    entities: list[Entity]
+    count: int = Field(examples=[1], description="How many are on this page")
+    limit: int = Field(examples=[100])
+    next_cursor: str | None = Field(
+        examples=[None], description="Where the next page begins; null after the last"
+    )
+
+
+class Area(BaseModel):
+    """An area of this Home Assistant."""
+
+    area_id: str = Field(examples=["hall"])
+    name: str | None = Field(examples=["Hall"])
+    floor_id: str | None = Field(examples=["ground"])
+    floor_name: str | None = Field(examples=["Ground"])
+    labels: list[str] = Field(examples=[[]])
+
+
+class AreaList(BaseModel):
+    """All areas."""
+
+    areas: list[Area]
+    count: int = Field(examples=[1])
+
+
+class Label(BaseModel):
+    """A label of this Home Assistant."""
+
+    label_id: str = Field(examples=["night"])
+    name: str | None = Field(examples=["Night"])
+
+
+class LabelList(BaseModel):
+    """All labels."""
+
+    labels: list[Label]
+    count: int = Field(examples=[1])
+
+
+class Upserted(BaseModel):
+    """What became of the rows that were sent."""
+
+    success: Literal[True] = True
+    upserted: int = Field(examples=[31], description="Rows that had an id")
+    timestamp: datetime
+
+
+class DiscoveryFound(BaseModel):
+    """What a refresh found."""
+
+    success: Literal[True] = True
+    devices: int = Field(examples=[31])
+    entities: int = Field(examples=[108])
+    areas: int = Field(examples=[8])
+    duration_seconds: float = Field(examples=[0.214])
+    timestamp: datetime
+
+
+class FilterRule(BaseModel):
+    """One pattern or exception, and how many changes it decided."""
+
+    rule: dict[str, str | list[str]] = Field(examples=[{"domain": "sun"}])
+    matched: int = Field(examples=[12], description="Since these rules were read")
+
+
+class FilterStats(BaseModel):
+    """What the entity filter passed and held back."""
+
+    active: bool = Field(examples=[True])
+    source: str | None = Field(
+        examples=["ENTITY_FILTER_CONFIG"], description="The setting or the file with the rules"
+    )
+    mode: Literal["exclude", "include"] | None = Field(examples=["exclude"])
+    passed: int = Field(examples=[4711], description="Since the start")
+    filtered: int = Field(examples=[12], description="Since the start")
+    patterns: list[FilterRule]
+    exceptions: list[FilterRule]
+    loaded_at: datetime | None = Field(description="When these rules were read")
+    problem: str | None = Field(
+        examples=[None], description="Why the file as it is now is not in use"
+    )
+
+
+class DeadLetter(BaseModel):
+    """One point that a database refused for good."""
+
+    id: int = Field(examples=[17])
+    sink: str = Field(examples=["influxdb"])
+    sequence: int = Field(examples=[4711], description="Its number in the journal")
+    line: str = Field(
+        examples=['home_assistant_events,entity_id=sensor.a value="x" 1795435200000000000']
+    )
+    reason: str = Field(examples=["422 field type conflict"], description="The database's words")
+    refused_at: datetime = Field(examples=["2026-11-23T10:00:00Z"])
+
+
+class DeadLetterPage(BaseModel):
+    """A page of dead letters, newest first."""
+
+    dead_letters: list[DeadLetter]
+    count: int = Field(examples=[1], description="How many there are in all")
+    next_cursor: int | None = Field(
+        examples=[None], description="Where the next page begins; null after the last"
+    )
+
+
+class Retried(BaseModel):
+    """What was put back into the journal."""
+
+    retried: int = Field(examples=[1])
+
+
+class Deleted(BaseModel):
+    """What is gone for good."""
+
+    deleted: int = Field(examples=[1])
+
+
+class GapDocument(BaseModel):
+    """A span of Home Assistant's time in which nothing was captured."""
+
+    model_config = ConfigDict(title="Gap")
+
+    id: int = Field(examples=[3])
+    start: datetime = Field(examples=["2026-11-23T10:02:11.123456Z"])
+    end: datetime = Field(examples=["2026-11-23T10:07:40Z"])
+    reason: GapReason = Field(examples=["restart"], description="Why nothing was captured")
+    state: GapState = Field(
+        examples=["filled"],
+        description="`nothing_recorded`: it was read, and the recorder holds nothing of it",
+    )
+    filled_through: datetime | None = Field(
+        examples=["2026-11-23T10:07:40Z"], description="Up to where it is filled"
+    )
+    changes: int = Field(examples=[1234], description="Changes read back from the recorder")
+    entities: int = Field(examples=[87], description="Entities that have recorded history in it")
+    unrecorded: list[str] = Field(
+        examples=[["sensor.secret"]],
+        description="Entities that changed in it without recorded history; their newest state"
+        " is written, what came before it cannot be known",
+    )
+    entity_ids: list[str] = Field(
+        examples=[[]], description="Only these are read back; empty for all"
+    )
+    sources: list[str] = Field(
+        examples=[["states", "captured", "catalog", "entity_registry", "statistics", "logbook"]],
+        description="Where the entities were found that were requested from the recorder",
+    )
+    limitations: list[str] = Field(
+        examples=[[]], description="What cannot be known of it, in sentences"
+    )
+    detail: str | None = Field(examples=[None], description="Why it cannot be filled")
+    found_at: datetime = Field(examples=["2026-11-23T10:07:40Z"])
+    closed_at: datetime | None = Field(examples=["2026-11-23T10:07:55Z"])
+
+
+class GapList(BaseModel):
+    """All gaps that are remembered, newest first."""
+
+    gaps: list[GapDocument]
+    count: int = Field(examples=[1])
+
+
+class GapsAcknowledged(BaseModel):
+    """How many gaps that cannot be filled were acknowledged."""
+
+    acknowledged: int = Field(examples=[1])
+
+
+class BackfillRequest(BaseModel):
+    """History to read back."""
+
+    since: AwareDatetime = Field(examples=["2026-11-01T00:00:00Z"])
+    until: AwareDatetime | None = Field(
+        None, examples=["2026-11-20T00:00:00Z"], description="Now, when left out"
+    )
+    entity_ids: list[Annotated[str, Field(max_length=255)]] = Field(
+        default_factory=list,
+        max_length=1_000,
+        examples=[["sensor.kitchen_temperature"]],
+        description="Only of these; empty for all",
+    )
+
+
+class BackfillStarted(BaseModel):
+    """What will be filled; none when all of it was captured."""
+
+    gaps: list[GapDocument]

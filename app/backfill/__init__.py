@@ -1,0 +1,1 @@
+"""What was missed, and how it is read back from Home Assistant's recorder."""

@@ -1,0 +1,123 @@
+"""The device history: after a refresh that changed something, points of how everything is."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+
+from app.discovery.catalog import Catalog, text_of, with_ancestors
+from app.discovery.columns import difference
+from app.discovery.refresh import RegistryUpdate
+from app.discovery.registries import DeviceRow, EntityRow
+from app.model import Lines
+from app.runtime.errors import StorageError
+from app.runtime.logging import RateLimitedLog
+from app.schema.devices import DevicePoint, EntityPoint, encode_devices, encode_entities
+
+logger = logging.getLogger(__name__)
+
+Row = TypeVar("Row")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_POINTS_PER_APPEND = 500
+
+
+class DeviceHistory:
+    """Writes a point for each device and each entity through the journal, as events go.
+
+    After a whole refresh that changed something all are written, after a registry event those
+    it concerns.
+    """
+
+    def __init__(
+        self,
+        append: Callable[[Lines], Awaitable[None]],
+        *,
+        catalog: Catalog,
+        instance: str | None,
+    ) -> None:
+        """Take what journals lines, durable when it returns; `instance` becomes a tag."""
+        self._append = append
+        self._catalog = catalog
+        self._instance = instance
+        self._failures = RateLimitedLog(logger)
+
+    async def refreshed(self, news: RegistryUpdate) -> None:
+        """Journal the points; a journal that takes none costs this one refresh."""
+        devices, entities = _concerned(news)
+        there = {device.id: device for device in news.now.devices}
+        counts = Counter(entity.device_id for entity in news.now.entities)
+        time_ns = (news.at - _EPOCH) // timedelta(microseconds=1) * 1_000
+        try:
+            for device_rows in _sliced(devices):
+                device_points = [
+                    _device_point(with_ancestors(row, there), entity_count=counts[row.id])
+                    for row in device_rows
+                ]
+                await self._append(
+                    encode_devices(device_points, time_ns=time_ns, instance=self._instance)
+                )
+            for entity_rows in _sliced(entities):
+                entity_points = [self._entity_point(row) for row in entity_rows]
+                await self._append(
+                    encode_entities(entity_points, time_ns=time_ns, instance=self._instance)
+                )
+        except StorageError as exc:
+            self._failures.tell(logging.WARNING, "The device history misses this refresh: %s", exc)
+        else:
+            self._failures.over("The device history is written again")
+
+    def _entity_point(self, row: EntityRow) -> EntityPoint:
+        return EntityPoint(
+            entity_id=row.entity_id,
+            device_id=row.device_id,
+            area_id=self._catalog.placement(row.entity_id).area_id,
+            platform=row.platform,
+            unique_id=text_of(row.unique_id),
+            disabled=row.disabled_by is not None,
+        )
+
+
+def _device_point(device: DeviceRow, *, entity_count: int) -> DevicePoint:
+    return DevicePoint(
+        device_id=device.id,
+        area_id=device.area_id,
+        manufacturer=text_of(device.manufacturer),
+        model=text_of(device.model),
+        name=device.name_by_user or device.name,
+        sw_version=text_of(device.sw_version),
+        entity_count=entity_count,
+    )
+
+
+def _concerned(news: RegistryUpdate) -> tuple[Sequence[DeviceRow], Sequence[EntityRow]]:
+    """Return what gets a point: nothing when nothing changed."""
+    devices = difference(news.former, news.now, "device")
+    entities = difference(news.former, news.now, "entity")
+    if news.whole:
+        something = devices.changed or devices.removed or entities.changed or entities.removed
+        return (news.now.devices, news.now.entities) if something else ((), ())
+    # An entity may be where its device is, and a device has as many entities as name it.
+    changed_devices, changed_entities = set(devices.changed), set(entities.changed)
+    touched = {
+        row.device_id
+        for registries in (news.former, news.now)
+        for row in registries.entities
+        if row.entity_id in changed_entities or row.entity_id in entities.removed
+    }
+    return (
+        [row for row in news.now.devices if row.id in changed_devices or row.id in touched],
+        [
+            row
+            for row in news.now.entities
+            if row.entity_id in changed_entities or row.device_id in changed_devices
+        ],
+    )
+
+
+def _sliced(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    for first in range(0, len(rows), _POINTS_PER_APPEND):
+        yield rows[first : first + _POINTS_PER_APPEND]

@@ -1,0 +1,397 @@
+"""Home Assistant's WebSocket protocol without I/O: frames in, what to do about them out.
+
+https://developers.home-assistant.io/docs/api/websocket/
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from app.model import Event
+from app.runtime.errors import CommandFailed, SourceAuthRejected, SourceProtocolError
+from app.runtime.tolerant_json import DECODER, MAX_REPAIRED_BYTES, UNREADABLE, repaired
+
+REGISTRY_EVENTS = tuple(
+    f"{kind}_registry_updated" for kind in ("device", "entity", "area", "floor", "label")
+)
+"""Nice to have: a user without rights, or an old version, may refuse some of them."""
+
+_EXCERPT_CHARS = 200
+_REASON_CHARS = 90
+_MAX_MESSAGES = 10_000
+"""Home Assistant has at most 4,096 messages pending for one client."""
+_LONG_FRAME_BYTES = 1_000_000
+_MAX_TYPES = 10 * _MAX_MESSAGES
+
+
+class Phase(enum.Enum):
+    """How far a session has come."""
+
+    GREETING = "greeting"
+    AUTHENTICATING = "authenticating"
+    SUBSCRIBING = "subscribing"
+    READY = "ready"
+    """Events stream, or commands may be sent."""
+
+
+class CommandResult(msgspec.Struct, frozen=True):
+    """What Home Assistant says to one command."""
+
+    command_id: int
+    result: msgspec.Raw
+    """The JSON value, unread; it keeps the whole frame in memory."""
+    failure: CommandFailed | None = None
+    """Set when the command was refused; nothing is raised for it here."""
+
+
+class MalformedFrame(msgspec.Struct, frozen=True):
+    """A message that could not be used."""
+
+    kind: str
+    """`not_json`, `unexpected_shape`, `unexpected_type` or `unexpected_id`."""
+    excerpt: str
+    """What was wrong, and how the message began, without its values; at most 200 characters."""
+
+
+class Received(msgspec.Struct, frozen=True):
+    """What one frame asks of us, in the order: send, phase, answers, events."""
+
+    send: list[bytes] = []
+    """Text frames to send, in order. They may hold the token: never log them."""
+    events: list[Event] = []
+    """The `state_changed` events."""
+    registry_events: list[Event] = []
+    """All other events: the `*_registry_updated` ones."""
+    answers: list[CommandResult] = []
+    malformed: list[MalformedFrame] = []
+    phase: Phase | None = None
+    """The phase that began with this frame; None when it stayed."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing in it but events: the case of nearly every frame."""
+        return not (self.registry_events or self.answers or self.malformed or self.send)
+
+    def __repr__(self) -> str:
+        """Return counts: what is sent may hold the token."""
+        return (
+            f"Step(send={len(self.send)}, events={len(self.events)},"
+            f" registry_events={len(self.registry_events)}, answers={len(self.answers)},"
+            f" malformed={self.malformed}, phase={self.phase})"
+        )
+
+
+class Session:
+    """One connection's worth of protocol; make a new one after a reconnect.
+
+    Feed it each frame in order and send what it returns. It never waits and never logs. A
+    live session subscribes to `state_changed` and the registries; one made with
+    `subscribe=False` is ready for commands as soon as it is authenticated.
+    """
+
+    def __init__(self, token: str, *, subscribe: bool = True) -> None:
+        self._token = token
+        self._subscribe = subscribe
+        self._last_id = 0
+        self._required_id = 0
+        self._commands: dict[int, str] = {}
+        """Commands without an answer yet, by id."""
+        self.phase = Phase.GREETING
+        self.ha_version: str | None = None
+
+    def command(self, command: str, **parameters: object) -> tuple[int, bytes]:
+        """Return the id and the frame of a command; its answer will carry that id."""
+        self._last_id += 1
+        self._commands[self._last_id] = command
+        return self._last_id, msgspec.json.encode(
+            {"id": self._last_id, "type": command, **parameters}
+        )
+
+    def feed(self, frame: bytes) -> Received:
+        """Read one frame: a message, or a list of them.
+
+        A message that cannot be read ends up in `Step.malformed` and does no harm to others.
+
+        Raises:
+            SourceAuthRejected: the token is wrong; reconnecting soon will not help.
+            SourceProtocolError: a message is not allowed in this phase, the subscription to
+                `state_changed` was refused, or the frame holds too many messages, or too much
+                that is broken.
+        """
+        # This is the hot path, paid by "decode" in benchmarks/README.md: one call decodes a
+        # whole frame, attributes stay bytes, and a frame of nothing but state changes (nearly
+        # all of them) never meets the code below. The decoder does not look into what stays
+        # raw: whether attributes are UTF-8 is asked by whoever reads them, and only once for
+        # those that an entity repeats; whether an answer is, further down.
+        malformed: list[MalformedFrame] = []
+        messages: list[_Message] | _Message
+        if len(frame) > _LONG_FRAME_BYTES:
+            _check_long(frame)
+        try:
+            messages = _frame_decoder.decode(frame)
+        except UNREADABLE:
+            messages = self._salvage(frame, malformed)
+        if not isinstance(messages, list):  # asked this way round because a Struct is slow to ask
+            messages = [messages]
+        if len(messages) > _MAX_MESSAGES:
+            raise _too_many()
+        if self.phase is Phase.READY:
+            events = [
+                event
+                for message in messages
+                if (event := message.event) is not None and event.event_type == "state_changed"
+            ]
+            if len(events) == len(messages):
+                return Received(events=events, malformed=malformed)
+        if not malformed and not _is_utf8(frame):
+            messages = self._salvage(frame, malformed)
+        return self._take(messages, malformed)
+
+    def _take(self, messages: Iterable[_Message], malformed: list[MalformedFrame]) -> Received:
+        before = self.phase
+        step = Received(malformed=malformed)
+        for message in messages:
+            if self.phase in {Phase.GREETING, Phase.AUTHENTICATING}:
+                self._authenticate(message, step)
+            else:
+                self._receive(message, step)
+        return step if self.phase is before else msgspec.structs.replace(step, phase=self.phase)
+
+    def _authenticate(self, message: _Message, step: Received) -> None:
+        match self.phase, message.type:
+            case Phase.GREETING, "auth_required":
+                self.phase = Phase.AUTHENTICATING
+                self.ha_version = message.ha_version
+                auth = {"type": "auth", "access_token": self._token}
+                step.send.append(msgspec.json.encode(auth))
+            case Phase.AUTHENTICATING, "auth_ok":
+                self.ha_version = message.ha_version or self.ha_version
+                self.phase = Phase.SUBSCRIBING if self._subscribe else Phase.READY
+                step.send.extend(self._subscriptions() if self._subscribe else ())
+            case Phase.AUTHENTICATING, "auth_invalid":
+                raise SourceAuthRejected(self._redact(message.message or "no reason given"))
+            case _:
+                raise self._not_allowed(message)
+
+    def _subscriptions(self) -> Iterator[bytes]:
+        # Home Assistant wants the features first; versions that know none refuse the command.
+        yield self.command("supported_features", features={"coalesce_messages": 1})[1]
+        for event_type in ("state_changed", *REGISTRY_EVENTS):
+            command_id, frame = self.command("subscribe_events", event_type=event_type)
+            self._commands[command_id] = f"subscribe_events {event_type}"
+            if event_type == "state_changed":
+                self._required_id = command_id
+            yield frame
+
+    def _receive(self, message: _Message, step: Received) -> None:
+        match message:
+            case _Message(type="event", event=Event(event_type="state_changed") as event):
+                step.events.append(event)
+            case _Message(type="event", event=Event() as event):
+                step.registry_events.append(event)
+            case _Message(type="result" | "pong"):
+                self._answered(message, step)
+            case _Message(type="auth_required" | "auth_ok" | "auth_invalid"):
+                raise self._not_allowed(message)
+            case _Message(type="event"):
+                step.malformed.append(
+                    MalformedFrame("unexpected_shape", "An event without content")
+                )
+            case _:
+                excerpt = self._redact(f"A message of type {message.type[:_LONGEST_OPAQUE]!r}")
+                step.malformed.append(MalformedFrame("unexpected_type", excerpt))
+
+    def _answered(self, message: _Message, step: Received) -> None:
+        command = self._commands.pop(message.id, None) if message.id is not None else None
+        if message.id is None or command is None:
+            reason = (
+                f"{message.error.code}: {message.error.message}" if message.error else "no error"
+            )
+            excerpt = self._redact(f"Answer to no command of ours: id {message.id}, {reason}")
+            step.malformed.append(MalformedFrame("unexpected_id", excerpt))
+            return
+        failure = None
+        if message.type == "result" and not message.success:
+            error = message.error or _Error()
+            failure = CommandFailed(
+                command, code=str(error.code), message=self._redact(error.message)
+            )
+        if message.id == self._required_id:
+            if failure is not None:
+                raise SourceProtocolError(f"Home Assistant refused {failure}") from failure
+            self.phase = Phase.READY
+        step.answers.append(CommandResult(message.id, message.result, failure))
+
+    def _not_allowed(self, message: _Message) -> SourceProtocolError:
+        kind = self._redact(message.type)
+        return SourceProtocolError(f"Unexpected message {kind!r} while {self.phase.value}")
+
+    def _salvage(self, frame: bytes, malformed: list[MalformedFrame]) -> list[_Message]:
+        """Read message by message what cannot be read as a whole."""
+        messages: list[_Message] = []
+        for piece in _pieces(frame):
+            if len(messages) + len(malformed) >= _MAX_MESSAGES:
+                raise _too_many()
+            try:
+                messages.append(_read(piece))
+            except _Unreadable as exc:
+                excerpt = f"{exc.reason[:_REASON_CHARS]}: {_without_values(piece)}"
+                malformed.append(MalformedFrame(exc.kind, self._redact(excerpt)))
+        return messages
+
+    def _redact(self, text: str) -> str:
+        # Cut first, because the text may be megabytes, and not inside what is to be masked.
+        text = text[: _EXCERPT_CHARS + max(_LONGEST_OPAQUE, len(self._token))]
+        text = text.replace(self._token, "***")
+        return _OPAQUE.sub(_masked, text)[:_EXCERPT_CHARS]
+
+
+class _Error(msgspec.Struct, frozen=True):
+    code: str | int = "unknown"
+    message: str = "no reason given"
+
+
+class _Message(msgspec.Struct, frozen=True, gc=False):
+    """Any message of Home Assistant: what is not in it stays at its default."""
+
+    type: str
+    id: int | None = None
+    event: Event | None = None
+    success: bool = False
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: _Error | None = None
+    ha_version: str | None = None
+    message: str | None = None
+
+
+class _Unreadable(Exception):
+    def __init__(self, kind: str, reason: Exception) -> None:
+        super().__init__(kind)
+        self.kind = kind
+        self.reason = str(reason)
+
+
+_frame_decoder = msgspec.json.Decoder(list[_Message] | _Message)
+_message_decoder = msgspec.json.Decoder(_Message)
+
+
+def _is_utf8(frame: bytes) -> bool:
+    try:
+        return frame.isascii() or bool(frame.decode())
+    except UnicodeDecodeError:
+        return False
+
+
+def _read(piece: bytes) -> _Message:
+    try:
+        piece.decode()
+        return _message_decoder.decode(piece)
+    except UNREADABLE:
+        pass  # the second reading says what is wrong, if anything still is
+    try:
+        strict = repaired(piece)
+    except UNREADABLE as exc:
+        raise _Unreadable("not_json", exc) from exc
+    try:
+        return _message_decoder.decode(strict)
+    except UNREADABLE as exc:
+        raise _Unreadable("unexpected_shape", exc) from exc
+
+
+_SEPARATOR = re.compile(r"[\s,]*")
+_MOST_SCANNED = 8
+"""Parts of a broken frame are scanned more than once, this many times the whole at most."""
+_COUNTED_FASTER = 32
+_NEXT_MESSAGE = re.compile(r',\s*(?=\{\s*"(?:id|type)"\s*:)')
+
+
+def _pieces(frame: bytes) -> Iterator[bytes]:
+    """Cut a frame into its messages, even where one of them is not JSON.
+
+    Raises:
+        SourceProtocolError: that would take seconds.
+    """
+    if frame.lstrip()[:1] != b"[":
+        yield frame
+        return
+    if len(frame) > MAX_REPAIRED_BYTES:
+        raise SourceProtocolError(f"Unreadable frame of {len(frame)} bytes")
+    yield from _torn(frame.decode(errors="replace").strip())
+
+
+def _torn(text: str) -> Iterator[bytes]:
+    at = 1
+    scanned_chars = 0
+    last = len(text) - 1 if text.endswith("]") else len(text)
+    while True:
+        separator = _SEPARATOR.match(text, at)
+        assert separator is not None, "it matches nothing, too"
+        at = separator.end()
+        if at in {len(text), last}:
+            return
+        try:
+            end = DECODER.raw_decode(text, at)[1]
+        except UNREADABLE as exc:
+            scanned_chars += _scanned(exc, at, len(text))
+            if scanned_chars > _MOST_SCANNED * len(text):
+                raise SourceProtocolError("A frame has too much in it that is not JSON") from exc
+            boundary = _NEXT_MESSAGE.search(text, at)
+            end = boundary.start() if boundary else len(text)
+        yield text[at:end].encode()
+        at = max(end, at + 1)
+
+
+def _scanned(exc: Exception, at: int, length: int) -> int:
+    """Return about how many characters were scanned from `at` until this was raised."""
+    if not isinstance(exc, json.JSONDecodeError):
+        return length - at
+    # The line number in its message is counted from the beginning of the text.
+    return exc.pos - at + exc.pos // _COUNTED_FASTER
+
+
+def _check_long(frame: bytes) -> None:
+    # Only here, because it costs a tenth of decoding: a list of this size may hold millions.
+    if frame.lstrip()[:1] == b"[" and frame.count(b'"type"') > _MAX_TYPES:
+        raise _too_many()
+
+
+def _too_many() -> SourceProtocolError:
+    return SourceProtocolError(f"More than {_MAX_MESSAGES} messages in a frame")
+
+
+# What people may read in a log: words of the protocol and entity ids, and nothing that says
+# what the home is like, or that opens it.
+_TELLING_KEYS = frozenset({"type", "event_type", "entity_id", "success"})
+_OPAQUE = re.compile(r"[A-Za-z0-9_-]{32,}")
+_LONGEST_OPAQUE = 1_000
+
+
+def _masked(match: re.Match[str]) -> str:
+    """Mask what has digits among its letters: a token, and no long word."""
+    return "***" if any(sign.isdecimal() for sign in match[0]) else match[0]
+
+
+_JSON_TOKEN = re.compile(
+    r'"(?P<text>(?:[^"\\]|\\.)*)(?:"(?P<colon>\s*:)?|\Z)|(?P<number>-?\d[\d.eE+-]*)', re.DOTALL
+)
+
+
+def _without_values(piece: bytes) -> str:
+    """Return how a message begins, with `…` for each value that could be personal."""
+    key = ""
+
+    def shown(match: re.Match[str]) -> str:
+        nonlocal key
+        if match["colon"]:
+            key = match["text"]
+            return match[0]
+        # Commands have numbers for ids; what else is called so is a context, or an attribute.
+        is_telling = key in _TELLING_KEYS or (key == "id" and match["number"] is not None)
+        return match[0] if is_telling else "…"
+
+    return _JSON_TOKEN.sub(shown, piece[:1000].decode(errors="replace"))

@@ -1,0 +1,325 @@
+"""The batcher: encoded points wait here, in memory, for the next commit to the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Literal, Protocol
+
+from app.backfill.coverage import Coverage
+from app.journal.cursors import Overflow
+from app.model import Lines, spanned
+from app.runtime.errors import JournalFull, StorageDamaged, StorageError
+from app.runtime.logging import RateLimitedLog
+from app.runtime.metrics import Telemetry
+
+logger = logging.getLogger(__name__)
+
+_LATE_COMMITS = 20
+"""How many commits' worth a late one may take at once: what a busy machine makes slow is the
+commit, not the point."""
+
+_LOOK_AT_THE_DISK = "Look at the disk of DATA_DIR; the commit is tried again every second."
+_ADVICE: dict[type[StorageError], str] = {
+    StorageDamaged: "Check the disk and restart the service: it saves all that can be read.",
+}
+
+
+class Journal(Protocol):
+    """What the intake needs of a journal."""
+
+    @property
+    def lent_points(self) -> int:
+        """How many points sinks may have although they are not durable."""
+        ...
+
+    @property
+    def lent_since(self) -> float | None:
+        """When the oldest of them was received, in seconds since the epoch."""
+        ...
+
+    async def append(self, lines: Lines, *, received_at: float) -> None:
+        """Make points durable, or raise `JournalFull` or another `StorageError`."""
+
+    async def lend(self, lines: Lines, *, received_at: float) -> None:
+        """Let the sinks have points that could not be made durable."""
+
+    async def commit(self) -> None:
+        """Make what is lent durable, or raise a `StorageError`."""
+
+
+class Batcher:
+    """A bounded queue in front of the journal, so that the reader never waits.
+
+    While commits fail, points are lent to the sinks in the same order, and a commit is tried
+    again every `retry_s`. Once half of the bound is lent no more is: what else comes waits in
+    the queue, where the overflow policy decides who is lost.
+
+    What leaves it is counted in the same synchronous stretch in which `pending_points`
+    shrinks: taken in = journaled + dropped + pending, at any moment.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        telemetry: Telemetry,
+        coverage: Coverage | None = None,
+        commit_interval_s: float = 0.1,
+        commit_points: int = 1000,
+        max_pending_points: int = 20_000,
+        overflow: Overflow = "drop_oldest",
+        retry_s: float = 1.0,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        """Take the rules of a commit, the bound, and seconds between attempts on a sick disk.
+
+        `coverage` is told when points are dropped, so that they can be read back; `clock` gives
+        seconds since the epoch, as `received_at` does.
+        """
+        self.durable = True
+        """False while the journal cannot make points durable."""
+        self.reason: str | None = None
+        """One sentence for a person while commits fail."""
+        self.losing = False
+        """True once events were dropped while commits fail: disk and memory both refuse."""
+        self._journal = journal
+        self._telemetry = telemetry
+        self._coverage = coverage or Coverage(kept=False)
+        self._commit_interval_s = commit_interval_s
+        self._commit_points = commit_points
+        self._max_pending_points = max_pending_points
+        self._overflow: Overflow = overflow
+        self._retry_s = retry_s
+        self._clock = clock
+        self._sleep = sleep
+        # Bounded by points, not by batches: a batch is a frame, of one event or of thousands.
+        self._queue: asyncio.Queue[tuple[Lines, float] | None] = asyncio.Queue()
+        self._queued_points = 0
+        self._pending_points = 0
+        self._put_points = 0
+        self._oldest_at = 0.0
+        self._wanted_points = commit_points
+        self._enough = asyncio.Event()
+        self._closed = False
+        self._drops = RateLimitedLog(logger)
+        self._failures = RateLimitedLog(logger)
+
+    @property
+    def pending_points(self) -> int:
+        """Points received and not safe yet, those of a commit under way and lent ones included."""
+        return self._pending_points + self._journal.lent_points
+
+    @property
+    def oldest_at(self) -> float | None:
+        """When the oldest pending point was received, or None when none is pending."""
+        lent_since = self._journal.lent_since
+        if lent_since is not None:
+            return lent_since
+        return self._oldest_at if self._pending_points else None
+
+    @property
+    def put_points(self) -> int:
+        """How many points have ever been put; see `is_done_with`."""
+        return self._put_points
+
+    def is_done_with(self, put_points: int) -> bool:
+        """Whether the first so many points that were put are committed or dropped."""
+        return not self._journal.lent_points and (
+            self._put_points - self._pending_points >= put_points
+        )
+
+    def put(self, lines: Lines, *, received_at: float) -> None:
+        """Take points for the next commit; at the bound, drop by the policy and count."""
+        points = lines.points
+        if not points:
+            return
+        if self._closed:
+            self._telemetry.events_dropped(points, cause="shutdown")
+            return
+        if self.pending_points + points > self._max_pending_points and not self._fits(points):
+            self._drop(lines, cause="journal_stalled")
+            return
+        if not self._pending_points:
+            self._oldest_at = received_at
+        self._put_points += points
+        self._pending_points += points
+        self._queued_points += points
+        self._queue.put_nowait((lines, received_at))
+        if self._queued_points >= self._wanted_points:
+            self._enough.set()
+
+    def close(self) -> None:
+        """Take nothing more; `run` commits what is left and ends."""
+        self._closed = True
+        self._queue.put_nowait(None)
+        self._enough.set()
+
+    async def run(self) -> None:
+        """Commit what is put until closed and empty.
+
+        A commit begins when `commit_points` are there, and at the latest
+        `commit_interval_s` after the oldest of them was received.
+        """
+        while (batch := await self._next()) is not None:
+            if not await self._commit(*batch):
+                await self._bridge(*batch)
+
+    async def _bridge(self, lines: Lines, received_at: float) -> None:
+        """Lend points to the sinks until the journal can commit again.
+
+        Once closed, everything left is lent and a commit tried a last time: the sinks have
+        the rest of the time to stop, and the journal tries once more when it is closed.
+        """
+        await self._lend(lines, received_at)
+        is_last = False
+        while not is_last:
+            await self._sleep(self._retry_s)
+            is_last = self._closed
+            while (self._closed or self._may_lend()) and (batch := self._at_hand()) is not None:
+                await self._lend(*batch)
+            if await self._commit_lent():
+                return
+
+    def _may_lend(self) -> bool:
+        return 2 * self._journal.lent_points < self._max_pending_points
+
+    def _at_hand(self) -> tuple[Lines, float] | None:
+        """Take what waits, up to a commit's worth, without waiting for more."""
+        if self._queue.empty():
+            return None
+        if (first := self._queue.get_nowait()) is None:
+            self._queue.put_nowait(None)  # closed: `_next` shall see it, too
+            return None
+        lines, self._oldest_at = first
+        self._queued_points -= lines.points
+        return self._merged(lines), self._oldest_at
+
+    async def _lend(self, lines: Lines, received_at: float) -> None:
+        await self._journal.lend(lines, received_at=received_at)
+        self._pending_points -= lines.points
+
+    async def _commit_lent(self) -> bool:
+        try:
+            await self._journal.commit()
+        except StorageError as exc:
+            self._failed(exc)
+            return False
+        self._recovered()
+        return True
+
+    async def _next(self) -> tuple[Lines, float] | None:
+        first = await self._queue.get()
+        if first is None:
+            return None
+        lines, received_at = first
+        self._oldest_at = received_at
+        self._queued_points -= lines.points
+        await self._wait_for_more(lines.points, received_at)
+        return self._merged(lines), received_at
+
+    async def _wait_for_more(self, points: int, received_at: float) -> None:
+        """Wait until a commit is worth its while; nobody is woken for a single batch."""
+        self._wanted_points = self._commit_points - points
+        if self._queued_points >= self._wanted_points or self._closed:
+            return
+        self._enough.clear()
+        waited_s = max(0.0, self._clock() - received_at)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, self._commit_interval_s - waited_s)):
+                await self._enough.wait()
+
+    def _merged(self, first: Lines) -> Lines:
+        data, points, times = [first.data], first.points, first.times
+        size = len(first.data)
+        ends = [(size, points)]
+        while points < _LATE_COMMITS * self._commit_points and not self._queue.empty():
+            batch = self._queue.get_nowait()
+            if batch is None:
+                self._queue.put_nowait(None)  # closed: the next round shall see it, too
+                break
+            lines = batch[0]
+            data.append(lines.data)
+            size += len(lines.data)
+            points += lines.points
+            ends.append((size, points))
+            times = spanned(times, lines.times)
+            self._queued_points -= lines.points
+        return Lines(b"".join(data), points, times, tuple(ends)) if len(data) > 1 else first
+
+    async def _commit(self, lines: Lines, received_at: float) -> bool:
+        """Append once; return whether the batch is done with, one way or the other."""
+        appending = asyncio.create_task(self._append(lines, received_at), name="intake.append")
+        try:
+            return await asyncio.shield(appending)
+        except asyncio.CancelledError:
+            # An append that has begun ends in the journal whether we wait or not; only
+            # its end tells how to count it.
+            await asyncio.wait({appending})
+            raise
+
+    async def _append(self, lines: Lines, received_at: float) -> bool:
+        started = time.perf_counter()
+        try:
+            await self._journal.append(lines, received_at=received_at)
+        except JournalFull:
+            self._pending_points -= lines.points
+            self._drop(lines, cause="journal_full")
+            return True
+        except StorageError as exc:
+            self._failed(exc)
+            return False
+        self._pending_points -= lines.points
+        seconds = time.perf_counter() - started
+        self._telemetry.batch_committed(lines.points, seconds=seconds, received_at=received_at)
+        self._recovered()
+        return True
+
+    def _fits(self, points: int) -> bool:
+        """Make room by the policy; what a commit has in hand stays."""
+        in_hand = self.pending_points - self._queued_points
+        if self._overflow == "drop_new" or in_hand + points > self._max_pending_points:
+            return False
+        while self.pending_points + points > self._max_pending_points:
+            oldest = self._queue.get_nowait()
+            assert oldest is not None, "nothing is put after close"
+            self._pending_points -= oldest[0].points
+            self._queued_points -= oldest[0].points
+            self._drop(oldest[0], cause="journal_stalled")
+        return True
+
+    def _drop(self, lines: Lines, *, cause: Literal["journal_stalled", "journal_full"]) -> None:
+        self._telemetry.events_dropped(lines.points, cause=cause)
+        self._coverage.lost(lines.times, cause)
+        self.losing = self.losing or not self.durable
+        self._drops.tell(
+            logging.ERROR,
+            "Dropped %d events before they were durable: %s",
+            lines.points,
+            cause,
+            kind=cause,
+        )
+
+    def _failed(self, exc: StorageError) -> None:
+        self._telemetry.commit_failed()
+        self._failures.tell(
+            logging.ERROR,
+            "Events are not durable, the commit is tried again: %s",
+            exc,
+            kind=type(exc).__name__,
+        )
+        self.durable = False
+        self.reason = (
+            f"Events are not durable: {exc}. They go to the sinks from memory"
+            f" (INFLUXDB_MAX_PENDING_POINTS). {_ADVICE.get(type(exc), _LOOK_AT_THE_DISK)}"
+        )
+
+    def _recovered(self) -> None:
+        self._failures.over("The journal makes events durable again")
+        self.durable = True
+        self.losing = False
+        self.reason = None

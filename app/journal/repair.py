@@ -1,0 +1,524 @@
+"""Saves what can still be read of a damaged journal.
+
+Nothing is written to the damaged file. Its small tables are read through SQLite, and from its
+pages where SQLite refuses; its rows are always read from the pages, see `sqlite_pages.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from app.backfill.coverage import Covered, within_range
+from app.journal import checks
+from app.journal.checks import MAX_NUMBER, StoredRow, points_in
+from app.journal.cursors import Hole, Span, missing
+from app.journal.rows import CompressedChunk, live_times_of, numbered
+from app.journal.tables import (
+    GAP_COLUMNS,
+    Remembered,
+    covered_of,
+    gap_of,
+    is_time,
+    is_time_ns,
+    save_covered,
+    save_gaps,
+    save_states,
+)
+from app.journal.transactions import (
+    insert_rows,
+    save_holes,
+    save_new_cursors,
+    save_tail,
+)
+from app.model import Gap, LastState, Lines, Row, Times
+from app.runtime import gzip_stream, sqlite, sqlite_pages
+from app.runtime.errors import StorageDamaged, StorageError
+from app.runtime.sqlite import Connection, Steps, TableShape
+from app.runtime.sqlite_pages import Value
+
+logger = logging.getLogger(__name__)
+
+_ROWS_PER_COPY = 100
+_SECOND_NS = 1_000_000_000
+_LEAST_HOLE_NS = 60 * _SECOND_NS
+_MERGED_NS = 10 * _SECOND_NS
+
+
+@dataclass(frozen=True, slots=True)
+class Salvage:
+    """What was saved from a damaged file."""
+
+    points: int
+    missing: int
+    """Sequence numbers between the slowest cursor and the tail that could not be read."""
+    set_aside: Path
+
+    @property
+    def reason(self) -> str:
+        """Return one sentence for a person."""
+        return (
+            f"The journal file was damaged: {self.points} points were saved, {self.missing} are"
+            f" missing. Check the disk; the damaged file is kept as {self.set_aside}."
+        )
+
+
+class _Number(NamedTuple):
+    """A number that stands in the file twice, once as its complement."""
+
+    values: tuple[int, ...]
+    """One, or two that contradict each other; none when neither is possible."""
+    is_sure: bool
+    """Whether both agree."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Books:
+    """What a damaged file still says about its cursors, its tail, and what it covers."""
+
+    tail: _Number
+    cursors: Mapping[str, _Number]
+    known_holes: Sequence[Span]
+    remembered: Remembered
+
+
+@dataclass(frozen=True, slots=True)
+class _Numbers:
+    """How the new file goes on."""
+
+    tail: int
+    end: int
+    """Where the points ended; what is between it and the tail was perhaps never given out."""
+    cursors: Mapping[str, int]
+
+    @property
+    def settled(self) -> int:
+        return min(self.cursors.values(), default=self.tail)
+
+
+async def salvage(
+    path: Path, *, migrations: Sequence[str], sinks: Sequence[str], cause: StorageDamaged
+) -> Salvage:
+    """Put a new file in the place of a damaged one, with all that can still be read.
+
+    The damaged file is renamed and kept. Cursors that cannot be read start before the first
+    row saved: a point may be delivered twice, but none is skipped.
+    """
+    logger.error("The journal %s is damaged, saving what can be read: %s", path, cause)
+    fill = partial(_fill, path=path, tables=sqlite.tables_of(migrations), sinks=sinks)
+    aside, (points, lost) = await sqlite.replace_damaged(path, migrations=migrations, fill=fill)
+    saved = Salvage(points, lost, aside)
+    logger.error("%s", saved.reason)
+    return saved
+
+
+def _fill(
+    connection: Connection, path: Path, tables: Mapping[str, TableShape], sinks: Sequence[str]
+) -> Steps[tuple[int, int]]:
+    """Copy what can be read; return how many points some sink needs, and how many are missing."""
+    books = _books(path, tables)
+    yield
+    doubtful = yield from _copy_rows(connection, _stored_rows(path, tables["journal_rows"]))
+    spans = _spans_in(connection)
+    numbers = _numbers(books, spans, sinks)
+    unknown = [(numbers.end + 1, numbers.tail)] if numbers.end < numbers.tail else []
+    known = [*(span for span in books.known_holes if span[1] <= numbers.tail), *unknown]
+    lost = missing([*spans, *known], after=numbers.settled, through=numbers.tail)
+    placed, left = _placed(doubtful, lost)
+    insert_rows(connection, placed)
+    spans = _spans_in(connection)
+    lost = missing([*spans, *known], after=numbers.settled, through=numbers.tail)
+    _save_coverage(connection, books.remembered, known=known, numbers=numbers)
+    _save_states(connection, books, tail=numbers.tail)
+
+    at_end = numbered(left, first=numbers.tail + 1, received_at=time.time())
+    insert_rows(connection, at_end)
+    save_tail(connection, at_end[-1].last if at_end else numbers.tail)
+    save_new_cursors(connection, numbers.cursors)
+    save_holes(connection, [Hole(first, last - first + 1) for first, last in [*known, *lost]])
+    appended = sum(row.points for row in at_end)
+    lost_points = sum(last - first + 1 for first, last in lost)
+    held = sum(max(0, last - max(first - 1, numbers.settled)) for first, last in spans)
+    return held + appended, max(0, lost_points - appended)
+
+
+def _books(path: Path, tables: Mapping[str, TableShape]) -> _Books:
+    """Read all but the rows."""
+    ends = _table(path, "journal", tables)
+    # SQLite may see an older state: it reads the log up to the first frame that is damaged.
+    in_pages = [
+        _number(row[0], ~check if isinstance(check := row[2], int) else None)
+        for view in sqlite_pages.views(path)
+        for row in sqlite_pages.rows(view, tables["journal"].columns)
+    ]
+    cursors = {
+        sink: _number(
+            row["settled"], checks.settled_by(sink, check) if isinstance(check, int) else None
+        )
+        for row in _table(path, "cursors", tables)
+        for sink, check in [(str(row["sink"]), row["settled_check"])]
+    }
+    tails = [
+        _number(row["tail"], ~check if isinstance(check, int) else None)
+        for row in ends
+        for check in [row["tail_check"]]
+    ]
+    through = [row["states_through"] for row in ends]
+    return _Books(
+        tail=_newest([number for number in [*tails, *in_pages] if number.is_sure])
+        or (tails[0] if len(tails) == 1 else _unsure(tails)),
+        cursors=cursors,
+        known_holes=[
+            (first, first + points - 1)
+            for row in _table(path, "holes", tables)
+            for first, points in [(row["first"], row["points"])]
+            if isinstance(first, int) and isinstance(points, int)
+            if 0 < first < MAX_NUMBER and 0 < points < MAX_NUMBER
+        ],
+        remembered=Remembered(
+            covered=_covered_before(_table(path, "covered", tables)),
+            gaps=[gap for row in _table(path, "gaps", tables) if (gap := _gap(row))],
+            states=_states(_table(path, "last_states", tables)),
+            states_through=min((t for t in through if isinstance(t, int) and t > 0), default=0),
+        ),
+    )
+
+
+def _table(path: Path, name: str, tables: Mapping[str, TableShape]) -> list[dict[str, Value]]:
+    """Return the rows of a small table, from SQLite or else from the pages."""
+    shape = tables[name]
+    rows: Sequence[Sequence[Value]] = ()
+    try:
+        rows = _by_sql(path, name, shape)
+    except StorageError as exc:
+        logger.warning("%s of the damaged journal are read from its pages: %s", name, exc)
+        for view in sqlite_pages.views(path):
+            rows = list(sqlite_pages.rows(view, shape.columns, is_index=shape.is_index))
+            if rows:
+                break
+    defaults = [column.default for column in shape.columns]
+    return [dict(zip(shape.names, [*row, *defaults[len(row) :]], strict=True)) for row in rows]
+
+
+def _by_sql(path: Path, name: str, shape: TableShape) -> list[list[Value]]:
+    if not path.is_file() or not path.stat().st_size:
+        raise StorageDamaged("the file is missing or empty")  # SQLite would delete its WAL
+    with sqlite.translated_errors(), sqlite.opened_as_it_is(path) as connection:
+        found = connection.execute(f"SELECT * FROM {name}")  # noqa: S608 - names of ours
+        names = tuple(column for column, *_ in found.description)
+        if names != shape.names[: len(names)]:
+            raise StorageDamaged("it has other columns than it should")
+        return [list(row) for row in found]
+
+
+def _number(value: Value, again: int | None) -> _Number:
+    """Return the number that is stored as `value` and, in another form, once more."""
+    values = {each for each in (value, again) if isinstance(each, int) and 0 <= each < MAX_NUMBER}
+    return _Number(tuple(sorted(values)), value == again and len(values) == 1)
+
+
+def _newest(numbers: Sequence[_Number]) -> _Number | None:
+    return max(numbers, key=lambda number: number.values, default=None)
+
+
+def _unsure(numbers: Iterable[_Number]) -> _Number:
+    return _Number(tuple(sorted({value for each in numbers for value in each.values})), False)
+
+
+def _numbers(books: _Books, spans: Sequence[Span], sinks: Sequence[str]) -> _Numbers:
+    """Decide how the new file goes on: no number is given out twice, and no point is skipped."""
+    newest = max((last for _, last in spans), default=0)
+    sure = [number.values[0] for number in books.cursors.values() if number.is_sure]
+    tail = max(newest, *books.tail.values, *sure, 0)
+    if not books.tail.is_sure:
+        tail = max(tail, *(value for each in books.cursors.values() for value in each.values), 0)
+    if not tail:
+        # Nothing is known. Dead letters carry numbers, so the new ones are beyond all old ones.
+        tail = int(time.time() * 1000)
+    end = newest
+    if books.tail.is_sure:
+        end = max(newest, books.tail.values[0])
+    elif likely := [value for value in books.tail.values if value >= newest]:
+        end = min(likely)
+    before = min((first for first, _ in spans), default=tail + 1) - 1
+    limit = max(newest, *books.tail.values, 0)
+    cursors = {
+        sink: min(
+            (value for value in number.values if number.is_sure or value <= limit), default=before
+        )
+        for sink, number in books.cursors.items()
+    }
+    return _Numbers(tail, end, dict.fromkeys(sinks, before) | cursors)
+
+
+def _stored_rows(path: Path, shape: TableShape) -> Iterator[StoredRow]:
+    """Yield what the pages hold that looks like a row, the most likely version of each first."""
+    found = False
+    for view in sqlite_pages.views(path):
+        for values in sqlite_pages.rows(view, shape.columns):
+            found = True
+            yield StoredRow(*values)  # type: ignore[arg-type]  # the types are those of the table
+    if found:
+        return
+    without = {"points": 1, "received_at": 2}  # a column that was dropped by hand
+    for index in without.values():
+        columns = (*shape.columns[:index], *shape.columns[index + 1 :])
+        for view in sqlite_pages.views(path):
+            for values in sqlite_pages.rows(view, columns):
+                values.insert(index, 0)
+                yield StoredRow(*values)  # type: ignore[arg-type]
+
+
+def _copy_rows(connection: Connection, found: Iterable[StoredRow]) -> Steps[list[StoredRow]]:
+    """Copy the rows that are whole; return those whose points can be read, but not their numbers.
+
+    Settled rows are copied as well: they tell when a hole began, and what is read back near a
+    gap is compared with them.
+    """
+    taken: list[Span] = []
+    copied: set[int] = set()
+    doubtful: list[StoredRow] = []
+    block: list[Row] = []
+    for stored in found:
+        digest = hash(stored.gzip)
+        if checks.is_whole(stored) and stored.row.last < MAX_NUMBER:
+            span = (stored.first, stored.row.last)
+            at = bisect_left(taken, span)
+            if _overlaps(taken, at, span):
+                doubtful.append(stored)  # or an older version of its page, which was copied
+                continue
+            taken.insert(at, span)
+            copied.add(digest)
+            received_at = stored.received_at if is_time(stored.received_at) else time.time()
+            block.append(replace(stored.row, received_at=float(received_at)))
+            if len(block) == _ROWS_PER_COPY:
+                insert_rows(connection, block)
+                block.clear()
+                yield
+        else:
+            doubtful.append(stored)
+    insert_rows(connection, block)
+    return [stored for stored in doubtful if hash(stored.gzip) not in copied]
+
+
+def _overlaps(taken: Sequence[Span], at: int, span: Span) -> bool:
+    first, last = span
+    before_overlaps = at > 0 and taken[at - 1][1] >= first
+    return before_overlaps or (at < len(taken) and taken[at][0] <= last)
+
+
+def _placed(
+    doubtful: Iterable[StoredRow], lost: Sequence[Span]
+) -> tuple[list[Row], list[CompressedChunk]]:
+    """Give numbers to rows whose checksum is wrong and whose points can be read.
+
+    A row keeps its number when all of it lies in a hole. Else it is returned to be put at the end,
+    so that every sink gets it, perhaps once more.
+    """
+    placed: list[Row] = []
+    left: list[CompressedChunk] = []
+    seen: set[int] = set()
+    taken: list[Span] = []
+    for stored in doubtful:
+        points = points_in(stored.gzip, expected=max(0, stored.points))
+        if not points or hash(stored.gzip) in seen:
+            continue
+        seen.add(hash(stored.gzip))
+        span = (stored.first, stored.first + points - 1)
+        fits = any(first <= span[0] and span[1] <= last for first, last in lost)
+        at = bisect_left(taken, span)
+        if not fits or _overlaps(taken, at, span):
+            left.append(CompressedChunk(points, stored.gzip))
+            continue
+        taken.insert(at, span)
+        received_at = stored.received_at if is_time(stored.received_at) else time.time()
+        placed.append(Row(stored.first, points, stored.gzip, float(received_at)))
+    return placed, left
+
+
+def _covered_before(rows: Iterable[Mapping[str, Value]]) -> Covered | None:
+    """Return what the file covered: of two ends that contradict each other, the earlier one."""
+    for row in rows:
+        through_ns, check = row["through_ns"], row["through_check"]
+        ends = [through_ns, ~check if isinstance(check, int) else through_ns]
+        likely = [end for end in ends if is_time_ns(end)]
+        with contextlib.suppress(StorageDamaged):
+            if likely:
+                return covered_of((row["since_ns"], min(likely), row["edge_at"]))  # type: ignore[type-var]
+    return None
+
+
+def _gap(row: Mapping[str, Value]) -> Gap | None:
+    """Return a gap as it was, else one of the same time that is open; None when that is unknown."""
+    try:
+        return gap_of([row[name] for name in GAP_COLUMNS])
+    except StorageDamaged as exc:
+        logger.warning("A gap is opened again: %s", exc)
+    number, start_ns, end_ns = row["id"], row["start_ns"], row["end_ns"]
+    if not (isinstance(start_ns, int) and isinstance(end_ns, int) and isinstance(number, int)):
+        return None
+    if not (is_time_ns(start_ns) and is_time_ns(end_ns)) or number < 1:
+        return None
+    return Gap(
+        id=number,
+        start_ns=min(start_ns, end_ns),
+        end_ns=max(start_ns, end_ns),
+        reason="damage",
+        found_at=time.time(),
+        edge_at=min(start_ns, end_ns) / _SECOND_NS,
+    )
+
+
+def _states(rows: Iterable[Mapping[str, Value]]) -> dict[str, LastState]:
+    states: dict[str, LastState] = {}
+    for row in rows:
+        entity_id, time_ns = row["entity_id"], row["time_ns"]
+        state, changed_ns = row["state"], row["changed_ns"]
+        if not isinstance(entity_id, str) or not isinstance(time_ns, int):
+            continue
+        if not is_time_ns(time_ns) or not (changed_ns is None or is_time_ns(changed_ns)):
+            continue
+        known = states.get(entity_id)
+        if known is None or known.time_ns < time_ns:
+            states[entity_id] = LastState(state, changed_ns, time_ns)  # type: ignore[arg-type]
+    return states
+
+
+def _save_states(connection: Connection, books: _Books, *, tail: int) -> None:
+    remembered = books.remembered
+    through = remembered.states_through if remembered.states_through <= tail else 0
+    save_states(connection, remembered.states, through)
+
+
+def _save_coverage(
+    connection: Connection, remembered: Remembered, *, known: Sequence[Span], numbers: _Numbers
+) -> None:
+    # A hole that was known before has its gap already: it counts as if it held nothing live.
+    holes = [RowTimes(first, last, None, 0.0) for first, last in known]
+    spans = sorted([*_row_times(connection), *holes], key=lambda span: span.first)
+    gaps, lost_at_end = damage_gaps(
+        spans, remembered.covered, settled=numbers.settled, tail=numbers.tail
+    )
+    covered = _covered(spans, remembered, lost_at_end=lost_at_end)
+    if covered is not None:
+        save_covered(connection, covered)
+    else:
+        logger.warning(
+            "Since when nothing was captured cannot be known."
+            " To read it back: python -m app backfill --since …"
+        )
+    last_id = max((gap.id for gap in remembered.gaps), default=0)
+    new = [replace(gap, id=last_id + number) for number, gap in enumerate(gaps, start=1)]
+    save_gaps(connection, [*remembered.gaps, *new])
+
+
+def _spans_in(connection: Connection) -> list[Span]:
+    found = connection.execute("SELECT first, first + points - 1 FROM journal_rows ORDER BY first")
+    return [(first, last) for first, last in found]
+
+
+@dataclass(frozen=True, slots=True)
+class RowTimes:
+    """A row that was saved: its numbers, and when what it holds happened."""
+
+    first: int
+    last: int
+    times: Times | None
+    """None when nothing in it came live from Home Assistant."""
+    received_at: float
+
+
+def damage_gaps(
+    spans: Sequence[RowTimes], covered: Covered | None, *, settled: int, tail: int
+) -> tuple[list[Gap], int]:
+    """Return gaps, without ids, for the time of lost points, and how many are lost at the end.
+
+    Those are in no gap: the journal covers no further than the last live row that was saved,
+    and the next connection finds the gap. Without such a row all that was covered is one.
+    """
+    gaps: list[Gap] = []
+    before: RowTimes | None = None
+    expected, lost = settled + 1, 0
+    for span in spans:
+        lost += max(0, span.first - expected)
+        expected = max(expected, span.last + 1)
+        if span.times is None:
+            continue
+        if lost:
+            since_ns = _since_ns(spans, lost, before=before, after=span.times)
+            edge_at = (before or span).received_at
+            _add(gaps, Times(since_ns, max(since_ns, span.times.newest_ns)), edge_at)
+            lost = 0
+        before = span
+    lost += max(0, tail + 1 - expected)
+    if before is None and covered is not None and lost:
+        _add(gaps, Times(covered.since_ns, covered.through_ns), covered.edge_at)
+        lost = 0
+    return gaps, lost
+
+
+def _since_ns(
+    spans: Sequence[RowTimes], missing: int, *, before: RowTimes | None, after: Times
+) -> int:
+    """Return where a hole begins: with the row before, else as the pace of the others says."""
+    if before is not None and before.times is not None:
+        return min(before.times.newest_ns, after.oldest_ns)
+    live = [(span.times, span.last - span.first + 1) for span in spans if span.times]
+    whole_ns = max(times.newest_ns for times, _ in live) - min(times.oldest_ns for times, _ in live)
+    ns_per_point = whole_ns // sum(points for _, points in live)
+    return max(0, after.oldest_ns - max(_LEAST_HOLE_NS, 2 * missing * ns_per_point))
+
+
+def _add(gaps: list[Gap], times: Times, edge_at: float) -> None:
+    if gaps and times.oldest_ns <= gaps[-1].end_ns + _MERGED_NS:
+        last = gaps.pop()
+        gaps.append(replace(last, end_ns=max(last.end_ns, times.newest_ns)))
+        return
+    gaps.append(
+        Gap(
+            id=0,
+            start_ns=times.oldest_ns,
+            end_ns=times.newest_ns,
+            reason="damage",
+            found_at=time.time(),
+            edge_at=edge_at,
+        )
+    )
+
+
+def _covered(
+    spans: Sequence[RowTimes], remembered: Remembered, *, lost_at_end: int
+) -> Covered | None:
+    """Return what the file covers: no further than the last row, when points after it are lost."""
+    covered, live = remembered.covered, [span for span in spans if span.times]
+    if covered is not None and not lost_at_end:
+        return covered
+    if live and (last := live[-1]).times and (first := live[0]).times:
+        since_ns = covered.since_ns if covered else first.times.oldest_ns
+        return Covered(since_ns, last.times.newest_ns, last.received_at)
+    newest_ns = max((state.time_ns for state in remembered.states.values()), default=None)
+    if newest_ns is None:
+        return None
+    return Covered(newest_ns, newest_ns, newest_ns / _SECOND_NS)
+
+
+def _row_times(connection: Connection) -> Iterator[RowTimes]:
+    for row in _saved_rows(connection):
+        lines = Lines(gzip_stream.decompressed(row.gzip), row.points)
+        times = live_times_of(lines)
+        bounded = None if times is None else within_range(times)
+        yield RowTimes(row.first, row.last, bounded, row.received_at)
+
+
+def _saved_rows(connection: Connection) -> Iterator[Row]:
+    for columns in connection.execute(
+        "SELECT first, points, gzip, received_at FROM journal_rows ORDER BY first"
+    ):
+        yield Row(*columns)

@@ -1,0 +1,156 @@
+"""The entity filter in use: from a setting, or from a file that is read again when it changes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self, TypeAlias
+
+from app.model import Change
+from app.normalize.filter import Filter, Rules, read_rules
+from app.runtime.environment import UnusableFile, read_text
+from app.runtime.errors import FilterInvalid
+from app.runtime.logging import RateLimitedLog
+from app.runtime.retry import contained
+
+_Stamp: TypeAlias = tuple[int, int, int]
+
+_MAX_FILE_BYTES = 16_777_216
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterStatus:
+    """What the filter did since the start, and its rules since they were read."""
+
+    source: str
+    """The setting or the file that it comes from."""
+    rules: Rules
+    loaded_at: datetime
+    passed: int
+    filtered: int
+    matched: Sequence[int]
+    """How many changes each pattern, and after them each exception, decided with these rules."""
+    problem: str | None
+    """Why the file as it is now is not in use."""
+
+
+class EntityFilter:
+    """Selects changes by the rules of the moment, and counts."""
+
+    def __init__(self, rules: Rules, *, source: str, file: Path | None, poll_s: float) -> None:
+        self._filter = Filter(rules)
+        self._source = source
+        self._file = file
+        self._poll_s = poll_s
+        self._in_use: _Stamp | None = None
+        """The state of the file that was read last."""
+        self._loaded_at = datetime.now(UTC)
+        self._passed = 0
+        self._filtered = 0
+        self._problem: str | None = None
+        self._readings = RateLimitedLog(logger)
+
+    @classmethod
+    def of_text(cls, text: str) -> Self:
+        """Return the filter that a setting holds.
+
+        Raises:
+            FilterInvalid: it cannot be used.
+        """
+        return cls(read_rules(text), source="ENTITY_FILTER_CONFIG", file=None, poll_s=0.0)
+
+    @classmethod
+    def of_file(cls, file: Path, *, poll_s: float = 1.0) -> Self:
+        """Return the filter that a file holds, to be looked at every `poll_s` seconds.
+
+        Raises:
+            FilterInvalid: it cannot be read or used.
+        """
+        stamp = _stamp(file)
+        read = cls(read_rules(_content(file)), source=str(file), file=file, poll_s=poll_s)
+        read._in_use = stamp
+        return read
+
+    def passes(self, change: Change) -> bool:
+        """Whether a change is kept; nothing is counted."""
+        return self._filter.passes(change)
+
+    def selected(self, changes: Sequence[Change]) -> list[Change]:
+        """Return the changes that are kept, in order."""
+        kept = self._filter.selected(changes)
+        self._passed += len(kept)
+        self._filtered += len(changes) - len(kept)
+        return kept
+
+    def status(self) -> FilterStatus:
+        """Return the rules in use and what they did."""
+        return FilterStatus(
+            source=self._source,
+            rules=self._filter.rules,
+            loaded_at=self._loaded_at,
+            passed=self._passed,
+            filtered=self._filtered,
+            matched=tuple(self._filter.matched),
+            problem=self._problem,
+        )
+
+    @property
+    def reason(self) -> str | None:
+        """Return a sentence while the file is not in use as it is now, else None."""
+        if self._problem is None:
+            return None
+        return (
+            f"The entity filter in {self._source} cannot be used, the one before stays:"
+            f" {self._problem}. Mend the file."
+        )
+
+    async def run(self) -> None:
+        """Read the file again whenever it has changed, for ever."""
+        assert self._file is not None, "only a file can change"
+        seen = self._in_use
+        while True:
+            await asyncio.sleep(self._poll_s)
+            stamp = await asyncio.to_thread(_stamp, self._file)
+            # Only once it rests: an editor may be half through with writing it.
+            if stamp != self._in_use and stamp == seen:
+                self._in_use = stamp
+                await self._reload(self._file)
+            seen = stamp
+
+    async def _reload(self, file: Path) -> None:
+        try:
+            with contained("reading the entity filter", error=FilterInvalid):
+                rules = read_rules(await asyncio.to_thread(_content, file))
+                new = Filter(rules)
+        except FilterInvalid as exc:
+            self._problem = str(exc)
+            self._readings.tell(logging.ERROR, "%s", self.reason, kind=str(exc))
+            return
+        self._filter = new
+        self._loaded_at = datetime.now(UTC)
+        self._problem = None
+        self._readings.tell(logging.INFO, "The entity filter was read again from %s", file)
+
+
+def _content(file: Path) -> str:
+    try:
+        return read_text(file, max_bytes=_MAX_FILE_BYTES)
+    except FileNotFoundError as exc:
+        raise FilterInvalid(f"cannot be read: {exc.strerror}") from exc
+    except UnusableFile as exc:
+        raise FilterInvalid(f"cannot be used: it {exc}") from exc
+
+
+def _stamp(file: Path) -> _Stamp | None:
+    """Return what changes with the file; None while there is none."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,0 +1,1 @@
+"""What every package uses: logs, metrics, SQLite, retries, errors, the network."""

@@ -1,0 +1,93 @@
+"""Every error this service raises on purpose, split by what to do about it.
+
+* IngestError
+    * SettingsError            fatal: a person must mend the environment; exit status 2
+    * FilterInvalid            fatal at start; later the filter before stays in use
+    * SourceError              reconnect
+        * SourceUnavailable    Home Assistant cannot be reached or hung up
+        * SourceAuthRejected   a person must mend the token; retry slowly
+        * SourceProtocolError  the peer broke the protocol, or did not answer in time
+        * CommandFailed        Home Assistant answered a command with an error
+    * Unforeseen               one input broke our own code: log it, count it, go on with the next
+    * StorageError             a local database could not do it; nothing was changed
+        * StorageFull          the disk or the configured bound is reached
+            * JournalFull      the journal is at its bound and drops what is new; count it
+        * StorageDamaged       the file cannot be read as a database
+        * StorageNewer         a newer version of this service wrote the file
+        * StorageLocked        another process owns the folder; exit status 2
+"""
+
+
+class IngestError(Exception):
+    """Base of every error this service raises on purpose."""
+
+
+class SettingsError(IngestError):
+    """A setting is missing or unusable; the message is one line for a person."""
+
+    def __init__(self, *problems: str) -> None:
+        """Take what is wrong, a sentence for each mistake."""
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class FilterInvalid(IngestError):
+    """The entity filter cannot be used; the message says where it is wrong."""
+
+
+class Unforeseen(IngestError):
+    """An exception that is none of these: `app.runtime.retry.contained` raises it in its place."""
+
+
+class SourceError(IngestError):
+    """The connection to Home Assistant is of no more use; make a new one."""
+
+
+class SourceUnavailable(SourceError):
+    """Home Assistant cannot be reached, or the connection was lost."""
+
+    def __init__(self, why: str, *, advice: str | None = None) -> None:
+        super().__init__(why)
+        self.advice = advice
+        """Whole sentences that say what to do about it, where that is known."""
+
+
+class SourceAuthRejected(SourceError):
+    """Home Assistant refused the token; trying again soon will not help."""
+
+
+class SourceProtocolError(SourceError):
+    """The peer broke the protocol or left a command unanswered."""
+
+
+class CommandFailed(SourceError):
+    """Home Assistant answered a command with `success: false`."""
+
+    def __init__(self, command: str, *, code: str, message: str) -> None:
+        super().__init__(f"{command}: {code}: {message}")
+        self.command = command
+        self.code = code
+
+
+class StorageError(IngestError):
+    """A local database could not do what it was asked; nothing was changed."""
+
+
+class StorageFull(StorageError):
+    """The disk, or the bound set for the file, is reached."""
+
+
+class JournalFull(StorageFull):
+    """The journal is at its bound and its policy refuses new points: they are lost."""
+
+
+class StorageDamaged(StorageError):
+    """The file is not a database, or parts of it cannot be read."""
+
+
+class StorageNewer(StorageError):
+    """The file was written by a newer version of this service."""
+
+
+class StorageLocked(StorageError):
+    """Another process works in the same folder."""

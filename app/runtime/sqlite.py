@@ -1,0 +1,626 @@
+"""The only place that opens SQLite: pragmas, threads, versions and migrations.
+
+https://www.sqlite.org/wal.html and https://www.sqlite.org/pragma.html#pragma_synchronous
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import sqlite3
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Self, TypeAlias, TypeVar
+from urllib.parse import quote
+
+from app.runtime import sqlite_pages
+from app.runtime.errors import (
+    StorageDamaged,
+    StorageError,
+    StorageFull,
+    StorageLocked,
+    StorageNewer,
+)
+
+logger = logging.getLogger(__name__)
+
+Connection: TypeAlias = sqlite3.Connection
+Cursor: TypeAlias = sqlite3.Cursor
+Work = TypeVar("Work")
+Steps: TypeAlias = Generator[None, None, Work]
+"""Work that is done part by part; the result is what the generator returns."""
+
+_CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_NOT_DAMAGE = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_AUTH,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_INTERRUPT,
+    }
+)
+"""What a check of a file may run into although the file is whole."""
+_COMPANIONS = ("-wal", "-shm", "-journal")
+_WAL_MODE = b"\x02\x02"
+_WAL_MODE_AT = 18
+_SPARE_PAGES = 1000
+_MAX_VERSION = 1_000
+"""No newer version of this service gets there: it is damage that says so."""
+
+RESTART_ADVICE = "Check the disk and restart the service: it saves all that can be read."
+
+
+class Database:
+    """One SQLite file in WAL mode: one thread that writes, one that reads.
+
+    Use as `async with`. Work is a plain function of a connection; it runs in the file's
+    own thread and never on the event loop.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        migrations: Sequence[str],
+        synchronous: Literal["FULL", "NORMAL"] = "FULL",
+        cache_bytes: int = 2_000_000,
+        wal_bytes: int = 4_000_000,
+        check: Callable[[Connection], object] | None = None,
+    ) -> None:
+        """Set the SQL scripts that lead from an empty file to today's tables, in order.
+
+        The number of scripts already run is kept in `user_version`; never change one that
+        was released, append another. `cache_bytes` is the writer's page cache, `wal_bytes` how
+        far the WAL grows before it is folded into the file. `check` raises `StorageDamaged` for
+        contents that cannot be right, `quick_check` without it; it gets a connection that cannot
+        write, and the tables of the version that the file has.
+        """
+        self.path = path
+        self._migrations = tuple(migrations)
+        self._synchronous = synchronous
+        self._cache_bytes = cache_bytes
+        self._wal_bytes = wal_bytes
+        self._check = check or quick_check
+        self._writer: _Worker | None = None
+        self._reader: _Worker | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open, or create, the file and bring its tables up to date.
+
+        It is checked first, on a connection that cannot write: whatever is wrong with it or its
+        WAL is then still there to be read.
+
+        Raises:
+            StorageNewer: a newer version of this service wrote the file.
+            StorageDamaged: the file is not a readable database.
+            StorageError: the folder or file cannot be opened; the message names it.
+        """
+        writer = _Worker(f"sqlite-write[{self.path.name}]")
+        reader = _Worker(f"sqlite-read[{self.path.name}]")
+        try:
+            with opening(self.path):
+                await writer.open(self._open_for_writing)
+                await reader.open(self._open_for_reading)
+        except BaseException:
+            await reader.close()
+            await writer.close()
+            raise
+        self._writer, self._reader = writer, reader
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Finish the work at hand, fold the WAL into the file and close it."""
+        for worker in (self._reader, self._writer):
+            if worker is not None:
+                await worker.close()
+        self._reader = self._writer = None
+
+    async def write(self, work: Callable[[Connection], Work]) -> Work:
+        """Run `work` in one transaction, durable (with FULL) when this returns.
+
+        Raises:
+            StorageFull: the disk is full; nothing was changed.
+            StorageDamaged: the file is damaged.
+            StorageError: anything else SQLite says; nothing was changed.
+        """
+        assert self._writer is not None, "the database is not open"
+        return await self._writer.run(lambda connection: _in_transaction(connection, work))
+
+    async def read(self, work: Callable[[Connection], Work]) -> Work:
+        """Run `work` on a connection that cannot write, beside the writer.
+
+        Raises:
+            StorageDamaged: the file is damaged.
+            StorageError: anything else SQLite says.
+        """
+        assert self._reader is not None, "the database is not open"
+        return await self._reader.run(work)
+
+    def _open_for_writing(self) -> Connection:
+        make_folder(self.path.parent)
+        self._examine()
+        return _connect(self.path, self._prepare_writer)
+
+    def _examine(self) -> None:
+        """Check a closed file and its companions; nothing in them is changed."""
+        _check_kind(self.path)
+        _set_stray_journal_aside(self.path)
+        if not self.path.exists():
+            return
+        with _connected_read_only(self.path) as connection:
+            version = _check_schema(connection, self.path, self._migrations)
+            if version:
+                self._check(connection)
+        if sqlite_pages.has_lost_commits(self.path):
+            raise StorageDamaged("commits in its write-ahead log cannot be read")
+
+    def _prepare_writer(self, connection: Connection) -> None:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+        connection.execute(f"PRAGMA cache_size = -{self._cache_bytes // 1024}")
+        wal_pages = self._wal_bytes // pragma(connection, "page_size")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {max(1, wal_pages)}")
+        _migrate(connection, self._migrations)
+
+    def _open_for_reading(self) -> Connection:
+        return _connect(self.path, lambda reader: reader.execute("PRAGMA query_only = ON"))
+
+
+@contextlib.contextmanager
+def translated_errors() -> Iterator[None]:
+    """Raise what SQLite or the file system say as one of our `StorageError`s."""
+    try:
+        yield
+    except sqlite3.Error as exc:
+        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+        if code == sqlite3.SQLITE_FULL:
+            raise StorageFull(str(exc)) from exc
+        if code in _CORRUPT:
+            raise StorageDamaged(str(exc)) from exc
+        raise StorageError(str(exc)) from exc
+    except UnicodeDecodeError as exc:  # a name or an error text, quoted from the file
+        raise StorageDamaged(f"a text in it is not UTF-8: {exc}") from exc
+    except OSError as exc:
+        if exc.errno == errno.ENOSPC:
+            raise StorageFull(str(exc)) from exc
+        raise StorageError(str(exc)) from exc
+
+
+@contextlib.contextmanager
+def opening(path: Path) -> Iterator[None]:
+    """Let every error that ends the opening of a file name it, and what a person can do."""
+    try:
+        yield
+    except (StorageDamaged, StorageNewer, StorageLocked):
+        raise
+    except StorageFull as exc:
+        raise StorageFull(
+            f"DATA_DIR: the disk of the folder {path.parent} is full ({path.name}: {exc})."
+            " Free some space, or set DATA_DIR to another folder"
+        ) from exc
+    except StorageError as exc:
+        raise StorageError(
+            f"DATA_DIR: {path} cannot be opened ({exc})."
+            " Check who owns the file and the folder, whether they can be written, and the disk"
+        ) from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """What a database takes on disk."""
+
+    live_bytes: int
+    free_bytes: int
+    """Pages inside the file that hold nothing and are used again first."""
+    wal_bytes: int
+    page_bytes: int
+
+
+def size_of(connection: Connection, path: Path) -> Size:
+    """Measure the database that `connection` has opened at `path`."""
+    page, pages, free = connection.execute(
+        "SELECT * FROM pragma_page_size, pragma_page_count, pragma_freelist_count"
+    ).fetchone()
+    try:
+        wal_bytes = _companion(path, "-wal").stat().st_size
+    except FileNotFoundError:
+        wal_bytes = 0
+    return Size((pages - free) * page, free * page, wal_bytes, page)
+
+
+def pragma(connection: Connection, name: str) -> int:
+    """Return the value of a pragma that is a number."""
+    (value,) = connection.execute(f"PRAGMA {name}").fetchone()
+    assert isinstance(value, int)
+    return value
+
+
+def shrink(connection: Connection, *, pages: int) -> None:
+    """Give at most `pages` free pages back to the disk, and keep some: they are used again."""
+    spare = pragma(connection, "freelist_count") - _SPARE_PAGES
+    for _ in range(min(spare, pages)):
+        # One by one: the module sqlite3 stops this pragma after its first page.
+        connection.execute("PRAGMA incremental_vacuum(1)")
+
+
+@contextlib.contextmanager
+def opened_as_it_is(path: Path) -> Iterator[Connection]:
+    """Open a closed file that may be damaged, for reading: nothing promises that it can be read.
+
+    Work on it belongs under `translated_errors`.
+    """
+    with _connected_read_only(path) as connection:
+        # Without the pragma SQLite reads nothing of a file that is shorter than its header says.
+        connection.execute("PRAGMA writable_schema = ON")
+        yield connection
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a closed database that is damaged, with its WAL, and return its new path."""
+    target = _aside(path)
+    with translated_errors():
+        for suffix in ("", *_COMPANIONS):
+            with contextlib.suppress(FileNotFoundError):
+                _companion(path, suffix).rename(_companion(target, suffix))
+        sync_folder(path.parent)
+    return target
+
+
+async def replace_damaged(
+    path: Path, *, migrations: Sequence[str], fill: Callable[[Connection], Steps[Work]]
+) -> tuple[Path, Work]:
+    """Put a new database in the place of a damaged one; return where that is, and what `fill` did.
+
+    `fill` copies into the new file what can still be read, and yields after each part: that is a
+    transaction, and a stop may come. The old file stays in its place until all is durable; see
+    `finish_replacing`.
+    """
+    fresh = _fresh(path)
+    with opening(path):
+        remove(fresh)
+        async with Database(fresh, migrations=migrations) as database:
+            steps = await database.write(fill)
+            while not (done := await database.write(lambda _: _advance(steps))):
+                pass
+        aside = set_aside(path)
+        rename(fresh, path)
+    return aside, done[0]
+
+
+def _advance(steps: Steps[Work]) -> tuple[Work] | None:
+    """Do the next step; return the result, alone in a tuple, after the last one."""
+    try:
+        next(steps)
+    except StopIteration as exc:
+        return (exc.value,)
+    return None
+
+
+def finish_replacing(path: Path) -> None:
+    """Put the new file in its place when the process ended just before that."""
+    fresh = _fresh(path)
+    if not path.exists() and fresh.exists():
+        set_aside(path)
+        rename(fresh, path)
+
+
+def _fresh(path: Path) -> Path:
+    return path.with_name(path.name + ".salvage")
+
+
+async def open_or_replace(
+    path: Path, open_it: Callable[[], Awaitable[None]], *, consequence: str
+) -> str | None:
+    """Open a database; when it is damaged, set the file aside and begin a new one.
+
+    Returns:
+        One sentence for a person about the damage, `consequence` at its end; None without any.
+    """
+    try:
+        await open_it()
+    except StorageDamaged as exc:
+        aside = set_aside(path)
+        reason = f"{path.name} was damaged ({exc}) and is kept as {aside}. {consequence}"
+        logger.error("%s", reason)  # noqa: TRY400 - the cause is in the line
+        await open_it()
+        return reason
+    return None
+
+
+def remove(path: Path) -> None:
+    """Delete a closed database, and what it may have left behind; missing is fine."""
+    with translated_errors():
+        for suffix in ("", *_COMPANIONS):
+            _companion(path, suffix).unlink(missing_ok=True)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Rename a closed database without companions, durable when this returns."""
+    with translated_errors():
+        _rename(path, target)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, as fsync does for what is in a file."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder with its parents, durable when this returns."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for created in missing:
+        sync_folder(created.parent)
+
+
+def _rename(path: Path, target: Path) -> None:
+    path.rename(target)
+    sync_folder(path.parent)
+
+
+def _aside(path: Path) -> Path:
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    return path.with_name(f"{path.name}.damaged-{stamp}")
+
+
+class _Worker:
+    """A thread of its own that owns one connection."""
+
+    def __init__(self, name: str) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+        self._connection: Connection | None = None
+
+    async def open(self, connect: Callable[[], Connection]) -> None:
+        self._connection = await self._call(connect)
+
+    async def run(self, work: Callable[[Connection], Work]) -> Work:
+        connection = self._connection
+        assert connection is not None, "the worker is not open"
+        return await self._call(lambda: work(connection))
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(StorageError):
+                await self._call(connection.close)
+        self._executor.shutdown(wait=False)
+
+    async def _call(self, work: Callable[[], Work]) -> Work:
+        def translated() -> Work:
+            with translated_errors():
+                return work()
+
+        # Work that has begun ends, also when its caller is cancelled: a transaction is
+        # never left open, and close() queues behind it.
+        future = asyncio.get_running_loop().run_in_executor(self._executor, translated)
+        return await asyncio.shield(future)
+
+
+def _companion(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _connect(path: Path, prepare: Callable[[Connection], object]) -> Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA busy_timeout = 5000")
+        prepare(connection)
+    except BaseException:
+        connection.close()  # or its lock would stay until it is collected
+        raise
+    return connection
+
+
+def _in_transaction(connection: Connection, work: Callable[[Connection], Work]) -> Work:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _check_kind(path: Path) -> None:
+    """Check that what stands at the path, and beside it, are files with something in them."""
+    for suffix in ("", *_COMPANIONS):
+        companion = _companion(path, suffix)
+        if companion.exists() and not companion.is_file():
+            raise StorageDamaged(f"{companion.name} is not a file")
+    if path.exists():
+        with path.open("rb"):
+            pass  # who may not read it learns so here, by the name of the error
+    is_empty = not path.exists() or path.stat().st_size == 0
+    if is_empty and sqlite_pages.has_frames(path):
+        # SQLite would delete the log and begin an empty file.
+        raise StorageDamaged("the file is missing or empty, and its write-ahead log is not")
+    if is_empty and path.exists():  # SQLite would take it for a new file and start over
+        raise StorageDamaged("the file is empty")
+
+
+def _set_stray_journal_aside(path: Path) -> None:
+    """Rename a rollback journal that cannot belong to the file: SQLite would write it over it."""
+    journal = _companion(path, "-journal")
+    if not journal.exists() or not path.exists():
+        return
+    with path.open("rb") as file:
+        header = file.read(_WAL_MODE_AT + len(_WAL_MODE))
+    if header.endswith(_WAL_MODE):
+        aside = _aside(journal)
+        _rename(journal, aside)
+        logger.warning("%s is not of this database and is kept as %s", journal, aside)
+
+
+@contextlib.contextmanager
+def _connected_read_only(path: Path) -> Iterator[Connection]:
+    """Open a file that may be damaged, and change neither it nor its WAL."""
+    # Without a WAL SQLite would create one, and delete it when it may write.
+    mode = "mode=ro" if _companion(path, "-wal").exists() else "immutable=1"
+    connection = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, isolation_level=None)
+    try:
+        connection.execute("PRAGMA busy_timeout = 5000")
+        yield connection
+    except sqlite3.Error as exc:
+        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
+        if code in _NOT_DAMAGE:
+            raise
+        raise StorageDamaged(str(exc)) from exc
+    except UnicodeDecodeError as exc:  # a name or an error text, quoted from the file
+        raise StorageDamaged(f"a text in it is not UTF-8: {exc}") from exc
+    finally:
+        connection.close()
+
+
+def _check_schema(connection: Connection, path: Path, migrations: Sequence[str]) -> int:
+    """Return the version of the file, when it has the tables of that version."""
+    version = pragma(connection, "user_version")
+    expected = tables_of(migrations[: max(0, version)])
+    found = _tables(connection)
+    if len(migrations) < version < _MAX_VERSION and expected.keys() <= found.keys():
+        raise StorageNewer(
+            f"{path} was written by a newer version of this service"
+            f" (its tables are of version {version}, this one knows {len(migrations)});"
+            " start that version again, or move the file away"
+        )
+    if version < 0 or version > len(migrations) or (not version and found):
+        raise StorageDamaged("it is a database of another program")
+    for name, table in expected.items():
+        if name not in found:
+            raise StorageDamaged(f"the table {name} is missing")
+        if found[name] != table:
+            raise StorageDamaged(f"the table {name} has other columns or indexes than it should")
+    return version
+
+
+@dataclass(frozen=True, slots=True)
+class TableShape:
+    """What a table looks like, whatever the words that created it."""
+
+    columns: tuple[sqlite_pages.Column, ...]
+    names: tuple[str, ...]
+    indexes: frozenset[tuple[bool, tuple[str, ...]]]
+    """Whether each is unique, and its columns."""
+    is_index: bool
+    """Whether it is a table WITHOUT ROWID."""
+
+
+def tables_of(migrations: Sequence[str]) -> dict[str, TableShape]:
+    """Return the tables that some migrations make, by name."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    try:
+        _migrate(connection, migrations)
+        return _tables(connection)
+    finally:
+        connection.close()
+
+
+def _tables(connection: Connection) -> dict[str, TableShape]:
+    listed = connection.execute("SELECT name, wr FROM pragma_table_list WHERE schema = 'main'")
+    return {
+        name: _shape(connection, name, is_index=bool(without_rowid))
+        for name, without_rowid in listed.fetchall()
+        if not name.startswith("sqlite_")
+    }
+
+
+def _shape(connection: Connection, table: str, *, is_index: bool) -> TableShape:
+    info = connection.execute(
+        'SELECT name, type, "notnull", dflt_value, pk FROM pragma_table_info(?)', (table,)
+    ).fetchall()
+    keys = [name for name, *_, key in info if key]
+    indexes = connection.execute(
+        'SELECT name, "unique" FROM pragma_index_list(?)', (table,)
+    ).fetchall()
+    return TableShape(
+        columns=tuple(
+            sqlite_pages.Column(
+                kind,
+                nullable=not is_required or default is not None,
+                rowid=not is_index and kind == "INTEGER" and keys == [name],
+                default=int(default) if default is not None and default.isdecimal() else None,
+            )
+            for name, kind, is_required, default, _ in info
+        ),
+        names=tuple(name for name, *_ in info),
+        indexes=frozenset(
+            (
+                bool(is_unique),
+                tuple(
+                    str(column)
+                    for (column,) in connection.execute(
+                        "SELECT name FROM pragma_index_info(?) ORDER BY seqno", (name,)
+                    )
+                ),
+            )
+            for name, is_unique in indexes
+        ),
+        is_index=is_index,
+    )
+
+
+def quick_check(connection: Connection) -> None:
+    """Read each page of a file once.
+
+    Raises:
+        StorageDamaged: SQLite finds something that cannot be right.
+    """
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise StorageDamaged(str(verdict))
+
+
+def _migrate(connection: Connection, migrations: Sequence[str]) -> None:
+    version = pragma(connection, "user_version")
+    for number, script in enumerate(migrations[version:], start=version + 1):
+        connection.executescript(
+            f"BEGIN IMMEDIATE;\n{script};\nPRAGMA user_version={number};COMMIT;"
+        )
+
+
+@contextlib.contextmanager
+def owned_folder(path: Path) -> Iterator[None]:
+    """Hold the folder for this process alone, creating it when missing.
+
+    Raises:
+        StorageLocked: another process holds it.
+        StorageError: it cannot be created or written.
+    """
+    try:
+        make_folder(path)
+        descriptor = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise StorageError(
+            f"DATA_DIR: the folder {path} cannot be written ({exc.strerror})."
+            " Fix that, or set DATA_DIR to another one"
+        ) from exc
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise StorageLocked(
+                f"another process already works in DATA_DIR {path}: stop it, or give this one"
+                " a DATA_DIR of its own (uvicorn's --workers and --reload start several)"
+            ) from exc
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,229 @@
+"""Batches cut from the journal: whole rows as they lie there, or single lines.
+
+A row is one gzip member, and so is the body of a request. What takes rows apart blocks and
+belongs in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from app.model import Lines, Row
+from app.runtime import gzip_stream
+from app.runtime.errors import StorageDamaged
+from app.sinks.outcomes import FieldName
+
+_ROWS_AT_HAND = 100
+"""As many are joined in a tenth of a millisecond or two."""
+_SERIES = re.compile(rb"(?:[^ \\]|\\.)+ ")
+_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_ESCAPED_IN_KEYS = re.compile(rb"[,= ]")
+_ESCAPED_IN_MEASUREMENTS = re.compile(rb"[, ]")
+
+
+@dataclass(frozen=True, slots=True)
+class WholeRows:
+    """Consecutive rows of the journal, none of them settled."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def first(self) -> int:
+        """Sequence number of the first point."""
+        return self.rows[0].first
+
+    @property
+    def last(self) -> int:
+        """Sequence number of the last point."""
+        return self.rows[-1].last
+
+    @property
+    def points(self) -> int:
+        """How many lines the rows hold."""
+        return self.last - self.first + 1
+
+    @property
+    def received_at(self) -> float:
+        """When the oldest point was received, in seconds since the epoch."""
+        return self.rows[0].received_at
+
+    def lines(self) -> list[bytes]:
+        """Return the lines in order.
+
+        Raises:
+            StorageDamaged: a row does not hold what the journal says.
+        """
+        return list(chain.from_iterable(map(_unpacked, self.rows)))
+
+    def gzip_at_hand(self) -> bytes | None:
+        """Return what `gzip_body` does when that is no work, else None."""
+        if len(self.rows) == 1:
+            return self.rows[0].gzip
+        is_work = len(self.rows) > _ROWS_AT_HAND or not gzip_stream.are_ours(self._members())
+        return None if is_work else gzip_stream.joined(self._members())
+
+    def gzip_body(self) -> bytes:
+        """Return the lines as one gzip member: a single row as it is, several joined; may block.
+
+        Raises:
+            StorageDamaged: a row cannot be unpacked.
+        """
+        if len(self.rows) == 1:
+            return self.rows[0].gzip
+        try:
+            return gzip_stream.joined(self._members())
+        except gzip_stream.Damaged:
+            return gzip_stream.compressed(
+                b"".join(map(_data, self.rows))
+            )  # which says what is wrong
+
+    def _members(self) -> list[bytes]:
+        return [row.gzip for row in self.rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutLines:
+    """Lines that are no longer whole rows, compressed once when they were cut."""
+
+    first: int
+    cut: tuple[bytes, ...]
+    gzip: bytes
+    received_at: float
+    """That of the oldest point of the batch they were cut from."""
+
+    @property
+    def last(self) -> int:
+        """Sequence number of the last point."""
+        return self.first + len(self.cut) - 1
+
+    @property
+    def points(self) -> int:
+        """How many lines there are."""
+        return len(self.cut)
+
+    def lines(self) -> list[bytes]:
+        """Return the lines in order."""
+        return list(self.cut)
+
+    def gzip_at_hand(self) -> bytes:
+        """Return the lines as one gzip member."""
+        return self.gzip
+
+    def gzip_body(self) -> bytes:
+        """Return the lines as one gzip member."""
+        return self.gzip
+
+
+Part = WholeRows | CutLines
+
+
+def whole_rows(rows: Sequence[Row]) -> WholeRows:
+    """Return the rows up to the first one that does not follow its predecessor.
+
+    Numbers are missing where a damaged journal was salvaged; within a batch they must count
+    up by one, because a line's number is its place in it.
+    """
+    end = 1
+    while end < len(rows) and rows[end].first == rows[end - 1].last + 1:
+        end += 1
+    return WholeRows(tuple(rows[:end]))
+
+
+def after(part: Part, cursor: int) -> Part:
+    """Return what lies behind the cursor; blocks unless the whole part does.
+
+    Raises:
+        StorageDamaged: the part cannot be taken apart.
+    """
+    if part.first > cursor:
+        return part
+    return cut(part, cursor + 1 - part.first, part.points)
+
+
+def halves(part: Part) -> tuple[CutLines, CutLines]:
+    """Cut a part of at least two points in the middle, the smaller half first; blocks.
+
+    Raises:
+        StorageDamaged: the part cannot be taken apart.
+    """
+    middle = part.points // 2
+    return cut(part, 0, middle), cut(part, middle, part.points)
+
+
+def cut(part: Part, start: int, stop: int) -> CutLines:
+    """Return the lines with the indices from `start` up to, not including, `stop`; blocks.
+
+    Raises:
+        StorageDamaged: the part cannot be taken apart.
+    """
+    lines = part.lines()[start:stop]
+    return _compressed(lines, first=part.first + start, received_at=part.received_at)
+
+
+def line_from(part: Part, number: int, conflict: FieldName | None = None) -> CutLines | None:
+    """Return the line with a number, or the next one of the part with a field; blocks.
+
+    Raises:
+        StorageDamaged: the part cannot be taken apart.
+    """
+    start = max(0, number - part.first)
+    for index, line in enumerate(part.lines()[start:], start=start):
+        if conflict is None or _has_field(line, conflict):
+            return cut(part, index, index + 1)
+    return None
+
+
+def fields_in(part: Part, wanted: Collection[FieldName]) -> frozenset[FieldName]:
+    """Return which of the fields the lines have, as far as the lines can be read; blocks."""
+    left = set(wanted)
+    with contextlib.suppress(StorageDamaged):
+        for line in part.lines():
+            left -= {name for name in left if _has_field(line, name)}
+            if not left:
+                break
+    return frozenset(wanted) - left
+
+
+def _has_field(line: bytes, wanted: FieldName) -> bool:
+    series = _SERIES.match(line)
+    if series is None or not _is_of(series[0], wanted.measurement):
+        return False
+    fields = _TEXT.sub(b"", line[series.end() :])
+    return b"," + _ESCAPED_IN_KEYS.sub(rb"\\\g<0>", wanted.name.encode()) + b"=" in b"," + fields
+
+
+def _is_of(series: bytes, measurement: str | None) -> bool:
+    if measurement is None:
+        return True
+    name = _ESCAPED_IN_MEASUREMENTS.sub(rb"\\\g<0>", measurement.encode())
+    return series.startswith((name + b",", name + b" "))
+
+
+def _data(row: Row) -> bytes:
+    try:
+        return gzip_stream.decompressed(row.gzip)
+    except gzip_stream.Damaged as exc:
+        raise StorageDamaged(f"points {row.first} to {row.last} cannot be unpacked") from exc
+
+
+def _unpacked(row: Row) -> list[bytes]:
+    lines = Lines(_data(row), row.points).split()
+    if len(lines) != row.points:
+        raise StorageDamaged(
+            f"points {row.first} to {row.last} are {row.points}, but the row holds {len(lines)}"
+        )
+    return lines
+
+
+def _compressed(lines: Sequence[bytes], *, first: int, received_at: float) -> CutLines:
+    data = b"".join([line + b"\n" for line in lines])
+    return CutLines(
+        first=first,
+        cut=tuple(lines),
+        gzip=gzip_stream.compressed(data),
+        received_at=received_at,
+    )

@@ -1,0 +1,493 @@
+"""Delivery: the journal, in order, to one sink; one request in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Protocol, TypeVar
+
+from app.health import BreakerStatus, SinkStatus
+from app.runtime.errors import StorageDamaged, StorageError, Unforeseen
+from app.runtime.logging import RateLimitedLog
+from app.runtime.metrics import Telemetry
+from app.runtime.retry import Backoff, Breaker, contained
+from app.sinks.batches import (
+    Part,
+    WholeRows,
+    after,
+    cut,
+    fields_in,
+    halves,
+    line_from,
+    whole_rows,
+)
+from app.sinks.outcomes import (
+    Accepted,
+    Busy,
+    FieldName,
+    Held,
+    Outcome,
+    OutOfBounds,
+    Refused,
+    ServerProcess,
+    Sink,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+)
+from app.sinks.progress import Log, Progress
+from app.sinks.retry_policy import (
+    Action,
+    Advance,
+    Attempt,
+    DeadLetter,
+    DeliveryState,
+    Limits,
+    Split,
+    Wait,
+    blamed,
+    needs_ping,
+    probed_index,
+    refusing,
+    step,
+)
+from app.sinks.status_text import DrainRate, Expired, SinkProblem, impersonal, title
+
+logger = logging.getLogger(__name__)
+
+Taken = TypeVar("Taken")
+
+
+class DeadLetterStore(Protocol):
+    """Where lines go that no retry will get into the sink."""
+
+    async def insert(self, sink: str, *, sequence: int, line: bytes, reason: str) -> None:
+        """Store a line durably; doing so twice stores it once."""
+        ...
+
+    async def insert_all(
+        self, sink: str, *, first: int, lines: Sequence[bytes], reason: str
+    ) -> None:
+        """Store consecutive lines durably, in one transaction."""
+        ...
+
+
+class Delivery:
+    """Sends every point of the journal to one sink, in order.
+
+    What an answer means is decided in `steps`, how far the sink has come is in `progress`; here
+    is only the I/O around them. The position moves in the same synchronous stretch in which an
+    acceptance is seen, so a cancellation at any moment loses nothing and counts nothing twice.
+    """
+
+    def __init__(
+        self,
+        *,
+        sink: Sink,
+        journal: Log,
+        dead_letters: DeadLetterStore,
+        breaker: Breaker,
+        backoff: Backoff,
+        telemetry: Telemetry,
+        batch_points: int = 100,
+        batch_timeout_s: float = 5.0,
+        max_batch_points: int = 5_000,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        process: Callable[[], Awaitable[ServerProcess | None]] | None = None,
+        retention_s: Callable[[], Awaitable[float | None]] | None = None,
+    ) -> None:
+        """Assign the parts and the bounds: a request leaves at `batch_points` or the timeout.
+
+        `clock` only moves forward; `wall_clock` gives seconds since the epoch. `process` asks a
+        database that may acknowledge points before they are on disk what it is; `retention_s`
+        asks it how long it keeps points.
+        """
+        self.name = sink.name
+        self._sink = sink
+        self._journal = journal
+        self._progress = Progress(journal, sink.name, clock=clock, process=process)
+        self._dead_letters = dead_letters
+        self._breaker = breaker
+        self._backoff = backoff
+        self._telemetry = telemetry
+        self._batch_points = batch_points
+        self._batch_timeout_s = batch_timeout_s
+        self._limits = Limits(max_points=max_batch_points)
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._sleep = sleep
+        self._state = DeliveryState.starting(self._limits)
+        self._parts: deque[Part] = deque()
+        """What is in hand: read from the journal and not yet accepted, in order."""
+        self._held_at_start = 0
+        self._last_accepted: Part | None = None
+        self._finishing = False
+        self._patience: asyncio.Timeout | None = None
+        self._trouble: SinkProblem | None = None
+        self._last_error: str | None = None
+        self._pace = DrainRate()
+        self._troubles = RateLimitedLog(logger, clock=clock)
+        self._losses = RateLimitedLog(logger, clock=clock)
+        self._restarts = RateLimitedLog(logger, clock=clock)
+        self._expired = Expired()
+        self._retention_s = retention_s
+
+    async def run(self) -> None:
+        """Deliver forever; after `finish` until nothing is left or the sink cannot take it."""
+        self._held_at_start = self._journal.pending(self.name).points
+        going_on = True
+        while going_on:
+            try:
+                with contained(f"delivering to {self.name}"):
+                    if going_on := await self._due():
+                        await self._take_turn()
+            except StorageError as exc:
+                await self._failed(f"its journal or its dead letters cannot be used: {exc}")
+            except Unforeseen as exc:
+                await self._failed(str(exc))
+
+    async def _failed(self, why: str) -> None:
+        self._state = replace(self._state, condition="waiting")
+        self._note(why)
+        await self._pause(0.0)
+
+    def finish(self) -> None:
+        """Send what is pending without waiting for more, then let `run` end."""
+        self._finishing = True
+        if self._patience is not None and not self._patience.expired():
+            self._patience.reschedule(0.0)
+
+    def status(self) -> SinkStatus:
+        """Return this sink's part of the snapshot."""
+        pending = self._progress.pending()
+        counts = self._telemetry.sink(self.name)
+        oldest_at, last_write_at = pending.oldest_at, counts.last_write_at
+        return SinkStatus(
+            name=self.name,
+            state=self._state.condition,
+            held_at_start=self._held_at_start,
+            points_written=counts.written,
+            points_dead_lettered=counts.dead_lettered,
+            points_dropped=counts.dropped,
+            points_expired=counts.expired,
+            held=self._journal.pending(self.name).points,
+            lag_seconds=0.0 if oldest_at is None else max(0.0, self._wall_clock() - oldest_at),
+            drained_in_seconds=(
+                self._pace.drained_in_s(pending.points)
+                if pending.points > self._batch_points
+                else None
+            ),
+            last_write=(
+                None if last_write_at is None else datetime.fromtimestamp(last_write_at, UTC)
+            ),
+            last_error=self._last_error,
+            breaker=BreakerStatus(
+                state=self._breaker.state,
+                failure_count=self._breaker.failure_count,
+                last_failure=self._breaker.last_failure,
+            ),
+            reason=self._reason(),
+        )
+
+    def _reason(self) -> str | None:
+        now_s = self._clock()
+        if self._trouble is not None:
+            return self._trouble.sentence(now_s)
+        return self._expired.sentence(self.name, now_s)
+
+    async def _due(self) -> bool:
+        """Wait until something is to be sent; False when the loop is to end."""
+        if not self._parts:
+            await self._something_pending()
+            oldest_at = self._progress.pending().oldest_at
+            left_s = (oldest_at or 0.0) + self._batch_timeout_s - self._wall_clock()
+            await self._unless_finished(
+                lambda: self._progress.grown(points=self._batch_points),
+                # The wall clock may jump: never wait longer than the setting says.
+                within_s=min(max(left_s, 0.0), self._batch_timeout_s),
+            )
+        if not self._finishing:
+            return True
+        can_send = self._state.condition == "ok" and self._breaker.state != "open"
+        return can_send and self._progress.pending().points > 0
+
+    async def _something_pending(self) -> None:
+        """Wait for the first point; meanwhile follow what the database has brought to disk."""
+        while True:
+            within_s = self._progress.check_in_s if self._progress.retained_points else None
+            await self._unless_finished(lambda: self._progress.grown(points=1), within_s=within_s)
+            if self._finishing or self._progress.pending().points:
+                return
+            await self._check_progress()
+
+    async def _take_turn(self) -> None:
+        if self._progress.check_in_s == 0.0:
+            await self._check_progress()
+        part = probe = await self._another_line() if self._state.probe_next else None
+        if part is None and (part := await self._in_hand()) is None:
+            return
+        started_s = self._clock()
+        answer = await self._sink.write(part)
+        attempt = Attempt(
+            points=part.points, last=part.last, now_s=self._clock(), is_probe=probe is not None
+        )
+        if needs_ping(self._state, answer, attempt, self._limits):
+            attempt = replace(attempt, alive=await self._sink.ping())
+        if self._state.conflicts and isinstance(answer, Accepted):
+            carried = await asyncio.to_thread(fields_in, part, tuple(self._state.conflicts))
+            attempt = replace(attempt, carried=carried)
+        self._state, action = step(self._state, answer, attempt, self._limits)
+        self._learn_from(answer, is_probe=attempt.is_probe)
+        await self._do(action, part, seconds=attempt.now_s - started_s, answer=answer)
+
+    async def _do(self, action: Action, part: Part, *, seconds: float, answer: Outcome) -> None:
+        match action:
+            case Advance(expired=expired):
+                is_first = bool(expired) and self._expired.is_over(self._clock())
+                if expired:
+                    self._log_expired(answer, expired)
+                self._advance(part, seconds=seconds, expired=expired)
+                if is_first and self._retention_s is not None:
+                    self._expired.retention_s = await self._retention_s()
+            case Split(wait=wait):
+                await self._halve()
+                if wait:
+                    await self._pause(0.0)
+            case DeadLetter(reason=reason):
+                await self._put_aside(part, reason)
+            case Wait(at_least_s=at_least_s):
+                await self._pause(at_least_s)
+            case _:
+                pass  # Send: the next turn does
+
+    async def _check_progress(self) -> None:
+        if points := await self._progress.check():
+            self._parts.clear()
+            self._restarts.tell(
+                logging.WARNING,
+                "%s may have restarted: %d points that it may have lost are sent again",
+                title(self.name),
+                points,
+            )
+
+    async def _in_hand(self) -> Part | None:
+        """Return what is to be sent now; None when there turns out to be nothing."""
+        position = self._progress.position
+        # At its bound the journal drops the oldest points, also those in hand.
+        while self._parts and self._parts[0].last <= position:
+            self._parts.popleft()
+        if not self._parts:
+            rows = await self._progress.read(max_points=self._state.target)
+            if not rows:
+                if self._progress.pending().points:
+                    raise StorageError("the journal counts pending points but returns none")
+                return None
+            self._parts.append(whole_rows(rows))
+        return await self._fitting(self._parts[0])
+
+    async def _fitting(self, head: Part) -> Part | None:
+        position = self._progress.position
+        if head.first <= position:
+            if (unsettled := await self._apart(lambda part: after(part, position))) is None:
+                return None
+            head = self._parts[0] = unsettled
+        if refusing(self._state, self._limits):
+            return await self._probe(head)
+        while self._parts and self._parts[0].points > self._state.target:
+            await self._halve()
+        return self._parts[0] if self._parts else None
+
+    async def _probe(self, head: Part) -> Part | None:
+        """Return the line that shows whether a refusing database takes any."""
+        pending = self._progress.pending().points
+        index = probed_index(self._state, max(1, pending))
+        first_line = await self._apart(lambda part: cut(part, 0, 1))
+        if index == 0 or first_line is None:
+            return first_line
+        conflict = blamed(self._state, self._limits)
+        return await self._line_from(head.first + index, conflict) or first_line
+
+    async def _another_line(self) -> Part | None:
+        """Return a line other than the one in hand; None when there is none.
+
+        One that was accepted before keeps the order. Without one it is a later line.
+        """
+        if (known := self._last_accepted) is not None:
+            try:
+                return await asyncio.to_thread(cut, known, known.points - 1, known.points)
+            except StorageDamaged:
+                self._last_accepted = None
+        behind = self._progress.pending().points - 1
+        if not self._parts or behind < 1:
+            return None
+        return await self._line_from(self._parts[0].last + 1 + probed_index(self._state, behind))
+
+    async def _line_from(self, number: int, conflict: FieldName | None = None) -> Part | None:
+        """Return the line with a number, or the next one that is there and has the field."""
+        rows = await self._progress.read(max_points=1, after=number - 1)
+        if not rows:
+            return None
+        try:
+            return await asyncio.to_thread(line_from, WholeRows((rows[0],)), number, conflict)
+        except StorageDamaged:
+            return None  # it is found when its turn comes
+
+    async def _halve(self) -> None:
+        if (pair := await self._apart(halves)) is not None:
+            self._parts.popleft()
+            self._parts.extendleft(reversed(pair))
+
+    async def _apart(self, take: Callable[[Part], Taken]) -> Taken | None:
+        """Take something from the first part in hand, in a thread; None when it is damaged."""
+        head = self._parts[0]
+        try:
+            return await asyncio.to_thread(take, head)
+        except StorageDamaged as exc:
+            self._give_up(head, exc)
+            return None
+
+    def _give_up(self, part: Part, exc: StorageDamaged) -> None:
+        if isinstance(part, WholeRows) and len(part.rows) > 1:
+            self._parts.popleft()
+            self._parts.extendleft(WholeRows((row,)) for row in reversed(part.rows))
+            return
+        self._done(part, lambda points: self._telemetry.points_dropped(self.name, points))
+        self._losses.tell(
+            logging.ERROR, "Lost %d points for %s: %s", part.points, self.name, exc, kind="damaged"
+        )
+
+    def _advance(self, part: Part, *, seconds: float, expired: int) -> None:
+        # A part that is retained until it is on disk must not keep its lines in memory.
+        received_at = part.received_at
+
+        def count(points: int) -> None:
+            dropped = min(expired, points)
+            if dropped:
+                self._telemetry.points_expired(self.name, dropped)
+            if points > dropped or not dropped:
+                self._telemetry.batch_written(
+                    self.name, points - dropped, seconds=seconds, received_at=received_at
+                )
+
+        self._done(part, count)
+        if not expired:
+            self._last_accepted = part
+        self._pace.sample(self._clock(), held=self._progress.pending().points)
+
+    async def _put_aside(self, part: Part, reason: str) -> None:
+        if (lines := await self._apart(lambda head: head.lines())) is None:
+            return
+        # Durable first: if the process dies between the two, the line is refused again and
+        # stored again, which keeps it once.
+        if len(lines) == 1:
+            await self._dead_letters.insert(
+                self.name, sequence=part.first, line=lines[0], reason=reason
+            )
+        else:
+            await self._dead_letters.insert_all(
+                self.name, first=part.first, lines=lines, reason=reason
+            )
+        self._done(part, lambda points: self._telemetry.points_dead_lettered(self.name, points))
+        which = f"Point {part.first} is a dead letter"
+        if part.points > 1:
+            which = f"Points {part.first} to {part.last} are dead letters"
+        self._losses.tell(
+            logging.ERROR, "%s of %s: %r", which, self.name, impersonal(reason), kind="dead letter"
+        )
+
+    def _log_expired(self, answer: Outcome, points: int) -> None:
+        reason = answer.reason if isinstance(answer, OutOfBounds) else ""
+        self._expired.add(points, self._clock())
+        self._losses.tell(
+            logging.WARNING,
+            "%s did not store %d points that are older than its retention: %s",
+            title(self.name),
+            points,
+            impersonal(reason),
+            kind="retention",
+        )
+
+    def _done(self, part: Part, count: Callable[[int], None]) -> None:
+        """Move the position behind the head of what is in hand."""
+        self._progress.done(part, count)
+        self._parts.popleft()
+
+    async def _pause(self, at_least_s: float) -> None:
+        wait_s = max(at_least_s, self._backoff.next_s(), self._breaker.wait_s)
+        await self._unless_finished(lambda: self._sleep(wait_s))
+
+    async def _unless_finished(
+        self, wait: Callable[[], Awaitable[None]], *, within_s: float | None = None
+    ) -> None:
+        """Wait, but no longer than `within_s` and not after `finish` was called."""
+        if self._finishing:
+            return
+        try:
+            async with asyncio.timeout(within_s) as self._patience:
+                await wait()
+        except TimeoutError:
+            pass  # the time is up, or finish() made it so
+        finally:
+            self._patience = None
+
+    def _learn_from(self, answer: Outcome, *, is_probe: bool) -> None:
+        match answer:
+            case Accepted():
+                if not is_probe:
+                    self._backoff.reset()
+                self._breaker.succeeded()
+            case Refused() | OutOfBounds() | TooLarge():
+                self._breaker.succeeded()
+            case Held():
+                self._breaker.succeeded()
+                self._progress.connection_lost()  # a proxy may answer while it restarts
+            case Busy(status=HTTPStatus.TOO_MANY_REQUESTS):
+                pass  # a working database that sets a pace: no reason to cut it off
+            case _:
+                self._breaker.failed(answer.reason)
+                self._progress.connection_lost()
+        if is_probe:
+            return  # the line in hand is what a person should read about
+        advice = answer.advice if isinstance(answer, Held | Refused) else None
+        said = _said(answer)
+        self._note(said and impersonal(said), advice=advice)
+
+    def _note(self, said: str | None, *, advice: str | None = None) -> None:
+        """Remember what a person should read, and log it."""
+        now_s = self._clock()
+        self._last_error = said or self._last_error
+        before = self._trouble
+        if self._state.condition == "ok":
+            self._trouble = None
+            if before:
+                self._troubles.over("%s", before.ended())
+            return
+        self._pace.reset()
+        self._trouble = SinkProblem(
+            sink=self.name,
+            condition=self._state.condition,
+            since_s=before.since_s if before else now_s,
+            said=said or "",
+            advice=advice,
+        )
+        condition = self._state.condition
+        level = logging.WARNING if condition == "waiting" else logging.ERROR
+        self._troubles.tell(level, "%s", self._trouble.sentence(now_s), kind=condition)
+
+
+def _said(answer: Outcome) -> str | None:
+    match answer:
+        case Accepted():
+            return None
+        case OutOfBounds() | TooLarge() | TimedOut() | Unavailable():
+            return answer.reason
+        case _:
+            return answer.reason if answer.status is None else f"{answer.status} {answer.reason}"

@@ -1,0 +1,509 @@
+"""The embedded store: every event in one SQLite file, to be had without any database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Self, TypeAlias
+
+import msgspec
+
+from app.model import MAX_TIME_NS, StoredPoint, moment_of
+from app.runtime.errors import StorageDamaged, StorageError, StorageFull
+from app.runtime.logging import RateLimitedLog
+from app.runtime.sqlite import Connection, Database, open_or_replace, quick_check, shrink
+from app.sinks.outcomes import Accepted, Batch, Held, Outcome, Refused, Unavailable
+
+logger = logging.getLogger(__name__)
+
+Value: TypeAlias = str | float | int | None
+
+_KEY = ("entity_id", "time_ns", "event_type")
+
+_TAGS = (
+    "entity_id",
+    "event_type",
+    "domain",
+    "area_id",
+    "device_id",
+    "integration",
+    "device_class",
+    "unit_of_measurement",
+    "event_category",
+    "instance",
+)
+
+_FIELDS = {
+    "state_value": "state",
+    "previous_state": "previous_state",
+    "value": "value",
+    "available": "available",
+    "duration_in_state_seconds": "duration_s",
+    "attributes": "attributes",
+    "context_id": "context_id",
+    "context_parent_id": "context_parent_id",
+    "context_user_id": "context_user_id",
+    "friendly_name": "friendly_name",
+    "manufacturer": "manufacturer",
+    "model": "model",
+    "sw_version": "sw_version",
+    "backfilled": "backfilled",
+    "removed": "removed",
+}
+"""Columns by the field they come from; `attr_*` stand in `attributes` already."""
+
+_COLUMNS = ("time_ns", *_TAGS, *_FIELDS.values())
+
+_MIGRATIONS = (
+    """
+    CREATE TABLE events (
+        id INTEGER PRIMARY KEY,
+        time_ns INTEGER NOT NULL,
+        entity_id TEXT NOT NULL,
+        event_type TEXT NOT NULL,
+        domain TEXT,
+        area_id TEXT,
+        device_id TEXT,
+        integration TEXT,
+        device_class TEXT,
+        unit_of_measurement TEXT,
+        event_category TEXT,
+        instance TEXT,
+        state TEXT,
+        previous_state TEXT,
+        value REAL,
+        available INTEGER,
+        duration_s REAL,
+        attributes TEXT,
+        context_id TEXT,
+        context_parent_id TEXT,
+        context_user_id TEXT,
+        friendly_name TEXT,
+        manufacturer TEXT,
+        model TEXT,
+        sw_version TEXT,
+        backfilled INTEGER,
+        removed INTEGER
+    );
+    CREATE UNIQUE INDEX events_of_entity ON events (entity_id, time_ns, event_type);
+    CREATE INDEX events_by_time ON events (time_ns);
+    CREATE INDEX events_of_domain ON events (domain, time_ns);
+    CREATE INDEX events_of_area ON events (area_id, time_ns)
+    """,
+)
+
+# A second write of one point adds what it knows and takes nothing away, as InfluxDB does
+# with the fields of a point.
+_ON_CONFLICT = f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET " + ", ".join(
+    f"{name} = coalesce(excluded.{name}, {name})" for name in _COLUMNS if name not in _KEY
+)
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CATALOG = frozenset({"devices", "entities"})
+_CURSOR = re.compile(r"(-?[0-9]{1,19})_([0-9]{1,18})")
+_MAX_TIME_NS = 2**63 - 1
+_NS_PER_DAY = 86_400 * 10**9
+_DISTRUST_S = 86_400.0
+"""How long nothing is deleted when more than a day's events are too old at once."""
+_BETWEEN_STEPS_S = 3_600.0
+"""How long after that each day's events may take to be deleted."""
+# Batches of 5000 touch the index of every entity: 58,000 rows/s against 40,000 with less.
+_CACHE_BYTES = 32_000_000
+_WAL_BYTES = 32_000_000
+_ROWS_PER_STEP = 500
+_ROWS_PER_INSERT = 300
+_MAX_REASON = 500
+_PAGES_PER_STEP = 256
+_CONSEQUENCE = (
+    "A new event store begins: no event of the damaged file is in it. The recorder's part can be"
+    " read back: python -m app backfill --since …"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvent:
+    """One event of the past; None where nothing was known."""
+
+    time: datetime
+    time_ns: int
+    entity_id: str
+    event_type: str
+    domain: str | None
+    area_id: str | None
+    device_id: str | None
+    integration: str | None
+    device_class: str | None
+    unit_of_measurement: str | None
+    event_category: str | None
+    instance: str | None
+    state: str | None
+    previous_state: str | None
+    value: float | None
+    available: bool | None
+    duration_s: float | None
+    """How long the previous state lasted."""
+    attributes: msgspec.Raw
+    """A JSON object."""
+    context_id: str | None
+    context_parent_id: str | None
+    context_user_id: str | None
+    friendly_name: str | None
+    manufacturer: str | None
+    model: str | None
+    sw_version: str | None
+    backfilled: bool
+    removed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Some events, newest first."""
+
+    events: Sequence[StoredEvent]
+    next_cursor: str | None
+    """Asks for the page after this one; None when there is none."""
+
+
+class EmbeddedStore:
+    """A sink that keeps the events itself, for some days, and can be asked for them.
+
+    Use as `async with`.
+    """
+
+    name = "embedded"
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        parse: Callable[[bytes], StoredPoint],
+        retention_days: float,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        prune_every_s: float = 60.0,
+        prune_step_s: float = 0.1,
+    ) -> None:
+        """Take what reads a line, and how many days an event is kept.
+
+        `parse` raises `ValueError` for a line it cannot read; it is called in a thread.
+        `clock` gives seconds since the epoch, `monotonic` seconds since any moment.
+        """
+        self.damage: str | None = None
+        """One sentence when the file was damaged at the start."""
+        self._path = path
+        self._suspect = path.with_name(path.name + ".suspect")
+        """A file that is there when the next start has to read the whole database."""
+        self._parse = parse
+        self._retention_ns = int(retention_days * _NS_PER_DAY)
+        self._clock = clock
+        self._monotonic = monotonic
+        self._distrusted_since: float | None = None
+        """When more than a day's events came to be too old at once, which a wrong date does."""
+        self._steps_taken = 0
+        self._step_through_ns = 0
+        self._deletions = RateLimitedLog(logger)
+        self._sleep = sleep
+        self._prune_every_s = prune_every_s
+        self._prune_step_s = prune_step_s
+        self._failures = RateLimitedLog(logger)
+        self._closing = contextlib.AsyncExitStack()
+        self._database: Database | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open, or create, the file; one that is damaged is set aside.
+
+        Raises:
+            StorageNewer: a newer version of this service wrote the file.
+            StorageError: the folder or file cannot be opened.
+        """
+        self.damage = await open_or_replace(self._path, self._open, consequence=_CONSEQUENCE)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the write at hand and close the file."""
+        await self._closing.aclose()
+        self._database = None
+
+    async def write(self, batch: Batch) -> Outcome:
+        """Store a batch, durable when this returns; storing it again changes nothing."""
+        try:
+            await self._opened().write(partial(_insert, batch=batch, parse=self._parse))
+        except _Unreadable as exc:
+            return Refused(reason=str(exc))
+        except StorageFull as exc:
+            return Held(reason=str(exc), advice=f"Free space on the disk of {self._path}.")
+        except StorageDamaged as exc:
+            # Reading the whole file at every start could take minutes: only after this.
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._suspect.touch)
+            return Held(reason=str(exc), advice=f"Check the disk of {self._path} and restart.")
+        except StorageError as exc:
+            return Unavailable(reason=str(exc))
+        return Accepted()
+
+    async def ping(self) -> bool:
+        """Say that the store is there: it is part of this process."""
+        return True
+
+    async def events(
+        self,
+        *,
+        entity_id: str | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        domain: str | None = None,
+        area_id: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Page:
+        """Return the newest events that fit; None means any.
+
+        Args:
+            entity_id: Of this entity only.
+            start_ns: Nanoseconds since the epoch, inclusive.
+            end_ns: Nanoseconds since the epoch, exclusive.
+            domain: Of entities of this domain only.
+            area_id: Of this area only, at the time of the event.
+            limit: At most so many events.
+            cursor: The `next_cursor` of the page before, all else unchanged.
+
+        Raises:
+            ValueError: the cursor is not one of ours.
+            StorageError: the file cannot be read.
+        """
+        conditions: dict[str, Value] = {
+            "entity_id = ?": entity_id,
+            "time_ns >= ?": start_ns,
+            "time_ns < ?": end_ns,
+            "domain = ?": domain,
+            "area_id = ?": area_id,
+        }
+        chosen = {sql: value for sql, value in conditions.items() if value is not None}
+        after = None if cursor is None else _position(cursor)
+        return await self._opened().read(
+            partial(_select, conditions=chosen, after=after, limit=limit)
+        )
+
+    async def entity_ids(self) -> list[str]:
+        """Return all entities that have events."""
+        return await self._opened().read(_entity_ids)
+
+    async def run(self) -> None:
+        """Delete what is older than the retention, for ever, in steps that stall no write."""
+        while True:
+            more = False
+            try:
+                more = await self.prune()
+            except StorageError as exc:
+                self._failures.tell(
+                    logging.WARNING, "Old events were not deleted, it is tried again: %s", exc
+                )
+            else:
+                self._failures.over("Old events are deleted again")
+            await self._sleep(self._prune_step_s if more else self._prune_every_s)
+
+    async def prune(self) -> bool:
+        """Delete a few hundred events that are too old; return whether there are more.
+
+        The date must be plausible: events were stored that happened at most a day before. When
+        more than a day's events are too old at once, nothing is deleted for a day, and then one
+        day's events an hour: by then a machine that started with a wrong date has the right one.
+        """
+        oldest_ns, newest_ns = await self._opened().read(_ends)
+        if oldest_ns is None or newest_ns is None:
+            return False
+        now_ns = min(int(self._clock() * 10**9), newest_ns + _NS_PER_DAY)
+        wanted_ns = max(now_ns - self._retention_ns, -MAX_TIME_NS)
+        before_ns = self._trusted(wanted_ns, oldest_ns=oldest_ns)
+        deleted = await self._opened().write(partial(_prune, before_ns=before_ns))
+        if deleted:
+            self._deletions.tell(
+                logging.INFO,
+                "Deleted %d events from before %s (EMBEDDED_RETENTION_DAYS)",
+                deleted,
+                moment_of(before_ns).isoformat(timespec="seconds"),
+            )
+        return deleted == _ROWS_PER_STEP
+
+    def _trusted(self, before_ns: int, *, oldest_ns: int) -> int:
+        """Return before which moment events may be deleted now."""
+        if before_ns <= oldest_ns + _NS_PER_DAY:
+            self._distrusted_since = None
+            return before_ns
+        now_s = self._monotonic()
+        if self._distrusted_since is None:
+            self._distrusted_since, self._steps_taken, self._step_through_ns = now_s, 0, oldest_ns
+            logger.warning(
+                "Events of %d days are older than EMBEDDED_RETENTION_DAYS at once; the date may be"
+                " wrong. They stay for a day, and are then deleted one day's events an hour",
+                (before_ns - oldest_ns) // _NS_PER_DAY,
+            )
+        waited_s = now_s - self._distrusted_since - _DISTRUST_S
+        if waited_s >= self._steps_taken * _BETWEEN_STEPS_S:
+            self._steps_taken = int(waited_s // _BETWEEN_STEPS_S) + 1
+            self._step_through_ns = oldest_ns + _NS_PER_DAY
+        return min(before_ns, self._step_through_ns)
+
+    def _opened(self) -> Database:
+        assert self._database is not None, "the store is not open"
+        return self._database
+
+    async def _open(self) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            self._database = await stack.enter_async_context(
+                Database(
+                    self._path,
+                    migrations=_MIGRATIONS,
+                    cache_bytes=_CACHE_BYTES,
+                    wal_bytes=_WAL_BYTES,
+                    check=self._check,
+                )
+            )
+            with contextlib.suppress(OSError):
+                self._suspect.unlink(missing_ok=True)
+            self._closing = stack.pop_all()
+
+    def _check(self, connection: Connection) -> None:
+        if self._suspect.exists():
+            quick_check(connection)
+        connection.execute("SELECT * FROM events ORDER BY id DESC LIMIT 1").fetchone()
+        connection.execute("SELECT time_ns FROM events ORDER BY time_ns DESC LIMIT 1").fetchone()
+
+
+class _Unreadable(Exception):
+    """A batch holds a line that is no event."""
+
+
+# All below runs in the database's own threads.
+
+
+def _insert(connection: Connection, batch: Batch, parse: Callable[[bytes], StoredPoint]) -> None:
+    try:
+        points = map(parse, batch.lines())
+        rows = [_row(point) for point in points if not _is_of_the_catalog(point)]
+        # Many rows in one statement: between two statements the loop takes the interpreter's
+        # lock, and does not give it back for 5 ms while it is busy.
+        for start in range(0, len(rows), _ROWS_PER_INSERT):
+            part = rows[start : start + _ROWS_PER_INSERT]
+            connection.execute(_insertion(len(part)), list(chain.from_iterable(part)))
+    except StorageDamaged as exc:
+        # The journal's bytes, not this file: delivery takes the batch apart and sees.
+        raise _Unreadable(str(exc)) from exc
+    except (ValueError, OverflowError) as exc:
+        raise _Unreadable(f"not an event: {exc}"[:_MAX_REASON]) from exc
+
+
+@functools.lru_cache(maxsize=8)  # full ones, and some of what is left over
+def _insertion(rows: int) -> str:
+    row = f"({', '.join('?' * len(_COLUMNS))})"
+    return (
+        f"INSERT INTO events ({', '.join(_COLUMNS)}) VALUES {', '.join([row] * rows)}"  # noqa: S608 - names of ours
+        f"{_ON_CONFLICT}"
+    )
+
+
+def _is_of_the_catalog(point: StoredPoint) -> bool:
+    """Whether it is of the device history: `metadata.db` has what is true now."""
+    return point.measurement in _CATALOG and "event_type" not in point.tags
+
+
+def _row(point: StoredPoint) -> list[Value]:
+    tags, fields = point.tags.get, point.fields.get
+    row: list[Value] = [point.time_ns]
+    row += [tags(name) for name in _TAGS]
+    row += [fields(name) for name in _FIELDS]
+    if not tags("entity_id") or not tags("event_type"):
+        raise ValueError(f"measurement {point.measurement!r} without entity_id or event_type")
+    return row
+
+
+def _select(
+    connection: Connection,
+    conditions: Mapping[str, Value],
+    after: tuple[int, int] | None,
+    limit: int,
+) -> Page:
+    where = list(conditions)
+    values = list(conditions.values())
+    if after is not None:
+        where.append("(time_ns, id) < (?, ?)")
+        values.extend(after)
+    rows = connection.execute(
+        f"SELECT id, {', '.join(_COLUMNS)} FROM events"  # noqa: S608 - names and conditions of ours
+        + (f" WHERE {' AND '.join(where)}" if where else "")
+        + " ORDER BY time_ns DESC, id DESC LIMIT ?",
+        (*values, limit + 1),
+    ).fetchall()
+    more = len(rows) > limit
+    page = rows[:limit]
+    return Page(
+        events=[_event(row) for row in page],
+        next_cursor=f"{page[-1][1]}_{page[-1][0]}" if more else None,
+    )
+
+
+def _entity_ids(connection: Connection) -> list[str]:
+    # One step through the index for each entity: DISTINCT would read the whole of it.
+    found = connection.execute(
+        "WITH RECURSIVE found (name) AS (SELECT min(entity_id) FROM events UNION ALL SELECT"
+        " (SELECT min(entity_id) FROM events WHERE entity_id > name) FROM found"
+        " WHERE name IS NOT NULL) SELECT name FROM found WHERE name IS NOT NULL"
+    )
+    return [name for (name,) in found]
+
+
+def _event(row: Sequence[Value]) -> StoredEvent:
+    columns: dict[str, object] = dict(zip(_COLUMNS, row[1:], strict=True))
+    time_ns, available = columns["time_ns"], columns["available"]
+    if not isinstance(time_ns, int):
+        raise StorageDamaged(f"the time of event {row[0]} is no integer")
+    columns |= {
+        "time": _EPOCH + timedelta(microseconds=time_ns // 1000),
+        "available": None if available is None else bool(available),
+        "attributes": msgspec.Raw(str(columns["attributes"] or "{}")),
+        "backfilled": bool(columns["backfilled"]),
+        "removed": bool(columns["removed"]),
+    }
+    try:
+        return msgspec.convert(columns, StoredEvent)
+    except msgspec.ValidationError as exc:
+        raise StorageDamaged(f"event {row[0]} cannot be read: {exc}") from exc
+
+
+def _position(cursor: str) -> tuple[int, int]:
+    parts = _CURSOR.fullmatch(cursor)
+    if parts is None or abs(int(parts[1])) > _MAX_TIME_NS:
+        raise ValueError(f"not a cursor: {cursor[:100]!r}")
+    return int(parts[1]), int(parts[2])
+
+
+def _ends(connection: Connection) -> tuple[int | None, int | None]:
+    """Return when the oldest and the newest event happened."""
+    # Two statements: SQLite uses the index for one of both only.
+    (oldest_ns,) = connection.execute("SELECT min(time_ns) FROM events").fetchone()
+    (newest_ns,) = connection.execute("SELECT max(time_ns) FROM events").fetchone()
+    if not isinstance(oldest_ns, int | None) or not isinstance(newest_ns, int | None):
+        raise StorageDamaged("the time of an event is no integer")
+    return oldest_ns, newest_ns
+
+
+def _prune(connection: Connection, before_ns: int) -> int:
+    """Delete some events from before a moment; return how many."""
+    deleted = connection.execute(
+        "DELETE FROM events WHERE id IN"
+        " (SELECT id FROM events WHERE time_ns < ? ORDER BY time_ns LIMIT ?)",
+        (before_ns, _ROWS_PER_STEP),
+    ).rowcount
+    shrink(connection, pages=_PAGES_PER_STEP)
+    return deleted

@@ -1,0 +1,1 @@
+"""InfluxDB 1, 2 and 3, and VictoriaMetrics."""

@@ -1,0 +1,97 @@
+"""What a database means when it refuses points: pure functions of its message.
+
+InfluxDB has no error codes for this, so the text decides. Each pattern names the versions that
+use it. Callers pass a message without the lines that a database may quote in it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from app.sinks.outcomes import FieldName, OutOfBounds, Refused
+
+_SEARCHED = 400
+"""A message names its cause at the beginning; behind it may stand anything."""
+_TOO_OLD = re.compile(
+    r"(?:beyond|outside) (?:of )?(?:the )?retention"  # 1.x: "points beyond retention policy"
+    r"|outside (?:of )?(?:the )?write window"  # 1.12 with a past or future write limit
+    r"|retention policy lower bound"
+    r"|(?:older|before) (?:than )?(?:the )?retention",
+    re.IGNORECASE,
+)
+_OVER_LIMIT = re.compile(
+    r"\bmax-(?:values-per-tag|series-per-database) limit exceeded"  # 1.x
+    r"|would exceed (?:the )?(?:limit|number|maximum)\b",  # 3.x: tables and columns
+    re.IGNORECASE,
+)
+_TOTAL_DROPPED = re.compile(r"\bdropped=(\d{1,9})\b")
+_DROPPED = re.compile(r"\bdropped (\d{1,9}) points?\b")
+_PARTIAL_WRITE = re.compile(r"(?:[\w ]{1,60}: )?partial write\b")
+_CONFLICTS = (
+    # 1.x and 2.x
+    re.compile(
+        r'input field "(?P<name>(?:[^"\\]|\\.){1,300})"'
+        r'(?: on measurement "(?P<measurement>(?:[^"\\]|\\.){1,300})")?'
+    ),
+    re.compile(r"invalid column type for column '(?P<name>[^']{1,300})'"),  # 3.x
+)
+_ESCAPED = re.compile(r"\\(.)")
+_NAMES_A_POINT = (
+    re.compile(r" - (?:oldest|newest) point .*", re.DOTALL),
+    re.compile(r' value=".*', re.DOTALL),
+)
+
+_OTHER_TYPE = (
+    "The bucket holds the field {field} with another type: set INFLUXDB_BUCKET or"
+    " INFLUXDB_MEASUREMENT to a new one."
+)
+_REFUSED = "Fix the bucket named by INFLUXDB_BUCKET, or set INFLUXDB_BUCKET to another one."
+
+
+def verdict(said: str, *, reason: str, status: int) -> Refused | OutOfBounds:
+    """Return what a refusal means; `reason` is the message as it may be shown."""
+    beginning = said[:_SEARCHED]
+    conflict = _conflicting(beginning)
+    if conflict is not None:
+        advice = _OTHER_TYPE.format(field=conflict.name)
+        return Refused(reason=reason, status=status, advice=advice, conflict=conflict)
+    if "unable to parse" in beginning:
+        return Refused(reason=reason, status=status, advice=_REFUSED)
+    if _TOO_OLD.search(beginning):
+        return OutOfBounds(
+            cause="retention", reason=_shortened(reason), status=status, dropped=_dropped(said)
+        )
+    if _OVER_LIMIT.search(beginning):
+        return OutOfBounds(
+            cause="limit", reason=_shortened(reason), status=status, dropped=_dropped(said)
+        )
+    return Refused(reason=reason, status=status, advice=_REFUSED)
+
+
+def is_partial_write(said: str) -> bool:
+    """Whether the database judged the points, whatever the status: InfluxDB 2.0 answers 500."""
+    return bool(_PARTIAL_WRITE.match(said)) and "dropped" in said
+
+
+def _conflicting(said: str) -> FieldName | None:
+    for pattern in _CONFLICTS:
+        if (found := pattern.search(said)) is not None:
+            name, measurement = found["name"], found.groupdict().get("measurement")
+            return FieldName(_unescaped(name), measurement and _unescaped(measurement))
+    return None
+
+
+def _unescaped(name: str) -> str:
+    return _ESCAPED.sub(r"\1", name)
+
+
+def _dropped(said: str) -> int | None:
+    counts = {int(count) for count in _TOTAL_DROPPED.findall(said) or _DROPPED.findall(said)}
+    # A series key between the two may look like a count: then none is trusted.
+    return counts.pop() if len(counts) == 1 else None
+
+
+def _shortened(reason: str) -> str:
+    for pattern in _NAMES_A_POINT:
+        reason = pattern.sub("", reason)
+    return reason

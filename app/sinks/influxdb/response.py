@@ -1,0 +1,248 @@
+"""What an HTTP response to a write means, whichever InfluxDB sent it: pure functions.
+
+All versions agree on the statuses; what differs, the variables a person must look at, is asked
+of the dialect.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Protocol
+from urllib.parse import quote, quote_plus
+
+import aiohttp
+
+from app.model import http_date
+from app.runtime.addresses import is_upgrade, origin, redirect_target
+from app.runtime.connection_errors import DATABASE, is_tls_failure, obstacle, sentence
+from app.sinks.influxdb.refusals import is_partial_write, verdict
+from app.sinks.outcomes import (
+    Accepted,
+    Busy,
+    Held,
+    Outcome,
+    ServerFailed,
+    TimedOut,
+    TooLarge,
+    Unavailable,
+)
+
+NO_ANSWER = (aiohttp.ClientError, OSError, ValueError)
+"""All that a request raises: TimeoutError is an OSError, an unusable address a ValueError."""
+
+_REASON_LENGTH = 500
+_MOST_CHARS = 65_536
+"""Longer text from a database is cut before anything else looks at it."""
+_LONG_SECRET = 6
+_WRONG_ADDRESS = "Check INFLUXDB_URL and INFLUXDB_API: what answers there is not {path}."
+_WRONG_SETTINGS = (
+    # VictoriaMetrics answers 400 and InfluxDB 3 400 or 422 where others would say 404 or 401. No
+    # line will be accepted, whatever it holds. Only the beginning of a message is looked at:
+    # behind it a database may quote the line.
+    ("unsupported path requested", _WRONG_ADDRESS),
+    ("Authorization header was malformed", "Check INFLUXDB_TOKEN."),
+    ("invalid character in database", "Set INFLUXDB_BUCKET to letters, digits, - and _."),
+    ("db name ", "Set INFLUXDB_BUCKET to letters, digits, - and _; a letter or digit first."),
+    ("Adding a new database would exceed", "Set INFLUXDB_BUCKET to a database that exists."),
+)
+# Every pattern here is linear: after a mismatch none of them scans the same text again.
+_HTML_TAG = re.compile(r"<[^<>]*>")
+_MESSAGE = re.compile(r'"(?:message|error)"\s*:\s*"((?:[^"\\]|\\.)*)', re.DOTALL)
+_VICTORIA_PREFIX = re.compile(r'(remoteAddr: "[^"]*"; )?(requestURI: \S*; )?')
+_QUOTED = (
+    # What is quoted names things in a home, and reasons are shown to everyone who asks /health.
+    # From the first quotation mark to the last one: a line may hold any text.
+    (re.compile(r"(unable to parse) '(.*': |.*)", re.DOTALL), r"\1 a point: "),
+    (re.compile(r"`.*", re.DOTALL), "`…`"),
+)
+_TOO_LARGE = re.compile(r"max request size \(\d+ bytes\) exceeded")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """An HTTP response, as far as it says what became of a request."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Names are looked up whatever their case."""
+    body: bytes = b""
+    """The beginning of it."""
+
+
+class Advises(Protocol):
+    """What the meaning of a response depends on beside the response itself."""
+
+    @property
+    def write_path(self) -> str:
+        """Where this dialect writes to, for example `/api/v2/write`."""
+        ...
+
+    def advice(self, status: int, message: str) -> str | None:
+        """Say what a person can do about a 401, 403 or 404; None when it is not understood."""
+        ...
+
+
+def answer(  # noqa: C901, PLR0911 - a table: a row each
+    reply: Reply, *, dialect: Advises, secrets: Sequence[str] = (), url: str = ""
+) -> Outcome:
+    """Return what a response to a write means; no secret ever appears in a reason."""
+    if reply.status == HTTPStatus.NO_CONTENT:
+        return Accepted()  # before anything is read or masked: nearly every write ends here
+    said = _said(reply)
+    reason = one_line(said, secrets)
+    match reply.status:
+        case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY:
+            if (mistaken := _mistaken(said, dialect)) is not None:
+                return Held(reason=reason, status=reply.status, advice=mistaken)
+            return verdict(said, reason=reason, status=reply.status)
+        case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return TooLarge(reason=f"{reply.status} {reason}")
+        case HTTPStatus.TOO_MANY_REQUESTS | HTTPStatus.SERVICE_UNAVAILABLE:
+            asked_s = retry_after_s(reply.headers.get("Retry-After", ""), now=datetime.now(UTC))
+            return Busy(reason=reason, status=reply.status, retry_after_s=asked_s)
+        case HTTPStatus.REQUEST_TIMEOUT:
+            return TimedOut(reason=f"{reply.status} {reason}")
+        case status if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            if _TOO_LARGE.fullmatch(said):  # InfluxDB 3 has no 413
+                return TooLarge(reason=f"{status} {reason}")
+            if is_partial_write(said):  # InfluxDB 2.0
+                return verdict(said, reason=reason, status=status)
+            return ServerFailed(reason=reason, status=status)
+        case status if status >= HTTPStatus.BAD_REQUEST:
+            advice = dialect.advice(status, message(reply)) or _wrong_address(dialect)
+            return Held(reason=reason, status=status, advice=advice)
+        case _:
+            return Unavailable(reason=_not_influxdb(reply, secrets, url))
+
+
+def failure(exc: Exception) -> TimedOut | Unavailable | Held:
+    """Say what it means that no response came."""
+    match exc:
+        case aiohttp.ClientConnectorCertificateError():  # which is a ValueError, too
+            cause = exc.certificate_error
+            why = getattr(cause, "verify_message", None) or str(cause)
+            return Unavailable(reason=one_line(f"the certificate of {exc.host} is refused: {why}"))
+        case ValueError():
+            # Its text may hold what must not be shown: a password in the address, the token.
+            return Held(
+                reason="no request can be made of the settings",
+                advice="Check INFLUXDB_URL for a misspelt host and INFLUXDB_TOKEN for line breaks.",
+            )
+        case aiohttp.ConnectionTimeoutError():
+            return Unavailable(reason="no connection in time")
+        case TimeoutError():
+            return TimedOut(reason="no answer in time")
+        case _:
+            return Unavailable(reason=_no_response(exc))
+
+
+def _no_response(exc: Exception) -> str:
+    closed_in_tls = isinstance(exc, aiohttp.ClientConnectorError) and exc.strerror is None
+    if closed_in_tls or is_tls_failure(exc):
+        return sentence(obstacle(DATABASE, exc, url="https:"))
+    match exc:
+        case aiohttp.ClientConnectorError():
+            return f"no connection to {exc.host}:{exc.port}: {obstacle(DATABASE, exc).why}"
+        case aiohttp.ServerDisconnectedError() if not isinstance(exc.message, str):
+            return "the server disconnected in the middle of its response"
+        case OSError(errno=errno.ECONNRESET):
+            return "the connection was reset"
+        case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
+            return "the response is incomplete or not HTTP"
+        case _:
+            return one_line(str(exc)) or type(exc).__name__
+
+
+def retry_after_s(text: str, *, now: datetime) -> float | None:
+    """Read a Retry-After header, seconds or a date, as seconds; None when it says neither.
+
+    https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
+    """
+    text = text.strip()
+    if re.fullmatch(r"[0-9]{1,15}(\.[0-9]{1,15})?", text):
+        return float(text)
+    moment = http_date(text)
+    return None if moment is None else max(0.0, (moment - now).total_seconds())
+
+
+def message(reply: Reply) -> str:
+    """Return what the server says, without its envelope; empty when it says nothing."""
+    match parsed(reply):
+        case {"error": str() as error, "data": [{"error_message": str() as why}, *_]}:
+            return f"{error}: {why}"
+        case {"error": str() as error, "data": {"error_message": str() as why}}:
+            return f"{error}: {why}"
+        case {"message": str() as said} | {"error": str() as said}:
+            return said
+        case _:
+            text = reply.body[:_MOST_CHARS].decode(errors="replace")
+    if text.startswith("{") and (begun := _MESSAGE.search(text)):
+        # The document was too long to be read to its end; the last escape may be cut in two.
+        return begun[1].replace('\\"', '"').replace("\\n", "\n")
+    return _VICTORIA_PREFIX.sub("", _HTML_TAG.sub(" ", text).strip(), count=1)
+
+
+def parsed(reply: Reply) -> object:
+    """Return the JSON document of a response; None when it is not one."""
+    try:
+        document: object = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        return None
+    return document
+
+
+def one_line(text: str, secrets: Sequence[str] = ()) -> str:
+    """Return a text as one line of at most 500 characters, each secret in it made unreadable."""
+    text = text[:_MOST_CHARS]
+    for secret in secrets:
+        for form in {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}:
+            # A password of one letter must neither be shown nor make every word unreadable.
+            is_long = len(form) >= _LONG_SECRET
+            exact = re.escape(form)
+            text = re.sub(exact if is_long else rf"(?<!\w){exact}(?!\w)", "***", text)
+    printable = "".join(sign if sign.isprintable() else " " for sign in text)
+    return " ".join(printable.split())[:_REASON_LENGTH]
+
+
+def _mistaken(said: str, dialect: Advises) -> str | None:
+    for beginning, advice in _WRONG_SETTINGS:
+        if said.startswith(beginning):
+            return advice.format(path=dialect.write_path)
+    return None
+
+
+def _wrong_address(dialect: Advises) -> str:
+    return _WRONG_ADDRESS.format(path=f"InfluxDB's {dialect.write_path}")
+
+
+def _not_influxdb(reply: Reply, secrets: Sequence[str], url: str) -> str:
+    what = f"{answered(reply)} is not InfluxDB's answer to a write"
+    location = reply.headers.get("Location", "")
+    if url and is_upgrade(url, target := redirect_target(url, location)):
+        return one_line(f"{what}; write {origin(target)} in INFLUXDB_URL", secrets)
+    return one_line(f"{what}; check INFLUXDB_URL", secrets)
+
+
+def answered(reply: Reply) -> str:
+    """Return the status of a response that is none of InfluxDB's, and where it redirects to.
+
+    The query is left out: a login page is often given the whole of what was asked.
+    """
+    location = reply.headers.get("Location", "").partition("?")[0]
+    return f"{reply.status} to {location}" if location else f"{reply.status} instead of 204"
+
+
+def _said(reply: Reply) -> str:
+    text = message(reply)
+    for quoted, instead in _QUOTED:
+        text = quoted.sub(instead, text)
+    if text.strip():
+        return text
+    known = {status.value: status.phrase for status in HTTPStatus}
+    return known.get(reply.status, "no reason given")

@@ -1,0 +1,213 @@
+"""How far a sink has come: what was sent to it, and what it is sure to keep.
+
+Most databases acknowledge a write when it is on disk; then both are the same, and the cursor of
+the journal moves with every acknowledgement. Some acknowledge earlier: what they accepted in
+their last seconds is gone when their process is killed. For these the cursor stays behind until
+the flush interval has passed and the same process still runs. After a restart of the database,
+reading begins again at the cursor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.model import Row
+from app.sinks.outcomes import ServerProcess
+
+_ON_DISK = ServerProcess()
+_ASKED_AGAIN_S = 1.0
+
+
+class PendingPoints(Protocol):
+    """What a sink has not accepted yet."""
+
+    @property
+    def points(self) -> int:
+        """How many points."""
+        ...
+
+    @property
+    def oldest_at(self) -> float | None:
+        """When the oldest was received, in seconds since the epoch; None without points."""
+        ...
+
+
+class Log(Protocol):
+    """The journal, as far as delivery reads it."""
+
+    async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
+        """Return the next rows after the cursor and `after`, one or more if there are any."""
+        ...
+
+    def cursor(self, sink: str) -> int:
+        """Return the last sequence number the sink is done with."""
+        ...
+
+    def settle(self, sink: str, through: int) -> None:
+        """Move the cursor forward."""
+        ...
+
+    def pending(self, sink: str, *, after: int = 0) -> PendingPoints:
+        """Return what comes after the cursor and `after`."""
+        ...
+
+    async def grown(self, sink: str, *, points: int) -> None:
+        """Wait until at least so many points come after the cursor."""
+        ...
+
+
+class Span(Protocol):
+    """Consecutive points of the journal."""
+
+    @property
+    def first(self) -> int:
+        """Sequence number of the first point."""
+        ...
+
+    @property
+    def last(self) -> int:
+        """Sequence number of the last point."""
+        ...
+
+
+Count = Callable[[int], None]
+"""Counts points of a span in the telemetry, once they are done with."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Done:
+    first: int
+    last: int
+    at_s: float
+    count: Count
+
+
+class Progress:
+    """One sink's position in the journal.
+
+    The cursor and the telemetry move in the same synchronous stretch: buffered at start +
+    journaled = written + dead-lettered + dropped + buffered, at any moment.
+    """
+
+    def __init__(
+        self,
+        journal: Log,
+        sink: str,
+        *,
+        clock: Callable[[], float],
+        process: Callable[[], Awaitable[ServerProcess | None]] | None = None,
+    ) -> None:
+        """`process` asks the database which process it runs in; None means on disk at once."""
+        self._journal = journal
+        self._sink = sink
+        self._clock = clock
+        self._ask = process
+        self._process = None if process else _ON_DISK
+        self._retained: deque[_Done] = deque()
+        self._next_check_s = -math.inf
+        self._connection_lost = False
+
+    @property
+    def position(self) -> int:
+        """Sequence number of the last point that was accepted, or is done with otherwise."""
+        cursor = self._journal.cursor(self._sink)
+        return max(cursor, self._retained[-1].last) if self._retained else cursor
+
+    @property
+    def retained_points(self) -> int:
+        """How many points were accepted and may not be on the database's disk yet."""
+        if not self._retained:
+            return 0
+        cursor = self._journal.cursor(self._sink)
+        return sum(_points_after(cursor, done) for done in self._retained)
+
+    async def read(self, *, max_points: int, after: int = 0) -> list[Row]:
+        """Return the next rows after the position and `after`."""
+        after = max(after, self.position)
+        if after == self._journal.cursor(self._sink):
+            return await self._journal.read(self._sink, max_points=max_points)
+        return await self._journal.read(self._sink, max_points=max_points, after=after)
+
+    def pending(self) -> PendingPoints:
+        """Return what comes after the position."""
+        if not self._retained:
+            return self._journal.pending(self._sink)
+        return self._journal.pending(self._sink, after=self.position)
+
+    async def grown(self, *, points: int) -> None:
+        """Wait until at least so many points come after the position."""
+        await self._journal.grown(self._sink, points=points + self.retained_points)
+
+    def done(self, span: Span, count: Count) -> None:
+        """Move the position behind a span; it is counted when the cursor follows."""
+        done = _Done(span.first, span.last, self._clock(), count)
+        if self._process is not None and not self._process.flush_s:
+            self._settle(done)
+        else:
+            self._retained.append(done)
+
+    def connection_lost(self) -> None:
+        """Remember that the database may have restarted, or may turn out to be another one."""
+        on_disk = self._process is not None and not self._process.flush_s
+        self._connection_lost = on_disk or bool(self._retained)
+
+    @property
+    def check_in_s(self) -> float | None:
+        """Seconds until `check` has something to do; None when it has nothing."""
+        if self._ask is None:
+            return None
+        if self._process is None or self._connection_lost:
+            due_s = self._next_check_s
+        elif self._retained:
+            due_s = max(self._next_check_s, self._retained[0].at_s + self._process.flush_s)
+        else:
+            return None
+        return max(0.0, due_s - self._clock())
+
+    async def check(self) -> int:
+        """Settle what is on the database's disk by now; return how many points to send again.
+
+        Call it when `check_in_s` is 0. A database that does not answer changes nothing.
+        """
+        if self._ask is None:
+            return 0
+        asked_at_s = self._clock()
+        found = await self._ask()
+        if found is None:
+            self._next_check_s = self._clock() + _ASKED_AGAIN_S
+            return 0
+        known, self._process = self._process, found
+        lost, self._connection_lost = self._connection_lost, False
+        if not found.flush_s:
+            self._settle_until(asked_at_s)
+            return 0
+        is_same = known is not None and (
+            known.started == found.started if found.started else not lost
+        )
+        if not is_same:
+            points = self.retained_points
+            self._retained.clear()
+            return points
+        self._settle_until(asked_at_s - found.flush_s)
+        # Twice in an interval, so that a steady stream costs no question per batch.
+        self._next_check_s = self._clock() + found.flush_s / 2
+        return 0
+
+    def _settle_until(self, at_s: float) -> None:
+        while self._retained and self._retained[0].at_s <= at_s:
+            self._settle(self._retained.popleft())
+
+    def _settle(self, done: _Done) -> None:
+        # Fewer than the span holds when the journal has meanwhile dropped, and counted, some.
+        points = _points_after(self._journal.cursor(self._sink), done)
+        if points:
+            self._journal.settle(self._sink, done.last)
+        done.count(points)
+
+
+def _points_after(cursor: int, done: _Done) -> int:
+    return max(0, done.last - max(cursor, done.first - 1))

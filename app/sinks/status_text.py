@@ -1,0 +1,127 @@
+"""Words for people: what a sink's trouble is, since when, and when a backlog will be gone."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from app.runtime.logging import spoken
+
+_TITLES = {"influxdb": "InfluxDB", "embedded": "The embedded store"}
+_SMOOTHED_OVER_S = 10.0
+_EXPIRED_SHOWN_S = 3600.0
+_QUOTED_POINT = re.compile(r""",\w+=.*|\b\w+=".*""", re.DOTALL)
+"""From the first tag, or the first field of text, to the end: values may hold anything."""
+
+
+def impersonal(words: str) -> str:
+    """Cut off the point that a database quotes: log and health have many readers.
+
+    The whole of it stands beside the dead letters.
+    """
+    return _QUOTED_POINT.sub("…", words)
+
+
+def title(sink: str) -> str:
+    """Return what a person calls a sink."""
+    return _TITLES.get(sink, f"Sink {sink}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SinkProblem:
+    """Why points are not leaving for a sink."""
+
+    sink: str
+    condition: Literal["waiting", "holding", "refusing"]
+    since_s: float
+    """When it began, on the caller's clock, whatever the condition was then."""
+    said: str
+    """The last thing the sink answered."""
+    advice: str | None = None
+
+    def sentence(self, now_s: float) -> str:
+        """Say what is wrong, for how long, and what a person can do."""
+        subject, lasted = self._title, spoken(now_s - self.since_s)
+        said = self.said.rstrip(". ")
+        match self.condition:
+            case "waiting":
+                verb = "has not been taking writes"
+                advice = self.advice or "Points wait in the journal and are sent by themselves."
+            case "holding":
+                verb = "has been refusing writes"
+                advice = self.advice or "Points wait in the journal."
+            case _:
+                verb = "has been refusing every point"
+                advice = (
+                    f"{self.advice or 'Mend what the reason names.'} Points wait in the journal;"
+                    " the first ones refused wait as dead letters to be retried."
+                )
+        return f"{subject} {verb} for {lasted}: {said}. {advice}"
+
+    def ended(self) -> str:
+        """Say that it is over."""
+        return f"{self._title} takes writes again"
+
+    @property
+    def _title(self) -> str:
+        return title(self.sink)
+
+
+class Expired:
+    """Points that the database did not store because they are older than its retention."""
+
+    def __init__(self) -> None:
+        self.retention_s: float | None = None
+        """How long the database keeps points; None when it did not say."""
+        self._points = 0
+        self._last_s = -math.inf
+
+    def add(self, points: int, now_s: float) -> None:
+        """Count points at a time on the caller's clock."""
+        self._points += points
+        self._last_s = now_s
+
+    def is_over(self, now_s: float) -> bool:
+        """Whether there was none in the last hour."""
+        return now_s - self._last_s > _EXPIRED_SHOWN_S
+
+    def sentence(self, sink: str, now_s: float) -> str | None:
+        """Return what a person should read, for an hour after the last of them."""
+        if self.is_over(now_s):
+            return None
+        kept = f" of {spoken(self.retention_s)}" if self.retention_s else ""
+        return (
+            f"{title(sink)} did not store {self._points} points that are older than its"
+            f" retention{kept}. Raise the retention of INFLUXDB_BUCKET, or lower"
+            " BACKFILL_MAX_HOURS; if the points are new, check the database's clock."
+        )
+
+
+class DrainRate:
+    """How fast a backlog shrinks, smoothed over some seconds."""
+
+    def __init__(self) -> None:
+        self._mark: tuple[float, int] | None = None
+        self._per_s: float | None = None
+
+    def reset(self) -> None:
+        """Forget: nothing is moving."""
+        self._mark = self._per_s = None
+
+    def sample(self, now_s: float, *, held: int) -> None:
+        """Note how many points are held after a batch was settled."""
+        if self._mark is not None and now_s > self._mark[0]:
+            elapsed_s = now_s - self._mark[0]
+            now_per_s = (self._mark[1] - held) / elapsed_s
+            before = now_per_s if self._per_s is None else self._per_s
+            weight = math.exp(-elapsed_s / _SMOOTHED_OVER_S)
+            self._per_s = weight * before + (1 - weight) * now_per_s
+        self._mark = (now_s, held)
+
+    def drained_in_s(self, held: int) -> float | None:
+        """Return the seconds until nothing is held; None when unknown or it is not shrinking."""
+        if not held or self._per_s is None or self._per_s <= 0:
+            return None
+        return held / self._per_s
