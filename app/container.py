@@ -337,6 +337,7 @@ class Container(containers.DeclarativeContainer):
         intake=intake,
         schema=providers.Singleton(_backfill_schema, settings),
         placements=catalog.provided.placements,
+        names=normalizer.provided.last_names,
         keep=pipeline.provided.kept,
         telemetry=telemetry,
         backoffs=providers.Object(partial(Backoff, max_s=_DISCOVERY_MAX_WAIT_S)),

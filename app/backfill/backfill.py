@@ -36,6 +36,7 @@ from app.model import (
     NOWHERE,
     Change,
     Gap,
+    LastNames,
     LastState,
     Lifecycle,
     Lines,
@@ -158,6 +159,7 @@ class Backfill:
         intake: Waiting,
         schema: Schema,
         placements: Callable[[], Placements],
+        names: Callable[[], Mapping[str, LastNames]],
         keep: Callable[[Sequence[Change]], Sequence[Change]],
         telemetry: Telemetry,
         backoffs: Callable[[], Backoff],
@@ -173,7 +175,8 @@ class Backfill:
 
         `caught_up` waits until every event sent so far was received. `streaming` is set while
         events stream and the registries are known; `is_running` returns whether Home Assistant
-        is, and `missing_component` which integration that history needs it lacks. `keep` returns
+        is, and `missing_component` which integration that history needs it lacks. `names` returns
+        the class, unit and name that each entity has, or had when last available. `keep` returns
         what transforms and filter leave of changes; `past` returns the entities that our own stores
         know, by the name of the store; `renames` returns the renames that are known; `clock` gives
         seconds since the epoch.
@@ -189,6 +192,7 @@ class Backfill:
         self._intake = intake
         self._schema = schema
         self._placements = placements
+        self._names = names
         self._keep = keep
         self._telemetry = telemetry
         self._backoff = backoffs()
@@ -460,6 +464,7 @@ class Backfill:
             placements=self._placements,
             before=self._before(gap),
             newest=newest,
+            names=self._names(),
         )
         reading = _Reading(recorder, recovery, gap.entity_ids or tuple(entities.entity_ids))
         if missing is None:
@@ -505,8 +510,10 @@ class Backfill:
                 gap=Times(gap.start_ns, gap.end_ns),
                 placements=partial(_placed, former, placements.get(rename.entity_id, NOWHERE)),
                 before=before,
-                newest={former: renamed},
+                newest={},
+                names=self._names(),
             )
+            recovery.describe(former, RecordedState(renamed.state, 0.0, a=renamed.attributes))
             changes += recovery.changes(former, [removal], committed=captured)
         kept = self._keep(changes)
         await self._journal_slowly(kept)
@@ -584,6 +591,7 @@ class Backfill:
             async with aclosing(history) as answers:
                 async for answer in answers:
                     await self._catch_up(captured, _newest_ns(answer))
+                    await reading.look_up_names(answer, requested.oldest_ns)
                     journaled = await self._journal_answer(answer, reading, captured)
                     gap = self._progressed(gap, journaled, answer.through_ns)
         except CommandFailed as exc:
@@ -798,6 +806,14 @@ class _Reading:
             self.recovery.begin_with(name, row)
         for name, row in older.items():
             self.recovery.begin_with(name, row, says_since=False)
+
+    async def look_up_names(self, answer: HistoryPage, oldest_ns: int) -> None:
+        """Read the row before a moment that names the class and unit of entities without them."""
+        lacking = [
+            name for name, rows in answer.history.items() if self.recovery.lacks_names(name, rows)
+        ]
+        for name, row in (await self.recorder.available_before(oldest_ns, lacking)).items():
+            self.recovery.describe(name, row)
 
     async def find_restarts(self, starts: _Starts, times: Times) -> None:
         """Find when Home Assistant wrote its first state after each restart."""

@@ -30,6 +30,7 @@ import msgspec
 from app.model import (
     MAX_SECONDS,
     MAX_TIME_NS,
+    UNAVAILABLE,
     Lifecycle,
     RecordedState,
     State,
@@ -53,6 +54,8 @@ _DAY_S = 86_400
 _LOOK_BACK_S = (60, 600, 3_600, 6 * 3_600, *(day * _DAY_S for day in range(1, 11)))
 """How far back the newest row before a moment is searched, span after span: ten days are what
 Home Assistant keeps unless it is told otherwise."""
+_SILENT_S = 600
+"""How far back the last available state of an entity is searched that was unavailable."""
 _SHOWN_AFTER_S = 120
 _MAX_SHOWN = 20
 _LOGBOOK_S = (900, 6 * 3_600, 64 * _DAY_S)
@@ -325,6 +328,22 @@ class Recorder:
             }
         return found
 
+    async def available_before(
+        self, at_ns: int, entity_ids: Sequence[str]
+    ) -> dict[str, RecordedState]:
+        """Return the newest available state before a moment of each entity that had one.
+
+        One that was unavailable at that moment is searched ten minutes back.
+        """
+        found = await self.states_at(at_ns, entity_ids)
+        silent = [name for name, row in found.items() if not _is_available(row)]
+        times = Times(max(0, at_ns - _SILENT_S * _SECOND_NS), at_ns - _MICROSECOND_NS)
+        for some in _questions(silent):
+            history = await self._recorded(times, some)
+            available = {name: [*filter(_is_available, rows)] for name, rows in history.items()}
+            found |= {name: rows[-1] for name, rows in available.items() if rows}
+        return {name: row for name, row in found.items() if _is_available(row)}
+
     async def ever_recorded(self, entity_ids: Sequence[str], *, near_ns: int) -> set[str]:
         """Return which entities have a row.
 
@@ -518,6 +537,10 @@ def _bounds(times: Times) -> tuple[str, str]:
 def _questions(entity_ids: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(entity_ids), _ENTITIES_PER_QUESTION):
         yield entity_ids[start : start + _ENTITIES_PER_QUESTION]
+
+
+def _is_available(row: RecordedState) -> bool:
+    return row.s is not None and row.s not in UNAVAILABLE
 
 
 def _state(row: bytes) -> State | None:

@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 import msgspec
 
 from app.model import (
+    UNAVAILABLE,
     Change,
     Event,
     EventData,
+    LastNames,
     LastState,
     Placements,
     RecordedState,
@@ -28,7 +30,7 @@ Identity = tuple[str, int]
 """An entity id and `last_updated` in nanoseconds: what tells one change from all others."""
 
 
-_EMPTY = frozenset({b"", b"{}", b"null"})
+_NO_ATTRIBUTES = msgspec.Raw(b"{}")
 
 
 class Recovery:
@@ -46,6 +48,7 @@ class Recovery:
         placements: Callable[[], Placements],
         before: Mapping[str, LastState],
         newest: Mapping[str, State],
+        names: Mapping[str, LastNames],
     ) -> None:
         """Store the bounds and what is known at both ends of the gap.
 
@@ -56,12 +59,15 @@ class Recovery:
             placements: returns where the entities are now.
             before: the newest change before the gap of each entity of which it is known.
             newest: the current states.
+            names: the class, unit and name that each entity has, or had when last available; for
+                rows without attributes that no earlier row describes.
         """
         self._times = times
         self._gap = gap
         self._before = before
         self._newest = newest
         self._normalizer = Normalizer(placements)
+        self._normalizer.restore(names)
         self._restarts_ns: Sequence[int] = ()
         self._last: dict[str, _Last] = {}
         """The newest row or change before the next row of each entity."""
@@ -85,13 +91,21 @@ class Recovery:
         `says_since` is False when the times of the row are made up.
         """
         updated = datetime.fromtimestamp(row.lu, UTC)
-        if row.s is None:
-            self._last[entity_id] = self._nothing(entity_id, updated)
-        else:
-            state = _recorded_state(entity_id, row, updated)
-            if bytes(row.a) in _EMPTY:  # as of an unavailable entity
-                state = msgspec.structs.replace(state, attributes=self._attributes(entity_id))
-            self._last[entity_id] = _Last(state, says_since=says_since)
+        state = None if row.s is None else _recorded_state(entity_id, row, updated)
+        last = _Last(state, says_since=says_since) if state else _nothing(entity_id, updated)
+        self._last[entity_id] = last
+        self._normalized(entity_id, state, old=last.state, at=updated)
+
+    def lacks_names(self, entity_id: str, rows: Sequence[RecordedState]) -> bool:
+        """Whether class and unit of an entity's next row are those of an unknown earlier row."""
+        is_silent = bool(rows) and (rows[0].s is None or rows[0].s in UNAVAILABLE)
+        return is_silent and entity_id not in self._last
+
+    def describe(self, entity_id: str, row: RecordedState) -> None:
+        """Set the row before the entity's next row that names its class and unit."""
+        updated = datetime.fromtimestamp(row.lu, UTC)
+        state = _recorded_state(entity_id, row, updated)
+        self._normalized(entity_id, state, old=None, at=updated)
 
     def restarted(self, restarts_ns: Sequence[int]) -> None:
         """Set when Home Assistant wrote its first state after each restart, oldest first."""
@@ -173,21 +187,26 @@ class Recovery:
         self, entity_id: str, state: State | None, *, at: datetime, last: _Last
     ) -> Change | None:
         """Return the change to this state, or to none, and make it the row before the next."""
+        self._last[entity_id] = _nothing(entity_id, at) if state is None else _Last(state)
+        change = self._normalized(entity_id, state, old=last.state, at=at)
+        return change and msgspec.structs.replace(
+            change,
+            backfilled=True,
+            previous_state=change.previous_state if last.says_state else None,
+            duration_s=change.duration_s if last.says_since else None,
+        )
+
+    def _normalized(
+        self, entity_id: str, state: State | None, *, old: State | None, at: datetime
+    ) -> Change | None:
+        """Return the change of a live event, from which the normalizer learns class and unit."""
         event = Event(
             "state_changed",
-            EventData(entity_id=entity_id, old_state=last.state, new_state=state),
+            EventData(entity_id=entity_id, old_state=old, new_state=state),
             time_fired=at,
             context=None if state is None else state.context,
         )
-        self._last[entity_id] = self._nothing(entity_id, at) if state is None else _Last(state)
-        for change in self._normalizer.changes((event,))[0]:
-            return msgspec.structs.replace(
-                change,
-                backfilled=True,
-                previous_state=change.previous_state if last.says_state else None,
-                duration_s=change.duration_s if last.says_since else None,
-            )
-        return None
+        return next(iter(self._normalizer.changes((event,))[0]), None)
 
     def _row_before(self, entity_id: str, state: State | None, at: datetime) -> _Last:
         if state is not None and state.last_changed < state.last_updated:
@@ -213,7 +232,7 @@ class Recovery:
             remembered = self._remembered(entity_id, change)
             if last is None or last.state.last_updated <= remembered.state.last_updated:
                 return remembered
-        return last or self._nothing(entity_id, moment_of(self._times.oldest_ns))
+        return last or _nothing(entity_id, moment_of(self._times.oldest_ns))
 
     def _restarted_between(self, before: datetime, at: datetime) -> bool:
         if not self._restarts_ns:
@@ -225,23 +244,10 @@ class Recovery:
     def _remembered(self, entity_id: str, last: LastState) -> _Last:
         updated = moment_of(last.time_ns)
         if last.state is None:
-            return self._nothing(entity_id, updated)
+            return _nothing(entity_id, updated)
         changed = updated if last.changed_ns is None else moment_of(last.changed_ns)
-        attributes = self._attributes(entity_id)
-        state = State(last.state, changed, updated, attributes, entity_id=entity_id)
+        state = State(last.state, changed, updated, _NO_ATTRIBUTES, entity_id=entity_id)
         return _Last(state, says_since=last.changed_ns is not None)
-
-    def _nothing(self, entity_id: str, at: datetime) -> _Last:
-        state = State("", at, at, self._attributes(entity_id), entity_id=entity_id)
-        return _Last(state, says_state=False, says_since=False)
-
-    def _attributes(self, entity_id: str) -> msgspec.Raw:
-        """Return the current attributes, which name the class and the unit of the series.
-
-        A row that says `unavailable` may have none, and must stay in its series.
-        """
-        newest = self._newest.get(entity_id)
-        return newest.attributes if newest else msgspec.Raw(b"{}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +259,11 @@ class _Last:
     """False when nothing is known, or there was no state."""
     says_since: bool = True
     """False when it is not known since when it had that state."""
+
+
+def _nothing(entity_id: str, at: datetime) -> _Last:
+    state = State("", at, at, _NO_ATTRIBUTES, entity_id=entity_id)
+    return _Last(state, says_state=False, says_since=False)
 
 
 def _recorded_state(entity_id: str, row: RecordedState, updated: datetime) -> State:

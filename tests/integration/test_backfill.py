@@ -134,9 +134,10 @@ class Process:
             backoff=Backoff(first_s=0.01, max_s=0.01),
             interval_s=1_000.0,
         )
+        self.normalizer = Normalizer(catalog.placements)
         self.pipeline = Pipeline(
             discovery=self.discovery,
-            normalizer=Normalizer(catalog.placements),
+            normalizer=self.normalizer,
             encoder=HomeiqEncoder("events", instance=None, attribute_fields=()),
             intake=self.intake,
             coverage=self.coverage,
@@ -160,6 +161,7 @@ class Process:
                 last_state_of=last_state_of,
             ),
             placements=catalog.placements,
+            names=self.normalizer.last_names,
             keep=self.pipeline.kept,
             missing_component=lambda: self.source.missing_component,
             renames=catalog.renames,
@@ -995,6 +997,40 @@ async def test_what_changed_in_a_later_gap_is_left_to_that_gap(
         ["off", "on"],
         [None, "off"],
     )
+
+
+@pytest.mark.parametrize("is_recent", [True, False])
+@pytest.mark.parametrize("returns", [True, False])
+async def test_an_entity_that_became_unavailable_in_a_gap_stays_in_its_series(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path, *, returns: bool, is_recent: bool
+) -> None:
+    """With the class and unit it had before, whether it is still unavailable or has others now.
+
+    The state before is within what is requested, or older.
+    """
+    start = datetime.now(UTC) - timedelta(seconds=300)
+    house._moments = (start + timedelta(seconds=n * 60) for n in itertools.count())
+    async with running(Process(tmp_path, fake)) as process:
+        house.set_state("sensor.power", "5", {"device_class": "power", "unit_of_measurement": "kW"})
+        if not is_recent:
+            house.set_state("light.other", "on")
+        await process.until(lambda: process.telemetry.journaled == (1 if is_recent else 2))
+    house.set_state("sensor.power", "unavailable", {})
+    process = Process(tmp_path, fake)
+    process.time.holding = lambda: not process.telemetry.journaled
+    async with running(process):
+        if returns:
+            house.set_state("sensor.power", "9", {"unit_of_measurement": "W"})
+        else:
+            house.set_state(SENSOR, "1")
+        await process.until_filled()
+        points = [p for p in await process.points() if p.tags["entity_id"] == "sensor.power"]
+
+    assert previous(points, "sensor.power")[1] == "5"
+    assert [points[1].tags.get(name) for name in ("device_class", "unit_of_measurement")] == [
+        "power",
+        "kW",
+    ]
 
 
 @pytest.mark.parametrize("is_clean", [True, False])

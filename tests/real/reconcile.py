@@ -38,7 +38,6 @@ class Rule(StrEnum):
     RENAMED = "a rename removes the old entity id, which Home Assistant does not record"
     KILLED = "captured live; Home Assistant was killed before its recorder committed the row"
     UNKNOWABLE = "existed only while nothing was captured, and Home Assistant's logbook omits it"
-    INHERITED = "read back without attributes; its class or unit is the one the entity has now"
     NAMED_IN_GAP = "live, without attributes; its class or unit was named in a gap not yet filled"
     FIRST_KNOWN = "backfilled, and the service knew nothing of the entity before"
 
@@ -146,7 +145,6 @@ class Comparison:
         *,
         is_known: bool,
         is_named_live: bool,
-        inherits: bool,
     ) -> None:
         """Compare the points of one row, of which there must be one."""
         if len(points) > 1:
@@ -160,8 +158,6 @@ class Comparison:
                     continue
                 if name in _FROM_BEFORE and is_backfilled and not is_known and actual is None:
                     self.explained[Rule.FIRST_KNOWN] += 1
-                elif name in _CLASS_AND_UNIT and is_backfilled and inherits:
-                    self.explained[Rule.INHERITED] += 1
                 elif name in _CLASS_AND_UNIT and not is_backfilled and not is_named_live:
                     self.explained[Rule.NAMED_IN_GAP] += 1
                 else:
@@ -237,7 +233,6 @@ def compare(
                 expected[identity].wanted,
                 is_known=entity_id in known,
                 is_named_live=not any(map(_is_backfilled, named)),
-                inherits=expected[identity].inherited_ns is not None,
             )
         else:
             is_unknowable = entity_id in unknowable or identity in unseen

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from app.model import (
     Change,
     Event,
+    LastNames,
     LastState,
     Lifecycle,
     RecordedState,
@@ -39,11 +40,17 @@ LONG = Times(0, 2**62)
 
 def live(events: Sequence[object]) -> list[Change]:
     """Return the changes that live events make."""
-    changes, malformed = Normalizer(dict).changes(
+    return live_with_names(events)[0]
+
+
+def live_with_names(events: Sequence[object]) -> tuple[list[Change], Mapping[str, LastNames]]:
+    """Return the changes that live events make, and the class, unit and name of each entity."""
+    normalizer = Normalizer(dict)
+    changes, malformed = normalizer.changes(
         msgspec.json.decode(msgspec.json.encode(events), type=list[Event])
     )
     assert not malformed
-    return changes
+    return changes, normalizer.last_names()
 
 
 def rows_of(answer: Mapping[str, object]) -> dict[str, list[RecordedState]]:
@@ -61,6 +68,7 @@ def recovery(
     *,
     before: Mapping[str, LastState] | None = None,
     newest: Mapping[str, State] | None = None,
+    names: Mapping[str, LastNames] | None = None,
 ) -> Recovery:
     """Return one that knows nothing but what it is told."""
     return Recovery(
@@ -69,6 +77,7 @@ def recovery(
         placements=dict,
         before=before or {},
         newest=newest or {},
+        names=names or {},
     )
 
 
@@ -341,16 +350,10 @@ def test_an_empty_state_is_a_state() -> None:
     assert (changes[1].state, changes[1].previous_state, changes[1].removed) == ("", "x", False)
 
 
-@pytest.mark.parametrize("value", ["unavailable", "unknown"])
-def test_rows_without_attributes_stay_in_their_series(value: str) -> None:
-    """Class and unit are those of the row before, or else of today."""
-    newest = {
-        "sensor.a": newest_state(
-            "sensor.a", "5", 9_000, device_class="power", unit_of_measurement="W"
-        )
-    }
-
-    first, _, third = recovery(newest=newest).changes(
+@pytest.mark.parametrize("value", ["unavailable", "unknown", None])
+def test_rows_without_attributes_stay_in_their_series(value: str | None) -> None:
+    """Class and unit are those of the row before, or else the last known ones."""
+    first, _, third = recovery(names={"sensor.a": LastNames("power", "W", None)}).changes(
         "sensor.a",
         [
             row(value, 0),
@@ -362,6 +365,41 @@ def test_rows_without_attributes_stay_in_their_series(value: str) -> None:
 
     assert (first.device_class, first.unit_of_measurement) == ("power", "W")
     assert (third.device_class, third.unit_of_measurement) == ("power", "kW")
+
+
+@pytest.mark.parametrize("value", ["unavailable", "unknown", None])
+@pytest.mark.parametrize("unit", ["kW", None])
+def test_a_first_row_without_attributes_has_the_series_of_the_row_before_the_gap(
+    value: str | None, unit: str | None
+) -> None:
+    """The last known class and unit may be of a later time."""
+    reading = recovery(
+        Times(at(1_000), at(9_000)),
+        before={"sensor.a": LastState("5", at(0), at(0))},
+        names={"sensor.a": LastNames("power", "W", None)},
+    )
+    assert reading.lacks_names("sensor.a", [row(value, 2_000)])
+    assert not reading.lacks_names("sensor.a", [row("6", 2_000), row(value, 3_000)])
+
+    reading.describe("sensor.a", row("5", 999, unit_of_measurement=unit))
+    (change,) = reading.changes("sensor.a", [row(value, 2_000)], committed=())
+
+    assert change.unit_of_measurement == unit
+    assert (change.device_class, change.previous_state, change.duration_s) == (None, "5", 2)
+    assert not reading.lacks_names("sensor.a", [row(value, 3_000)])
+
+
+def test_what_an_entity_was_before_its_removal_does_not_describe_it_afterwards() -> None:
+    """As live: a new entity of that name has the class and unit that it says itself."""
+    reading = recovery(names={"sensor.a": LastNames("power", "W", None)})
+    reading.begin_with("sensor.a", row(None, -500))
+
+    first, _, third = reading.changes(
+        "sensor.a", [row("unknown", 0), row(None, 1_000), row("unknown", 2_000)], committed=()
+    )
+
+    assert (first.device_class, first.unit_of_measurement) == (None, None)
+    assert (third.device_class, third.unit_of_measurement) == (None, None)
 
 
 # Bounds and identities
@@ -527,7 +565,7 @@ def test_live_and_recovered_are_the_whole_story(
 ) -> None:
     """What came live before and after a gap, and what was recovered in it, is live alone."""
     house = StillHouse()
-    alone = live(told(story, house))
+    alone, names = live_with_names(told(story, house))
     start, end = (min(cut + 3, len(alone) - 3) for cut in cuts)
     # The edges are found late, by a second that came live as well: those are committed.
     first, last = max(0, start - overlap), min(len(alone), end + overlap)
@@ -540,7 +578,7 @@ def test_live_and_recovered_are_the_whole_story(
     newest = {str(one["entity_id"]): state(one) for one in house.states()}
     if looks_back:  # as after a crash, or for a span that a person requests
         before = {}
-    reading = recovery(times, before=before, newest=newest)
+    reading = recovery(times, before=before, newest=newest, names=names)
     for entity_id in CLASSES:
         for one in _recorded(house, entity_id, alone[:first]):
             reading.begin_with(entity_id, one)

@@ -231,6 +231,25 @@ async def test_of_a_row_that_is_older_than_ten_days_only_the_state_is_known() ->
     assert (found, {name: row.s for name, row in older.items()}) == ({}, {"sensor.a": "1"})
 
 
+async def test_the_last_available_state_is_found_ten_minutes_before_a_silence() -> None:
+    """It names the class and unit of an entity that is unavailable."""
+    fake = FakeRecorder(
+        {
+            "sensor.present": [(1, "1"), (900, "2")],
+            "sensor.silent": [(500, "1"), (700, "2"), (800, "unavailable"), (900, "unknown")],
+            "sensor.long_silent": [(1, "1"), (300, "unknown")],
+            "sensor.later": [(1_001, "1")],
+        }
+    )
+
+    found = await recorder(fake).available_before(START + 1_000 * SECOND, [*fake.rows])
+
+    assert {name: row.s for name, row in found.items()} == {
+        "sensor.present": "2",
+        "sensor.silent": "2",
+    }
+
+
 async def test_of_nobody_nothing_is_asked() -> None:
     """A home without entities."""
     fake = FakeRecorder()
