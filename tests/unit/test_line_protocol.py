@@ -60,6 +60,17 @@ def test_a_long_tag_is_cut_between_characters() -> None:
     assert escape_tag("é" * 10 + "\\" * MAX_NAME_BYTES).endswith(b"/")
 
 
+@pytest.mark.parametrize("character", ["é", "€", "🔥"])
+@pytest.mark.parametrize("characters", [512, 513, 700, 1_024, 1_025, 2_047, 2_048])
+def test_a_tag_is_bounded_in_bytes_however_few_its_characters(
+    character: str, characters: int
+) -> None:
+    """A text within the bound in characters may exceed it in bytes."""
+    most = MAX_NAME_BYTES // len(character.encode())
+
+    assert escape_tag(character * characters).decode() == character * min(characters, most)
+
+
 @pytest.mark.parametrize(
     ("name", "escaped"),
     [

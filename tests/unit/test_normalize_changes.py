@@ -142,12 +142,19 @@ def test_a_state_without_a_predecessor_has_no_duration() -> None:
     assert change.duration_s is None
 
 
-def test_an_attribute_only_change_ends_no_state() -> None:
-    """The state goes on, so nothing has lasted."""
+def test_an_attribute_only_change_has_a_duration_of_zero() -> None:
+    """The state did not end, so no earlier state lasted for any time."""
     changed = NOON - timedelta(hours=1)
     old = _state(at=NOON - timedelta(minutes=1), changed=changed, attributes={"n": 1})
 
     assert _change(_event(_state(changed=changed, attributes={"n": 2}), old)).duration_s == 0.0
+
+
+def test_the_previous_state_lasted_since_its_last_change_not_its_last_update() -> None:
+    """An attribute update in between does not begin the state anew."""
+    old = _state("1", at=NOON - timedelta(minutes=1), changed=NOON - timedelta(hours=1))
+
+    assert _change(_event(_state("2"), old)).duration_s == 3600.0
 
 
 def test_a_duration_is_never_negative() -> None:
@@ -453,8 +460,8 @@ def test_a_malformed_event_takes_nothing_away() -> None:
     assert _change(_event(_state("unavailable")), normalizer).device_class == "power"
 
 
-def test_the_number_of_known_entities_is_bounded() -> None:
-    """The one that had no news for longest is forgotten first."""
+def test_the_number_of_cached_entities_is_bounded() -> None:
+    """The entity whose attributes changed longest ago is evicted first."""
     normalizer = Normalizer(dict, max_known_entities=2)
     for entity_id in ("sensor.a", "sensor.b", "sensor.c"):
         _change(_event(_state(attributes=POWER), entity_id=entity_id), normalizer)
@@ -464,20 +471,46 @@ def test_the_number_of_known_entities_is_bounded() -> None:
         assert _change(gone, normalizer).device_class == device_class
 
 
-def test_the_memory_of_known_entities_is_bounded() -> None:
-    """Large attributes are remembered for fewer entities; one too large is not remembered."""
+def test_new_attributes_make_an_entity_the_last_one_to_be_evicted() -> None:
+    """The bound evicts by age of the attributes, not by the order in which entities appeared."""
+    normalizer = Normalizer(dict, max_known_entities=2)
+    for entity_id in ("sensor.a", "sensor.b"):
+        _change(_event(_state(attributes=POWER), entity_id=entity_id), normalizer)
+
+    _change(_event(_state(attributes={**POWER, "n": 1}), entity_id="sensor.a"), normalizer)
+    _change(_event(_state(attributes=POWER), entity_id="sensor.c"), normalizer)
+
+    assert list(normalizer.last_names()) == ["sensor.a", "sensor.c"]
+
+
+def test_the_memory_of_cached_attributes_is_bounded() -> None:
+    """Large attributes are cached for fewer entities; one that exceeds the bound is not cached."""
     normalizer = Normalizer(dict, max_known_bytes=2_500)
     for number in range(10):
-        attributes = {"n": number, "filler": "x" * 1000}
+        attributes = {"n": number, "filler": "x" * 1000, **POWER}
         change = _change(
             _event(_state(attributes=attributes), entity_id=f"sensor.s{number}"), normalizer
         )
         assert msgspec.json.decode(change.attributes) == attributes
-    assert list(normalizer._known) == ["sensor.s8", "sensor.s9"]
+    assert list(normalizer.last_names()) == ["sensor.s8", "sensor.s9"]
 
-    _change(_event(_state(attributes={"filler": "x" * 3000})), normalizer)
+    _change(_event(_state(attributes={"filler": "x" * 3000, **POWER})), normalizer)
 
-    assert normalizer._known_bytes == 0
+    assert normalizer.last_names() == {}
+
+
+def test_rewritten_attributes_count_twice_towards_the_memory_bound() -> None:
+    """The bytes as received and the compact JSON made of them are both in memory."""
+    loose = b'{"device_class": "power", "filler": "%b"}' % (b"x" * 1000)
+    one_copy, two_copies = (
+        Normalizer(dict, max_known_bytes=bound) for bound in (1_500, 2 * len(loose))
+    )
+
+    for normalizer in (one_copy, two_copies):
+        _change(_event(_state(attributes=loose)), normalizer)
+
+    assert one_copy.last_names() == {}
+    assert list(two_copies.last_names()) == ["sensor.meter"]
 
 
 def test_nothing_need_be_remembered() -> None:
