@@ -278,8 +278,9 @@ class Backfill:
             StorageError: the journal cannot be read.
         """
         states: dict[str, LastState] = {}
+        gaps = self._coverage.gaps()
         async for row in self._journal.kept(after=self._last_states.through):
-            await asyncio.to_thread(self._recall, row, states)
+            await asyncio.to_thread(self._recall, row, states, gaps)
         for entity_id, state in states.items():
             self._last_states.recall(entity_id, state)
 
@@ -681,7 +682,7 @@ class Backfill:
             replace(gap, changes=gap.changes + changes, filled_ns=filled_ns)
         )
 
-    def _recall(self, row: Row, states: dict[str, LastState]) -> None:
+    def _recall(self, row: Row, states: dict[str, LastState], gaps: Sequence[Gap]) -> None:
         for line in _lines(row):
             with contextlib.suppress(ValueError):  # not a line of ours
                 point = self._schema.parse(line)
@@ -691,7 +692,18 @@ class Backfill:
                 former = states.get(entity_id) or self._last_states.get(entity_id)
                 # Points that were read back come later than newer ones that came live.
                 if former is None or former.time_ns <= point.time_ns:
-                    states[entity_id] = self._schema.last_state_of(point, former)
+                    states[entity_id] = self._recalled(point, former, gaps)
+
+    def _recalled(
+        self, point: StoredPoint, former: LastState | None, gaps: Sequence[Gap]
+    ) -> LastState:
+        state = self._schema.last_state_of(point, former)
+        if former is None or state.changed_ns != former.changed_ns:
+            return state
+        # An update of nothing but attributes; the state may have changed in a gap before it.
+        if any(gap.start_ns < point.time_ns and former.time_ns < gap.end_ns for gap in gaps):
+            return replace(state, changed_ns=None)
+        return state
 
     def _tell(self, gap: Gap) -> None:
         self._endings.tell(

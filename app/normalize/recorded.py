@@ -82,7 +82,9 @@ class Recovery:
         """Whether the row or change before the entity's next row is known."""
         last = self._before.get(entity_id)
         return entity_id in self._last or (
-            last is not None and last.time_ns < self._times.oldest_ns
+            last is not None
+            and last.changed_ns is not None
+            and last.time_ns < self._times.oldest_ns
         )
 
     def begin_with(self, entity_id: str, row: RecordedState, *, says_since: bool = True) -> None:
@@ -230,7 +232,11 @@ class Recovery:
         change = self._before.get(entity_id)
         if change is not None and change.time_ns < nanoseconds(at):
             remembered = self._remembered(entity_id, change)
-            if last is None or last.state.last_updated <= remembered.state.last_updated:
+            # A row of the same moment may know better since when the state lasts.
+            if last is None or (last.state.last_updated, last.says_since) <= (
+                remembered.state.last_updated,
+                remembered.says_since,
+            ):
                 return remembered
         return last or _nothing(entity_id, moment_of(self._times.oldest_ns))
 

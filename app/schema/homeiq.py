@@ -360,7 +360,7 @@ def last_state_of(point: StoredPoint, former: LastState | None) -> LastState:
     if previous != state or point.fields.get("duration_in_state_seconds"):
         changed_ns: int | None = point.time_ns
     else:
-        changed_ns = former.changed_ns if former else None
+        changed_ns = former.changed_ns if former and former.state == state else None
     return LastState(state, changed_ns, point.time_ns)
 
 

@@ -753,6 +753,36 @@ async def test_what_is_remembered_is_brought_up_to_date_from_the_journal(
     assert known == recalled
 
 
+@pytest.mark.parametrize("missed", [["1"], ["1", "0"]])
+async def test_what_is_recalled_across_a_gap_says_not_since_when_a_state_lasts(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path, missed: Sequence[str]
+) -> None:
+    """An update of attributes does not tell that either; the recorder does."""
+    folder, killed = tmp_path / "first", tmp_path / "killed"
+    start = datetime.now(UTC) - timedelta(seconds=200)
+    house._moments = (start + timedelta(seconds=n) for n in itertools.count())
+    async with running(Process(folder, fake)) as process:
+        await lived(process, house, 0, 1)
+    for state in missed:
+        house.set_state(SENSOR, state)
+    process = Process(folder, fake)
+    process.refuses = lambda _: True
+    process.journal._save_states_s = 3600.0
+    async with running(process):
+        house.set_state(SENSOR, missed[-1], {"n": 1})
+        await process.until_journaled(1)
+        shutil.copytree(folder, killed)
+    house.set_state(SENSOR, "2")
+
+    async with running(Process(killed, fake)) as process:
+        await process.until_filled(2)
+        points = await process.points()
+
+    assert states(points) == ["0", *missed, missed[-1], "2"]
+    durations = [point.fields["duration_in_state_seconds"] for point in points[1:]]
+    assert durations == [*[1.0 for _ in missed], 0.0, 2.0]
+
+
 async def test_a_damaged_row_does_not_stop_the_start(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
