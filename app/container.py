@@ -23,7 +23,7 @@ from app.homeassistant.connection import HomeAssistantSource
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
 from app.journal.memory import MemoryJournal
-from app.model import Lines
+from app.model import MEGABYTE, Lines
 from app.normalize.changes import Normalizer
 from app.normalize.entity_filter import EntityFilter
 from app.normalize.transforms import Transforms
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
 Journal: TypeAlias = SqliteJournal | MemoryJournal
 
-_MEGABYTE = 1_000_000
 _DELIVERY_MAX_WAIT_S = 60.0
 _DISCOVERY_MAX_WAIT_S = 300.0
 
@@ -188,15 +187,15 @@ def _journal(
         return MemoryJournal(
             sinks=names,
             # What is in memory must leave room for the service itself.
-            max_bytes=min(settings.journal.max_mb, settings.log.max_memory_mb // 4) * _MEGABYTE,
+            max_bytes=min(settings.journal.max_mb, settings.log.max_memory_mb // 4) * MEGABYTE,
             overflow=overflow,
             telemetry=telemetry,
         )
     return SqliteJournal(
         settings.journal.data_dir / "journal.db",
         sinks=names,
-        max_bytes=settings.journal.max_mb * _MEGABYTE,
-        min_free_bytes=settings.journal.min_free_mb * _MEGABYTE,
+        max_bytes=settings.journal.max_mb * MEGABYTE,
+        min_free_bytes=settings.journal.min_free_mb * MEGABYTE,
         overflow=overflow,
         telemetry=telemetry,
         coverage=coverage,

@@ -21,6 +21,7 @@ from app.homeassistant.connection import HomeAssistantSource
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
 from app.journal.memory import MemoryJournal
+from app.model import MEGABYTE
 from app.normalize.entity_filter import EntityFilter
 from app.pipeline import Pipeline
 from app.runtime.logging import RateLimitedLog, sum_up_repeats
@@ -32,7 +33,6 @@ from app.sinks.delivery import Delivery
 if TYPE_CHECKING:
     from app.discovery.data_api import DataApi
 
-_MEGABYTE = 1_000_000
 _WELL_BELOW = 0.9
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class ProcessUsage:
         """Read both; call it before looking at them."""
         try:
             with self._process.oneshot():
-                self.memory_mb = self._process.memory_info().rss / _MEGABYTE
+                self.memory_mb = self._process.memory_info().rss / MEGABYTE
                 self.cpu_percent = self._process.cpu_percent()
         except (OSError, psutil.Error) as exc:
             self.failures += 1

@@ -21,7 +21,7 @@ from app.api.connections import Connections
 from app.api.dependencies import Components
 from app.api.throttle import Challenges
 from app.container import Container, Journal
-from app.model import Lines
+from app.model import MEGABYTE, Lines
 from app.runtime.errors import SettingsError
 from app.runtime.logging import configure
 from app.runtime.sqlite import owned_folder
@@ -29,7 +29,6 @@ from app.settings import Settings
 
 ENV_FILE = Path(".env")
 
-_MEGABYTE = 1_000_000
 _MOST_CHALLENGES = 100
 """Clients of /ws that may owe their key at a time; at most a quarter of all connections."""
 _SWITCH_INTERVAL_S = 0.0002
@@ -140,7 +139,7 @@ def configure_logs(chosen: Settings, *, env_file: Path | None = None) -> None:
             log_format=chosen.log.format,
             output=chosen.log.output,
             file=chosen.log_file,
-            max_bytes=chosen.log.max_mb * _MEGABYTE,
+            max_bytes=chosen.log.max_mb * MEGABYTE,
             backups=chosen.log.backups,
         )
     except OSError as exc:

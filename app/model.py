@@ -16,7 +16,10 @@ Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
 """A point in time with an offset, to the microsecond, as Home Assistant writes it."""
 
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+SECOND_NS = 1_000_000_000
+MEGABYTE = 1_000_000
+"""What the settings that end in `_MB` count in."""
 MAX_SECONDS = 9_223_372_036
 MAX_TIME_NS = 2**63 - 2
 """InfluxDB's first and last moment are this far from the epoch, in 1677 and 2262.
@@ -34,7 +37,7 @@ def is_representable(time_ns: int) -> bool:
 
 def nanoseconds(moment: datetime) -> int:
     """Return nanoseconds since the epoch, exact to the microsecond."""
-    since_epoch = moment - _EPOCH
+    since_epoch = moment - EPOCH
     seconds = since_epoch.days * 86_400 + since_epoch.seconds
     # Whole numbers: microseconds since the epoch do not fit a float's 53 bits for ever.
     return (seconds * 1_000_000 + since_epoch.microseconds) * 1_000
@@ -47,7 +50,7 @@ def moment_of(time_ns: int) -> datetime:
     """
     # The first microsecond is not a whole one: rounding down would leave what fits.
     bounded_ns = max(-MAX_TIME_NS + 999, min(time_ns, MAX_TIME_NS))
-    seconds, rest_ns = divmod(bounded_ns, 1_000_000_000)
+    seconds, rest_ns = divmod(bounded_ns, SECOND_NS)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1_000)
 
 
@@ -57,7 +60,7 @@ def moment_at(seconds: float) -> datetime:
     It is bounded like `moment_of`; what is no number becomes the epoch.
     """
     if math.isnan(seconds):
-        return _EPOCH
+        return EPOCH
     return datetime.fromtimestamp(max(-MAX_SECONDS, min(seconds, MAX_SECONDS)), UTC)
 
 

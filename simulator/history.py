@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
+from app.model import EPOCH
 from simulator.fake_home_assistant import JsonObject, state_row
 
 logger = logging.getLogger(__name__)
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _HOUR_US = 3_600_000_000
 
@@ -136,12 +136,12 @@ class History:
 
 def microseconds(moment: datetime) -> int:
     """Return whole microseconds since the epoch."""
-    return (moment - _EPOCH) // _MICROSECOND
+    return (moment - EPOCH) // _MICROSECOND
 
 
 def moment_of(time_us: int) -> datetime:
     """Return the moment that many microseconds after the epoch."""
-    return _EPOCH + time_us * _MICROSECOND
+    return EPOCH + time_us * _MICROSECOND
 
 
 def replace(file: Path, content: object) -> None:

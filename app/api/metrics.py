@@ -20,12 +20,11 @@ from prometheus_client.registry import Collector
 
 from app.api.dependencies import ComponentsDep
 from app.health import ConnectionState, GapsStatus, SinkState, SinkStatus, Snapshot, Status
-from app.model import GapState
+from app.model import MEGABYTE, GapState
 from app.runtime.retry import BreakerState
 
 router = APIRouter(tags=["health"])
 
-_MEGABYTE = 1_000_000
 _DROP_CAUSES = ("journal_stalled", "journal_full", "shutdown")
 
 
@@ -73,8 +72,8 @@ def _process(snapshot: Snapshot) -> Iterator[Metric]:
     )
     yield _gauge("ingest_ready", "Whether events can be journaled", snapshot.ready)
     yield _gauge("ingest_uptime_seconds", "Since the start", snapshot.uptime_seconds)
-    yield _gauge("ingest_memory_bytes", "Resident memory", snapshot.memory_mb * _MEGABYTE)
-    yield _gauge("ingest_memory_limit_bytes", "MAX_MEMORY_MB", snapshot.memory_limit_mb * _MEGABYTE)
+    yield _gauge("ingest_memory_bytes", "Resident memory", snapshot.memory_mb * MEGABYTE)
+    yield _gauge("ingest_memory_limit_bytes", "MAX_MEMORY_MB", snapshot.memory_limit_mb * MEGABYTE)
     yield _gauge("ingest_cpu_ratio", "Processor time; 1 is one core", snapshot.cpu_percent / 100)
     yield _counter(
         "ingest_monitor_failures",

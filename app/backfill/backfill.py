@@ -34,6 +34,7 @@ from app.homeassistant.recorder import Call, HistoryPage, Recorder, is_entity_id
 from app.model import (
     MAX_TIME_NS,
     NOWHERE,
+    SECOND_NS,
     Change,
     Gap,
     LastNames,
@@ -67,12 +68,11 @@ from app.runtime.retry import Backoff, contained
 
 logger = logging.getLogger(__name__)
 
-_SECOND_NS = 1_000_000_000
 _MICROSECOND_NS = 1_000
-_REQUESTED_BEYOND_NS = 30 * _SECOND_NS
+_REQUESTED_BEYOND_NS = 30 * SECOND_NS
 """How far beyond the bounds of a gap changes are requested: events are not strictly in the order
 of their times, and a clock may be corrected by seconds. What is there twice has one identity."""
-_LONGEST_NS = 366 * 86_400 * _SECOND_NS
+_LONGEST_NS = 366 * 86_400 * SECOND_NS
 """A gap that is longer comes from a wrong clock, which must not decide that it is too old."""
 _COMPARED_PER_S = 50_000
 """So many points of the journal are looked at in a second: a tenth of a core."""
@@ -353,7 +353,7 @@ class Backfill:
         self._coverage.bound(
             oldest_ns=min(moments),
             newest_ns=max(moments),
-            reach_ns=int(self._max_hours * 3600 * _SECOND_NS),
+            reach_ns=int(self._max_hours * 3600 * SECOND_NS),
         )
         return max(moments)
 
@@ -421,8 +421,8 @@ class Backfill:
         """
         if gap.reason == "requested" or gap.filled_ns is not None:
             return gap
-        now_ns = min(newest_ns, int(self._clock() * _SECOND_NS))
-        oldest_ns = now_ns - int(self._max_hours * 3600 * _SECOND_NS)
+        now_ns = min(newest_ns, int(self._clock() * SECOND_NS))
+        oldest_ns = now_ns - int(self._max_hours * 3600 * SECOND_NS)
         detail = f"Older than BACKFILL_MAX_HOURS ({self._max_hours:g})"
         if gap.start_ns >= oldest_ns or newest_ns - gap.start_ns > _LONGEST_NS:
             return gap
@@ -955,9 +955,9 @@ def _newest_ns(answer: HistoryPage) -> int:
 def _renamed_at_s(rename: Rename, renamed: State, gap: Gap) -> float:
     """Return when an entity was renamed: as its registry row says, else its newest state."""
     for at_s in (rename.at_s, renamed.last_changed.timestamp()):
-        if at_s is not None and gap.start_ns < at_s * _SECOND_NS <= gap.end_ns:
+        if at_s is not None and gap.start_ns < at_s * SECOND_NS <= gap.end_ns:
             return at_s
-    return gap.end_ns / _SECOND_NS
+    return gap.end_ns / SECOND_NS
 
 
 def _placed(entity_id: str, placement: Placement) -> Placements:

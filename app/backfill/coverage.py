@@ -17,20 +17,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from app.model import MAX_SECONDS, Gap, GapReason, GapState, Times, moment_of
+from app.model import MAX_SECONDS, SECOND_NS, Gap, GapReason, GapState, Times, moment_of
 from app.runtime.logging import RateLimitedLog
 
 logger = logging.getLogger(__name__)
 
-_SECOND_NS = 1_000_000_000
-_LAST_NS = (MAX_SECONDS - 86_400) * _SECOND_NS
+_LAST_NS = (MAX_SECONDS - 86_400) * SECOND_NS
 """Later than any clock shows, and what is computed from it can still be stored."""
-_MERGED_NS = 10 * _SECOND_NS
-_SET_BACK_NS = 5 * _SECOND_NS
-_BEFORE_SET_BACK_NS = 3600 * _SECOND_NS
+_MERGED_NS = 10 * SECOND_NS
+_SET_BACK_NS = 5 * SECOND_NS
+_BEFORE_SET_BACK_NS = 3600 * SECOND_NS
 """How far before the first event after a clock was set back changes are requested: to when it
 was set back is unknown."""
-_BEFORE_START_NS = 60 * _SECOND_NS
+_BEFORE_START_NS = 60 * SECOND_NS
 _MAX_EDGES = 300
 _MAX_CLOSED = 1_000
 _MAX_OPEN = 1_000
@@ -135,7 +134,7 @@ class Coverage:
     @property
     def now_ns(self) -> int:
         """Now, by our clock or the newest moment that is covered, whichever is later."""
-        now_ns = int(self._clock() * _SECOND_NS)
+        now_ns = int(self._clock() * SECOND_NS)
         return now_ns if self._covered is None else max(now_ns, self._covered.through_ns)
 
     @property
@@ -394,10 +393,10 @@ class Coverage:
     def _note_edge(self, first: int, newest_ns: int) -> None:
         """Note where live points were appended, about once per second of Home Assistant's time."""
         edges = self._edges
-        if not edges or abs(newest_ns - edges[-1][1]) >= _SECOND_NS:
+        if not edges or abs(newest_ns - edges[-1][1]) >= SECOND_NS:
             edges.append((first, newest_ns))
-        kept_ns = newest_ns - int(self._compare_s * _SECOND_NS)
-        while len(edges) > 1 and (edges[0][1] + _SECOND_NS < kept_ns or len(edges) > _MAX_EDGES):
+        kept_ns = newest_ns - int(self._compare_s * SECOND_NS)
+        while len(edges) > 1 and (edges[0][1] + SECOND_NS < kept_ns or len(edges) > _MAX_EDGES):
             edges.popleft()
 
     def _end(self, times: Times) -> None:
@@ -534,7 +533,7 @@ class Coverage:
         # A second later: the command takes whole seconds.
         since, until = (
             moment_of(time_ns).strftime("%Y-%m-%dT%H:%M:%SZ")
-            for time_ns in (start_ns, end_ns + _SECOND_NS)
+            for time_ns in (start_ns, end_ns + SECOND_NS)
         )
         self._unkept.tell(
             logging.WARNING,

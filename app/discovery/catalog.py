@@ -137,11 +137,6 @@ def _seconds(value: object) -> float | None:
     return float(value) if is_time else None  # type: ignore[arg-type]  # it is a number
 
 
-def placements_of(registries: Registries) -> dict[str, Placement]:
-    """Return the placement of each registered entity, by its id."""
-    return dict(_joined(registries))
-
-
 def _joined(registries: Registries) -> Iterator[tuple[str, Placement]]:
     areas = {area.area_id: area for area in registries.areas}
     rows = {device.id: device for device in registries.devices}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
 from app.discovery.catalog import Catalog, text_of, with_ancestors
 from app.discovery.columns import difference
 from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import DeviceRow, EntityRow
-from app.model import Lines
+from app.model import Lines, nanoseconds
 from app.runtime.errors import StorageError
 from app.runtime.logging import RateLimitedLog
 from app.schema.devices import DevicePoint, EntityPoint, encode_devices, encode_entities
@@ -21,7 +20,6 @@ logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _POINTS_PER_APPEND = 500
 
 
@@ -50,7 +48,7 @@ class DeviceHistory:
         devices, entities = _concerned(news)
         there = {device.id: device for device in news.now.devices}
         counts = Counter(entity.device_id for entity in news.now.entities)
-        time_ns = (news.at - _EPOCH) // timedelta(microseconds=1) * 1_000
+        time_ns = nanoseconds(news.at)
         try:
             for device_rows in _sliced(devices):
                 device_points = [

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from app.model import Change, Context
+from app.model import SECOND_NS, Change, Context
 
 _MAX_VERDICTS = 10_000
 _MAX_ANSWERS = 16
@@ -268,7 +268,7 @@ codecs.register_error(_ESCAPED, _escape)
 
 def iso_time(time_ns: int) -> str:
     """Return nanoseconds since the epoch as ISO 8601 in UTC, to the microsecond."""
-    seconds, rest_ns = divmod(time_ns, 1_000_000_000)
+    seconds, rest_ns = divmod(time_ns, SECOND_NS)
     return f"{_iso_second(seconds)}.{rest_ns // 1000:06d}Z"
 
 

@@ -30,6 +30,7 @@ import msgspec
 from app.model import (
     MAX_SECONDS,
     MAX_TIME_NS,
+    SECOND_NS,
     UNAVAILABLE,
     Lifecycle,
     RecordedState,
@@ -44,7 +45,6 @@ from app.runtime.tolerant_json import UNREADABLE
 
 logger = logging.getLogger(__name__)
 
-_SECOND_NS = 1_000_000_000
 _MICROSECOND = timedelta(microseconds=1)
 _MICROSECOND_NS = 1_000
 _STATES_PER_SLICE = 200
@@ -65,7 +65,7 @@ _ENTRIES = (1_000, 20_000)
 _WINDOW_S = (10.0, 60.0, 86_400.0)
 """The shortest window of time that one question spans, the first, and the longest."""
 _POLL_S = 1.0
-_DAY_NS = 86_400 * _SECOND_NS
+_DAY_NS = 86_400 * SECOND_NS
 _FAILURES = frozenset({"unknown_error", "home_assistant_error"})
 """Errors of Home Assistant that may concern one entity of a question."""
 _MOST_FAILING = 20
@@ -177,7 +177,7 @@ class Recorder:
             return False
         # Some of many: one row is enough, and entities that are not recorded have none.
         some = entity_ids[:: 1 + len(entity_ids) // _MAX_SHOWN]
-        since = Times(start_ns, start_ns + _SHOWN_AFTER_S * _SECOND_NS)
+        since = Times(start_ns, start_ns + _SHOWN_AFTER_S * SECOND_NS)
         try:
             return any((await self._recorded(since, some)).values())
         except CommandFailed:
@@ -271,7 +271,7 @@ class Recorder:
         shortest_s, span_s, longest_s = _LOGBOOK_S
         few, many = _ENTRIES
         while at_ns <= times.newest_ns:
-            part = Times(at_ns, min(times.newest_ns, at_ns + span_s * _SECOND_NS))
+            part = Times(at_ns, min(times.newest_ns, at_ns + span_s * SECOND_NS))
             start, end = _bounds(part)
             entries = await self._list(
                 "logbook/get_events", _LogbookEntry, start_time=start, end_time=end
@@ -308,7 +308,7 @@ class Recorder:
         for span_s in _LOOK_BACK_S:
             if not missing:
                 break
-            oldest_ns = max(0, at_ns - span_s * _SECOND_NS)
+            oldest_ns = max(0, at_ns - span_s * SECOND_NS)
             for some in _questions(list(missing)):
                 history = await self._recorded(Times(oldest_ns, newest_ns), some)
                 found |= {name: rows[-1] for name, rows in history.items() if rows}
@@ -337,7 +337,7 @@ class Recorder:
         """
         found = await self.states_at(at_ns, entity_ids)
         silent = [name for name, row in found.items() if not _is_available(row)]
-        times = Times(max(0, at_ns - _SILENT_S * _SECOND_NS), at_ns - _MICROSECOND_NS)
+        times = Times(max(0, at_ns - _SILENT_S * SECOND_NS), at_ns - _MICROSECOND_NS)
         for some in _questions(silent):
             history = await self._recorded(times, some)
             available = {name: [*filter(_is_available, rows)] for name, rows in history.items()}
@@ -402,7 +402,7 @@ class Recorder:
         shortest_s, window_s, longest_s = _WINDOW_S
         few_rows, many_rows = _ROWS
         while at_ns <= times.newest_ns:
-            end_ns = min(times.newest_ns, at_ns + int(window_s * _SECOND_NS))
+            end_ns = min(times.newest_ns, at_ns + int(window_s * SECOND_NS))
             most_rows = 0
             is_last = end_ns == times.newest_ns
             window = Times(at_ns, max(end_ns, reach_ns) if is_last else end_ns)

@@ -38,7 +38,7 @@ from app.journal.transactions import (
     save_new_cursors,
     save_tail,
 )
-from app.model import Gap, LastState, Lines, Row, Times
+from app.model import SECOND_NS, Gap, LastState, Lines, Row, Times
 from app.runtime import gzip_stream, sqlite, sqlite_pages
 from app.runtime.errors import StorageDamaged, StorageError
 from app.runtime.sqlite import Connection, Steps, TableShape
@@ -47,9 +47,8 @@ from app.runtime.sqlite_pages import Value
 logger = logging.getLogger(__name__)
 
 _ROWS_PER_COPY = 100
-_SECOND_NS = 1_000_000_000
-_LEAST_HOLE_NS = 60 * _SECOND_NS
-_MERGED_NS = 10 * _SECOND_NS
+_LEAST_HOLE_NS = 60 * SECOND_NS
+_MERGED_NS = 10 * SECOND_NS
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +371,7 @@ def _gap(row: Mapping[str, Value]) -> Gap | None:
         end_ns=max(start_ns, end_ns),
         reason="damage",
         found_at=time.time(),
-        edge_at=min(start_ns, end_ns) / _SECOND_NS,
+        edge_at=min(start_ns, end_ns) / SECOND_NS,
     )
 
 
@@ -506,7 +505,7 @@ def _covered(
     newest_ns = max((state.time_ns for state in remembered.states.values()), default=None)
     if newest_ns is None:
         return None
-    return Covered(newest_ns, newest_ns, newest_ns / _SECOND_NS)
+    return Covered(newest_ns, newest_ns, newest_ns / SECOND_NS)
 
 
 def _row_times(connection: Connection) -> Iterator[RowTimes]:

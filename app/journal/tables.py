@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from app.backfill.coverage import Covered, Unsaved
-from app.model import MAX_SECONDS, Gap, LastState
+from app.model import MAX_SECONDS, SECOND_NS, Gap, LastState
 from app.runtime.errors import StorageDamaged
 from app.runtime.sqlite import Connection, Cursor
 
@@ -228,7 +228,7 @@ def is_time(seconds: object) -> bool:
 
 def is_time_ns(time_ns: object) -> bool:
     """Return whether a value can be a moment in nanoseconds since the epoch."""
-    return isinstance(time_ns, int) and 0 <= time_ns < MAX_SECONDS * 10**9
+    return isinstance(time_ns, int) and 0 <= time_ns < MAX_SECONDS * SECOND_NS
 
 
 def covered_of(row: Sequence[object]) -> Covered:

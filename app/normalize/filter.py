@@ -19,6 +19,7 @@ import msgspec
 
 from app.model import Change, Placement
 from app.runtime.errors import FilterInvalid
+from app.runtime.text import one_line
 
 _MAX_VERDICTS = 50_000
 _PLACED = re.compile(r"(.*) - at `(\$[^`]*)`", re.DOTALL)
@@ -67,8 +68,7 @@ def read_rules(text: str) -> Rules:
     except msgspec.ValidationError as exc:
         placed = _PLACED.fullmatch(str(exc))
         what, where = placed.groups() if placed else (str(exc), "$")
-        shown = "".join(sign if sign.isprintable() else " " for sign in what)
-        raise FilterInvalid(f"{where}: {shown}") from exc
+        raise FilterInvalid(f"{where}: {one_line(what)}") from exc
     for name in ("patterns", "exceptions"):
         for number, pattern in enumerate(getattr(rules, name)):
             if not any(getattr(pattern, key) for key in Pattern.__struct_fields__):

@@ -14,14 +14,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app.model import Lifecycle, RecordedState, Times, nanoseconds
+from app.model import SECOND_NS, Lifecycle, RecordedState, Times, nanoseconds
 
-_SECOND_NS = 1_000_000_000
-_SEARCHED_NS = 600 * _SECOND_NS
+_SEARCHED_NS = 600 * SECOND_NS
 """How long before its end a start is searched when no stop was recorded."""
-_SILENCE_NS = 2 * _SECOND_NS
+_SILENCE_NS = 2 * SECOND_NS
 """Home Assistant takes at least this long from its last write to the first after a restart."""
-_FIRST_STATES_NS = 60 * _SECOND_NS
+_FIRST_STATES_NS = 60 * SECOND_NS
 """How long after its first state Home Assistant still writes first states."""
 _MIN_REPEATING = 2
 

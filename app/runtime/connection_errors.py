@@ -11,12 +11,14 @@ import socket
 import ssl
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import urlsplit
 
 from app.runtime.addresses import is_upgrade, origin, redirect_target
+from app.runtime.text import one_line
 
-_DETAIL_LENGTH = 200
+_shown = partial(one_line, max_chars=200)
 _BODY_BYTES = 4_096
 _PLAIN_ON_TLS = re.compile(
     r"plain HTTP request was sent to HTTPS|speaking plain HTTP to an SSL|HTTP request to an HTTPS",
@@ -373,9 +375,3 @@ def _write_plain_address(party: Party) -> str:
         f"Write the address in {party.variable} as you open it in a browser, without a path:"
         " for example http://homeassistant.local:8123."
     )
-
-
-def _shown(text: str) -> str:
-    """Return foreign text as one short line."""
-    printable = "".join(char if char.isprintable() else " " for char in text[:_DETAIL_LENGTH])
-    return " ".join(printable.split())

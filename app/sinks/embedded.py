@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Self, TypeAlias
 
 import msgspec
 
-from app.model import MAX_TIME_NS, StoredPoint, moment_of
+from app.model import MAX_TIME_NS, SECOND_NS, StoredPoint, moment_of
 from app.runtime.errors import StorageDamaged, StorageError, StorageFull
 from app.runtime.logging import RateLimitedLog
 from app.runtime.sqlite import Connection, Database, open_or_replace, quick_check, shrink
@@ -108,11 +108,10 @@ _ON_CONFLICT = f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET " + ", ".join(
     f"{name} = coalesce(excluded.{name}, {name})" for name in _COLUMNS if name not in _KEY
 )
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _CATALOG = frozenset({"devices", "entities"})
 _CURSOR = re.compile(r"(-?[0-9]{1,19})_([0-9]{1,18})")
 _MAX_TIME_NS = 2**63 - 1
-_NS_PER_DAY = 86_400 * 10**9
+_NS_PER_DAY = 86_400 * SECOND_NS
 _DISTRUST_S = 86_400.0
 """How long nothing is deleted when more than a day's events are too old at once."""
 _BETWEEN_STEPS_S = 3_600.0
@@ -323,7 +322,7 @@ class EmbeddedStore:
         oldest_ns, newest_ns = await self._opened().read(_ends)
         if oldest_ns is None or newest_ns is None:
             return False
-        now_ns = min(int(self._clock() * 10**9), newest_ns + _NS_PER_DAY)
+        now_ns = min(int(self._clock() * SECOND_NS), newest_ns + _NS_PER_DAY)
         wanted_ns = max(now_ns - self._retention_ns, -MAX_TIME_NS)
         before_ns = self._trusted(wanted_ns, oldest_ns=oldest_ns)
         deleted = await self._opened().write(partial(_prune, before_ns=before_ns))
@@ -469,7 +468,7 @@ def _event(row: Sequence[Value]) -> StoredEvent:
     if not isinstance(time_ns, int):
         raise StorageDamaged(f"the time of event {row[0]} is no integer")
     columns |= {
-        "time": _EPOCH + timedelta(microseconds=time_ns // 1000),
+        "time": moment_of(time_ns),
         "available": None if available is None else bool(available),
         "attributes": msgspec.Raw(str(columns["attributes"] or "{}")),
         "backfilled": bool(columns["backfilled"]),

@@ -12,9 +12,10 @@ import pytest
 from app.homeassistant.protocol import Session
 from app.model import Lines
 from app.runtime.errors import IngestError
+from app.runtime.text import one_line
 from app.schema.line_protocol import parse_line
 from app.sinks.influxdb.dialects import V2, Target
-from app.sinks.influxdb.response import Reply, answer, one_line, retry_after_s
+from app.sinks.influxdb.response import Reply, answer, retry_after_s
 from app.sinks.status_text import impersonal
 
 _SHORT, _LONG = 8_000, 64_000

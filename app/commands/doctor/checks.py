@@ -12,12 +12,12 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from app.commands.doctor.report import Finding, failed, ok, warning
+from app.model import MEGABYTE
 from app.runtime.connection_errors import Obstacle, Party, obstacle
 from app.runtime.errors import CommandFailed, SourceUnavailable
 from app.settings import SHORTEST_GOOD_KEY
 from app.sinks.outcomes import Accepted, Busy, Held, Outcome, Refused
 
-_MEGABYTE = 1_000_000
 _OLDEST_TESTED = (2024, 3)
 _CLOCK_TOLERANCE_S = 5.0
 _SLOW_FSYNC_MS = 50.0
@@ -89,7 +89,7 @@ def data_dir(disk: Disk) -> Finding:
 
 def disk_space(disk: Disk, *, max_mb: int, min_free_mb: int) -> Finding:
     """Say whether the journal has room to grow to its bound."""
-    free_mb, journal_mb = disk.free_bytes // _MEGABYTE, disk.journal_bytes // _MEGABYTE
+    free_mb, journal_mb = disk.free_bytes // MEGABYTE, disk.journal_bytes // MEGABYTE
     readings = {"free_mb": free_mb, "journal_mb": journal_mb}
     room_mb = free_mb - min_free_mb
     if room_mb <= 0:

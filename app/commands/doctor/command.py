@@ -18,8 +18,8 @@ from app.discovery.data_api import DataApi
 from app.runtime.errors import SettingsError
 from app.runtime.logging import shown_url
 from app.runtime.retry import Backoff, Breaker
+from app.runtime.text import one_line
 from app.sinks.influxdb.dialects import Request, Target, dialect
-from app.sinks.influxdb.response import one_line
 
 if TYPE_CHECKING:
     from app.settings import Settings

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from http import HTTPStatus
 
+from app.runtime.text import one_line
 from app.sinks.influxdb.dialects import Ask, Request, Version
-from app.sinks.influxdb.response import NO_ANSWER, Reply, failure, one_line, parsed
+from app.sinks.influxdb.response import NO_ANSWER, Reply, failure, parsed
 from app.sinks.outcomes import Held, ServerProcess, Unavailable
 
 _QUESTIONS = (

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Protocol
-from urllib.parse import quote, quote_plus
 
 import aiohttp
 
 from app.model import http_date
 from app.runtime.addresses import is_upgrade, origin, redirect_target
 from app.runtime.connection_errors import DATABASE, is_tls_failure, obstacle, sentence
+from app.runtime.text import MAX_FOREIGN_CHARS, one_line
 from app.sinks.influxdb.refusals import is_partial_write, verdict
 from app.sinks.outcomes import (
     Accepted,
@@ -36,10 +36,6 @@ from app.sinks.outcomes import (
 NO_ANSWER = (aiohttp.ClientError, OSError, ValueError)
 """All that a request raises: TimeoutError is an OSError, an unusable address a ValueError."""
 
-_REASON_LENGTH = 500
-_MOST_CHARS = 65_536
-"""Longer text from a database is cut before anything else looks at it."""
-_LONG_SECRET = 6
 _WRONG_ADDRESS = "Check INFLUXDB_URL and INFLUXDB_API: what answers there is not {path}."
 _WRONG_SETTINGS = (
     # VictoriaMetrics answers 400 and InfluxDB 3 400 or 422 where others would say 404 or 401. No
@@ -181,7 +177,7 @@ def message(reply: Reply) -> str:
         case {"message": str() as said} | {"error": str() as said}:
             return said
         case _:
-            text = reply.body[:_MOST_CHARS].decode(errors="replace")
+            text = reply.body[:MAX_FOREIGN_CHARS].decode(errors="replace")
     if text.startswith("{") and (begun := _MESSAGE.search(text)):
         # The document was too long to be read to its end; the last escape may be cut in two.
         return begun[1].replace('\\"', '"').replace("\\n", "\n")
@@ -195,19 +191,6 @@ def parsed(reply: Reply) -> object:
     except (ValueError, RecursionError):
         return None
     return document
-
-
-def one_line(text: str, secrets: Sequence[str] = ()) -> str:
-    """Return a text as one line of at most 500 characters, each secret in it made unreadable."""
-    text = text[:_MOST_CHARS]
-    for secret in secrets:
-        for form in {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}:
-            # A password of one letter must neither be shown nor make every word unreadable.
-            is_long = len(form) >= _LONG_SECRET
-            exact = re.escape(form)
-            text = re.sub(exact if is_long else rf"(?<!\w){exact}(?!\w)", "***", text)
-    printable = "".join(sign if sign.isprintable() else " " for sign in text)
-    return " ".join(printable.split())[:_REASON_LENGTH]
 
 
 def _mistaken(said: str, dialect: Advises) -> str | None:

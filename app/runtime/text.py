@@ -1,0 +1,24 @@
+"""Foreign text, made safe to log and to show; pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from urllib.parse import quote, quote_plus
+
+MAX_FOREIGN_CHARS = 65_536
+"""Longer text is cut before anything else looks at it."""
+_LONG_SECRET = 6
+
+
+def one_line(text: str, secrets: Sequence[str] = (), *, max_chars: int = 500) -> str:
+    """Return the text on one line, without control characters and with each secret masked."""
+    text = text[:MAX_FOREIGN_CHARS]
+    for secret in secrets:
+        for form in {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}:
+            # A password of one letter must neither be shown nor make every word unreadable.
+            is_long = len(form) >= _LONG_SECRET
+            exact = re.escape(form)
+            text = re.sub(exact if is_long else rf"(?<!\w){exact}(?!\w)", "***", text)
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(printable.split())[:max_chars]
