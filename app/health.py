@@ -82,7 +82,7 @@ class SinkStatus:
     points_expired: int = 0
     """Of the dropped: not stored by the database because they are older than its retention."""
     held: int = 0
-    """Points journaled, or lent while commits fail, and not yet settled by this sink."""
+    """Points journaled, or buffered while commits fail, and not yet acknowledged by this sink."""
     lag_seconds: float = 0.0
     """Age of the oldest held point."""
     drained_in_seconds: float | None = None

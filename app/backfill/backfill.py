@@ -114,8 +114,8 @@ class Journal(Protocol):
     async def append(self, lines: Lines, *, received_at: float) -> None:
         """Make points durable, or raise a `StorageError`."""
 
-    def kept(self, *, after: int = 0) -> AsyncIterator[Row]:
-        """Yield the rows that are still there, settled or not, in order."""
+    def retained(self, *, after: int = 0) -> AsyncIterator[Row]:
+        """Yield the rows that are retained, acked by the sinks or not, in order."""
         ...
 
 
@@ -279,7 +279,7 @@ class Backfill:
         """
         states: dict[str, LastState] = {}
         gaps = self._coverage.gaps()
-        async for row in self._journal.kept(after=self._last_states.through):
+        async for row in self._journal.retained(after=self._last_states.through):
             await asyncio.to_thread(self._recall, row, states, gaps)
         for entity_id, state in states.items():
             self._last_states.recall(entity_id, state)
@@ -628,7 +628,7 @@ class Backfill:
             return
         await self._caught_up()
         await self._until_committed()
-        async for row in self._journal.kept(after=captured.after):
+        async for row in self._journal.retained(after=captured.after):
             captured.add(await asyncio.to_thread(self._identities, row, captured.requested))
             captured.after = row.last
             # Points were dropped because too many came: the rest of them must not be hindered.

@@ -32,19 +32,19 @@ class Journal(Protocol):
     """What the intake needs of a journal."""
 
     @property
-    def lent_points(self) -> int:
+    def uncommitted_points(self) -> int:
         """How many points sinks may have although they are not durable."""
         ...
 
     @property
-    def lent_since(self) -> float | None:
+    def uncommitted_since(self) -> float | None:
         """When the oldest of them was received, in seconds since the epoch."""
         ...
 
     async def append(self, lines: Lines, *, received_at: float) -> None:
         """Make points durable, or raise `JournalFull` or another `StorageError`."""
 
-    async def lend(self, lines: Lines, *, received_at: float) -> None:
+    async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
         """Let the sinks have points that could not be made durable."""
 
     async def commit(self) -> None:
@@ -112,14 +112,14 @@ class Batcher:
     @property
     def pending_points(self) -> int:
         """Points received and not safe yet, those of a commit under way and lent ones included."""
-        return self._pending_points + self._journal.lent_points
+        return self._pending_points + self._journal.uncommitted_points
 
     @property
     def oldest_at(self) -> float | None:
         """When the oldest pending point was received, or None when none is pending."""
-        lent_since = self._journal.lent_since
-        if lent_since is not None:
-            return lent_since
+        uncommitted_since = self._journal.uncommitted_since
+        if uncommitted_since is not None:
+            return uncommitted_since
         return self._oldest_at if self._pending_points else None
 
     @property
@@ -129,7 +129,7 @@ class Batcher:
 
     def is_done_with(self, put_points: int) -> bool:
         """Whether the first so many points that were put are committed or dropped."""
-        return not self._journal.lent_points and (
+        return not self._journal.uncommitted_points and (
             self._put_points - self._pending_points >= put_points
         )
 
@@ -186,7 +186,7 @@ class Batcher:
                 return
 
     def _may_lend(self) -> bool:
-        return 2 * self._journal.lent_points < self._max_pending_points
+        return 2 * self._journal.uncommitted_points < self._max_pending_points
 
     def _at_hand(self) -> tuple[Lines, float] | None:
         """Take what waits, up to a commit's worth, without waiting for more."""
@@ -200,7 +200,7 @@ class Batcher:
         return self._merged(lines), self._oldest_at
 
     async def _lend(self, lines: Lines, received_at: float) -> None:
-        await self._journal.lend(lines, received_at=received_at)
+        await self._journal.append_uncommitted(lines, received_at=received_at)
         self._pending_points -= lines.points
 
     async def _commit_lent(self) -> bool:

@@ -64,7 +64,7 @@ class Cursors:
         self._held_at_start = {sink: self.held(sink) for sink in cursors}
 
     @property
-    def cursors(self) -> Mapping[str, int]:
+    def acked(self) -> Mapping[str, int]:
         """The last settled sequence number by sink, orphans included."""
         return self._cursors
 
@@ -74,12 +74,12 @@ class Cursors:
         return sorted(self._cursors.keys() - set(self._sinks))
 
     @property
-    def settled_by_all(self) -> int:
+    def acked_by_all(self) -> int:
         """The last sequence number that no sink, orphaned or not, still needs."""
         return min(self._cursors.values(), default=self.tail)
 
     @property
-    def settled_by_configured(self) -> int:
+    def acked_by_configured(self) -> int:
         """The last sequence number that no configured sink still needs."""
         return min((self._cursors[sink] for sink in self._sinks), default=self.tail)
 
@@ -99,7 +99,7 @@ class Cursors:
         """Return how many points waited for the sink when the journal was opened."""
         return self._held_at_start[sink]
 
-    def settle(self, sink: str, through: int) -> None:
+    def ack(self, sink: str, through: int) -> None:
         """Move the sink's cursor forward to `through`; it never moves back."""
         assert through <= self.tail, "points are settled before they were appended"
         self._cursors[sink] = max(self._cursors[sink], through)
@@ -163,7 +163,7 @@ class Cursors:
 
     def secured(self, points: int) -> None:
         """Count lent points that are durable now, or in every sink that is configured."""
-        self._telemetry.lent_points_secured(points)
+        self._telemetry.points_journaled(points)
 
     async def grown(self, sink: str, *, points: int) -> None:
         """Wait until the sink holds at least `points`."""

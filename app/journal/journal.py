@@ -30,7 +30,7 @@ from app.journal.transactions import (
     Tidying,
     append_lines,
     around,
-    kept_rows,
+    retained_rows,
     rows_after,
     take_stock,
     tidy_block,
@@ -100,9 +100,9 @@ class SqliteJournal:
         self._save_states_s = save_states_s
         self._coverage = coverage or Coverage()
         self._last_states = last_states or LastStates()
-        self._ledger = Cursors(sinks, telemetry=telemetry)
+        self._cursors = Cursors(sinks, telemetry=telemetry)
         self._recent = RowBuffer()
-        self._lent = UncommittedRows(self._ledger)
+        self._lent = UncommittedRows(self._cursors)
         self._lent_times: Times | None = None
         """When what was lent since the last commit happened."""
         self._durable_through = 0
@@ -160,12 +160,12 @@ class SqliteJournal:
     @property
     def orphaned(self) -> list[str]:
         """The sinks with a cursor that are not configured any more; they go first at the bound."""
-        return self._ledger.orphaned
+        return self._cursors.orphaned
 
     @property
     def missing_points(self) -> int:
         """How many sequence numbers a damaged file took with it and some sink still waited for."""
-        return sum(hole.points for hole in self._ledger.holes)
+        return sum(hole.points for hole in self._cursors.holes)
 
     async def append(self, lines: Lines, *, received_at: float) -> None:
         """Make points durable at the tail; `received_at` is that of the oldest, since the epoch.
@@ -179,16 +179,16 @@ class SqliteJournal:
         await self._to_its_end(self._append(lines, received_at))
 
     @property
-    def lent_points(self) -> int:
+    def uncommitted_points(self) -> int:
         """How many points sinks may have although they are only in memory."""
         return self._lent.points
 
     @property
-    def lent_since(self) -> float | None:
+    def uncommitted_since(self) -> float | None:
         """When the oldest of them was received, in seconds since the epoch."""
         return self._lent.since
 
-    async def lend(self, lines: Lines, *, received_at: float) -> None:
+    async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
         """Let the sinks have points at the tail that could not be appended; see `commit`.
 
         They are numbered for good in this process. One that ends before they are durable
@@ -196,7 +196,7 @@ class SqliteJournal:
         """
         members = await asyncio.to_thread(compress, lines)
         async with self._order:  # nobody is giving out numbers now
-            first = self._ledger.tail + 1
+            first = self._cursors.tail + 1
             self._lent_times = spanned(self._lent_times, lines.times)
             self._lent.lend(numbered(members, first=first, received_at=received_at))
 
@@ -206,7 +206,7 @@ class SqliteJournal:
         Raises:
             StorageError: it cannot be yet; nothing was changed.
         """
-        if self._ledger.tail > self._durable_through:
+        if self._cursors.tail > self._durable_through:
             await self._to_its_end(self._append(Lines(b"", 0), 0.0))
 
     async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
@@ -218,9 +218,9 @@ class SqliteJournal:
         Raises:
             StorageError: the rows cannot be read.
         """
-        ledger = self._ledger
-        while ledger.points_between(max(ledger.cursors[sink], after), ledger.tail) > 0:
-            cursor = ledger.cursors[sink]
+        ledger = self._cursors
+        while ledger.points_between(max(ledger.acked[sink], after), ledger.tail) > 0:
+            cursor = ledger.acked[sink]
             start = ledger.skip_holes(max(cursor, after))
             rows = self._recent.after(start, max_points=max_points)
             if rows is None:
@@ -229,13 +229,13 @@ class SqliteJournal:
                 work = partial(rows_after, cursor=start, max_points=max_points)
                 rows = await self._read_disk(work)
             rows = _consecutive(rows, start, ledger)
-            if rows and cursor == ledger.cursors[sink]:
+            if rows and cursor == ledger.acked[sink]:
                 if after <= cursor:
                     self._oldest_at[sink] = rows[0].received_at
                 return rows
             # An append at its bound has dropped these rows, and perhaps not said so yet.
             async with self._order:
-                if cursor == ledger.cursors[sink]:
+                if cursor == ledger.acked[sink]:
                     await self._lose(start + 1, await self._readable_from(start) - 1)
         return []
 
@@ -249,7 +249,7 @@ class SqliteJournal:
     async def _readable_from(self, cursor: int) -> int:
         """Return the first number after a cursor that can be read, or the one after the tail."""
         rows = await self._read_disk(partial(rows_after, cursor=cursor, max_points=1))
-        first_in_memory = self._ledger.tail + 1
+        first_in_memory = self._cursors.tail + 1
         for row in (*self._recent.all(), *self._lent.rows):
             if row.last > cursor:
                 first_in_memory = row.first
@@ -261,7 +261,7 @@ class SqliteJournal:
         if last < first:
             return
         before, after = await self._open_database().read(partial(around, first=first, last=last))
-        points = self._ledger.lost(first, last)
+        points = self._cursors.lost(first, last)
         self._unreadable_points += points
         covered = self._coverage.covered
         start_ns = before.newest_ns if before else covered.since_ns if covered else None
@@ -279,18 +279,18 @@ class SqliteJournal:
 
     def cursor(self, sink: str) -> int:
         """Return the last sequence number the sink has settled."""
-        return self._ledger.cursors[sink]
+        return self._cursors.acked[sink]
 
-    def settle(self, sink: str, through: int) -> None:
+    def ack(self, sink: str, through: int) -> None:
         """Note that the sink is done with every point up to `through`.
 
         It is on disk with the next append, or within a second.
         """
-        self._ledger.settle(sink, through)
+        self._cursors.ack(sink, through)
         if self._lent.points and not self._order.locked():
             self._lent.release()
 
-    async def kept(self, *, after: int = 0) -> AsyncIterator[Row]:
+    async def retained(self, *, after: int = 0) -> AsyncIterator[Row]:
         """Yield the rows in the file, settled or not, that hold a point after a number, in order.
 
         The newest two minutes of live points stay, and longer while a gap is open that they touch.
@@ -300,7 +300,7 @@ class SqliteJournal:
         """
         while True:
             rows, last = await self._open_database().read(
-                partial(kept_rows, after=after, limit=_ROWS_PER_PAGE)
+                partial(retained_rows, after=after, limit=_ROWS_PER_PAGE)
             )
             for row in rows:
                 yield row
@@ -313,9 +313,9 @@ class SqliteJournal:
 
         With `after`, only what comes after that number.
         """
-        cursor = self._ledger.cursors[sink]
+        cursor = self._cursors.acked[sink]
         start = max(cursor, after)
-        points = self._ledger.points_between(start, self._ledger.tail)
+        points = self._cursors.points_between(start, self._cursors.tail)
         if not points:
             return Pending(points=0, oldest_at=None)
         row = self._recent.holding(start + 1) or self._lent.holding(start + 1)
@@ -325,11 +325,11 @@ class SqliteJournal:
 
     def held_at_start(self, sink: str) -> int:
         """Return how many points waited for the sink when the journal was opened."""
-        return self._ledger.held_at_start(sink)
+        return self._cursors.held_at_start(sink)
 
     async def grown(self, sink: str, *, points: int) -> None:
         """Wait until at least `points` are pending for the sink."""
-        await self._ledger.grown(sink, points=points)
+        await self._cursors.grown(sink, points=points)
 
     async def run(self) -> None:
         """Save cursors and delete what every sink has settled, for ever."""
@@ -354,7 +354,7 @@ class SqliteJournal:
             free_disk_bytes=self._free_disk_bytes(),
             durable=True,
             salvaged=self._salvage.points if self._salvage else 0,
-            appended_points=self._ledger.appended_points,
+            appended_points=self._cursors.appended_points,
             reason=self._reason(),
         )
 
@@ -388,7 +388,7 @@ class SqliteJournal:
             )
             self._closing = stack.pop_all()
         self._database = database
-        self._ledger.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
+        self._cursors.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
         self._durable_through = stock.tail
         self._saved = stock.cursors
         remembered = stock.remembered
@@ -396,8 +396,8 @@ class SqliteJournal:
         self._last_states.open(remembered.states, through=remembered.states_through)
         self._oldest_at = dict(stock.oldest_at)
         self._bytes = stock.bytes
-        for sink in self._ledger.orphaned:
-            held = self._ledger.held(sink)
+        for sink in self._cursors.orphaned:
+            held = self._cursors.held(sink)
             logger.warning("The journal holds %d points for %r, which is not set up", held, sink)
 
     async def _to_its_end(self, work: Coroutine[object, object, None]) -> None:
@@ -415,8 +415,8 @@ class SqliteJournal:
 
     async def _append(self, lines: Lines, received_at: float) -> None:
         async with self._order:  # rows come back in the order of their sequence numbers
-            cursors = dict(self._ledger.cursors)
-            holes = tuple(self._ledger.unsaved_holes)
+            cursors = dict(self._cursors.acked)
+            holes = tuple(self._cursors.unsaved_holes)
             unsaved = self._coverage.unsaved(
                 spanned(self._lent_times, lines.times),
                 # A commit of what was lent has no time of its own.
@@ -427,11 +427,11 @@ class SqliteJournal:
                 append_lines,
                 lent=tuple(self._lent.rows),
                 lines=lines,
-                tail=self._ledger.tail,
+                tail=self._cursors.tail,
                 received_at=received_at,
                 cursors=cursors,
                 unsaved=unsaved,
-                configured=self._ledger.settled_by_configured,
+                configured=self._cursors.acked_by_configured,
                 unsaved_holes=holes,
                 bounds=self._bounds,
             )
@@ -446,16 +446,16 @@ class SqliteJournal:
             self._saved = cursors
             self._lent_times = None
             self._coverage.saved(unsaved)
-            self._ledger.saved_holes(holes)
+            self._cursors.saved_holes(holes)
             self._bytes = appended.bytes
             if appended.dropped_through:
                 self._drop(appended.dropped_through, appended.oldest_at)
-            self._recent.forget(self._ledger.settled_by_all)
+            self._recent.forget(self._cursors.acked_by_all)
             self._recent.extend(self._lent.written())
             self._recent.extend(appended.rows)
             self._recent.shrink(self._recent_bytes)
-            self._ledger.appended(lines.points)
-            self._durable_through = self._ledger.tail
+            self._cursors.appended(lines.points)
+            self._durable_through = self._cursors.tail
 
     def _free_disk_bytes(self) -> int | None:
         try:
@@ -467,25 +467,25 @@ class SqliteJournal:
         """Whether a person should look: not only in the very moment of a drop."""
         if appended.dropped_through:
             return True
-        drained = self._ledger.settled_by_all == self._ledger.tail
+        drained = self._cursors.acked_by_all == self._cursors.tail
         return self._full and not drained and appended.room < self._bounds.max_bytes // 4
 
     def _drop(self, through: int, oldest_at: float | None) -> None:
-        for sink, cursor in self._ledger.cursors.items():
+        for sink, cursor in self._cursors.acked.items():
             if cursor < through:
                 self._oldest_at[sink] = oldest_at
-        self._ledger.dropped(through)
+        self._cursors.dropped(through)
         self._drops.tell(
             logging.ERROR, "The journal is full: dropped the oldest points up to number %d", through
         )
 
     async def _tidy(self, *, closing: bool = False) -> None:
         """Save what changed since the last time, and delete what nobody needs any more."""
-        deletable = min(self._ledger.settled_by_all, self._coverage.keep_from - 1)
+        deletable = min(self._cursors.acked_by_all, self._coverage.keep_from - 1)
         states = self._states_to_save(closing=closing)
         unsaved = self._coverage.unsaved()
         if (
-            self._saved == self._ledger.cursors
+            self._saved == self._cursors.acked
             and self._tidied == deletable
             and not (states or unsaved.covered or unsaved.gaps or self._durable_holes())
         ):
@@ -496,7 +496,7 @@ class SqliteJournal:
                 # A cursor may stand among the lent rows; the tail on disk is before them.
                 cursors={
                     sink: min(cursor, self._durable_through)
-                    for sink, cursor in self._ledger.cursors.items()
+                    for sink, cursor in self._cursors.acked.items()
                 },
                 deletable=deletable,
                 unsaved=unsaved,
@@ -510,7 +510,7 @@ class SqliteJournal:
             )
             self._saved = tidying.cursors
             self._coverage.saved(unsaved)
-            self._ledger.saved_holes(tidying.holes)
+            self._cursors.saved_holes(tidying.holes)
             self._last_states.saved(states)
             unsaved, states = self._coverage.unsaved(), {}
         self._tidied = deletable
@@ -522,7 +522,7 @@ class SqliteJournal:
         """
         return tuple(
             hole
-            for hole in self._ledger.unsaved_holes
+            for hole in self._cursors.unsaved_holes
             if hole.first + hole.points - 1 <= self._durable_through
         )
 

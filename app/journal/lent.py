@@ -19,7 +19,7 @@ class UncommittedRows:
     def __init__(self, ledger: Cursors) -> None:
         self.points = 0
         """How many points are lent."""
-        self._ledger = ledger
+        self._cursors = ledger
         self._rows = RowBuffer()
 
     @property
@@ -38,7 +38,7 @@ class UncommittedRows:
         points = sum(row.points for row in rows)
         self._rows.extend(rows)
         self.points += points
-        self._ledger.appended(points)
+        self._cursors.appended(points)
 
     def after(self, cursor: int, *, max_points: int) -> list[Row] | None:
         """Return the next rows after `cursor`, at least one, or None when they are not here."""
@@ -53,16 +53,16 @@ class UncommittedRows:
 
         A sink that is not configured loses them, counted: it could be away for ever.
         """
-        through = self._ledger.settled_by_configured
+        through = self._cursors.acked_by_configured
         while (rows := self._rows.all()) and rows[0].last <= through:
             row = self._rows.popleft()
             self.points -= row.points
-            self._ledger.skipped(row.first, row.points)
-            self._ledger.secured(row.points)
+            self._cursors.skipped(row.first, row.points)
+            self._cursors.secured(row.points)
 
     def written(self) -> Sequence[Row]:
         """Let go of all of them, because they are durable, and return them."""
         rows = tuple(self._rows.all())
-        self._ledger.secured(self.points)
+        self._cursors.secured(self.points)
         self._rows, self.points = RowBuffer(), 0
         return rows

@@ -43,7 +43,7 @@ class MemoryJournal:
         """Take the names of the sinks and the bytes that compressed points may take."""
         self._max_bytes = max_bytes
         self._overflow: Overflow = overflow
-        self._ledger = Cursors(sinks, telemetry=telemetry)
+        self._cursors = Cursors(sinks, telemetry=telemetry)
         self._rows = RowBuffer()
         self._full = False
 
@@ -57,7 +57,7 @@ class MemoryJournal:
     @property
     def orphaned(self) -> list[str]:
         """The sinks with a cursor that are not configured: none, memory knows no past."""
-        return self._ledger.orphaned
+        return self._cursors.orphaned
 
     async def append(self, lines: Lines, *, received_at: float) -> None:
         """Take points at the tail; `received_at` is that of the oldest, since the epoch.
@@ -67,24 +67,24 @@ class MemoryJournal:
         """
         members = await asyncio.to_thread(compress, lines)
         # From here on nothing waits: rows, cursors and counters are of one moment.
-        rows = numbered(members, first=self._ledger.tail + 1, received_at=received_at)
+        rows = numbered(members, first=self._cursors.tail + 1, received_at=received_at)
         incoming = RowBuffer()
         incoming.extend(rows)
         self._make_room(incoming.bytes)
         self._rows.extend(rows)
-        self._ledger.appended(lines.points)
+        self._cursors.appended(lines.points)
 
     @property
-    def lent_points(self) -> int:
+    def uncommitted_points(self) -> int:
         """Return 0: what is appended is as safe as it will be."""
         return 0
 
     @property
-    def lent_since(self) -> float | None:
+    def uncommitted_since(self) -> float | None:
         """Return None, for the same reason."""
         return None
 
-    async def lend(self, lines: Lines, *, received_at: float) -> None:
+    async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
         """Take points as `append` does.
 
         Raises:
@@ -105,35 +105,35 @@ class MemoryJournal:
 
     def cursor(self, sink: str) -> int:
         """Return the last sequence number the sink has settled."""
-        return self._ledger.cursors[sink]
+        return self._cursors.acked[sink]
 
-    async def kept(self, *, after: int = 0) -> AsyncIterator[Row]:
+    async def retained(self, *, after: int = 0) -> AsyncIterator[Row]:
         """Yield the rows that some sink has not settled; memory keeps no others."""
         for row in tuple(self._rows.all()):
             if row.last > after:
                 yield row
 
-    def settle(self, sink: str, through: int) -> None:
+    def ack(self, sink: str, through: int) -> None:
         """Note that the sink is done with every point up to `through`."""
-        self._ledger.settle(sink, through)
-        self._rows.forget(self._ledger.settled_by_all)
+        self._cursors.ack(sink, through)
+        self._rows.forget(self._cursors.acked_by_all)
 
     def pending(self, sink: str, *, after: int = 0) -> Pending:
         """Return what the sink has not settled; with `after`, only what comes after it."""
         start = self._start(sink, after)
         oldest = self._rows.holding(start + 1)
         return Pending(
-            points=self._ledger.points_between(start, self._ledger.tail),
+            points=self._cursors.points_between(start, self._cursors.tail),
             oldest_at=oldest.received_at if oldest else None,
         )
 
     def held_at_start(self, sink: str) -> int:
         """Return 0: nothing outlives the process."""
-        return self._ledger.held_at_start(sink)
+        return self._cursors.held_at_start(sink)
 
     async def grown(self, sink: str, *, points: int) -> None:
         """Wait until at least `points` are pending for the sink."""
-        await self._ledger.grown(sink, points=points)
+        await self._cursors.grown(sink, points=points)
 
     async def run(self) -> None:
         """Wait for ever: memory needs no housekeeping."""
@@ -145,12 +145,12 @@ class MemoryJournal:
             bytes=self._rows.bytes,
             max_bytes=self._max_bytes,
             durable=False,
-            appended_points=self._ledger.appended_points,
+            appended_points=self._cursors.appended_points,
             reason=_FULL_REASONS[self._overflow] if self._full else None,
         )
 
     def _start(self, sink: str, after: int) -> int:
-        return max(self._ledger.cursors[sink], after)
+        return max(self._cursors.acked[sink], after)
 
     def _make_room(self, needed_bytes: int) -> None:
         room = self._max_bytes - self._rows.bytes
@@ -161,4 +161,4 @@ class MemoryJournal:
         if self._overflow == "drop_new" or needed_bytes > self._max_bytes:
             raise JournalFull(f"the journal holds {self._rows.bytes} of {self._max_bytes} bytes")
         while self._max_bytes - self._rows.bytes < needed_bytes:
-            self._ledger.dropped(self._rows.popleft().last)
+            self._cursors.dropped(self._rows.popleft().last)

@@ -98,7 +98,7 @@ class _Numbers:
     cursors: Mapping[str, int]
 
     @property
-    def settled(self) -> int:
+    def acked(self) -> int:
         return min(self.cursors.values(), default=self.tail)
 
 
@@ -129,11 +129,11 @@ def _fill(
     numbers = _numbers(books, spans, sinks)
     unknown = [(numbers.end + 1, numbers.tail)] if numbers.end < numbers.tail else []
     known = [*(span for span in books.known_holes if span[1] <= numbers.tail), *unknown]
-    lost = missing([*spans, *known], after=numbers.settled, through=numbers.tail)
+    lost = missing([*spans, *known], after=numbers.acked, through=numbers.tail)
     placed, left = _placed(doubtful, lost)
     insert_rows(connection, placed)
     spans = _spans_in(connection)
-    lost = missing([*spans, *known], after=numbers.settled, through=numbers.tail)
+    lost = missing([*spans, *known], after=numbers.acked, through=numbers.tail)
     _save_coverage(connection, books.remembered, known=known, numbers=numbers)
     _save_states(connection, books, tail=numbers.tail)
 
@@ -144,7 +144,7 @@ def _fill(
     save_holes(connection, [Hole(first, last - first + 1) for first, last in [*known, *lost]])
     appended = sum(row.points for row in at_end)
     lost_points = sum(last - first + 1 for first, last in lost)
-    held = sum(max(0, last - max(first - 1, numbers.settled)) for first, last in spans)
+    held = sum(max(0, last - max(first - 1, numbers.acked)) for first, last in spans)
     return held + appended, max(0, lost_points - appended)
 
 
@@ -403,7 +403,7 @@ def _save_coverage(
     holes = [RowTimes(first, last, None, 0.0) for first, last in known]
     spans = sorted([*_row_times(connection), *holes], key=lambda span: span.first)
     gaps, lost_at_end = damage_gaps(
-        spans, remembered.covered, settled=numbers.settled, tail=numbers.tail
+        spans, remembered.covered, acked=numbers.acked, tail=numbers.tail
     )
     covered = _covered(spans, remembered, lost_at_end=lost_at_end)
     if covered is not None:
@@ -435,7 +435,7 @@ class RowTimes:
 
 
 def damage_gaps(
-    spans: Sequence[RowTimes], covered: Covered | None, *, settled: int, tail: int
+    spans: Sequence[RowTimes], covered: Covered | None, *, acked: int, tail: int
 ) -> tuple[list[Gap], int]:
     """Return gaps, without ids, for the time of lost points, and how many are lost at the end.
 
@@ -444,7 +444,7 @@ def damage_gaps(
     """
     gaps: list[Gap] = []
     before: RowTimes | None = None
-    expected, lost = settled + 1, 0
+    expected, lost = acked + 1, 0
     for span in spans:
         lost += max(0, span.first - expected)
         expected = max(expected, span.last + 1)

@@ -341,7 +341,7 @@ def _oldest_at(connection: Connection, cursor: int) -> float | None:
     return oldest[0] if oldest else None
 
 
-def kept_rows(connection: Connection, after: int, limit: int) -> tuple[list[Row], int | None]:
+def retained_rows(connection: Connection, after: int, limit: int) -> tuple[list[Row], int | None]:
     """Return the first rows that hold a point after a number.
 
     And the number after which there may be more, None when there are no more. Rows that are not

@@ -41,7 +41,7 @@ class Telemetry:
         self.started_at = clock()
         self.received = 0
         self.journaled = 0
-        """Durable in the journal, or settled by every sink before the journal could have them."""
+        """Durable in the journal, or accepted by every sink before a commit succeeded."""
         self.filtered = 0
         self.malformed: Counter[str] = Counter()
         """By kind: what was wrong with the message."""
@@ -124,7 +124,7 @@ class Telemetry:
         self._commit_seconds.observe(seconds)
         self._commit_delay.observe(max(0.0, self._clock() - received_at))
 
-    def lent_points_secured(self, points: int) -> None:
+    def points_journaled(self, points: int) -> None:
         """Count points that sinks had from memory and that a crash cannot take any more."""
         self.journaled += points
 

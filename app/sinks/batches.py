@@ -27,7 +27,7 @@ _ESCAPED_IN_MEASUREMENTS = re.compile(rb"[, ]")
 
 @dataclass(frozen=True, slots=True)
 class WholeRows:
-    """Consecutive rows of the journal, none of them settled."""
+    """Consecutive rows of the journal, none of them acked."""
 
     rows: tuple[Row, ...]
 

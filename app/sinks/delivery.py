@@ -296,9 +296,9 @@ class Delivery:
     async def _fitting(self, head: Part) -> Part | None:
         position = self._progress.position
         if head.first <= position:
-            if (unsettled := await self._apart(lambda part: after(part, position))) is None:
+            if (unacked := await self._apart(lambda part: after(part, position))) is None:
                 return None
-            head = self._parts[0] = unsettled
+            head = self._parts[0] = unacked
         if refusing(self._state, self._limits):
             return await self._probe(head)
         while self._parts and self._parts[0].points > self._state.target:

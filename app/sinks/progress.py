@@ -47,7 +47,7 @@ class Log(Protocol):
         """Return the last sequence number the sink is done with."""
         ...
 
-    def settle(self, sink: str, through: int) -> None:
+    def ack(self, sink: str, through: int) -> None:
         """Move the cursor forward."""
         ...
 
@@ -146,7 +146,7 @@ class Progress:
         """Move the position behind a span; it is counted when the cursor follows."""
         done = _Done(span.first, span.last, self._clock(), count)
         if self._process is not None and not self._process.flush_s:
-            self._settle(done)
+            self._ack(done)
         else:
             self._retained.append(done)
 
@@ -169,7 +169,7 @@ class Progress:
         return max(0.0, due_s - self._clock())
 
     async def check(self) -> int:
-        """Settle what is on the database's disk by now; return how many points to send again.
+        """Ack what is on the database's disk by now; return how many points to send again.
 
         Call it when `check_in_s` is 0. A database that does not answer changes nothing.
         """
@@ -183,7 +183,7 @@ class Progress:
         known, self._process = self._process, found
         lost, self._connection_lost = self._connection_lost, False
         if not found.flush_s:
-            self._settle_until(asked_at_s)
+            self._ack_until(asked_at_s)
             return 0
         is_same = known is not None and (
             known.started == found.started if found.started else not lost
@@ -192,20 +192,20 @@ class Progress:
             points = self.retained_points
             self._retained.clear()
             return points
-        self._settle_until(asked_at_s - found.flush_s)
+        self._ack_until(asked_at_s - found.flush_s)
         # Twice in an interval, so that a steady stream costs no question per batch.
         self._next_check_s = self._clock() + found.flush_s / 2
         return 0
 
-    def _settle_until(self, at_s: float) -> None:
+    def _ack_until(self, at_s: float) -> None:
         while self._retained and self._retained[0].at_s <= at_s:
-            self._settle(self._retained.popleft())
+            self._ack(self._retained.popleft())
 
-    def _settle(self, done: _Done) -> None:
+    def _ack(self, done: _Done) -> None:
         # Fewer than the span holds when the journal has meanwhile dropped, and counted, some.
         points = _points_after(self._journal.cursor(self._sink), done)
         if points:
-            self._journal.settle(self._sink, done.last)
+            self._journal.ack(self._sink, done.last)
         done.count(points)
 
 

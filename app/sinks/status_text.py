@@ -111,7 +111,7 @@ class DrainRate:
         self._mark = self._per_s = None
 
     def sample(self, now_s: float, *, held: int) -> None:
-        """Note how many points are held after a batch was settled."""
+        """Note how many points are held after a batch was acked."""
         if self._mark is not None and now_s > self._mark[0]:
             elapsed_s = now_s - self._mark[0]
             now_per_s = (self._mark[1] - held) / elapsed_s

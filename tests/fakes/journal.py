@@ -12,7 +12,7 @@ from app.model import Row
 
 @dataclass(frozen=True, slots=True)
 class FakePending:
-    """What a sink has not settled."""
+    """What a sink has not acked."""
 
     points: int
     oldest_at: float | None
@@ -23,8 +23,8 @@ class FakeJournal:
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
-        self.settled = 0
-        self.settlements: list[int] = []
+        self.acked = 0
+        self.acks: list[int] = []
         """Every cursor move, in order."""
         self.errors: list[Exception] = []
         """Raised by the next reads, one each."""
@@ -49,9 +49,9 @@ class FakeJournal:
             self._grown.notify_all()
 
     async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
-        """Return unsettled rows as the journal's contract says."""
+        """Return unacked rows as the journal's contract says."""
         self.reads += 1
-        after = max(after, self.settled)
+        after = max(after, self.acked)
         if self.errors:
             raise self.errors.pop(0)
         found: list[Row] = []
@@ -63,22 +63,22 @@ class FakeJournal:
         return found
 
     def cursor(self, sink: str) -> int:
-        """Return the last settled number."""
-        return self.settled
+        """Return the last acked number."""
+        return self.acked
 
-    def settle(self, sink: str, through: int) -> None:
+    def ack(self, sink: str, through: int) -> None:
         """Move the cursor, never backward."""
-        assert through > self.settled, "settled twice"
-        self.settled = through
-        self.settlements.append(through)
+        assert through > self.acked, "acked twice"
+        self.acked = through
+        self.acks.append(through)
 
     def drop(self, through: int) -> None:
         """Move the cursor as `drop_oldest` does."""
-        self.settled = max(self.settled, through)
+        self.acked = max(self.acked, through)
 
     def pending(self, sink: str, *, after: int = 0) -> FakePending:
-        """Return what is not settled."""
-        after = max(after, self.settled)
+        """Return what is not acked."""
+        after = max(after, self.acked)
         held = [row for row in self.rows if row.last > after]
         points = sum(row.last - max(row.first - 1, after) for row in held)
         return FakePending(points, held[0].received_at if held else None)

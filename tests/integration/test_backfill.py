@@ -189,7 +189,7 @@ class Process:
 
     async def points(self) -> list[StoredPoint]:
         """Return all that is in the journal, in the order of the events."""
-        rows = [row async for row in self.journal.kept()]
+        rows = [row async for row in self.journal.retained()]
         found = [parse_line(line) for row in rows for line in lines_of(row)]
         return sorted(found, key=lambda point: point.time_ns)
 
@@ -419,11 +419,11 @@ async def test_a_quiet_edge_is_not_written_again_after_a_long_fill(
     async with running(process):
         await lived(process, house, 2, 3)
         await process.until_filled()
-        process.journal.settle("influxdb", process.journal._ledger.tail)  # all is delivered
+        process.journal.ack("influxdb", process.journal._cursors.tail)  # all is delivered
         # Hours later old points are still put into the journal: read back, or retried.
         old = Lines(b"events,entity_id=sensor.old x=1 1\n", 1)
         await process.journal.append(old, received_at=process.time() + 7_200)
-        process.journal.settle("influxdb", process.journal._ledger.tail)
+        process.journal.ack("influxdb", process.journal._cursors.tail)
         await asyncio.sleep(0.1)
     house.set_state(SENSOR, "3")
 

@@ -31,7 +31,7 @@ POINTS, NEW_POINTS, ROW_POINTS = 3_000, 100, 50
 SECOND = 1_000_000_000
 START = 1_795_000_000
 PAGE = 4096
-SETTLED = {"a": 510, "b": 1_200}
+ACKED = {"a": 510, "b": 1_200}
 NAMES = ("journal.db", "journal.db-wal", "journal.db-shm")
 
 STATEMENTS = (
@@ -156,7 +156,7 @@ class Rig:
             cursor = self.journal.cursor(sink)
             for row in rows:
                 seen += numbers_in([row])[max(0, cursor + 1 - row.first) :]
-            self.journal.settle(sink, rows[-1].last)
+            self.journal.ack(sink, rows[-1].last)
         return seen
 
 
@@ -182,14 +182,14 @@ async def written(folder: Path) -> Corpus:
                 with sqlite3.connect(live / "journal.db") as connection:
                     connection.execute("PRAGMA wal_checkpoint(RESTART)")
                 connection.close()
-        for sink, settled in SETTLED.items():
-            rig.journal.settle(sink, settled)
+        for sink, acked in ACKED.items():
+            rig.journal.ack(sink, acked)
         await rig.journal._tidy()
         states = {"sensor.a": LastState("on", at(1), at(POINTS))}
         await rig.journal._open_database().write(
             partial(save_states, states=states, through=POINTS)
         )
-        stored = [row async for row in rig.journal.kept()]
+        stored = [row async for row in rig.journal.retained()]
         shutil.copytree(live, killed)
     shutil.copytree(live, stopped)
     return Corpus(killed, stopped, {row.gzip: range(row.first, row.last + 1) for row in stored})
@@ -345,12 +345,12 @@ async def check(corpus: Corpus, folder: Path, source: Path, *, must_notice: bool
         reason = rig.journal.status().reason
         covered, gaps = rig.coverage.covered, rig.coverage.open_gaps()
         await rig.append(POINTS + 1, NEW_POINTS)
-        delivered = {sink: await rig.delivered(sink) for sink in SETTLED}
+        delivered = {sink: await rig.delivered(sink) for sink in ACKED}
         assert rig.journal.status().reason == reason
 
     new = set(range(POINTS + 1, POINTS + NEW_POINTS + 1))
-    for sink, settled in SETTLED.items():
-        due = set(range(settled + 1, POINTS + 1))
+    for sink, acked in ACKED.items():
+        due = set(range(acked + 1, POINTS + 1))
         got = set(delivered[sink])
         assert new <= got, f"{sink} does not get what is new"
         assert not (surely & due) - got, f"{sink} does not get what can be read"

@@ -1,4 +1,4 @@
-"""The loop around the decisions: what is sent when, what is settled, and how it ends."""
+"""The loop around the decisions: what is sent when, what is acked, and how it ends."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ async def test_a_full_batch_leaves_at_once_and_in_order() -> None:
 
     assert bench.sink.accepted == lines(1, 120)
     assert bench.sink.sizes == [120]
-    assert bench.journal.settlements == [120]
+    assert bench.journal.acks == [120]
     assert bench.books == (120, 0, 0, 0)
 
 
@@ -293,7 +293,7 @@ async def test_finish_before_run_sends_once() -> None:
     async with asyncio.timeout(5):
         await bench.delivery.run()
 
-    assert bench.journal.settled == 3
+    assert bench.journal.acked == 3
 
 
 @pytest.mark.parametrize(
@@ -315,7 +315,7 @@ async def test_a_sink_that_cannot_take_it_is_not_waited_for(answer: Outcome, sta
         await bench.until(lambda: bool(bench.clock.waits_s))
 
     assert bench.delivery.status().state == state
-    assert bench.journal.settled == 0
+    assert bench.journal.acked == 0
     assert bench.sink.sizes == [100]
 
 
@@ -422,7 +422,7 @@ async def test_one_bad_line_is_put_aside_and_its_neighbors_are_written() -> None
 
     assert bench.dead_letters.kept == {(NAME, 700, *lines(700, 700)): "unable to parse"}
     assert bench.sink.accepted == lines(1, 699) + lines(701, 1000)
-    assert bench.journal.settlements == sorted(bench.journal.settlements)
+    assert bench.journal.acks == sorted(bench.journal.acks)
     assert bench.books == (999, 1, 0, 0)
     assert len(bench.sink.sizes) <= 21
 
@@ -433,7 +433,7 @@ async def test_a_dead_letter_is_durable_before_the_cursor_moves() -> None:
     bench.journal.add(lines(1, 100))
     bench.sink.bad = set(lines(1, 1))
     cursors: list[int] = []
-    bench.dead_letters.seen = lambda: cursors.append(bench.journal.settled)
+    bench.dead_letters.seen = lambda: cursors.append(bench.journal.acked)
 
     await bench.drain()
 
@@ -514,7 +514,7 @@ async def test_a_refusing_database_holds_everything_and_recovers_by_itself() -> 
 
 
 async def test_a_probe_counts_nothing_as_written() -> None:
-    """It is sent again with its neighbors, and only then settled."""
+    """It is sent again with its neighbors, and only then acked."""
     bench = Bench()
     bench.journal.add(lines(1, 300))
     bench.sink.bad = set(lines(1, 250))
@@ -622,11 +622,11 @@ async def test_parts_the_journal_dropped_are_not_sent_any_more() -> None:
     await bench.drain()
 
     assert bench.sink.accepted == lines(121, 200)
-    assert bench.journal.settlements == [200]
+    assert bench.journal.acks == [200]
 
 
 async def test_everything_dropped_meanwhile_leaves_nothing_to_do() -> None:
-    """Neither sent, nor settled, nor counted."""
+    """Neither sent, nor acked, nor counted."""
     bench = Bench()
     bench.journal.add(lines(1, 100))
     bench.sink.script = [Unavailable(reason="reset")]
@@ -635,7 +635,7 @@ async def test_everything_dropped_meanwhile_leaves_nothing_to_do() -> None:
     await bench.drain()
 
     assert bench.sink.sizes == [100]
-    assert bench.journal.settlements == []
+    assert bench.journal.acks == []
 
 
 async def test_everything_dropped_while_it_is_read_leaves_nothing_to_do() -> None:
@@ -701,7 +701,7 @@ async def test_a_damaged_row_costs_only_itself(caplog: pytest.LogCaptureFixture)
 
 
 async def test_a_damaged_row_with_the_cursor_in_it_costs_only_its_rest() -> None:
-    """What was settled before stays settled."""
+    """What was acked before stays acked."""
     bench = Bench()
     bench.journal.add_row(Row(1, 100, b"garbage", 0.0))
     bench.journal.add(lines(101, 150))
@@ -777,7 +777,7 @@ async def test_a_cancellation_at_any_moment_loses_and_counts_nothing_twice() -> 
             await asyncio.sleep(0.0002)
         task.cancel()
         await asyncio.wait([task])
-        completed = bench.journal.settled == 120
+        completed = bench.journal.acked == 120
 
         bench.delivery = bench.another()
         await bench.drain()

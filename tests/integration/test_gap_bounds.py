@@ -185,7 +185,7 @@ async def test_our_own_clock_decides_nothing(
     async with running(process):
         counter.count(5)
         await process.until_journaled(5)
-        process.journal.settle("influxdb", process.journal._ledger.tail)
+        process.journal.ack("influxdb", process.journal._cursors.tail)
         await all_filled(process, 1)
         monkeypatch.setattr(time, "time", plain)
         process.source._backoff.reset()

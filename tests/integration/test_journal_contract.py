@@ -90,12 +90,12 @@ def spans(rows: Sequence[Row]) -> list[tuple[int, int]]:
 
 
 def assert_balanced(
-    journal: Journal, telemetry: Telemetry, sink: str, *, settled: int, held_at_start: int = 0
+    journal: Journal, telemetry: Telemetry, sink: str, *, acked: int, held_at_start: int = 0
 ) -> None:
-    """Held at start + appended = settled + dropped + held."""
+    """Held at start + appended = acked + dropped + held."""
     came = held_at_start + journal.status().appended_points
     dropped = telemetry.sink(sink).dropped
-    assert came == settled + dropped + journal.pending(sink).points
+    assert came == acked + dropped + journal.pending(sink).points
 
 
 async def test_an_empty_journal_has_nothing_to_read(workshop: Workshop) -> None:
@@ -153,48 +153,48 @@ async def test_a_large_append_is_cut_into_rows(workshop: Workshop, text: bytes) 
     assert spans(rows) == [(numbers_in([row])[0], numbers_in([row])[-1]) for row in rows]
 
 
-async def test_settled_points_are_not_read_again(workshop: Workshop) -> None:
-    """What a sink has settled is behind it."""
+async def test_acked_points_are_not_read_again(workshop: Workshop) -> None:
+    """What a sink has acked is behind it."""
     async with workshop.journal("a") as journal:
         await append(journal, 1, 3)
         await append(journal, 4, 3, at=2.0)
-        journal.settle("a", 3)
+        journal.ack("a", 3)
 
         assert spans(await journal.read("a", max_points=100)) == [(4, 6)]
         assert journal.cursor("a") == 3
         assert Pending(points=3, oldest_at=2.0) == journal.pending("a")
 
 
-async def test_a_row_settled_in_part_is_read_whole(workshop: Workshop) -> None:
-    """Delivery settles single points; the row they stand in comes back until all are."""
+async def test_a_row_acked_in_part_is_read_whole(workshop: Workshop) -> None:
+    """Delivery acks single points; the row they stand in comes back until all are."""
     async with workshop.journal("a") as journal:
         await append(journal, 1, 5)
         await append(journal, 6, 5)
-        journal.settle("a", 3)
+        journal.ack("a", 3)
 
         assert spans(await journal.read("a", max_points=5)) == [(1, 5)]
         assert journal.pending("a").points == 7
 
-        journal.settle("a", 5)
+        journal.ack("a", 5)
 
         assert spans(await journal.read("a", max_points=5)) == [(6, 10)]
 
 
-async def test_settling_never_moves_back(workshop: Workshop) -> None:
+async def test_an_ack_never_moves_a_cursor_back(workshop: Workshop) -> None:
     """An answer that comes late must not bring old points back."""
     async with workshop.journal("a") as journal:
         await append(journal, 1, 5)
-        journal.settle("a", 4)
-        journal.settle("a", 2)
+        journal.ack("a", 4)
+        journal.ack("a", 2)
 
         assert journal.cursor("a") == 4
 
 
-async def test_everything_settled_leaves_nothing(workshop: Workshop) -> None:
+async def test_everything_acked_leaves_nothing(workshop: Workshop) -> None:
     """The end of the journal is as quiet as its beginning, and goes on from there."""
     async with workshop.journal("a") as journal:
         await append(journal, 1, 5)
-        journal.settle("a", 5)
+        journal.ack("a", 5)
 
         assert await journal.read("a", max_points=5) == []
         assert Pending(points=0, oldest_at=None) == journal.pending("a")
@@ -209,8 +209,8 @@ async def test_each_sink_has_a_pace_of_its_own(workshop: Workshop) -> None:
     async with workshop.journal("fast", "slow") as journal:
         for first in (1, 11, 21):
             await append(journal, first, 10)
-            journal.settle("fast", first + 9)
-        journal.settle("slow", 10)
+            journal.ack("fast", first + 9)
+        journal.ack("slow", 10)
 
         assert await journal.read("fast", max_points=100) == []
         assert spans(await journal.read("slow", max_points=100)) == [(11, 20), (21, 30)]
@@ -230,11 +230,11 @@ async def test_waiting_for_growth_ends_when_enough_is_pending(workshop: Workshop
         await journal.grown("a", points=3)
 
 
-async def test_what_is_settled_does_not_count_as_growth(workshop: Workshop) -> None:
+async def test_what_is_acked_does_not_count_as_growth(workshop: Workshop) -> None:
     """Growth is about what is pending, not about what was ever appended."""
     async with workshop.journal("a") as journal, asyncio.timeout(5):
         await append(journal, 1, 3)
-        journal.settle("a", 2)
+        journal.ack("a", 2)
         waiting = asyncio.create_task(journal.grown("a", points=3), name="waiting")
         await append(journal, 4, 1)
         assert not waiting.done()
@@ -251,7 +251,7 @@ async def test_giving_up_waiting_leaves_nothing_behind(workshop: Workshop) -> No
                 await journal.grown("a", points=1)
         await append(journal, 1, 1)
 
-        assert journal._ledger._waiting == {}
+        assert journal._cursors._waiting == {}
 
 
 async def test_reading_and_appending_at_once_keep_the_order(workshop: Workshop) -> None:
@@ -268,11 +268,11 @@ async def test_reading_and_appending_at_once_keep_the_order(workshop: Workshop) 
             await journal.grown("a", points=1)
             rows = await journal.read("a", max_points=50)
             seen += numbers_in(rows)
-            journal.settle("a", rows[-1].last)
+            journal.ack("a", rows[-1].last)
         await producing
 
         assert list(range(1, 1001)) == seen
-        assert_balanced(journal, workshop.telemetry, "a", settled=1000)
+        assert_balanced(journal, workshop.telemetry, "a", acked=1000)
 
 
 async def test_appends_at_once_are_numbered_without_gaps(workshop: Workshop) -> None:
@@ -309,7 +309,7 @@ async def test_at_the_bound_the_slowest_sink_loses_its_oldest(workshop: Workshop
     async with workshop.journal("fast", "slow", max_bytes=BOUND) as journal:
         for first in range(1, 401, 10):
             await append_bulky(journal, first)
-            journal.settle("fast", first + 9)
+            journal.ack("fast", first + 9)
         dropped = workshop.telemetry.sink("slow").dropped
         rows = await journal.read("slow", max_points=10_000)
 
@@ -317,22 +317,22 @@ async def test_at_the_bound_the_slowest_sink_loses_its_oldest(workshop: Workshop
         assert dropped == journal.cursor("slow")
         assert list(range(dropped + 1, 401)) == numbers_in(rows)
         assert workshop.telemetry.sink("fast").dropped == 0
-        assert_balanced(journal, workshop.telemetry, "slow", settled=0)
-        assert_balanced(journal, workshop.telemetry, "fast", settled=400)
+        assert_balanced(journal, workshop.telemetry, "slow", acked=0)
+        assert_balanced(journal, workshop.telemetry, "fast", acked=400)
         assert rows[0].received_at == journal.pending("slow").oldest_at
         assert journal.status().bytes <= BOUND
         assert "drops the oldest points" in str(journal.status().reason)
 
 
 async def test_a_drop_that_overtakes_part_of_a_row_counts_the_rest(workshop: Workshop) -> None:
-    """Points of a row that were settled before it was dropped are not counted as lost."""
+    """Points of a row that were acked before it was dropped are not counted as lost."""
     async with workshop.journal("a", max_bytes=BOUND) as journal:
         await append_bulky(journal, 1)
-        journal.settle("a", 4)
+        journal.ack("a", 4)
         for first in range(11, 401, 10):
             await append_bulky(journal, first)
 
-        assert_balanced(journal, workshop.telemetry, "a", settled=4)
+        assert_balanced(journal, workshop.telemetry, "a", acked=4)
         assert workshop.telemetry.sink("a").dropped == journal.cursor("a") - 4
 
 
@@ -342,7 +342,7 @@ async def test_at_the_bound_new_points_may_be_refused_instead(workshop: Workshop
         with pytest.raises(JournalFull):
             await fill(journal)
         appended = journal.status().appended_points
-        journal.settle("fast", appended)
+        journal.ack("fast", appended)
         with pytest.raises(JournalFull):
             await append_bulky(journal, appended + 1)
 
@@ -354,39 +354,39 @@ async def test_at_the_bound_new_points_may_be_refused_instead(workshop: Workshop
         assert "drops new points" in str(journal.status().reason)
 
 
-async def test_settling_makes_room_again(workshop: Workshop) -> None:
+async def test_acks_make_room_again(workshop: Workshop) -> None:
     """A full journal takes points as soon as its sinks are done with some."""
     async with workshop.journal("a", max_bytes=BOUND, overflow="drop_new") as journal:
         with pytest.raises(JournalFull):
             await fill(journal)
         appended = journal.status().appended_points
-        journal.settle("a", appended)
+        journal.ack("a", appended)
         await append_bulky(journal, appended + 1)
 
         assert appended + 10 == journal.status().appended_points
         assert journal.status().reason is None
 
 
-async def test_lent_points_are_read_like_all_others(workshop: Workshop) -> None:
+async def test_uncommitted_points_are_read_like_all_others(workshop: Workshop) -> None:
     """In order behind what was appended, and durable, where anything is, after a commit."""
     async with workshop.journal("a", "b") as journal, asyncio.timeout(5):
         await append(journal, 1, 5)
         waiting = asyncio.create_task(journal.grown("a", points=10), name="waiting")
-        await journal.lend(numbered_lines(6, 5), received_at=2.0)
+        await journal.append_uncommitted(numbered_lines(6, 5), received_at=2.0)
         await waiting
-        journal.settle("a", 5)
+        journal.ack("a", 5)
         rows = await journal.read("a", max_points=100)
 
         assert spans(rows) == [(6, 10)]
         assert journal.pending("a") == Pending(points=5, oldest_at=2.0)
-        journal.settle("a", 7)
+        journal.ack("a", 7)
         await journal.commit()
         await append(journal, 11, 5)
 
-        assert (journal.lent_points, journal.lent_since) == (0, None)
+        assert (journal.uncommitted_points, journal.uncommitted_since) == (0, None)
         assert list(range(6, 16)) == numbers_in(await journal.read("a", max_points=100))
-        assert_balanced(journal, workshop.telemetry, "a", settled=7)
-        assert_balanced(journal, workshop.telemetry, "b", settled=0)
+        assert_balanced(journal, workshop.telemetry, "a", acked=7)
+        assert_balanced(journal, workshop.telemetry, "b", acked=0)
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "drop_new"])

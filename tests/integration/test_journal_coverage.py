@@ -72,7 +72,7 @@ class Rig:
 
     async def kept(self) -> list[int]:
         """Return the seconds of the points in the file."""
-        return [number async for row in self.journal.kept() for number in numbers_in([row])]
+        return [number async for row in self.journal.retained() for number in numbers_in([row])]
 
     def bounds(self) -> list[tuple[str, int, int]]:
         """Return all gaps, oldest first: reason, start and end in seconds after the start."""
@@ -216,24 +216,24 @@ async def test_a_point_that_is_read_back_covers_nothing(path: Path) -> None:
         assert rig.coverage.keep_from == 1
 
 
-async def test_settled_rows_stay_for_two_minutes(path: Path) -> None:
+async def test_acked_rows_stay_for_two_minutes(path: Path) -> None:
     """What is read back near the next gap is compared with them; then they go."""
     rig = Rig(path)
     async with rig.journal:
         rig.begin(0)
         for second in (1, 100, 200):
             await rig.append(second)
-        rig.journal.settle("a", 3)
+        rig.journal.ack("a", 3)
         await rig.journal._tidy()
         assert await rig.kept() == [100, 200]
 
         await rig.append(300)
-        rig.journal.settle("a", 4)
+        rig.journal.ack("a", 4)
         await rig.journal._tidy()
         assert await rig.kept() == [200, 300]
 
 
-async def test_settled_rows_stay_as_long_as_a_gap_they_touch_is_open(path: Path) -> None:
+async def test_acked_rows_stay_as_long_as_a_gap_they_touch_is_open(path: Path) -> None:
     """However long that takes."""
     rig = Rig(path)
     async with rig.journal:
@@ -243,7 +243,7 @@ async def test_settled_rows_stay_as_long_as_a_gap_they_touch_is_open(path: Path)
         gap = rig.begin(1_000)
         assert gap is not None
         await rig.append(5_000)
-        rig.journal.settle("a", 3)
+        rig.journal.ack("a", 3)
         await rig.journal._tidy()
         assert await rig.kept() == [1, 100, 5_000]
 
@@ -252,7 +252,7 @@ async def test_settled_rows_stay_as_long_as_a_gap_they_touch_is_open(path: Path)
         assert await rig.kept() == [5_000]
 
 
-async def test_settled_rows_are_the_first_to_go_at_the_bound(path: Path) -> None:
+async def test_acked_rows_are_the_first_to_go_at_the_bound(path: Path) -> None:
     """They are for comparing; what a sink still needs is worth more."""
     rig = Rig(path, max_bytes=2_000_000)
     async with rig.journal:
@@ -260,10 +260,10 @@ async def test_settled_rows_are_the_first_to_go_at_the_bound(path: Path) -> None
         rig.coverage.lost(Times(at(0), at(0)), "journal_stalled")
         for second in range(1, 21):
             await rig.append(second, padding=60_000)
-        rig.journal.settle("a", 10)
+        rig.journal.ack("a", 10)
         for second in range(21, 500):
             await rig.append(second, padding=60_000)
-            rig.journal.settle("a", second - 10)
+            rig.journal.ack("a", second - 10)
 
         kept = await rig.kept()
         assert kept[-10:] == list(range(490, 500))
@@ -314,7 +314,7 @@ async def test_rows_are_found_behind_a_number_page_by_page(path: Path) -> None:
             )
 
         everything = await rig.kept()
-        behind = [row.first async for row in rig.journal.kept(after=101)]
+        behind = [row.first async for row in rig.journal.retained(after=101)]
 
     assert len(everything) == 240
     assert sorted(everything) == everything
@@ -390,26 +390,26 @@ async def test_sources_and_limitations_of_a_gap_are_kept(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "settled", "gaps"),
+    ("found", "acked", "gaps"),
     [
         ([10, 20, 30], 0, []),
         ([10, "lost", 30], 0, [(10, 30)]),
         ([10, "lost", "lost", 30, 40, 50, "lost", 70], 0, [(10, 30), (50, 70)]),
         ([10, "lost", 12, "lost", 14], 0, [(10, 14)]),
-        (["settled", "settled", 30], 2, []),
-        ([10, "settled", "lost", 40], 2, [(10, 40)]),
+        (["acked", "acked", 30], 2, []),
+        ([10, "acked", "lost", 40], 2, [(10, 40)]),
         ([10, "lost", None, 40], 0, [(10, 40)]),
         ([10, None, "lost", 40], 0, [(10, 40)]),
         ([10, 20, "lost"], 0, []),
         ([None, "lost", None], 0, [(-1_000, 500)]),
         (["lost", "lost"], 0, [(-1_000, 500)]),
-        (["settled", "settled"], 2, []),
+        (["acked", "acked"], 2, []),
         (["lost", 1_000, 1_001], 0, [(940, 1_000)]),
         (["lost", 1_000, 2_000], 0, [(0, 1_000)]),
     ],
 )
 def test_the_time_of_lost_points_lies_between_their_neighbors(
-    found: Sequence[int | str | None], settled: int, gaps: list[tuple[int, int]]
+    found: Sequence[int | str | None], acked: int, gaps: list[tuple[int, int]]
 ) -> None:
     """Live neighbors: what was read back is of another time. Without any, all of it is."""
     rows = [
@@ -421,7 +421,7 @@ def test_the_time_of_lost_points_lies_between_their_neighbors(
     ]
     covered = Covered(at(-1_000), at(500), START + 500.0)
 
-    placed, _ = damage_gaps(rows, covered, settled=settled, tail=len(found))
+    placed, _ = damage_gaps(rows, covered, acked=acked, tail=len(found))
 
     assert gaps == [
         (gap.start_ns // SECOND - START, gap.end_ns // SECOND - START) for gap in placed
@@ -442,14 +442,14 @@ def test_what_is_lost_at_the_end_is_counted(found: list[int | str | None], lost:
         if what != "lost"
     ]
 
-    assert ([], lost) == damage_gaps(rows, None, settled=0, tail=len(found))
+    assert ([], lost) == damage_gaps(rows, None, acked=0, tail=len(found))
 
 
 def test_rows_beside_a_hole_are_kept_to_be_compared() -> None:
     """They may have been received long ago, and wait for a database that is away."""
     first, _, last = spans(10, 20, 30)
 
-    ((gap,), _) = damage_gaps([first, last], None, settled=0, tail=3)
+    ((gap,), _) = damage_gaps([first, last], None, acked=0, tail=3)
 
     assert gap.edge_at == START + 10
 
@@ -469,7 +469,7 @@ async def damaged(path: Path, *tables: str, lost: Sequence[int] = (5, 6)) -> Rig
                 f"DELETE FROM journal_rows WHERE first IN ({','.join(map(str, lost))})"
             )
         )
-        rig.journal.settle("a", 2)
+        rig.journal.ack("a", 2)
     overwrite_table(path, *tables)
     return Rig(path)
 

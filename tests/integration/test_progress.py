@@ -67,14 +67,14 @@ async def test_accepted_points_stay_in_the_journal_until_they_are_on_disk(bench:
     bench.now_s += 4.0
     await bench.accept()
 
-    assert (bench.progress.position, bench.journal.settled, bench.counted) == (20, 0, [])
+    assert (bench.progress.position, bench.journal.acked, bench.counted) == (20, 0, [])
     assert bench.progress.pending().points == 80
     assert bench.progress.retained_points == 20
     assert bench.progress.check_in_s == 6.0
 
     bench.now_s += 6.0
     assert await bench.progress.check() == 0
-    assert (bench.progress.position, bench.journal.settled, bench.counted) == (20, 10, [10])
+    assert (bench.progress.position, bench.journal.acked, bench.counted) == (20, 10, [10])
 
 
 async def test_a_restart_sends_again_what_may_not_be_on_disk(bench: Bench) -> None:
@@ -85,7 +85,7 @@ async def test_a_restart_sends_again_what_may_not_be_on_disk(bench: Bench) -> No
     bench.answer = SECOND
 
     assert await bench.progress.check() == 20
-    assert (bench.progress.position, bench.journal.settled, bench.counted) == (0, 0, [])
+    assert (bench.progress.position, bench.journal.acked, bench.counted) == (0, 0, [])
     assert (await bench.accept()).first == 1
 
 
@@ -103,14 +103,14 @@ async def test_a_lost_connection_is_looked_into_before_anything_else_is_sent(
     assert await bench.progress.check() == 10
 
 
-async def test_a_database_that_does_not_answer_settles_nothing(bench: Bench) -> None:
+async def test_a_database_that_does_not_answer_acks_nothing(bench: Bench) -> None:
     """It is asked again a second later."""
     await bench.accept()
     bench.now_s += 10.0
     bench.answer = None
 
     assert await bench.progress.check() == 0
-    assert bench.journal.settled == 0
+    assert bench.journal.acked == 0
     assert bench.progress.check_in_s == 1.0
 
 
@@ -143,7 +143,7 @@ async def test_a_database_that_stores_before_it_acknowledges_is_asked_once() -> 
     await bench.progress.check()
     await bench.accept()
 
-    assert (bench.journal.settled, bench.counted) == (10, [10])
+    assert (bench.journal.acked, bench.counted) == (10, [10])
     assert bench.progress.check_in_s is None
     assert bench.asked == 1
 
@@ -157,7 +157,7 @@ async def test_what_the_journal_dropped_meanwhile_is_not_counted_again(bench: Be
     await bench.progress.check()
 
     assert bench.counted == [0, 5]
-    assert bench.journal.settled == 20
+    assert bench.journal.acked == 20
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ async def test_what_a_killed_database_forgot_is_sent_again_in_order(tmp_path: Pa
     assert list(dict.fromkeys(map(number_of, server.lines)))[:2000] == list(range(1, 2001))
 
 
-async def test_in_a_quiet_home_points_are_settled_without_another_one(tmp_path: Path) -> None:
+async def test_in_a_quiet_home_points_are_acked_without_another_one(tmp_path: Path) -> None:
     """Delivery looks by itself when the interval has passed."""
     async with (
         FakeInflux(version="v1", token="").serving() as server,
@@ -270,7 +270,7 @@ async def test_a_database_that_never_answers_for_its_process_does_not_fill_the_j
     ],
     ids=lambda reply: str(reply.status),
 )
-async def test_a_proxy_that_answers_in_place_of_a_killed_database_settles_nothing(
+async def test_a_proxy_that_answers_in_place_of_a_killed_database_acks_nothing(
     tmp_path: Path, instead: Reply
 ) -> None:
     """Proxies answer 404, or show a login page, while the database restarts behind them."""

@@ -50,7 +50,7 @@ def journal_at(
         sinks=sinks,
         telemetry=telemetry or new_telemetry(),
         max_bytes=max_bytes,
-        # What is settled may go at once; the two minutes it stays have tests of their own.
+        # What is acked may go at once; the two minutes it stays have tests of their own.
         coverage=coverage or Coverage(compare_s=-1.0),
         last_states=last_states,
         overflow=overflow,
@@ -76,7 +76,7 @@ async def append(journal: SqliteJournal, first: int, count: int, *, at: float = 
 
 
 async def numbers_held(journal: SqliteJournal, sink: str) -> list[int]:
-    """Return all points that the sink has not settled, row by row."""
+    """Return all points that the sink has not acked, row by row."""
     return numbers_in(await journal.read(sink, max_points=10**9))
 
 
@@ -107,11 +107,11 @@ async def housekeeping(journal: SqliteJournal) -> AsyncIterator[None]:
 
 
 async def test_a_restart_keeps_points_and_cursors(path: Path) -> None:
-    """What was appended and not settled is there again, and counted as held at start."""
+    """What was appended and not acked is there again, and counted as held at start."""
     async with journal_at(path, "a") as journal:
         await append(journal, 1, 5, at=7.0)
         await append(journal, 6, 5, at=8.0)
-        journal.settle("a", 7)
+        journal.ack("a", 7)
 
     async with journal_at(path, "a") as journal:
         assert journal.cursor("a") == 7
@@ -126,7 +126,7 @@ async def test_what_append_returned_for_survives_a_kill(path: Path, tmp_path: Pa
     killed = tmp_path / "killed"
     async with journal_at(path, "a") as journal:
         await append(journal, 1, 5)
-        journal.settle("a", 2)
+        journal.ack("a", 2)
         await append(journal, 6, 5)
         shutil.copytree(tmp_path, killed)
 
@@ -140,7 +140,7 @@ async def test_numbers_are_not_reused_after_all_rows_are_gone(path: Path) -> Non
     """Dead letters carry sequence numbers, so a number means one point for ever."""
     async with journal_at(path, "a") as journal:
         await append(journal, 1, 5)
-        journal.settle("a", 5)
+        journal.ack("a", 5)
 
     async with journal_at(path, "a") as journal:
         assert await on_disk(journal, "SELECT first FROM journal_rows") == []
@@ -171,7 +171,7 @@ async def test_a_backlog_on_disk_is_read_on_into_memory(path: Path) -> None:
         seen: list[int] = []
         while rows := await journal.read("a", max_points=5):
             seen += numbers_in(rows)
-            journal.settle("a", rows[-1].last)
+            journal.ack("a", rows[-1].last)
 
         assert list(range(1, 11)) == seen
 
@@ -183,7 +183,7 @@ async def test_a_cursor_rides_on_the_next_append(path: Path) -> None:
     """A sink that keeps up costs no transaction of its own."""
     async with journal_at(path, "a") as journal:
         await append(journal, 1, 5)
-        journal.settle("a", 3)
+        journal.ack("a", 3)
         assert await on_disk(journal, "SELECT settled FROM cursors") == [(0,)]
 
         await append(journal, 6, 1)
@@ -196,8 +196,8 @@ async def test_a_cursor_is_saved_without_an_append(path: Path) -> None:
     async with journal_at(path, "a", "b", housekeeping_s=0.001) as journal, housekeeping(journal):
         for first in range(1, 1001, 4):
             await append(journal, first, 4)
-        journal.settle("a", 1000)
-        journal.settle("b", 998)
+        journal.ack("a", 1000)
+        journal.ack("b", 998)
 
         async def tidy() -> bool:
             cursors = await on_disk(journal, "SELECT settled FROM cursors ORDER BY sink")
@@ -214,7 +214,7 @@ async def test_housekeeping_survives_a_sick_disk(
     async with journal_at(path, "a", housekeeping_s=0.001) as journal:
         await append(journal, 1, 5)
         await make_read_only(journal, read_only=True)
-        journal.settle("a", 5)
+        journal.ack("a", 5)
         async with housekeeping(journal):
 
             async def warned() -> bool:
@@ -230,11 +230,11 @@ async def test_housekeeping_survives_a_sick_disk(
 
 
 async def test_closing_on_a_sick_disk_says_so(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The process still ends; what was settled is delivered once more."""
+    """The process still ends; what was acked is delivered once more."""
     async with journal_at(path, "a") as journal:
         await append(journal, 1, 5)
         await make_read_only(journal, read_only=True)
-        journal.settle("a", 5)
+        journal.ack("a", 5)
 
     assert "cursors of the journal were not saved" in caplog.text
     async with journal_at(path, "a") as journal:
@@ -290,11 +290,11 @@ async def test_recent_rows_stay_within_their_bytes(path: Path) -> None:
         assert list(range(1, 201)) == await numbers_held(journal, "a")
 
 
-async def test_settled_rows_leave_memory_with_the_next_append(path: Path) -> None:
+async def test_acked_rows_leave_memory_with_the_next_append(path: Path) -> None:
     """What nobody will read again is not worth keeping."""
     async with journal_at(path, "a") as journal:
         await append(journal, 1, 5)
-        journal.settle("a", 5)
+        journal.ack("a", 5)
         await append(journal, 6, 5)
 
         assert journal._recent.holding(5) is None
@@ -304,25 +304,25 @@ async def test_settled_rows_leave_memory_with_the_next_append(path: Path) -> Non
 # Lent rows, while the disk is sick
 
 
-async def lend(journal: SqliteJournal, first: int, count: int) -> None:
+async def append_uncommitted(journal: SqliteJournal, first: int, count: int) -> None:
     """Lend numbered points."""
-    await journal.lend(numbered_lines(first, count), received_at=2.0)
+    await journal.append_uncommitted(numbered_lines(first, count), received_at=2.0)
 
 
-async def test_lent_points_are_on_disk_after_a_commit(path: Path) -> None:
+async def test_uncommitted_points_are_on_disk_after_a_commit(path: Path) -> None:
     """With the cursors that stand among them, so that a restart goes on there."""
     telemetry = new_telemetry()
     async with journal_at(path, "a", "b", telemetry=telemetry) as journal:
         await append(journal, 1, 5)
-        await lend(journal, 6, 5)
-        await lend(journal, 11, 5)
-        journal.settle("a", 12)
-        assert (journal.lent_points, journal.lent_since) == (10, 2.0)
+        await append_uncommitted(journal, 6, 5)
+        await append_uncommitted(journal, 11, 5)
+        journal.ack("a", 12)
+        assert (journal.uncommitted_points, journal.uncommitted_since) == (10, 2.0)
         assert await on_disk(journal, "SELECT tail FROM journal") == [(5,)]
 
         await journal.commit()
 
-        assert journal.lent_points == 0
+        assert journal.uncommitted_points == 0
         assert telemetry.journaled == 10
         assert await on_disk(journal, "SELECT tail FROM journal") == [(15,)]
 
@@ -331,17 +331,17 @@ async def test_lent_points_are_on_disk_after_a_commit(path: Path) -> None:
         assert list(range(1, 16)) == await numbers_held(journal, "b")
 
 
-async def test_what_every_sink_has_settled_is_never_written(path: Path) -> None:
+async def test_points_that_every_sink_acked_before_a_commit_are_never_written(path: Path) -> None:
     """It is in the databases; only its numbers are taken for good."""
     telemetry = new_telemetry()
     async with journal_at(path, "a", "b", telemetry=telemetry) as journal:
         await append(journal, 1, 5)
-        await lend(journal, 6, 5)
-        await lend(journal, 11, 5)
-        journal.settle("a", 15)
-        assert journal.lent_points == 10
-        journal.settle("b", 10)
-        assert (journal.lent_points, telemetry.journaled) == (5, 5)
+        await append_uncommitted(journal, 6, 5)
+        await append_uncommitted(journal, 11, 5)
+        journal.ack("a", 15)
+        assert journal.uncommitted_points == 10
+        journal.ack("b", 10)
+        assert (journal.uncommitted_points, telemetry.journaled) == (5, 5)
 
         await journal.commit()
 
@@ -360,9 +360,9 @@ async def test_a_row_is_not_read_before_its_append_has_ended(path: Path) -> None
     async with journal_at(path, "a", recent_bytes=0) as journal:
         await append(journal, 1, 5)
         await append(journal, 6, 5)
-        tail, journal._ledger.tail = journal._ledger.tail, 5
+        tail, journal._cursors.tail = journal._cursors.tail, 5
         early = await numbers_held(journal, "a")
-        journal._ledger.tail = tail
+        journal._cursors.tail = tail
 
         assert early == [*range(1, 6)]
         assert await numbers_held(journal, "a") == [*range(1, 11)]
@@ -377,8 +377,8 @@ async def test_a_kill_while_commits_fail_is_no_damage_at_the_next_start(
         pass
     async with journal_at(path, "a") as journal:
         await append(journal, 1, 5)
-        await lend(journal, 6, 5)
-        journal.settle("a", 10)
+        await append_uncommitted(journal, 6, 5)
+        journal.ack("a", 10)
         await journal._tidy()
         shutil.copytree(tmp_path, killed)
 
@@ -393,12 +393,12 @@ async def test_numbers_that_were_never_written_are_skipped_while_commits_fail(pa
     async with journal_at(path, "a", "b"):
         pass
     async with journal_at(path, "a") as journal:
-        await lend(journal, 1, 5)
-        journal.settle("a", 5)
+        await append_uncommitted(journal, 1, 5)
+        journal.ack("a", 5)
         await journal.commit()
 
     async with journal_at(path, "b") as journal, asyncio.timeout(5):
-        await lend(journal, 6, 5)
+        await append_uncommitted(journal, 6, 5)
 
         assert await numbers_held(journal, "b") == [*range(6, 11)]
 
@@ -410,8 +410,8 @@ async def test_a_kill_before_the_commit_skips_no_point_of_the_next_life(
     killed = tmp_path / "killed"
     async with journal_at(path, "a", housekeeping_s=0.001) as journal, housekeeping(journal):
         await append(journal, 1, 5)
-        await lend(journal, 6, 5)
-        journal.settle("a", 10)
+        await append_uncommitted(journal, 6, 5)
+        journal.ack("a", 10)
 
         async def saved() -> bool:
             return await on_disk(journal, "SELECT settled FROM cursors") == [(5,)]
@@ -425,46 +425,46 @@ async def test_a_kill_before_the_commit_skips_no_point_of_the_next_life(
 
 
 async def test_a_failed_commit_changes_nothing_and_is_tried_again(path: Path) -> None:
-    """What was settled while it was tried is let go of afterwards."""
+    """What was acked while it was tried is let go of afterwards."""
     telemetry = new_telemetry()
     async with journal_at(path, "a", telemetry=telemetry) as journal:
         await make_read_only(journal, read_only=True)
-        await lend(journal, 1, 5)
-        await lend(journal, 6, 5)
+        await append_uncommitted(journal, 1, 5)
+        await append_uncommitted(journal, 6, 5)
         committing = asyncio.create_task(journal.commit(), name="committing")
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         assert journal._order.locked()
-        journal.settle("a", 5)
-        assert journal.lent_points == 10
+        journal.ack("a", 5)
+        assert journal.uncommitted_points == 10
         with pytest.raises(StorageError):
             await committing
-        assert (journal.lent_points, telemetry.journaled) == (5, 5)
+        assert (journal.uncommitted_points, telemetry.journaled) == (5, 5)
 
         await make_read_only(journal, read_only=False)
         await journal.commit()
 
-        assert (journal.lent_points, telemetry.journaled) == (0, 10)
+        assert (journal.uncommitted_points, telemetry.journaled) == (0, 10)
         assert list(range(6, 11)) == await numbers_held(journal, "a")
 
 
-async def test_an_append_takes_what_is_lent_along(path: Path) -> None:
+async def test_an_append_commits_the_uncommitted_points_before_it(path: Path) -> None:
     """Retried dead letters are appended, whatever else goes on."""
     async with journal_at(path, "a") as journal:
-        await lend(journal, 1, 5)
+        await append_uncommitted(journal, 1, 5)
         await append(journal, 6, 2)
 
-        assert journal.lent_points == 0
+        assert journal.uncommitted_points == 0
         assert await on_disk(journal, "SELECT first, points FROM journal_rows ORDER BY first") == [
             (1, 5),
             (6, 2),
         ]
 
 
-async def test_closing_commits_what_is_lent(path: Path) -> None:
+async def test_closing_commits_uncommitted_points(path: Path) -> None:
     """The disk may have recovered since the last attempt."""
     async with journal_at(path, "a") as journal:
-        await lend(journal, 1, 5)
+        await append_uncommitted(journal, 1, 5)
 
     async with journal_at(path, "a") as journal:
         assert journal.held_at_start("a") == 5
@@ -475,13 +475,15 @@ async def test_closing_on_a_sick_disk_says_what_is_lost(
 ) -> None:
     """Neither a disk nor a sink took them."""
     async with journal_at(path, "a") as journal:
-        await lend(journal, 1, 5)
+        await append_uncommitted(journal, 1, 5)
         await make_read_only(journal, read_only=True)
 
     assert "Lost 5 points that were never durable" in caplog.text
 
 
-async def test_a_sink_that_is_not_set_up_loses_what_was_only_lent(path: Path) -> None:
+async def test_a_sink_that_is_not_configured_loses_points_that_were_never_committed(
+    path: Path,
+) -> None:
     """Counted; it keeps what is on disk. Memory cannot wait for somebody who may never come."""
     async with journal_at(path, "a", "b") as journal:
         await append(journal, 1, 5)
@@ -489,8 +491,8 @@ async def test_a_sink_that_is_not_set_up_loses_what_was_only_lent(path: Path) ->
     telemetry = new_telemetry()
     async with journal_at(path, "a", telemetry=telemetry) as journal:
         for first in (6, 11):
-            await lend(journal, first, 5)
-            journal.settle("a", first + 4)
+            await append_uncommitted(journal, first, 5)
+            journal.ack("a", first + 4)
         assert telemetry.sink("b").dropped == 10
         assert journal.pending("b").points == 5
         await journal.commit()
@@ -502,7 +504,7 @@ async def test_a_sink_that_is_not_set_up_loses_what_was_only_lent(path: Path) ->
         seen: list[int] = []
         while rows := await journal.read("b", max_points=1):
             seen += numbers_in(rows)
-            journal.settle("b", rows[-1].last)
+            journal.ack("b", rows[-1].last)
 
         assert [*range(1, 6), 16] == seen
 
@@ -516,14 +518,14 @@ async def test_a_cursor_without_a_sink_stays_and_is_reported(
     """Whoever switches a sink off for a day finds its points again."""
     async with journal_at(path, "a", "b") as journal:
         await append(journal, 1, 5)
-        journal.settle("a", 5)
+        journal.ack("a", 5)
 
     async with journal_at(path, "a") as journal:
         assert journal.orphaned == ["b"]
         assert journal.pending("b").points == 5
         assert "holds 5 points for 'b'" in caplog.text
         await append(journal, 6, 1)
-        journal.settle("a", 6)
+        journal.ack("a", 6)
 
     async with journal_at(path, "a", "b") as journal:
         assert journal.orphaned == []
@@ -535,7 +537,7 @@ async def test_orphans_go_first_at_the_bound(path: Path, overflow: Overflow) -> 
     """What nobody is set up to take makes room before anyone else loses a point."""
     async with journal_at(path, "a", "b") as journal:
         await journal.append(bulky_lines(1), received_at=1.0)
-        journal.settle("a", 10)
+        journal.ack("a", 10)
 
     telemetry = new_telemetry()
     async with journal_at(
@@ -543,7 +545,7 @@ async def test_orphans_go_first_at_the_bound(path: Path, overflow: Overflow) -> 
     ) as journal:
         for first in range(11, 401, 10):
             await journal.append(bulky_lines(first), received_at=1.0)
-            journal.settle("a", first + 9)
+            journal.ack("a", first + 9)
 
         assert telemetry.sink("a").dropped == 0
         assert 0 < telemetry.sink("b").dropped == journal.cursor("b")
@@ -600,12 +602,12 @@ async def test_a_full_disk_is_no_reason_to_drop_what_is_new(path: Path, overflow
         assert journal.status().reason is None
 
 
-async def test_settled_rows_are_no_reason_to_refuse(path: Path) -> None:
-    """`drop_new` makes room from what is settled before it refuses anything."""
+async def test_acked_rows_are_no_reason_to_refuse(path: Path) -> None:
+    """`drop_new` makes room from what is acked before it refuses anything."""
     async with journal_at(path, "a", max_bytes=400_000, overflow="drop_new") as journal:
         for first in range(1, 1001, 10):
             await journal.append(bulky_lines(first), received_at=1.0)
-            journal.settle("a", first + 9)
+            journal.ack("a", first + 9)
 
         assert journal.status().appended_points == 1000
         assert journal.status().reason is None
@@ -619,7 +621,7 @@ async def test_the_reason_stands_until_the_backlog_shrinks(path: Path) -> None:
         await append(journal, 1001, 1)
         assert "drops the oldest points" in str(journal.status().reason)
 
-        journal.settle("a", 1001)
+        journal.ack("a", 1001)
         await append(journal, 1002, 1)
 
         assert journal.status().reason is None
@@ -631,14 +633,14 @@ async def test_pages_go_back_to_the_disk_after_a_backlog(path: Path) -> None:
         for first in range(1, 2001, 100):
             await journal.append(bulky_lines(first, 100, line_bytes=10_000), received_at=1.0)
         grown = path.stat().st_size + path.with_name("journal.db-wal").stat().st_size
-        journal.settle("a", 2000)
+        journal.ack("a", 2000)
         number = 2000
 
         async def shrunk() -> bool:
             nonlocal number
             number += 1
             await append(journal, number, 1)
-            journal.settle("a", number)
+            journal.ack("a", number)
             return path.stat().st_size < grown // 2
 
         await until(shrunk)
@@ -659,7 +661,7 @@ async def test_rows_dropped_while_they_are_read_are_not_delivered(path: Path) ->
                 )
                 if rows and first % 40 == 1:
                     before = journal.cursor("a")
-                    journal.settle("a", max(before, rows[-1].last))
+                    journal.ack("a", max(before, rows[-1].last))
                     seen += journal.cursor("a") - before
 
         assert telemetry.sink("a").dropped > 0
@@ -730,7 +732,7 @@ async def test_a_row_that_rots_while_running_is_not_sent(
         seen = []
         while rows := await journal.read("a", max_points=max_points):
             seen += numbers_in(rows)
-            journal.settle("a", rows[-1].last)
+            journal.ack("a", rows[-1].last)
 
         assert [*range(1, 6), *range(11, 16)] == seen
         assert telemetry.sink("a").dropped == 5
@@ -745,7 +747,7 @@ async def test_rows_that_are_gone_at_the_start_are_not_held(path: Path) -> None:
     async with journal_at(path, "a", "b") as journal:
         for first in range(1, 31, 5):
             await append(journal, first, 5)
-        journal.settle("b", 18)
+        journal.ack("b", 18)
         await journal._open_database().write(
             lambda connection: connection.execute(
                 "DELETE FROM journal_rows WHERE first IN (1, 16, 26)"
@@ -760,7 +762,7 @@ async def test_rows_that_are_gone_at_the_start_are_not_held(path: Path) -> None:
         seen: list[int] = []
         while rows := await journal.read("a", max_points=1):
             seen += numbers_in(rows)
-            journal.settle("a", rows[-1].last)
+            journal.ack("a", rows[-1].last)
 
         assert [*range(6, 16), *range(21, 26), 31] == seen
 
@@ -848,7 +850,7 @@ async def test_an_emptied_file_is_not_taken_for_a_new_one(path: Path) -> None:
     assert len(set_aside(path)) == 1
 
 
-async def test_salvaged_points_are_delivered_past_the_holes(path: Path) -> None:
+async def test_repaired_points_are_delivered_past_the_holes(path: Path) -> None:
     """A sink reads on behind the missing numbers, and its books balance."""
     await filled(path)
     overwrite(path, start=path.stat().st_size // 2 // PAGE * PAGE, count=20 * PAGE)
@@ -858,19 +860,19 @@ async def test_salvaged_points_are_delivered_past_the_holes(path: Path) -> None:
         seen: list[int] = []
         while rows := await journal.read("a", max_points=10):
             seen += numbers_in(rows)
-            journal.settle("a", rows[-1].last)
+            journal.ack("a", rows[-1].last)
             assert held == len(seen) + journal.pending("a").points
 
         assert held == len(seen)
 
 
 async def test_cursors_are_kept_when_they_can_be_read(path: Path) -> None:
-    """A sink goes on where it was, and settled points are not counted as saved or missing."""
+    """A sink goes on where it was, and acked points are not counted as saved or missing."""
     async with journal_at(path, "a", "b") as journal:
         for number in range(60):
             await journal.append(bulky_lines(number * 10 + 1), received_at=float(number))
-        journal.settle("a", 305)
-        journal.settle("b", 600)
+        journal.ack("a", 305)
+        journal.ack("b", 600)
     overwrite(path, start=path.stat().st_size - 60 * PAGE, count=20 * PAGE)
 
     async with journal_at(path, "a", "b") as journal:
@@ -898,10 +900,10 @@ async def test_a_file_that_is_no_database_is_not_the_end(path: Path) -> None:
 
 
 async def test_without_cursors_every_saved_point_is_sent_again(path: Path) -> None:
-    """At least once: when it is unknown what was settled, all that is there counts as not."""
+    """At least once: when it is unknown what was acked, all that is there counts as not."""
     await filled(path, rows=5)
     async with journal_at(path, "a") as journal:
-        journal.settle("a", 20)
+        journal.ack("a", 20)
         (root,) = await on_disk(
             journal, "SELECT rootpage FROM sqlite_schema WHERE name = 'cursors'"
         )
@@ -968,7 +970,7 @@ async def test_gaps_around_points_of_absurd_times_can_be_read_at_the_next_start(
         assert coverage.gaps() == gaps
 
 
-async def test_a_salvage_that_was_cut_off_begins_again(path: Path) -> None:
+async def test_a_repair_that_was_interrupted_begins_again(path: Path) -> None:
     """A kill while rows are copied leaves the damaged file in its place."""
     await filled(path)
     overwrite(path, start=path.stat().st_size // 2 // PAGE * PAGE, count=20 * PAGE)
@@ -979,7 +981,7 @@ async def test_a_salvage_that_was_cut_off_begins_again(path: Path) -> None:
     assert not path.with_name("journal.db.salvage").exists()
 
 
-async def test_a_salvage_that_was_cut_off_at_its_end_is_finished(path: Path) -> None:
+async def test_a_repair_that_was_interrupted_at_its_end_is_finished(path: Path) -> None:
     """Between the two renames no file stands in the journal's place."""
     await filled(path.with_name("journal.db.salvage"), rows=3)
 
@@ -987,7 +989,7 @@ async def test_a_salvage_that_was_cut_off_at_its_end_is_finished(path: Path) -> 
         assert list(range(1, 31)) == await numbers_held(journal, "a")
 
 
-def test_finishing_a_salvage_leaves_a_whole_journal_alone(path: Path) -> None:
+def test_finishing_a_repair_leaves_an_undamaged_journal_alone(path: Path) -> None:
     """Without a salvage there is nothing to finish."""
     path.write_bytes(b"the journal")
     path.with_name("journal.db.salvage").write_bytes(b"half a copy")

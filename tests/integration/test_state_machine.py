@@ -262,10 +262,10 @@ class WatchedJournal:
             del self._log[before:]
             raise
 
-    async def lend(self, lines: Lines, *, received_at: float) -> None:
+    async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
         """Lend, and note in the model what stands where."""
         self._note(lines)
-        await self.inner.lend(lines, received_at=received_at)
+        await self.inner.append_uncommitted(lines, received_at=received_at)
 
     async def commit(self) -> None:
         """Commit."""
@@ -273,14 +273,14 @@ class WatchedJournal:
         await self.inner.commit()
 
     @property
-    def lent_points(self) -> int:
+    def uncommitted_points(self) -> int:
         """Return how many points are lent."""
-        return self.inner.lent_points
+        return self.inner.uncommitted_points
 
     @property
-    def lent_since(self) -> float | None:
+    def uncommitted_since(self) -> float | None:
         """Return since when."""
-        return self.inner.lent_since
+        return self.inner.uncommitted_since
 
     async def nap(self, _: float) -> None:
         """Wait until a rule has a commit tried again."""
@@ -312,13 +312,13 @@ class WatchedJournal:
         """Return the cursor."""
         return self.inner.cursor(sink)
 
-    def settle(self, sink: str, through: int) -> None:
+    def ack(self, sink: str, through: int) -> None:
         """Settle, which must move the cursor."""
         assert self.inner.cursor(sink) < through <= len(self._log) or self.is_forgotten
-        self.inner.settle(sink, through)
+        self.inner.ack(sink, through)
 
     def pending(self, sink: str, *, after: int = 0) -> Pending:
-        """Return what is not settled."""
+        """Return what is not acked."""
         return self.inner.pending(sink, after=after)
 
     async def grown(self, sink: str, *, points: int) -> None:
@@ -340,7 +340,7 @@ class Life:
 
     def __init__(self, inner: Journal, model: Model, sinks: tuple[str, ...], overflow: Overflow):
         self.telemetry: Telemetry = new_telemetry()
-        inner._ledger._telemetry = self.telemetry
+        inner._cursors._telemetry = self.telemetry
         self.journal = WatchedJournal(inner, model.log)
         self.put_points = 0
         self.sinks = {name: Sink(model.databases[name]) for name in sinks}
@@ -355,7 +355,7 @@ class Life:
             sleep=self.journal.nap,
         )
         self.started_at = {name: inner.cursor(name) for name in sinks}
-        self.holes = inner._ledger.holes
+        self.holes = inner._cursors.holes
         deliveries = [
             Delivery(
                 sink=sink,

@@ -93,16 +93,16 @@ def instrument_statements(
     sqlite3.connect = connect  # type: ignore[assignment]
 
 
-def instrument_settling(failpoint: Failpoint) -> None:
-    """Pass `before settle` and `after settle`: a sink has accepted, and only memory knows."""
-    settle = SqliteJournal.settle
+def instrument_acks(failpoint: Failpoint) -> None:
+    """Pass `before ack` and `after ack`: a sink has accepted, and only memory knows."""
+    ack = SqliteJournal.ack
 
-    def settled(self: SqliteJournal, sink: str, through: int) -> None:
-        failpoint.passes("before", "settle")
-        settle(self, sink, through)
-        failpoint.passes("after", "settle")
+    def acked(self: SqliteJournal, sink: str, through: int) -> None:
+        failpoint.passes("before", "ack")
+        ack(self, sink, through)
+        failpoint.passes("after", "ack")
 
-    SqliteJournal.settle = settled  # type: ignore[method-assign]
+    SqliteJournal.ack = acked  # type: ignore[method-assign]
 
 
 def acknowledge_to(ledger: int) -> None:
@@ -135,7 +135,7 @@ def end_loop(name: str) -> None:
 
 
 def forget_at_once() -> None:
-    """Let the journal delete what is settled, and not keep it for two minutes."""
+    """Let the journal delete what is acked, and not keep it for two minutes."""
     Coverage.keep_from = property(lambda _: math.inf)  # type: ignore[assignment]
 
 
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--at", help='"before" or "after", and how a statement begins')
     parser.add_argument("--signal", default="SIGKILL", help="what is sent there")
     parser.add_argument("--armed", action="store_true", help="without waiting for SIGUSR1")
-    parser.add_argument("--forget", action="store_true", help="delete settled rows at once")
+    parser.add_argument("--forget", action="store_true", help="delete acked rows at once")
     parser.add_argument("--end", help="the name of a loop that raises at SIGUSR1")
     parser.add_argument("module", nargs=argparse.REMAINDER, help="-- MODULE ARGUMENTS")
     chosen = parser.parse_args()
@@ -172,7 +172,7 @@ def main() -> None:
     if chosen.at:
         number = signal.Signals[chosen.signal]
         failpoint = Failpoint(chosen.at, number=number, armed=chosen.armed)
-        instrument_settling(failpoint)
+        instrument_acks(failpoint)
     instrument_statements(failpoint=failpoint, synchronous=chosen.synchronous, ledger=chosen.ledger)
     if chosen.ledger is not None:
         acknowledge_to(chosen.ledger)

@@ -132,7 +132,7 @@ async def test_while_commits_fail_the_database_is_fed_in_order(
     assert_nothing_is_missing(after, influx)
 
 
-async def test_points_lent_before_a_stop_are_delivered_or_committed(
+async def test_uncommitted_points_are_delivered_or_committed_at_a_stop(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, disk: Disk, tmp_path: Path
 ) -> None:
     """SIGTERM on a sick disk: the database takes what it can, within SHUTDOWN_TIMEOUT."""

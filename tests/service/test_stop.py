@@ -62,13 +62,13 @@ async def stopped_in_time(running: Service) -> None:
 def kept(folder: Path, influx: FakeInflux) -> list[int]:
     """Return the states that the database has and that the journal holds for it, sorted."""
     with contextlib.closing(sqlite3.connect(folder / "data" / "journal.db")) as journal:
-        (settled,) = journal.execute("SELECT settled FROM cursors").fetchone()
+        (acked,) = journal.execute("SELECT settled FROM cursors").fetchone()
         rows = journal.execute("SELECT first, gzip FROM journal_rows").fetchall()
     held = [
         line
         for first, packed in rows
         for number, line in enumerate(gzip.decompress(packed).splitlines(), start=first)
-        if number > settled
+        if number > acked
     ]
     return sorted({int(state) for line in [*influx.lines, *held] for state in _STATE.findall(line)})
 

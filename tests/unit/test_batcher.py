@@ -43,7 +43,7 @@ class FakeJournal:
             raise self._failures.pop(0)
         self.appended.append((lines, received_at))
 
-    async def lend(self, lines: Lines, *, received_at: float) -> None:
+    async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
         """Note what is lent."""
         self.lent.append((lines, received_at))
         self.lent_sizes.append(lines.points)
@@ -56,17 +56,17 @@ class FakeJournal:
 
     def secure(self) -> None:
         """Say that nothing is lent any more: it is durable, or in every sink."""
-        self.telemetry.lent_points_secured(self.lent_points)
+        self.telemetry.points_journaled(self.uncommitted_points)
         self.appended += self.lent
         self.lent = []
 
     @property
-    def lent_points(self) -> int:
+    def uncommitted_points(self) -> int:
         """How many points are lent."""
         return sum(lines.points for lines, _ in self.lent)
 
     @property
-    def lent_since(self) -> float | None:
+    def uncommitted_since(self) -> float | None:
         """When the oldest of them was received."""
         return self.lent[0][1] if self.lent else None
 
@@ -307,10 +307,10 @@ async def test_while_commits_fail_the_sinks_are_fed_in_order() -> None:
     books = Books(journal, commit_interval_s=0.0, max_pending_points=100)
     async with books.running():
         books.put(1, 3)
-        await books.until(lambda: journal.lent_points == 3)
+        await books.until(lambda: journal.uncommitted_points == 3)
         books.put(4, 2)
         books.put(6, 4)
-        await books.until(lambda: journal.lent_points == 9)
+        await books.until(lambda: journal.uncommitted_points == 9)
         assert books.intake.pending_points == 9
         assert books.intake.oldest_at == NOW
         journal._failures.clear()
@@ -329,7 +329,7 @@ async def test_what_every_sink_has_needs_no_disk() -> None:
     async with books.running():
         for first in range(1, 1001, 10):
             books.put(first, 10)
-            await books.until(lambda: journal.lent_points == 10)
+            await books.until(lambda: journal.uncommitted_points == 10)
             journal.secure()
             books.check()
         assert not books.intake.durable
@@ -354,8 +354,8 @@ async def test_disk_and_sinks_away_at_once_leave_the_policy(
     async with books.running():
         for first in range(1, 25, 2):
             books.put(first, 2)
-            await books.until(lambda first=first: journal.lent_points == min(first + 1, 10))  # type: ignore[misc]
-        assert journal.lent_points == 10
+            await books.until(lambda first=first: journal.uncommitted_points == min(first + 1, 10))  # type: ignore[misc]
+        assert journal.uncommitted_points == 10
         assert books.intake.pending_points == 20
         journal._failures.clear()
 
@@ -363,7 +363,7 @@ async def test_disk_and_sinks_away_at_once_leave_the_policy(
     assert journal.data == b"".join(numbered_lines(number, 1).data for number in kept)
 
 
-async def test_closing_on_a_sick_disk_lends_all_that_is_left() -> None:
+async def test_closing_on_a_failing_disk_gives_all_that_is_left_to_the_sinks() -> None:
     """After one more attempt the loop ends: what remains of the time to stop is the sinks'."""
     journal = FakeJournal(*[StorageError("sick")] * 1000)
     books = Books(journal, commit_interval_s=0.0, max_pending_points=20)
@@ -373,7 +373,7 @@ async def test_closing_on_a_sick_disk_lends_all_that_is_left() -> None:
         await books.until(lambda: not books.intake.durable)
 
     assert journal.appended == []
-    assert 20 == journal.lent_points == books.intake.pending_points
+    assert 20 == journal.uncommitted_points == books.intake.pending_points
 
 
 async def test_a_damaged_file_asks_for_a_restart() -> None:

@@ -89,7 +89,7 @@ def test_cut_lines_can_be_cut_again() -> None:
     assert (part.first, part.last, part.lines()) == (105, 105, [LINES[5]])
 
 
-def test_what_is_settled_is_cut_off() -> None:
+def test_lines_that_are_acked_are_cut_off() -> None:
     """A restart may leave the cursor inside a row; what lies behind it is left alone."""
     batch = whole_rows([row(1, LINES[:5]), row(6, LINES[5:])])
 

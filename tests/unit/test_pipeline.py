@@ -43,14 +43,14 @@ class ListJournal:
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
-        self.lent_points = 0
-        self.lent_since: float | None = None
+        self.uncommitted_points = 0
+        self.uncommitted_since: float | None = None
 
     async def append(self, lines: Lines, *, received_at: float) -> None:
         """Keep the lines."""
         self.lines += lines.split()
 
-    async def lend(self, lines: Lines, *, received_at: float) -> None:
+    async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
         """Take nothing: this journal is never sick."""
 
     async def commit(self) -> None:
