@@ -234,6 +234,10 @@ def _past_entities(
     return past
 
 
+def _retention_s(sink: InfluxSink | None) -> Callable[[], Awaitable[float | None]] | None:
+    return None if sink is None else sink.retention_s
+
+
 def _deliveries(
     settings: Settings,
     sinks: Sequence[InfluxSink | EmbeddedStore],
@@ -344,6 +348,7 @@ class Container(containers.DeclarativeContainer):
         points_per_s=settings.provided.backfill.points_per_s,
         commit_interval_s=settings.provided.backfill.commit_interval_s,
         renames=catalog.provided.renames,
+        retention_s=providers.Singleton(_retention_s, influx_sink),
         past=providers.Singleton(_past_entities, metadata, embedded_store),
     )
     observer = providers.Singleton(

@@ -62,7 +62,7 @@ from app.normalize.restarts import (
 )
 from app.runtime import gzip_stream
 from app.runtime.errors import CommandFailed, SourceError, SourceProtocolError, StorageError
-from app.runtime.logging import RateLimitedLog
+from app.runtime.logging import RateLimitedLog, spoken
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, contained
 
@@ -94,6 +94,12 @@ _NOT_REACHED = (
     "The recorder holds no state from before this span, so changes at its beginning may be missing:"
     " they were purged, or its database is new."
 )
+_NOT_RETAINED = (
+    "The database keeps points for {} and does not store older ones. Raise the retention of"
+    " INFLUXDB_BUCKET and request the span again, if they are wanted."
+)
+_SHORTEST_RETENTION_NS = 3600 * SECOND_NS
+"""InfluxDB refuses a shorter one."""
 _REACHED_NS = 2_000
 """How far behind the start of a gap a state is asked for: the last captured change counts."""
 _DROPPED = frozenset({"journal_stalled", "journal_full"})
@@ -168,6 +174,7 @@ class Backfill:
         commit_interval_s: float = 5.0,
         past: Mapping[str, Callable[[], Awaitable[Collection[str]]]] | None = None,
         renames: Callable[[], Sequence[Rename]] = tuple,
+        retention_s: Callable[[], Awaitable[float | None]] | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -178,7 +185,8 @@ class Backfill:
         is, and `missing_component` which integration that history needs it lacks. `names` returns
         the class, unit and name that each entity has, or had when last available. `keep` returns
         what transforms and filter leave of changes; `past` returns the entities that our own stores
-        know, by the name of the store; `renames` returns the renames that are known; `clock` gives
+        know, by the name of the store; `renames` returns the renames that are known; `retention_s`
+        asks the database how long it keeps points, None when forever or not known; `clock` gives
         seconds since the epoch.
         """
         self._commands = commands
@@ -202,6 +210,7 @@ class Backfill:
         self._commit_interval_s = commit_interval_s
         self._past = past or {}
         self._renames = renames
+        self._retention_s = retention_s
         self._clock = clock
         self._sleep = sleep
         self._behind: tuple[str, float] | None = None
@@ -453,9 +462,8 @@ class Backfill:
         if gap.state != "open":
             return gap
         entities = await self._entities(gap, recorder, newest)
-        gap = self._coverage.update(
-            replace(gap, sources=entities.sources, limitations=entities.limitations)
-        )
+        limitations = (*entities.limitations, *await self._not_retained(gap, newest_ns))
+        gap = self._coverage.update(replace(gap, sources=entities.sources, limitations=limitations))
         requested = _requested(gap, self._coverage.open_gaps())
         captured = _Captured(requested, present=newest.keys(), after=self._coverage.keep_from - 1)
         await self._catch_up(captured, newest_ns)
@@ -477,6 +485,19 @@ class Backfill:
         gap = await self._closed(gap, recorder, entities, detail)
         self._tell(gap)
         return gap
+
+    async def _not_retained(self, gap: Gap, newest_ns: int) -> Sequence[str]:
+        """Return what a gap says that begins before the time that the database retains.
+
+        `newest_ns` is the newest moment in Home Assistant's states.
+        """
+        age_ns = newest_ns - gap.start_ns
+        if self._retention_s is None or age_ns <= _SHORTEST_RETENTION_NS:
+            return ()
+        retention_s = await self._retention_s()
+        if retention_s is None or age_ns <= retention_s * SECOND_NS:
+            return ()
+        return (_NOT_RETAINED.format(spoken(retention_s)),)
 
     async def _unrecorded(self, gap: Gap, reading: _Reading, captured: _Captured) -> Gap:
         """Journal the newest state of each entity that changed without a row."""

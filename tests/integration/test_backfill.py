@@ -95,6 +95,8 @@ class Process:
         self.refuses: Callable[[Mapping[str, object]], bool] = lambda _: False
         """Whether a question for history, with these parameters, is refused."""
         self.refusal: Exception = SourceProtocolError(f"{HISTORY}: malformed")
+        self.retention_s: float | None = None
+        """How long the database keeps points."""
         self.asked: Counter[str] = Counter()
         self.telemetry = new_telemetry()
         self.coverage = Coverage(fills=fills, clock=self.time)
@@ -165,6 +167,7 @@ class Process:
             keep=self.pipeline.kept,
             missing_component=lambda: self.source.missing_component,
             renames=catalog.renames,
+            retention_s=self._ask_retention_s,
             telemetry=self.telemetry,
             backoffs=lambda: Backoff(first_s=1.0, max_s=300.0),
             max_hours=max_hours,
@@ -186,6 +189,10 @@ class Process:
                 return await commands.call(command, **parameters)
 
             yield Asking(call)
+
+    async def _ask_retention_s(self) -> float | None:
+        self.asked["retention"] += 1
+        return self.retention_s
 
     async def points(self) -> list[StoredPoint]:
         """Return all that is in the journal, in the order of the events."""
@@ -615,6 +622,38 @@ async def test_a_gap_says_that_the_recorder_does_not_reach_back_to_its_start(
 
     is_named = any("holds no state from before" in text for text in process.gap().limitations)
     assert is_named == (kept == 5)
+
+
+@pytest.mark.parametrize(
+    ("hours", "retention_h", "asked", "is_said"),
+    [(3, 2, 1, True), (3, 4, 1, False), (3, None, 1, False), (0.5, 0.25, 0, False)],
+)
+async def test_a_gap_says_that_the_database_does_not_retain_its_start(
+    house: StillHouse,
+    fake: FakeHomeAssistant,
+    tmp_path: Path,
+    hours: float,
+    retention_h: float | None,
+    *,
+    asked: int,
+    is_said: bool,
+) -> None:
+    """All of it is read back nevertheless: the database decides. None retains less than an hour."""
+    house.restart_time(lambda: now() - timedelta(hours=hours))
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+    house.restart_time(now)
+    process = Process(tmp_path, fake)
+    process.retention_s = retention_h and retention_h * 3600
+    async with running(process):
+        house.set_state(SENSOR, "2")
+        await process.until_filled()
+        points = await process.points()
+
+    said = "The database keeps points for 2 h and does not store older ones."
+    assert any(text.startswith(said) for text in process.gap().limitations) == is_said
+    assert (states(points), process.asked["retention"]) == (numbers(0, 3), asked)
 
 
 async def test_where_nothing_is_filled_by_itself_a_person_may_ask(
