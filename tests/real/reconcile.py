@@ -11,7 +11,7 @@ import contextlib
 import json
 import sqlite3
 from collections import Counter, defaultdict
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -243,31 +243,41 @@ def compare(
 
 
 def _unseen(
-    expected: Mapping[tuple[str, int], Expectation], actual: Container[tuple[str, int]]
+    expected: Mapping[tuple[str, int], Expectation],
+    actual: Mapping[tuple[str, int], Sequence[StoredPoint]],
 ) -> set[tuple[str, int]]:
-    """Return the rows of lives that ended before an entity had its first point.
+    """Return the rows of lives that ended before an entity was first captured live.
 
     Nothing knew the entity then, although one of its name exists later.
     """
     unseen: set[tuple[str, int]] = set()
-    lives: dict[str, list[tuple[str, int]]] = defaultdict(list)
-    seen: set[str] = set()
-    for identity in sorted(expected, key=lambda identity: identity[1]):
-        entity_id, _ = identity
-        if entity_id in seen:
-            continue
-        row = expected[identity].row
-        # A removal ends a life, and so does a restart of Home Assistant, which has no row.
-        ended = lives.pop(entity_id, []) if row.old_state_id is None else []
-        if identity in actual:
-            seen.add(entity_id)
-        else:
-            lives[entity_id].append(identity)
-            if row.state is None:
-                ended += lives.pop(entity_id)
-        if ended and _is_omitted([expected[of_life].row for of_life in ended]):
-            unseen.update(ended)
+    for lives in _lives(expected).values():
+        for number, life in enumerate(lives, 1):
+            points = [point for identity in life for point in actual.get(identity, ())]
+            if not all(map(_is_backfilled, points)):
+                break
+            rows = [expected[identity].row for identity in life]
+            has_ended = number < len(lives) or rows[-1].state is None
+            if not points and has_ended and _is_omitted(rows):
+                unseen.update(life)
     return unseen
+
+
+def _lives(
+    expected: Mapping[tuple[str, int], Expectation],
+) -> Mapping[str, list[list[tuple[str, int]]]]:
+    """Return the lives of each entity, in order.
+
+    A removal ends a life, and so does a restart of Home Assistant, which has no row.
+    """
+    lives: dict[str, list[list[tuple[str, int]]]] = defaultdict(list)
+    for identity in sorted(expected, key=lambda identity: identity[1]):
+        of_entity = lives[identity[0]]
+        is_removed = bool(of_entity) and expected[of_entity[-1][-1]].row.state is None
+        if not of_entity or is_removed or expected[identity].row.old_state_id is None:
+            of_entity.append([])
+        of_entity[-1].append(identity)
+    return lives
 
 
 def _is_omitted(rows: Sequence[Row]) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
@@ -32,6 +33,8 @@ _PREFIX = "sensor.registered_"
 _FEW_ROWS = 20
 _COMMITS_S = 4.0
 """A few commit intervals of the recorder."""
+_REGISTRY_SAVED_S = 12.0
+"""Home Assistant saves its registries 10 s after a change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,7 @@ class Storm:
         self.since_ns = 0
         """From when on the service is responsible."""
         self.renames: dict[str, str] = {}
+        self._renamed_at = -math.inf
         self.present: list[str] = []
         self._folder = folder
         self._home_assistant = home_assistant
@@ -224,6 +228,8 @@ class Storm:
 
     async def kill_home_assistant(self) -> None:
         """End it as a power cut would, and start it again."""
+        # A kill would undo a rename that the registry has not saved, though not the recorder's.
+        await asyncio.sleep(self._renamed_at + _REGISTRY_SAVED_S - time.monotonic())
         async with self._recorder_lock:
             self._note("kill Home Assistant")
             await asyncio.to_thread(self._home_assistant.server.kill)
@@ -235,7 +241,9 @@ class Storm:
         """Stop it as an operator would, and start it again."""
         async with self._recorder_lock:
             self._note("restart Home Assistant")
-            await asyncio.to_thread(self._home_assistant.restart)
+            if await asyncio.to_thread(self._home_assistant.server.stop) == -signal.SIGKILL:
+                self.kills_ns.append(time.time_ns())  # it did not stop in time
+            await asyncio.to_thread(self._home_assistant.start)
             self._note("Home Assistant runs")
 
     async def restart_home_assistant_without_service(self) -> None:
@@ -400,13 +408,15 @@ class Storm:
 
     async def rename_entity(self) -> None:
         """Give an entity another id, as a person does."""
-        entity_id = await self._registered()
+        # One that was removed from the registry may come back under an id that it had before.
+        entity_id = await self._registered(besides=self.renames)
         renamed = f"{_PREFIX}renamed_{len(self.renames)}"
         self._note(f"rename {entity_id} to {renamed}")
         self.renames[entity_id] = renamed
         await self._call(
             "config/entity_registry/update", entity_id=entity_id, new_entity_id=renamed
         )
+        self._renamed_at = time.monotonic()
 
     async def rename_entity_without_service(self) -> None:
         """Rename one while the service is down."""
@@ -428,10 +438,14 @@ class Storm:
         self._note(f"remove {entity_id}")
         await self._call("config/entity_registry/remove", entity_id=entity_id)
 
-    async def _registered(self) -> str:
+    async def _registered(self, *, besides: Container[str] = ()) -> str:
         rows = await self._call("config/entity_registry/list")
         assert isinstance(rows, list)
-        names = sorted(row["entity_id"] for row in rows if row["entity_id"].startswith(_PREFIX))
+        names = sorted(
+            name
+            for row in rows
+            if (name := row["entity_id"]).startswith(_PREFIX) and name not in besides
+        )
         assert names, "no entity of the load generator is registered"
         return str(self._chance.choice(names))
 

@@ -226,6 +226,30 @@ def test_a_life_that_ended_before_any_point_is_explained_only_if_the_logbook_omi
     assert _found(goes_on) == [("missing", 1), ("missing", 2)]
 
 
+def test_an_entity_that_was_read_back_is_not_known_before_it_is_captured_live() -> None:
+    """An older gap may be read later than a newer one, which nothing named the entity for."""
+    rows = [_row(number, str(number), old_state_id=None) for number in range(1, 5)]
+    first = _point(1, {**_fields("1"), "backfilled": True})
+    third, fourth = _point(3, _fields("3")), _point(4, _fields("4"))
+
+    assert _compared(rows, [first, third, fourth]).explained == {Rule.UNKNOWABLE: 1}
+    assert _found(_compared(rows, [POINTS[0], third, fourth])) == [
+        ("state_value", 1),
+        ("value", 1),
+        ("missing", 2),
+    ]
+
+
+def test_a_life_that_was_read_in_part_is_not_explained() -> None:
+    """Something knew the entity."""
+    rows = [_row(1, "1"), _row(2, "2"), _row(3, None), _row(4, "4", old_state_id=None)]
+    first = _point(1, {**_fields("1"), "backfilled": True})
+
+    result = _compared(rows, [first, _point(4, _fields("4"))])
+
+    assert _found(result) == [("missing", 2), ("missing", 3)]
+
+
 def test_what_a_killed_recorder_lost_is_explained_up_to_the_kill() -> None:
     """It commits in order: nothing before its newest row, and nothing after the kill."""
     history = History(kills_ns=[6 * SECOND_NS])
