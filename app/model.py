@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,17 @@ def moment_of(time_ns: int) -> datetime:
     bounded_ns = max(-MAX_TIME_NS + 999, min(time_ns, MAX_TIME_NS))
     seconds, rest_ns = divmod(bounded_ns, SECOND_NS)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1_000)
+
+
+def iso_time(time_ns: int) -> str:
+    """Return nanoseconds since the epoch as ISO 8601 in UTC, to the microsecond."""
+    seconds, rest_ns = divmod(time_ns, SECOND_NS)
+    return f"{_iso_second(seconds)}.{rest_ns // 1000:06d}Z"
+
+
+@functools.lru_cache(maxsize=256)  # most events of a batch fall into one second
+def _iso_second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def moment_at(seconds: float) -> datetime:

@@ -13,8 +13,7 @@ from app.api.dependencies import ComponentsDep
 from app.api.models import EventPage, ProblemDocument
 from app.api.problems import Problem, ProblemRaised
 from app.api.stores import EventStore
-from app.fanout.hub import iso_time
-from app.model import Context, nanoseconds
+from app.model import nanoseconds
 
 router = APIRouter(
     prefix="/api/v1/events",
@@ -133,56 +132,8 @@ async def _page(
         )
     except ValueError as exc:
         raise ProblemRaised(_NO_CURSOR) from exc
-    found = [_told(event) for event in page.events]
-    body = {"events": found, "count": len(found), "next_cursor": page.next_cursor}
+    body = {"events": page.events, "count": len(page.events), "next_cursor": page.next_cursor}
     return Response(msgspec.json.encode(body), media_type="application/json")
-
-
-class HistoricEvent(msgspec.Struct, rename={"duration_s": "duration", "moment": "time"}):
-    """One event as the API tells it: what `/ws` says, under the same names, and more."""
-
-    entity_id: str
-    domain: str | None
-    event_type: str
-    state: str | None
-    previous_state: str | None
-    value: float | None
-    available: bool | None
-    duration_s: float | None
-    removed: bool
-    backfilled: bool
-    attributes: msgspec.Raw
-    device_class: str | None
-    unit_of_measurement: str | None
-    event_category: str | None
-    friendly_name: str | None
-    manufacturer: str | None
-    model: str | None
-    sw_version: str | None
-    area_id: str | None
-    device_id: str | None
-    integration: str | None
-    instance: str | None
-    moment: str = ""
-    context: Context | None = None
-
-
-class _Origin(msgspec.Struct):
-    """What a stored event knows under other names."""
-
-    time_ns: int
-    context_id: str | None
-    context_parent_id: str | None
-    context_user_id: str | None
-
-
-def _told(stored: object) -> HistoricEvent:
-    event = msgspec.convert(stored, HistoricEvent, from_attributes=True)
-    origin = msgspec.convert(stored, _Origin, from_attributes=True)
-    event.moment = iso_time(origin.time_ns)
-    if origin.context_id is not None:
-        event.context = Context(origin.context_id, origin.context_parent_id, origin.context_user_id)
-    return event
 
 
 def _ns(moment: datetime | None) -> int | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+import msgspec
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, create_model
 
 from app.health import ConnectionState, SinkState, Status
-from app.model import GapReason, GapState
+from app.model import Context, GapReason, GapState
 from app.runtime.retry import BreakerState
+from app.sinks.embedded import StoredEvent
 
 
 class ProblemError(BaseModel):
@@ -364,43 +367,35 @@ class EventRate(BaseModel):
     seconds: list[Rate] = Field(description="Oldest first; seconds without events are left out")
 
 
-class HistoricEventDocument(BaseModel):
-    """One event of the past: what `/ws` says, under the same names, and more."""
+_DOCUMENTED_AS: Mapping[object, object] = {
+    msgspec.Raw: dict[str, object],
+    Context | None: EventContext | None,
+}
 
-    model_config = ConfigDict(title="HistoricEvent")
 
-    entity_id: str = Field(examples=["sensor.kitchen_temperature"])
-    domain: str | None = Field(examples=["sensor"])
-    event_type: str = Field(examples=["state_changed"])
-    state: str | None = Field(examples=["21.5"], description="null when the entity was removed")
-    previous_state: str | None = Field(examples=["21.4"])
-    value: float | None = Field(examples=[21.5], description="The state as a number, if it is one")
-    available: bool | None = Field(examples=[True])
-    duration: float | None = Field(
-        examples=[60.0], description="Seconds that the previous state lasted"
-    )
-    removed: bool = Field(examples=[False])
-    backfilled: bool = Field(examples=[False], description="Read back from the recorder")
-    attributes: dict[str, object] = Field(examples=[{"state_class": "measurement"}])
-    device_class: str | None = Field(examples=["temperature"])
-    unit_of_measurement: str | None = Field(examples=["°C"])
-    event_category: str | None = Field(examples=["climate"])
-    friendly_name: str | None = Field(examples=["Kitchen temperature"])
-    manufacturer: str | None = Field(examples=["Aqara"])
-    model: str | None = Field(examples=["WSDCGQ11LM"])
-    sw_version: str | None = Field(examples=["3000-0001"])
-    area_id: str | None = Field(examples=["kitchen"])
-    device_id: str | None = Field(examples=["a1b2c3"])
-    integration: str | None = Field(examples=["mqtt"])
-    instance: str | None = Field(examples=[None], description="INSTANCE_NAME")
-    time: datetime = Field(examples=["2026-11-23T10:00:00.123456Z"])
-    context: EventContext | None
+def _documented(struct: type[msgspec.Struct], name: str, *, title: str) -> type[BaseModel]:
+    """Return a struct as a model for OpenAPI: names, types, examples and descriptions."""
+    fields: dict[str, Any] = {}
+    for field in msgspec.structs.fields(struct):
+        hint, *metas = get_args(field.type) if get_origin(field.type) is Annotated else [field.type]
+        documentation = Field()
+        for meta in metas:
+            documentation = Field(
+                examples=meta.examples,
+                description=meta.description,
+                json_schema_extra=meta.extra_json_schema,
+            )
+        fields[field.encode_name] = (_DOCUMENTED_AS.get(hint, hint), documentation)
+    return create_model(name, __config__=ConfigDict(title=title), **fields)
+
+
+HistoricEventDocument = _documented(StoredEvent, "HistoricEventDocument", title="HistoricEvent")
 
 
 class EventPage(BaseModel):
     """A page of history, newest first."""
 
-    events: list[HistoricEventDocument]
+    events: list[HistoricEventDocument]  # type: ignore[valid-type]  # it is made from a struct
     count: int = Field(examples=[1])
     next_cursor: str | None = Field(
         examples=[None], description="Where the next page begins; null after the last"

@@ -13,7 +13,7 @@ class EventPage(Protocol):
 
     @property
     def events(self) -> Sequence[object]:
-        """Newest first; `HistoricEvent` says which attributes they have."""
+        """Newest first; structs that are encoded as they are."""
         ...
 
     @property

@@ -14,11 +14,10 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import msgspec
 
-from app.model import SECOND_NS, Change, Context
+from app.model import Change, Context, iso_time
 
 _MAX_VERDICTS = 10_000
 _MAX_ANSWERS = 16
@@ -264,17 +263,6 @@ def _escapes(characters: str) -> str:
 _known_escapes = functools.lru_cache(maxsize=4096)(_escapes)
 _ESCAPED = "websocket_ingestion.json"
 codecs.register_error(_ESCAPED, _escape)
-
-
-def iso_time(time_ns: int) -> str:
-    """Return nanoseconds since the epoch as ISO 8601 in UTC, to the microsecond."""
-    seconds, rest_ns = divmod(time_ns, SECOND_NS)
-    return f"{_iso_second(seconds)}.{rest_ns // 1000:06d}Z"
-
-
-@functools.lru_cache(maxsize=256)  # most events of a batch fall into one second
-def _iso_second(seconds: int) -> str:
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _matcher(globs: Sequence[str]) -> Callable[[str], object]:

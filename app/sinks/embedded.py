@@ -10,15 +10,15 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Self, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
-from app.model import MAX_TIME_NS, SECOND_NS, StoredPoint, moment_of
+from app.model import MAX_TIME_NS, SECOND_NS, Context, StoredPoint, iso_time, moment_of
 from app.runtime.errors import StorageDamaged, StorageError, StorageFull
 from app.runtime.logging import RateLimitedLog
 from app.runtime.sqlite import Connection, Database, open_or_replace, quick_check, shrink
@@ -29,40 +29,6 @@ logger = logging.getLogger(__name__)
 Value: TypeAlias = str | float | int | None
 
 _KEY = ("entity_id", "time_ns", "event_type")
-
-_TAGS = (
-    "entity_id",
-    "event_type",
-    "domain",
-    "area_id",
-    "device_id",
-    "integration",
-    "device_class",
-    "unit_of_measurement",
-    "event_category",
-    "instance",
-)
-
-_FIELDS = {
-    "state_value": "state",
-    "previous_state": "previous_state",
-    "value": "value",
-    "available": "available",
-    "duration_in_state_seconds": "duration_s",
-    "attributes": "attributes",
-    "context_id": "context_id",
-    "context_parent_id": "context_parent_id",
-    "context_user_id": "context_user_id",
-    "friendly_name": "friendly_name",
-    "manufacturer": "manufacturer",
-    "model": "model",
-    "sw_version": "sw_version",
-    "backfilled": "backfilled",
-    "removed": "removed",
-}
-"""Columns by the field they come from; `attr_*` stand in `attributes` already."""
-
-_COLUMNS = ("time_ns", *_TAGS, *_FIELDS.values())
 
 _MIGRATIONS = (
     """
@@ -102,12 +68,6 @@ _MIGRATIONS = (
     """,
 )
 
-# A second write of one point adds what it knows and takes nothing away, as InfluxDB does
-# with the fields of a point.
-_ON_CONFLICT = f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET " + ", ".join(
-    f"{name} = coalesce(excluded.{name}, {name})" for name in _COLUMNS if name not in _KEY
-)
-
 _CATALOG = frozenset({"devices", "entities"})
 _CURSOR = re.compile(r"(-?[0-9]{1,19})_([0-9]{1,18})")
 _MAX_TIME_NS = 2**63 - 1
@@ -129,39 +89,66 @@ _CONSEQUENCE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredEvent:
-    """One event of the past; None where nothing was known."""
+Text: TypeAlias = str | None
 
-    time: datetime
-    time_ns: int
-    entity_id: str
-    event_type: str
-    domain: str | None
-    area_id: str | None
-    device_id: str | None
-    integration: str | None
-    device_class: str | None
-    unit_of_measurement: str | None
-    event_category: str | None
-    instance: str | None
-    state: str | None
-    previous_state: str | None
-    value: float | None
-    available: bool | None
-    duration_s: float | None
-    """How long the previous state lasted."""
-    attributes: msgspec.Raw
-    """A JSON object."""
-    context_id: str | None
-    context_parent_id: str | None
-    context_user_id: str | None
-    friendly_name: str | None
-    manufacturer: str | None
-    model: str | None
-    sw_version: str | None
-    backfilled: bool
-    removed: bool
+
+class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"duration_s": "duration"}):
+    """One event of the past, as the API returns it; None where nothing was known.
+
+    The one list of what is stored: each name is a column, a tag or field of a line (`_SOURCES`
+    has the two that differ), and documented in OpenAPI.
+    """
+
+    entity_id: Annotated[str, Meta(examples=["sensor.kitchen_temperature"])]
+    domain: Annotated[Text, Meta(examples=["sensor"])]
+    event_type: Annotated[str, Meta(examples=["state_changed"])]
+    state: Annotated[Text, Meta(examples=["21.5"], description="null when the entity was removed")]
+    previous_state: Annotated[Text, Meta(examples=["21.4"])]
+    value: Annotated[
+        float | None, Meta(examples=[21.5], description="The state as a number, if it is one")
+    ]
+    available: Annotated[bool | None, Meta(examples=[True])]
+    duration_s: Annotated[
+        float | None, Meta(examples=[60.0], description="Seconds that the previous state lasted")
+    ]
+    removed: Annotated[bool, Meta(examples=[False])]
+    backfilled: Annotated[bool, Meta(examples=[False], description="Read back from the recorder")]
+    attributes: Annotated[msgspec.Raw, Meta(examples=[{"state_class": "measurement"}])]
+    device_class: Annotated[Text, Meta(examples=["temperature"])]
+    unit_of_measurement: Annotated[Text, Meta(examples=["°C"])]
+    event_category: Annotated[Text, Meta(examples=["climate"])]
+    friendly_name: Annotated[Text, Meta(examples=["Kitchen temperature"])]
+    manufacturer: Annotated[Text, Meta(examples=["Aqara"])]
+    model: Annotated[Text, Meta(examples=["WSDCGQ11LM"])]
+    sw_version: Annotated[Text, Meta(examples=["3000-0001"])]
+    area_id: Annotated[Text, Meta(examples=["kitchen"])]
+    device_id: Annotated[Text, Meta(examples=["a1b2c3"])]
+    integration: Annotated[Text, Meta(examples=["mqtt"])]
+    instance: Annotated[Text, Meta(examples=[None], description="INSTANCE_NAME")]
+    time: Annotated[
+        str,
+        Meta(examples=["2026-11-23T10:00:00.123456Z"], extra_json_schema={"format": "date-time"}),
+    ]
+    """Stored as `time_ns`."""
+    context: Context | None
+    """Stored as `context_id`, `context_parent_id` and `context_user_id`."""
+
+
+_CONTEXT = ("context_id", "context_parent_id", "context_user_id")
+_COLUMNS = (
+    "time_ns",
+    *(name for name in StoredEvent.__struct_fields__ if name not in {"time", "context"}),
+    *_CONTEXT,
+)
+_SOURCES = {"state": "state_value", "duration_s": "duration_in_state_seconds"}
+"""Columns that have another name than their field; `attr_*` stand in `attributes` already."""
+_READ = tuple(_SOURCES.get(name, name) for name in _COLUMNS[1:])
+
+# A second write of one point adds what it knows and takes nothing away, as InfluxDB does
+# with the fields of a point.
+_ON_CONFLICT = f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET " + ", ".join(
+    f"{name} = coalesce(excluded.{name}, {name})" for name in _COLUMNS if name not in _KEY
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -418,13 +405,10 @@ def _is_of_the_catalog(point: StoredPoint) -> bool:
 
 
 def _row(point: StoredPoint) -> list[Value]:
-    tags, fields = point.tags.get, point.fields.get
-    row: list[Value] = [point.time_ns]
-    row += [tags(name) for name in _TAGS]
-    row += [fields(name) for name in _FIELDS]
-    if not tags("entity_id") or not tags("event_type"):
+    if not point.tags.get("entity_id") or not point.tags.get("event_type"):
         raise ValueError(f"measurement {point.measurement!r} without entity_id or event_type")
-    return row
+    known = {**point.fields, **point.tags}.get
+    return [point.time_ns, *map(known, _READ)]
 
 
 def _select(
@@ -465,11 +449,15 @@ def _entity_ids(connection: Connection) -> list[str]:
 def _event(row: Sequence[Value]) -> StoredEvent:
     columns: dict[str, object] = dict(zip(_COLUMNS, row[1:], strict=True))
     time_ns, available = columns["time_ns"], columns["available"]
+    ids = [columns[name] for name in _CONTEXT]
+    context = dict(zip(Context.__struct_fields__, ids, strict=True))
     if not isinstance(time_ns, int):
         raise StorageDamaged(f"the time of event {row[0]} is no integer")
     columns |= {
-        "time": moment_of(time_ns),
+        "time": iso_time(time_ns),
+        "context": None if context["id"] is None else context,
         "available": None if available is None else bool(available),
+        "duration": columns["duration_s"],
         "attributes": msgspec.Raw(str(columns["attributes"] or "{}")),
         "backfilled": bool(columns["backfilled"]),
         "removed": bool(columns["removed"]),

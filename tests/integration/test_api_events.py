@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import msgspec
 
+from app.model import Context
 from app.sinks.embedded import Page, StoredEvent
 from tests.fakes.service import api_client, components
-from tests.fakes.snapshots import NOON, NOON_NS
+from tests.fakes.snapshots import NOON_NS
 
 STORED = StoredEvent(
-    time=NOON,
-    time_ns=NOON_NS,
+    time="2026-11-23T12:00:00.123456Z",
     entity_id="sensor.kitchen",
     event_type="state_changed",
     domain="sensor",
@@ -29,9 +29,7 @@ STORED = StoredEvent(
     available=True,
     duration_s=60.0,
     attributes=msgspec.Raw(b'{"state_class":"measurement"}'),
-    context_id="01JQ8T3X5E7W9V0R2M4N6B8C1D",
-    context_parent_id=None,
-    context_user_id=None,
+    context=Context("01JQ8T3X5E7W9V0R2M4N6B8C1D"),
     friendly_name="Kitchen",
     manufacturer="Aqara",
     model="WSDCGQ11LM",
@@ -57,7 +55,7 @@ class _Store:
 
 async def test_history_is_told_in_the_words_of_the_live_stream() -> None:
     """The same names, the same time format; ids of the context together."""
-    stored = [STORED, replace(STORED, context_id=None, state=None, removed=True)]
+    stored = [STORED, msgspec.structs.replace(STORED, context=None, state=None, removed=True)]
     store = _Store(Page(events=stored, next_cursor="123_4"))
 
     async with api_client(components(event_store=store)) as client:

@@ -12,9 +12,8 @@ import pytest
 
 from app.api.access import AccessRules
 from app.api.application import build_api
-from app.api.events import HistoricEvent
-from app.api.models import HistoricEventDocument
 from app.api.pages import WEB
+from app.sinks.embedded import StoredEvent
 from tests.fakes.service import api_client, components
 
 PAGES = ("/", "/docs")
@@ -234,9 +233,21 @@ async def test_the_messages_of_the_websocket_are_described() -> None:
     }
 
 
-def test_the_documented_history_is_the_one_told() -> None:
-    """The model names the same values in the same order."""
-    assert list(HistoricEvent.__struct_encode_fields__) == list(HistoricEventDocument.model_fields)
+async def test_history_is_documented_as_the_store_returns_it() -> None:
+    """Every member of a stored event is in the document, with its type and an example."""
+    model = (await _document())["components"]["schemas"]["HistoricEventDocument"]
+
+    assert list(model["properties"]) == list(StoredEvent.__struct_encode_fields__)
+    assert model["required"] == list(StoredEvent.__struct_encode_fields__)
+    assert model["title"] == "HistoricEvent"
+    assert model["properties"]["time"] == {
+        "examples": ["2026-11-23T10:00:00.123456Z"],
+        "format": "date-time",
+        "title": "Time",
+        "type": "string",
+    }
+    assert model["properties"]["attributes"]["type"] == "object"
+    assert model["properties"]["duration"]["examples"] == [60.0]
 
 
 async def test_the_service_may_stand_below_a_path() -> None:

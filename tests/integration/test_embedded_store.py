@@ -126,8 +126,7 @@ async def test_everything_that_was_written_can_be_read(tmp_path: Path) -> None:
         (event,) = (await store.events()).events
 
     assert event == StoredEvent(
-        time=NOON,
-        time_ns=NOON_NS,
+        time="2026-11-23T12:00:00.123456Z",
         entity_id="sensor.kitchen",
         event_type="state_changed",
         domain="sensor",
@@ -144,9 +143,7 @@ async def test_everything_that_was_written_can_be_read(tmp_path: Path) -> None:
         available=True,
         duration_s=60.5,
         attributes=msgspec.Raw(change().attributes),
-        context_id="c1",
-        context_parent_id="p1",
-        context_user_id="u1",
+        context=Context("c1", "p1", "u1"),
         friendly_name="Kitchen, by the door",
         manufacturer="Acme",
         model="T 1",
@@ -201,7 +198,7 @@ async def test_a_second_write_of_a_point_adds_to_it(tmp_path: Path) -> None:
         await store.write(FakeBatch([live, recovered]))
         (event,) = (await store.events()).events
 
-    assert (event.state, event.context_id, event.backfilled) == ("2", "c", True)
+    assert (event.state, event.context, event.backfilled) == ("2", Context("c"), True)
 
 
 async def test_points_of_the_device_history_are_passed_over(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from app.commands import backfill
 from app.discovery.columns import DEVICES, ENTITIES, row_to_send
 from app.discovery.data_api import meaning_of, reason_of
 from app.discovery.registries import KINDS, list_registries
-from app.fanout.hub import encode_event, iso_time
+from app.fanout.hub import encode_event
 from app.homeassistant.protocol import Session
 from app.homeassistant.recorder import Recorder
 from app.model import (
@@ -25,6 +25,7 @@ from app.model import (
     Times,
     http_date,
     is_representable,
+    iso_time,
     moment_at,
     moment_of,
     nanoseconds,
