@@ -24,7 +24,7 @@ from app.journal.memory import MemoryJournal
 from app.model import MEGABYTE
 from app.normalize.entity_filter import EntityFilter
 from app.pipeline import Pipeline
-from app.runtime.logging import RateLimitedLog, sum_up_repeats
+from app.runtime.logging import RateLimitedLog, repeats
 from app.runtime.metrics import Telemetry
 from app.runtime.supervisor import Supervisor
 from app.sinks.dead_letters import DeadLetters
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 _WELL_BELOW = 0.9
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 
 class LocalFile(Protocol):
@@ -57,7 +58,6 @@ class ProcessUsage:
         self.cpu_percent = 0.0
         self.failures = 0
         self._process = process or psutil.Process()
-        self._log = RateLimitedLog(logger)
 
     def read(self) -> None:
         """Read both; call it before looking at them."""
@@ -67,9 +67,9 @@ class ProcessUsage:
                 self.cpu_percent = self._process.cpu_percent()
         except (OSError, psutil.Error) as exc:
             self.failures += 1
-            self._log.tell(logging.WARNING, "Cannot read memory and processor time: %s", exc)
+            limited_log.warning("Cannot read memory and processor time: %s", exc, topic="process")
         else:
-            self._log.over("Memory and processor time can be read again")
+            limited_log.resolved("Memory and processor time can be read again", topic="process")
 
 
 class HealthCollector:
@@ -116,11 +116,9 @@ class HealthCollector:
         self._supervisor = supervisor
         self._memory_limit_mb = memory_limit_mb
         self._watch_s = watch_s
-        self._memory = RateLimitedLog(logger)
         self._usage = usage or ProcessUsage()
         self.watch_failures = 0
         """Rounds of `watch` that failed."""
-        self._failures = RateLimitedLog(logger)
         self._started = time.monotonic()
 
     def snapshot(self) -> Snapshot:
@@ -170,11 +168,15 @@ class HealthCollector:
         while True:
             try:
                 over = self._check_memory(over=over)
-                sum_up_repeats()
+                repeats.summarize()
             except Exception as exc:  # noqa: BLE001 - the boundary that the docstring names
                 self.watch_failures += 1
-                self._failures.tell(
-                    logging.ERROR, "The monitor failed: %s", exc, kind=str(type(exc)), exc_info=exc
+                limited_log.error(
+                    "The monitor failed: %s",
+                    exc,
+                    kind=str(type(exc)),
+                    exc_info=exc,
+                    topic="monitor",
                 )
             await asyncio.sleep(self._watch_s)
 
@@ -182,11 +184,13 @@ class HealthCollector:
         """Log when memory passes the limit in either direction; return whether it is over."""
         snapshot = self.snapshot()
         if snapshot.memory_reason and not over:
-            self._memory.tell(logging.ERROR, "%s", snapshot.memory_reason)
+            limited_log.error("%s", snapshot.memory_reason, topic="memory")
             return True
         # Not at the limit itself: memory that moves around it would fill the log.
         if over and snapshot.memory_mb < _WELL_BELOW * snapshot.memory_limit_mb:
-            self._memory.over("Memory is %.0f MB, below MAX_MEMORY_MB again", snapshot.memory_mb)
+            limited_log.resolved(
+                "Memory is %.0f MB, below MAX_MEMORY_MB again", snapshot.memory_mb, topic="memory"
+            )
             return False
         return over
 

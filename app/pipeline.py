@@ -22,6 +22,7 @@ from app.runtime.metrics import Telemetry
 from app.schema.homeiq import HomeiqEncoder
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 
 class Pipeline:
@@ -65,7 +66,6 @@ class Pipeline:
         self._filter_fanout = filter_fanout
         self._hold_s = hold_s
         self._hold_events = hold_events
-        self._oddities = RateLimitedLog(logger)
         self._is_live = self._has_streamed = False
         self.streaming = asyncio.Event()
         """Set while events stream and the registries were listed over this connection."""
@@ -183,8 +183,7 @@ class Pipeline:
 
     def _report_malformed(self, problem: MalformedEvent) -> None:
         self._telemetry.events_malformed(1, kind=problem.kind)
-        self._oddities.tell(
-            logging.WARNING,
+        limited_log.warning(
             "Malformed event (%s): %s",
             problem.kind,
             problem.excerpt,
@@ -193,4 +192,4 @@ class Pipeline:
 
     def _report_bug(self, exc: Exception) -> None:
         self._telemetry.events_malformed(1, kind="bug")
-        self._oddities.tell(logging.ERROR, "An event broke our own code", kind="bug", exc_info=exc)
+        limited_log.error("An event broke our own code", kind="bug", exc_info=exc)

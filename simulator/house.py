@@ -35,6 +35,7 @@ from simulator.rooms import (
 )
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 Deed = Callable[[], Iterable[JsonObject]]
 """Something due: it changes the house and returns the events that say so."""
@@ -65,7 +66,6 @@ class DemoHouse:
     ) -> None:
         """Take the folder that keeps the house, and a clock of seconds since the epoch."""
         self._file = folder / "house.json"
-        self._failures = RateLimitedLog(logger)
         self._history = History(folder / "history")
         self._chance = Random(seed)  # noqa: S311 - a game, not a secret
         self._clock = clock
@@ -171,9 +171,9 @@ class DemoHouse:
         try:
             self.save()
         except OSError as exc:
-            self._failures.tell(logging.WARNING, "The demo's house was not saved: %s", exc)
+            limited_log.warning("The demo's house was not saved: %s", exc)
         else:
-            self._failures.over("The demo's house is saved again")
+            limited_log.resolved("The demo's house is saved again")
 
     def _saved(self) -> _SavedHouse | None:
         try:

@@ -20,6 +20,7 @@ from app.api.clients import LOOPBACK, Network, is_in
 from app.runtime.logging import RateLimitedLog
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 _MOST_CONNECTIONS = 512
 _MOST_AT_ONCE, _FEWEST_AT_ONCE = 128, 8
@@ -111,7 +112,6 @@ class Connections:
         self.limits = limits or ConnectionLimits()
         self._open: dict[object, Connection] = {}
         self._by_group: Counter[str] = Counter()
-        self._log = RateLimitedLog(logger, clock=clock)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -123,8 +123,7 @@ class Connections:
         """
         if not self._has_room_for(connection):
             self.refused += 1
-            self._log.tell(
-                logging.WARNING,
+            limited_log.warning(
                 "Refused a connection from %s: too many are open",
                 connection.peer,
                 kind="refused",
@@ -165,8 +164,7 @@ class Connections:
         for key, connection in list(self._open.items()):
             if key in greedy or connection.is_overdue(now_s):
                 self.timed_out += 1
-                self._log.tell(
-                    logging.INFO,
+                limited_log.info(
                     "Closed a connection from %s: the client was silent or too slow",
                     connection.peer,
                     kind="timed out",
@@ -193,8 +191,7 @@ class Connections:
             return False
         *_, key = min(waiting)
         self.displaced += 1
-        self._log.tell(
-            logging.WARNING,
+        limited_log.warning(
             "Closed an idle connection from %s to make room for a new one",
             self._open[key].peer,
             kind="displaced",

@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
@@ -22,6 +21,7 @@ from app.runtime.errors import StorageError
 from app.runtime.logging import RateLimitedLog
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -96,7 +96,7 @@ def handle_problems(app: FastAPI, *, headers: Mapping[str, str]) -> None:
     app.add_exception_handler(ClientDisconnect, _left)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _invalid)
-    app.add_exception_handler(StorageError, partial(_storage, RateLimitedLog(logger)))
+    app.add_exception_handler(StorageError, _storage)
     app.add_exception_handler(Exception, unforeseen)
 
 
@@ -155,9 +155,9 @@ async def _invalid(_: Request, exc: Exception) -> Response:
     )
 
 
-async def _storage(failures: RateLimitedLog, request: Request, exc: Exception) -> Response:
+async def _storage(request: Request, exc: Exception) -> Response:
     path = request.scope["route"].path
-    failures.tell(logging.WARNING, "%s could not be answered: %s", path, exc, kind=path)
+    limited_log.warning("%s could not be answered: %s", path, exc, kind=path)
     return problem_response(
         Problem(
             status=503,

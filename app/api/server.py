@@ -57,6 +57,7 @@ _MALFORMED = Problem(
 )
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 
 def server_config(app: FastAPI, connections: Connections) -> uvicorn.Config:
@@ -377,12 +378,9 @@ def _response_bytes(problem: Problem) -> bytes:
     return f"{head}\r\n".encode("ascii") + body
 
 
-_warnings = RateLimitedLog(logger)
-
-
 def _repeated_once(record: logging.LogRecord) -> bool:
     """Sum up uvicorn's warnings about malformed requests: a client can send any number."""
     if record.msg not in _REPEATED:
         return True
-    _warnings.tell(logging.WARNING, "%s", record.msg, kind=str(record.msg))
+    limited_log.warning("%s", record.msg, kind=str(record.msg))
     return False

@@ -19,6 +19,7 @@ from app.api.problems import Problem
 from app.runtime.logging import RateLimitedLog
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 _ALL_OTHERS = "all other addresses"
 
@@ -45,7 +46,6 @@ class AuthThrottle:
         self._clock = clock
         self._left: dict[str, tuple[float, float]] = {}
         """By client: how many wrong keys were allowed at a moment. The oldest failure is first."""
-        self._refusals = RateLimitedLog(logger, clock=clock)
 
     def wait_s(self, peer: str | None) -> float:
         """Return how long this client may send no more wrong keys; 0 when it may now."""
@@ -58,7 +58,7 @@ class AuthThrottle:
         allowed = self._allowed(group) - 1
         self._left.pop(group, None)
         self._left[group] = (allowed, self._clock())
-        self._refusals.tell(logging.WARNING, "Refused a wrong API key from %s", peer)
+        limited_log.warning("Refused a wrong API key from %s", peer)
 
     def refusal(self, peer: str | None) -> Problem | None:
         """Count a wrong key; return a problem instead when there were too many before."""

@@ -67,6 +67,7 @@ from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, contained
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 _MICROSECOND_NS = 1_000
 _REQUESTED_BEYOND_NS = 30 * SECOND_NS
@@ -215,9 +216,6 @@ class Backfill:
         self._sleep = sleep
         self._behind: tuple[str, float] | None = None
         """Why the recorder is behind, and since when."""
-        self._failures = RateLimitedLog(logger)
-        self._endings = RateLimitedLog(logger)
-        self._oddities = RateLimitedLog(logger)
 
     def status(self) -> GapsStatus:
         """Return this part of the snapshot."""
@@ -313,7 +311,7 @@ class Backfill:
                 self._backoff.reset()
                 self._failing.forget(gap)
                 if not self._failing.any(self._waiting_gaps()):
-                    self._failures.over("Missed changes are read back again")
+                    limited_log.resolved("Missed changes are read back again")
 
     async def _until_opened(self) -> None:
         """Wait for a gap; meanwhile look whether the recorder of those without one is there."""
@@ -375,8 +373,7 @@ class Backfill:
             return
         gap = self._coverage.gap(gap.id) or gap  # with the bounds and the progress of now
         wait_s = self._failing.failed(gap, exc)
-        self._failures.tell(
-            logging.WARNING,
+        limited_log.warning(
             "Backfill of %s failed, next attempt in %.1fs: %s",
             _span(gap),
             wait_s,
@@ -403,7 +400,6 @@ class Backfill:
                 commands.call,
                 commit_interval_s=self._commit_interval_s,
                 sleep=self._sleep,
-                oddities=self._oddities,
             )
 
     async def unknown_entities(self, entity_ids: Collection[str]) -> list[str]:
@@ -439,8 +435,8 @@ class Backfill:
             lost = gap = self._coverage.close(gap, "unfillable", detail=detail)
         else:
             lost, gap = self._coverage.split(gap, oldest_ns, detail=detail)
-        self._endings.tell(
-            logging.WARNING, "The gap %s is not filled: %s", _span(lost), detail, kind="lost"
+        limited_log.warning(
+            "The gap %s is not filled: %s", _span(lost), detail, kind="lost", topic="endings"
         )
         return gap
 
@@ -727,8 +723,7 @@ class Backfill:
         return state
 
     def _tell(self, gap: Gap) -> None:
-        self._endings.tell(
-            logging.INFO,
+        limited_log.info(
             "Backfilled %s: %s changes of %s entities; %s entities have no recorded history%s."
             " Entities from: %s. %s",
             _span(gap),
@@ -738,14 +733,15 @@ class Backfill:
             "; nothing is recorded of this time" if gap.state == "nothing_recorded" else "",
             ", ".join(gap.sources),
             " ".join(gap.limitations),
+            topic="endings",
         )
         if gap.state == "unfillable":
-            self._endings.tell(
-                logging.WARNING,
+            limited_log.warning(
                 "The gap %s cannot be filled: %s",
                 _span(gap),
                 gap.detail,
                 kind="unfillable",
+                topic="endings",
             )
 
     def _identities(self, row: Row, times: Times) -> set[Identity]:

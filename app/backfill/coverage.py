@@ -21,6 +21,7 @@ from app.model import MAX_SECONDS, SECOND_NS, Gap, GapReason, GapState, Times, m
 from app.runtime.logging import RateLimitedLog
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 _LAST_NS = (MAX_SECONDS - 86_400) * SECOND_NS
 """Later than any clock shows, and what is computed from it can still be stored."""
@@ -95,7 +96,6 @@ class Coverage:
         self._clock = clock
         self._covered: Covered | None = None
         self._gaps: dict[int, Gap] = {}
-        self._unkept = RateLimitedLog(logger)
         self._last_id = 0
         self._unsaved: set[int] = set()
         self._covered_unsaved = False
@@ -535,8 +535,7 @@ class Coverage:
             moment_of(time_ns).strftime("%Y-%m-%dT%H:%M:%SZ")
             for time_ns in (start_ns, end_ns + SECOND_NS)
         )
-        self._unkept.tell(
-            logging.WARNING,
+        limited_log.warning(
             "Nothing was captured from %s to %s, and JOURNAL=memory keeps no account of it."
             " To read it back: python -m app backfill --since %s --until %s",
             since,

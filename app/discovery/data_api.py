@@ -27,6 +27,7 @@ from app.runtime.retry import Backoff, Breaker, contained
 from app.runtime.tolerant_json import UNREADABLE
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 Meaning = Literal["taken", "too_much", "hold"]
 
@@ -95,8 +96,6 @@ class DataApi:
         self._refused = 0
         self._last_sent: datetime | None = None
         self._trouble: str | None = None
-        self._failures = RateLimitedLog(logger)
-        self._refusals = RateLimitedLog(logger)
         self._failures_in_a_row = 0
         """How often in a row the chunk in hand was not taken."""
 
@@ -221,7 +220,7 @@ class DataApi:
         self._backoff.reset()
         self._breaker.succeeded()
         self._trouble = None
-        self._failures.over("The data API takes rows again")
+        limited_log.resolved("The data API takes rows again")
 
     def _halve(self, kind: Kind, chunk: _Chunk, told: str) -> None:
         """Send less at a time; a single row that is refused is given up until it changes."""
@@ -230,8 +229,8 @@ class DataApi:
             return
         self._forget(kind, chunk)
         self._refused += 1
-        self._refusals.tell(
-            logging.WARNING, "The data API refused %s %r: %s", kind, next(iter(chunk)), told
+        limited_log.warning(
+            "The data API refused %s %r: %s", kind, next(iter(chunk)), told, topic="refusals"
         )
 
     def _forget(self, kind: Kind, chunk: _Chunk) -> None:
@@ -244,8 +243,7 @@ class DataApi:
     def _hold(self, trouble: str) -> float:
         self._failures_in_a_row += 1
         self._breaker.failed(trouble)
-        self._failures.tell(
-            logging.WARNING,
+        limited_log.warning(
             "The data API at %s does not take rows: %s",
             shown_url(self._url),
             trouble,

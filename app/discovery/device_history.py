@@ -17,6 +17,7 @@ from app.runtime.logging import RateLimitedLog
 from app.schema.devices import DevicePoint, EntityPoint, encode_devices, encode_entities
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 Row = TypeVar("Row")
 
@@ -41,7 +42,6 @@ class DeviceHistory:
         self._append = append
         self._catalog = catalog
         self._instance = instance
-        self._failures = RateLimitedLog(logger)
 
     async def refreshed(self, news: RegistryUpdate) -> None:
         """Journal the points; a journal that takes none costs this one refresh."""
@@ -64,9 +64,9 @@ class DeviceHistory:
                     encode_entities(entity_points, time_ns=time_ns, instance=self._instance)
                 )
         except StorageError as exc:
-            self._failures.tell(logging.WARNING, "The device history misses this refresh: %s", exc)
+            limited_log.warning("The device history misses this refresh: %s", exc)
         else:
-            self._failures.over("The device history is written again")
+            limited_log.resolved("The device history is written again")
 
     def _entity_point(self, row: EntityRow) -> EntityPoint:
         return EntityPoint(

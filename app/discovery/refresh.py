@@ -22,6 +22,7 @@ from app.runtime.logging import RateLimitedLog
 from app.runtime.retry import Backoff, contained
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 _QUIET_S = 0.25
 """A registry event is followed by others; this long after the last of them they are listed."""
@@ -112,8 +113,6 @@ class Discovery:
         self._patience_s = patience_s
         self._now = now
         self._clock = clock
-        self._failures = RateLimitedLog(logger, clock=clock)
-        self._findings = RateLimitedLog(logger, clock=clock)
         self._started = now()
         self._connected = False
         self._wanted: set[Kind] = set()
@@ -208,7 +207,7 @@ class Discovery:
         refreshed()
         self._backoff.reset()
         self._failure = None
-        self._failures.over("Home Assistant lists its registries again")
+        limited_log.resolved("Home Assistant lists its registries again")
         whole = len(kinds) == len(KINDS)
         if whole:
             self._whole_at = began
@@ -229,7 +228,7 @@ class Discovery:
         message = "Discovered %d devices, %d entities, %d areas in %.2fs"
         counts = (found.devices, found.entities, found.areas, found.took_s)
         if whole:  # a connection that is lost again and again lists them as often
-            self._findings.tell(logging.INFO, message, *counts)
+            limited_log.info(message, *counts, topic="findings")
         else:
             logger.debug(message, *counts)
         if periodic:
@@ -237,8 +236,7 @@ class Discovery:
 
     def _failed(self, exc: SourceError, wanted: Collection[Kind]) -> None:
         wait_s = self._backoff.next_s()
-        self._failures.tell(
-            logging.WARNING,
+        limited_log.warning(
             "Discovery failed, next attempt in %.1fs: %s",
             wait_s,
             exc,
@@ -284,7 +282,7 @@ class Discovery:
     def _warn_if_stale(self) -> None:
         status = self.status()
         if status.is_stale:
-            self._failures.tell(logging.WARNING, "%s", status.reason, kind="stale")
+            limited_log.warning("%s", status.reason, kind="stale")
 
     def _stale_reason(self, age: timedelta) -> str:
         why = f": {self._failure}" if self._failure else ""

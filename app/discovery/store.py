@@ -39,6 +39,7 @@ from app.runtime.sqlite import RESTART_ADVICE, Connection, Database, open_or_rep
 from app.runtime.tolerant_json import UNREADABLE
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 TableName = Literal["devices", "entities"]
 Document: TypeAlias = dict[str, object]
@@ -179,7 +180,6 @@ class CatalogStore:
         self._stored_names: Mapping[str, LastNames] = {}
         self._stored = Registries()
         """What the file is known to hold."""
-        self._failures = RateLimitedLog(logger)
         self._closing = AsyncExitStack()
         self._database: Database | None = None
 
@@ -210,11 +210,9 @@ class CatalogStore:
         except StorageError as exc:
             if isinstance(exc, StorageDamaged):
                 self.damage = f"{self._path.name} is damaged ({exc}). {RESTART_ADVICE}"
-            self._failures.tell(
-                logging.WARNING, "The catalog was not kept, it is tried again: %s", exc
-            )
+            limited_log.warning("The catalog was not kept, it is tried again: %s", exc)
         else:
-            self._failures.over("The catalog is kept again")
+            limited_log.resolved("The catalog is kept again")
             self._stored = news.now
         if news.whole:
             await self._store_names()
@@ -231,9 +229,7 @@ class CatalogStore:
         try:
             await self._opened().write(partial(_keep_names, changed=changed, removed=removed))
         except StorageError as exc:
-            self._failures.tell(
-                logging.WARNING, "The last known classes and units were not stored: %s", exc
-            )
+            limited_log.warning("The last known classes and units were not stored: %s", exc)
         else:
             self._stored_names = names
 

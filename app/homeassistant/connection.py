@@ -38,6 +38,7 @@ from app.runtime.tls import ClientTls
 from app.runtime.tolerant_json import UNREADABLE
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 # At DEBUG the library shows frames, and so the token: it never gets to see that level.
 _wire_logger = logging.getLogger(f"{__name__}.wire")
@@ -142,9 +143,6 @@ class HomeAssistantSource:
         self._steady_s = steady_s
         self._readiness_poll_s = readiness_poll_s
         self._max_message_bytes = max_message_bytes
-        self._losses = RateLimitedLog(logger)
-        self._connections = RateLimitedLog(logger)
-        self._oddities = RateLimitedLog(logger)
         self._tls: ClientTls | None = None
         self._state: ConnectionState = "disconnected"
         self._attempts = 0
@@ -357,11 +355,11 @@ class HomeAssistantSource:
         # A server that accepts, subscribes and hangs up must not be hammered, so the waits
         # start anew only when an event has come, or on a quiet home after a while.
         proving = asyncio.get_running_loop().call_later(self._steady_s, self._prove)
-        self._connections.tell(
-            logging.INFO,
+        limited_log.info(
             "Connected to Home Assistant %s at %s",
             self._ha_version,
             shown_url(self._url),
+            topic="connections",
         )
         listener.connected(was_absent=was_absent)
         try:
@@ -380,7 +378,7 @@ class HomeAssistantSource:
         self._proved = True
         self._backoff.reset()
         self._breaker.succeeded()
-        self._losses.over("Home Assistant streams events again")
+        limited_log.resolved("Home Assistant streams events again")
 
     @contextlib.asynccontextmanager
     async def _watching_readiness(self) -> AsyncIterator[None]:
@@ -447,21 +445,21 @@ class HomeAssistantSource:
             if (pong := self._pongs.get(answer.command_id)) and not pong.done():
                 pong.set_result(True)
             if answer.failure is not None:
-                self._connections.tell(
-                    logging.INFO,
+                limited_log.info(
                     "Home Assistant refused %s; going on without",
                     answer.failure,
                     kind=str(answer.failure),
+                    topic="connections",
                 )
 
     def _warn(self, malformed: Iterable[MalformedFrame]) -> None:
         for problem in malformed:
-            self._oddities.tell(
-                logging.WARNING,
+            limited_log.warning(
                 "Unreadable message from Home Assistant (%s): %r",
                 problem.kind,
                 problem.excerpt,
                 kind=problem.kind,
+                topic="malformed",
             )
 
     def _failed(self, exc: SourceError) -> float:
@@ -471,8 +469,7 @@ class HomeAssistantSource:
             self._trouble_since = time.monotonic()
         self._trouble = exc
         if isinstance(exc, SourceAuthRejected):
-            self._losses.tell(
-                logging.ERROR,
+            limited_log.error(
                 "%s Next attempt in %.0fs",
                 self._reason(),
                 self._auth_retry_s,
@@ -482,7 +479,7 @@ class HomeAssistantSource:
         if not self._proved:
             self._breaker.failed(exc)
         what = "Lost Home Assistant" if self._proved else "No connection to Home Assistant"
-        self._losses.tell(logging.WARNING, "%s: %s", what, _with_advice(exc), kind=f"{what}: {exc}")
+        limited_log.warning("%s: %s", what, _with_advice(exc), kind=f"{what}: {exc}")
         return self._next_wait_s(exc)
 
     def _next_wait_s(self, exc: SourceError) -> float:
@@ -492,8 +489,7 @@ class HomeAssistantSource:
             raise SourceUnavailable(f"Home Assistant cannot be reached: {exc}") from exc
         wait_s = max(self._backoff.next_s(), self._breaker.wait_s)
         # Each says no more than the loss before it: one line for the first, and for all of them.
-        self._losses.tell(
-            logging.INFO,
+        limited_log.info(
             "Reconnection attempt %d/%s in %.1fs",
             self._backoff.attempt,
             limit,

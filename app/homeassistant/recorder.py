@@ -44,6 +44,7 @@ from app.runtime.logging import RateLimitedLog
 from app.runtime.tolerant_json import UNREADABLE
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 _MICROSECOND = timedelta(microseconds=1)
 _MICROSECOND_NS = 1_000
@@ -131,16 +132,13 @@ class Recorder:
         *,
         commit_interval_s: float = 5.0,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        oddities: RateLimitedLog | None = None,
     ) -> None:
         """Store what sends commands.
 
-        `commit_interval_s` is the recorder's own setting, which Home Assistant does not show;
-        `oddities` logs unreadable rows, and may be shared by several recorders.
+        `commit_interval_s` is the recorder's own setting, which Home Assistant does not show.
         """
         self._call = call
         self._commit_interval_s = commit_interval_s
-        self._oddities = oddities or RateLimitedLog(logger)
         self._sleep = sleep
 
     async def until_written(
@@ -456,9 +454,7 @@ class Recorder:
         except UNREADABLE:
             read = _readable(answer)
         odd = sum(found.count(None) for found in read.values())
-        self._oddities.tell(
-            logging.WARNING, "Left out %d rows of the recorder that cannot be read", odd
-        )
+        limited_log.warning("Left out %d rows of the recorder that cannot be read", odd)
         return {
             entity_id: [row for row in found if row is not None]
             for entity_id, found in read.items()

@@ -17,6 +17,7 @@ from app.runtime.logging import RateLimitedLog
 from app.runtime.metrics import Telemetry
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 _LATE_COMMITS = 20
 """How many commits' worth a late one may take at once: what a busy machine makes slow is the
@@ -106,8 +107,6 @@ class Batcher:
         self._wanted_points = commit_points
         self._enough = asyncio.Event()
         self._closed = False
-        self._drops = RateLimitedLog(logger)
-        self._failures = RateLimitedLog(logger)
 
     @property
     def pending_points(self) -> int:
@@ -296,18 +295,17 @@ class Batcher:
         self._telemetry.events_dropped(lines.points, cause=cause)
         self._coverage.lost(lines.times, cause)
         self.losing = self.losing or not self.durable
-        self._drops.tell(
-            logging.ERROR,
+        limited_log.error(
             "Dropped %d events before they were durable: %s",
             lines.points,
             cause,
             kind=cause,
+            topic="drops",
         )
 
     def _failed(self, exc: StorageError) -> None:
         self._telemetry.commit_failed()
-        self._failures.tell(
-            logging.ERROR,
+        limited_log.error(
             "Events are not durable, the commit is tried again: %s",
             exc,
             kind=type(exc).__name__,
@@ -319,7 +317,7 @@ class Batcher:
         )
 
     def _recovered(self) -> None:
-        self._failures.over("The journal makes events durable again")
+        limited_log.resolved("The journal makes events durable again")
         self.durable = True
         self.losing = False
         self.reason = None

@@ -42,6 +42,7 @@ from app.runtime.metrics import Telemetry
 from app.runtime.sqlite import RESTART_ADVICE, Connection, Database, finish_replacing, opening
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 _ROWS_PER_PAGE = 50
 _MAX_WAL_BYTES = 4_000_000
@@ -122,8 +123,6 @@ class SqliteJournal:
         """Lost on the disk since the journal was opened."""
         self._damage: StorageDamaged | None = None
         """What the disk said when rows could not be read."""
-        self._drops = RateLimitedLog(logger)
-        self._failures = RateLimitedLog(logger)
 
     async def __aenter__(self) -> Self:
         """Open, or create, the file; what cannot be read any more is set aside and counted.
@@ -268,13 +267,13 @@ class SqliteJournal:
         end_ns = after.oldest_ns if after else covered.through_ns if covered else None
         if start_ns is not None and end_ns is not None:
             self._coverage.lost(Times(min(start_ns, end_ns), max(start_ns, end_ns)), "damage")
-        self._drops.tell(
-            logging.ERROR,
+        limited_log.error(
             "%d points in %s cannot be read any more, from number %d on",
             points,
             self._path,
             first,
             kind="damage",
+            topic="drops",
         )
 
     def cursor(self, sink: str) -> int:
@@ -338,13 +337,12 @@ class SqliteJournal:
             try:
                 await self._tidy()
             except StorageError as exc:
-                self._failures.tell(
-                    logging.WARNING,
+                limited_log.warning(
                     "Housekeeping of the journal failed, it is tried again: %s",
                     exc,
                 )
             else:
-                self._failures.over("Housekeeping of the journal goes on")
+                limited_log.resolved("Housekeeping of the journal goes on")
 
     def status(self) -> JournalStatus:
         """Return the journal's part of the snapshot."""
@@ -475,8 +473,8 @@ class SqliteJournal:
             if cursor < through:
                 self._oldest_at[sink] = oldest_at
         self._cursors.dropped(through)
-        self._drops.tell(
-            logging.ERROR, "The journal is full: dropped the oldest points up to number %d", through
+        limited_log.error(
+            "The journal is full: dropped the oldest points up to number %d", through, topic="drops"
         )
 
     async def _tidy(self, *, closing: bool = False) -> None:

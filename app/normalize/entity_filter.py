@@ -22,6 +22,7 @@ _Stamp: TypeAlias = tuple[int, int, int]
 _MAX_FILE_BYTES = 16_777_216
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +55,6 @@ class EntityFilter:
         self._passed = 0
         self._filtered = 0
         self._problem: str | None = None
-        self._readings = RateLimitedLog(logger)
 
     @classmethod
     def of_text(cls, text: str) -> Self:
@@ -130,12 +130,12 @@ class EntityFilter:
                 new = Filter(rules)
         except FilterInvalid as exc:
             self._problem = str(exc)
-            self._readings.tell(logging.ERROR, "%s", self.reason, kind=str(exc))
+            limited_log.error("%s", self.reason, kind=str(exc))
             return
         self._filter = new
         self._loaded_at = datetime.now(UTC)
         self._problem = None
-        self._readings.tell(logging.INFO, "The entity filter was read again from %s", file)
+        limited_log.info("The entity filter was read again from %s", file)
 
 
 def _content(file: Path) -> str:

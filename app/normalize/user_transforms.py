@@ -16,6 +16,7 @@ from app.runtime.logging import RateLimitedLog
 from app.runtime.metrics import Telemetry
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 
 def load_transforms(
@@ -39,12 +40,10 @@ def load_transforms(
 
 def reporting(telemetry: Telemetry) -> Failed:
     """Return what counts a failure and tells it, the first of each transform with its traceback."""
-    failures = RateLimitedLog(logger)
 
     def failed(name: str, exc: Exception) -> None:
         telemetry.transform_failed(name)
-        failures.tell(
-            logging.ERROR,
+        limited_log.error(
             "The transform %s failed, its event passes unchanged: %s: %s",
             name,
             type(exc).__name__,

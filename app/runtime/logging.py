@@ -1,4 +1,4 @@
-"""Logs: one line per record, json or text, and repeated ones summed up."""
+"""Logging: one line per record as JSON or text, and repeated messages summarized."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import re
 import sys
 import threading
 import time
-import weakref
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partialmethod
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
 LogFormat = Literal["json", "text"]
 LogOutput = Literal["stdout", "file", "both"]
 
 _LONG_AGO_S = 10.0
-"""What was so recent is still going on."""
+"""A shorter silence needs no mention in a summary."""
 
 
 def configure(
@@ -48,13 +50,13 @@ def configure(
         handler.setFormatter(formatter)
         root.addHandler(handler)
     root.setLevel(level)
-    # These speak at INFO of every request or frame; our own lines say what matters.
+    # These log every request or frame at INFO.
     for name in ("websockets", "httpx", "httpcore", "uvicorn.access", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLevelName(level)))
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = True
-    logging.getLogger("uvicorn.error").addFilter(_is_no_refusal)
+    logging.getLogger("uvicorn.error").addFilter(_is_not_refused_handshake)
 
 
 class JsonLine(logging.Formatter):
@@ -84,159 +86,180 @@ class TextLine(logging.Formatter):
         return _UNSAFE.sub(_as_python, text)
 
 
-class RateLimitedLog:
-    """Tells a trouble that comes again and again in full once, then how often, ever more rarely.
+class Repeats:
+    """Rate limiter for repeated log messages: the first in full, then summaries.
 
-    The first of its kind is logged as it is. Those after it are counted and summed up in one
-    line after a minute, two, four and so on; at DEBUG each is there. `over` tells the end. What
-    comes and goes by turns is one trouble that goes on, and its ends are told as rarely.
+    The first message of a kind is logged as it is. Later ones are counted and summarized after a
+    minute, two, four and so on, up to `max_s`. A problem that comes and goes counts as one that
+    persists. Kinds of one topic are resolved together; beyond `max_kinds` they share one entry.
     """
 
     def __init__(
         self,
-        logger: logging.Logger,
         *,
         first_s: float = 60.0,
         max_s: float = 900.0,
         max_kinds: int = 50,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take the shortest and the longest time between two lines of one kind, in seconds."""
-        self._logger = logger
+        self.clock = clock
         self._first_s = first_s
         self._max_s = max_s
         self._max_kinds = max_kinds
-        self._clock = clock
-        self._kinds: dict[str, _Repeated] = {}
-        self._lock = threading.Lock()  # the journal and the stores speak from their threads
-        with _REPEATS_LOCK:
-            _REPEATS.add(self)
+        self._topics: defaultdict[_Topic, dict[str, _Repeated]] = defaultdict(dict)
+        self._lock = threading.Lock()  # the journal and the stores log from their threads
 
-    def tell(
+    def count(self, topic: _Topic, kind: str, message: _Message) -> _Message:
+        """Return what to log for this occurrence: the message, a summary, or itself at DEBUG."""
+        with self._lock:
+            now_s = self.clock()
+            kinds = self._topics[topic]
+            self._forget_old(kinds, now_s)
+            if kind not in kinds and len(kinds) >= self._max_kinds:
+                kind = ""
+            if (seen := kinds.get(kind)) is None:
+                kinds[kind] = _Repeated(message, first_s=now_s, interval_s=self._first_s)
+                return message
+            seen.again(message, now_s)
+            if seen.is_due(now_s):
+                return seen.summarized(now_s, max_s=self._max_s)
+            return replace(message, level=logging.DEBUG, exc_info=None)
+
+    def resolve(self, topic: _Topic) -> str | None:
+        """End all kinds of a topic; return how often and how long, None if nothing was logged."""
+        if not self._topics.get(topic):
+            return None
+        with self._lock:
+            now_s = self.clock()
+            kinds = [seen for seen in self._topics[topic].values() if seen.resolved_s is None]
+            was_logged = any(seen.is_open for seen in kinds)
+            for seen in kinds:
+                seen.resolve(now_s, is_logged=was_logged)
+        if not was_logged:
+            return None
+        # INFO messages accompany a failure; don't count them as failures.
+        times = sum(seen.count for seen in kinds if seen.message.level > logging.INFO)
+        lasted = spoken(now_s - min(seen.first_s for seen in kinds))
+        return f"failed {times:,} times in {lasted}" if times > 1 else f"after {lasted}"
+
+    def summarize(self) -> None:
+        """Log the summaries that are due, also of messages that have stopped."""
+        with self._lock:
+            now_s = self.clock()
+            due = []
+            for (logger, _), kinds in self._topics.items():
+                due += [
+                    (logger, seen.summarized(now_s, max_s=self._max_s))
+                    for seen in kinds.values()
+                    if seen.unreported and (seen.is_due(now_s) or self._is_past(seen, now_s))
+                ]
+                self._forget_old(kinds, now_s)
+        for logger, message in due:
+            message.log(logger)
+
+    def clear(self) -> None:
+        """Forget everything that was logged."""
+        self._topics.clear()
+
+    def _forget_old(self, kinds: dict[str, _Repeated], now_s: float) -> None:
+        """Forget entries resolved or silent long enough to count as new."""
+        for kind, seen in list(kinds.items()):
+            if not seen.unreported and self._is_past(seen, now_s):
+                del kinds[kind]
+
+    def _is_past(self, seen: _Repeated, now_s: float) -> bool:
+        is_over = seen.resolved_s is not None and now_s - seen.resolved_s >= self._first_s
+        return is_over or now_s - seen.last_s >= self._max_s
+
+
+repeats = Repeats()
+"""What the loggers of this process have repeated; like them, there is one per process."""
+
+
+class RateLimitedLog:
+    """Logger for messages that may repeat; see `Repeats`."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+
+    def log(
         self,
         level: int,
         message: str,
         *args: object,
+        topic: str = "",
         kind: str = "",
         exc_info: BaseException | None = None,
     ) -> None:
-        """Log this one, or count it until it is summed up with others of its kind."""
-        with self._lock:
-            now_s = self._clock()
-            self._forget(now_s)
-            if kind not in self._kinds and len(self._kinds) >= self._max_kinds:
-                kind = ""
-            seen = self._kinds.get(kind)
-            if seen is None:
-                self._kinds[kind] = _Repeated(now_s, self._first_s, level, message, args)
-            else:
-                exc_info = None  # it was in the first line
-                seen.again(now_s, level, message, args)
-                if seen.is_due(now_s):
-                    message, args = seen.summed_up(now_s, max_s=self._max_s)
-                else:
-                    level = logging.DEBUG
-        self._logger.log(level, message, *args, exc_info=exc_info)
+        """Log a message or count it: `kind` makes it news, `topic` is what `resolved` ends."""
+        said = _Message(level, message, args, exc_info)
+        repeats.count((self._logger, topic), kind, said).log(self._logger)
 
-    def over(self, message: str, *args: object) -> None:
-        """Log that all is well again and how often it was not; nothing if nothing was told."""
-        if not self._kinds:
-            return
-        with self._lock:
-            now_s = self._clock()
-            kinds = [seen for seen in self._kinds.values() if seen.over_s is None]
-            told = any(seen.is_open for seen in kinds)
-            for seen in kinds:
-                seen.end(now_s, told=told)
-        if told:
-            # What is said at INFO stands beside a trouble and is none of its own.
-            times = sum(seen.count for seen in kinds if seen.level > logging.INFO)
-            lasted = spoken(now_s - min(seen.first_s for seen in kinds))
-            words = message % args if args else message
-            account = f"failed {times:,} times in {lasted}" if times > 1 else f"after {lasted}"
-            self._logger.info("%s (%s)", words, account)
+    info = partialmethod(log, logging.INFO)
+    warning = partialmethod(log, logging.WARNING)
+    error = partialmethod(log, logging.ERROR)
 
-    def sum_up(self) -> None:
-        """Log what was counted and is due, though nothing more of it has come."""
-        with self._lock:
-            now_s = self._clock()
-            due = [
-                (seen.level, *seen.summed_up(now_s, max_s=self._max_s))
-                for seen in self._kinds.values()
-                if seen.untold and (seen.is_due(now_s) or self._is_past(seen, now_s))
-            ]
-            self._forget(now_s)
-        for level, message, args in due:
-            self._logger.log(level, message, *args)
-
-    def _forget(self, now_s: float) -> None:
-        """Let go of what has been over, or quiet, for so long that it would be a new trouble."""
-        for kind, seen in list(self._kinds.items()):
-            if not seen.untold and self._is_past(seen, now_s):
-                del self._kinds[kind]
-
-    def _is_past(self, seen: _Repeated, now_s: float) -> bool:
-        over = seen.over_s is not None and now_s - seen.over_s >= self._first_s
-        return over or now_s - seen.last_s >= self._max_s
+    def resolved(self, message: str, *args: object, topic: str = "") -> None:
+        """Log that a topic is resolved and how often it failed; nothing if it did not."""
+        if (account := repeats.resolve((self._logger, topic))) is not None:
+            self._logger.info("%s (%s)", message % args if args else message, account)
 
 
-def sum_up_repeats() -> None:
-    """Log the summaries that are due; called every few seconds."""
-    with _REPEATS_LOCK:
-        everyone = list(_REPEATS)
-    for repeats in everyone:
-        repeats.sum_up()
+_Topic: TypeAlias = tuple[logging.Logger, str]
 
 
-# As with the loggers themselves: whoever has something to repeat is known by having it.
-_REPEATS: weakref.WeakSet[RateLimitedLog] = weakref.WeakSet()
-_REPEATS_LOCK = threading.Lock()
+@dataclass(frozen=True, slots=True)
+class _Message:
+    """The arguments of a call to a logger."""
+
+    level: int
+    text: str
+    args: tuple[object, ...]
+    exc_info: BaseException | None = None
+
+    def log(self, logger: logging.Logger) -> None:
+        logger.log(self.level, self.text, *self.args, exc_info=self.exc_info)
 
 
 class _Repeated:
-    """One kind of trouble: how often, since when, and what was last told of it."""
+    """One kind of message: how often, since when, and its newest text."""
 
-    def __init__(
-        self, now_s: float, interval_s: float, level: int, message: str, args: tuple[object, ...]
-    ) -> None:
-        self.first_s = self.last_s = now_s
+    def __init__(self, message: _Message, *, first_s: float, interval_s: float) -> None:
+        self.message = message
+        self.first_s = self.last_s = self._logged_s = first_s
         self.count = 1
-        self.untold = 0
-        self.over_s: float | None = None
+        self.unreported = 0
+        self.resolved_s: float | None = None
         self.is_open = True
-        """Whether it was told since it was last told to be over."""
-        self.level = level
-        self._told_s = now_s
+        """Whether it was logged since it was last logged as resolved."""
         self._interval_s = interval_s
-        self._message = message
-        self._args = args
 
-    def again(self, now_s: float, level: int, message: str, args: tuple[object, ...]) -> None:
-        self.level, self._message, self._args = level, message, args
+    def again(self, message: _Message, now_s: float) -> None:
+        self.message = message
         self.last_s = now_s
         self.count += 1
-        self.untold += 1
-        self.over_s = None
+        self.unreported += 1
+        self.resolved_s = None
 
     def is_due(self, now_s: float) -> bool:
-        return now_s - self._told_s >= self._interval_s
+        return now_s - self._logged_s >= self._interval_s
 
-    def summed_up(self, now_s: float, *, max_s: float) -> tuple[str, tuple[object, ...]]:
-        self._told_s = now_s
+    def summarized(self, now_s: float, *, max_s: float) -> _Message:
+        self._logged_s = now_s
         self._interval_s = min(2 * self._interval_s, max_s)
-        self.untold = 0
-        self.is_open = self.over_s is None
-        lasted = spoken(self.last_s - self.first_s)
-        account = f"{self.count:,} times in {lasted}"
+        self.unreported = 0
+        self.is_open = self.resolved_s is None
+        account = f"{self.count:,} times in {spoken(self.last_s - self.first_s)}"
         if (ago_s := now_s - self.last_s) >= _LONG_AGO_S:
             account += f", the last {spoken(ago_s)} ago"
-        return self._message + " (%s)", (*self._args, account)
+        args = (*self.message.args, account)
+        return _Message(self.message.level, f"{self.message.text} (%s)", args)
 
-    def end(self, now_s: float, *, told: bool) -> None:
-        self.over_s = now_s
+    def resolve(self, now_s: float, *, is_logged: bool) -> None:
+        self.resolved_s = now_s
         self.is_open = False
-        if told:
-            self.untold = 0
+        if is_logged:
+            self.unreported = 0
 
 
 def spoken(seconds: float) -> str:
@@ -253,8 +276,8 @@ def shown_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
-def _is_no_refusal(record: logging.LogRecord) -> bool:
-    """Leave out what uvicorn takes for an error: a WebSocket that was refused with an answer."""
+def _is_not_refused_handshake(record: logging.LogRecord) -> bool:
+    """Leave out what uvicorn logs as an error when a WebSocket is refused with a response."""
     return record.msg != "ASGI callable returned without completing handshake."
 
 
@@ -267,7 +290,7 @@ _UNSAFE = re.compile(
     "\ud800-\udfff"  # half a surrogate pair, which UTF-8 cannot carry
     "]"
 )
-"""Characters that would forge a line, or make it look like another one: text comes from outside."""
+"""Characters that could forge a log line or change how a terminal shows it."""
 
 
 def _as_python(unsafe: re.Match[str]) -> str:

@@ -19,11 +19,9 @@ from app.runtime.logging import RateLimitedLog
 BreakerState = Literal["closed", "open", "half-open"]
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 _JITTER = 0.1
-
-
-_unforeseen = RateLimitedLog(logger)
 
 
 @contextlib.contextmanager
@@ -38,7 +36,7 @@ def contained(what: str, *, error: type[IngestError] = Unforeseen) -> Iterator[N
     except IngestError:
         raise
     except Exception as exc:
-        _unforeseen.tell(logging.ERROR, "Unhandled error while %s", what, kind=what, exc_info=exc)
+        limited_log.error("Unhandled error while %s", what, kind=what, exc_info=exc)
         raise error(f"Unhandled error while {what}: {type(exc).__name__}") from exc
 
 
@@ -96,7 +94,6 @@ class Breaker:
         self._reset_s = reset_s
         self._clock = clock
         self._opened_at = 0.0
-        self._openings = RateLimitedLog(logger, clock=clock)
         # The wait is ours, on a monotonic clock: pybreaker's uses the wall clock, which jumps.
         self._breaker = pybreaker.CircuitBreaker(name=name, fail_max=threshold, reset_timeout=0)
 
@@ -122,7 +119,7 @@ class Breaker:
     def succeeded(self) -> None:
         """Report an attempt that reached the neighbor; the breaker closes."""
         self._breaker.call(lambda: None)
-        self._openings.over("Circuit breaker closed: %s answers", self.name)
+        limited_log.resolved("Circuit breaker closed: %s answers", self.name, topic=self.name)
 
     def failed(self, cause: BaseException | str) -> None:
         """Report an attempt that did not; the breaker opens at the threshold."""
@@ -133,12 +130,12 @@ class Breaker:
         if self._breaker.current_state == pybreaker.STATE_OPEN:
             self._opened_at = self._clock()
             if was_closed:
-                self._openings.tell(
-                    logging.WARNING,
+                limited_log.warning(
                     "Circuit breaker open: %s failed %d times in a row, last: %s",
                     self.name,
                     self.failure_count,
                     cause,
+                    topic=self.name,
                 )
 
 

@@ -60,6 +60,7 @@ from app.sinks.retry_policy import (
 from app.sinks.status_text import DrainRate, Expired, SinkProblem, impersonal, title
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 Taken = TypeVar("Taken")
 
@@ -134,9 +135,6 @@ class Delivery:
         self._trouble: SinkProblem | None = None
         self._last_error: str | None = None
         self._pace = DrainRate()
-        self._troubles = RateLimitedLog(logger, clock=clock)
-        self._losses = RateLimitedLog(logger, clock=clock)
-        self._restarts = RateLimitedLog(logger, clock=clock)
         self._expired = Expired()
         self._retention_s = retention_s
 
@@ -271,11 +269,11 @@ class Delivery:
     async def _check_progress(self) -> None:
         if points := await self._progress.check():
             self._parts.clear()
-            self._restarts.tell(
-                logging.WARNING,
+            limited_log.warning(
                 "%s may have restarted: %d points that it may have lost are sent again",
                 title(self.name),
                 points,
+                topic=f"{self.name} restarts",
             )
 
     async def _in_hand(self) -> Part | None:
@@ -360,8 +358,13 @@ class Delivery:
             self._parts.extendleft(WholeRows((row,)) for row in reversed(part.rows))
             return
         self._done(part, lambda points: self._telemetry.points_dropped(self.name, points))
-        self._losses.tell(
-            logging.ERROR, "Lost %d points for %s: %s", part.points, self.name, exc, kind="damaged"
+        limited_log.error(
+            "Lost %d points for %s: %s",
+            part.points,
+            self.name,
+            exc,
+            kind="damaged",
+            topic=f"{self.name} losses",
         )
 
     def _advance(self, part: Part, *, seconds: float, expired: int) -> None:
@@ -399,20 +402,25 @@ class Delivery:
         which = f"Point {part.first} is a dead letter"
         if part.points > 1:
             which = f"Points {part.first} to {part.last} are dead letters"
-        self._losses.tell(
-            logging.ERROR, "%s of %s: %r", which, self.name, impersonal(reason), kind="dead letter"
+        limited_log.error(
+            "%s of %s: %r",
+            which,
+            self.name,
+            impersonal(reason),
+            kind="dead letter",
+            topic=f"{self.name} losses",
         )
 
     def _log_expired(self, answer: Outcome, points: int) -> None:
         reason = answer.reason if isinstance(answer, OutOfBounds) else ""
         self._expired.add(points, self._clock())
-        self._losses.tell(
-            logging.WARNING,
+        limited_log.warning(
             "%s did not store %d points that are older than its retention: %s",
             title(self.name),
             points,
             impersonal(reason),
             kind="retention",
+            topic=f"{self.name} losses",
         )
 
     def _done(self, part: Part, count: Callable[[int], None]) -> None:
@@ -468,7 +476,7 @@ class Delivery:
         if self._state.condition == "ok":
             self._trouble = None
             if before:
-                self._troubles.over("%s", before.ended())
+                limited_log.resolved("%s", before.ended(), topic=self.name)
             return
         self._pace.reset()
         self._trouble = SinkProblem(
@@ -480,7 +488,7 @@ class Delivery:
         )
         condition = self._state.condition
         level = logging.WARNING if condition == "waiting" else logging.ERROR
-        self._troubles.tell(level, "%s", self._trouble.sentence(now_s), kind=condition)
+        limited_log.log(level, "%s", self._trouble.sentence(now_s), kind=condition, topic=self.name)
 
 
 def _said(answer: Outcome) -> str | None:

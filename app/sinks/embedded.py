@@ -25,6 +25,7 @@ from app.runtime.sqlite import Connection, Database, open_or_replace, quick_chec
 from app.sinks.outcomes import Accepted, Batch, Held, Outcome, Refused, Unavailable
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 Value: TypeAlias = str | float | int | None
 
@@ -198,11 +199,9 @@ class EmbeddedStore:
         """When more than a day's events came to be too old at once, which a wrong date does."""
         self._steps_taken = 0
         self._step_through_ns = 0
-        self._deletions = RateLimitedLog(logger)
         self._sleep = sleep
         self._prune_every_s = prune_every_s
         self._prune_step_s = prune_step_s
-        self._failures = RateLimitedLog(logger)
         self._closing = contextlib.AsyncExitStack()
         self._database: Database | None = None
 
@@ -292,11 +291,9 @@ class EmbeddedStore:
             try:
                 more = await self.prune()
             except StorageError as exc:
-                self._failures.tell(
-                    logging.WARNING, "Old events were not deleted, it is tried again: %s", exc
-                )
+                limited_log.warning("Old events were not deleted, it is tried again: %s", exc)
             else:
-                self._failures.over("Old events are deleted again")
+                limited_log.resolved("Old events are deleted again")
             await self._sleep(self._prune_step_s if more else self._prune_every_s)
 
     async def prune(self) -> bool:
@@ -314,11 +311,11 @@ class EmbeddedStore:
         before_ns = self._trusted(wanted_ns, oldest_ns=oldest_ns)
         deleted = await self._opened().write(partial(_prune, before_ns=before_ns))
         if deleted:
-            self._deletions.tell(
-                logging.INFO,
+            limited_log.info(
                 "Deleted %d events from before %s (EMBEDDED_RETENTION_DAYS)",
                 deleted,
                 moment_of(before_ns).isoformat(timespec="seconds"),
+                topic="deletions",
             )
         return deleted == _ROWS_PER_STEP
 

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from app.journal.journal import SqliteJournal
 from app.model import Lines, Row
 from app.runtime.errors import StorageDamaged, StorageFull
+from app.runtime.logging import repeats
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
 from app.sinks.dead_letters import DeadLetters
@@ -817,9 +818,12 @@ async def test_the_status_shows_the_sink_and_its_place_in_the_journal() -> None:
     assert end.last_write is not None
 
 
-async def test_the_status_says_what_a_person_must_do(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_status_says_what_a_person_must_do(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Since when, and in the words of the database; the log says it once, and its end."""
     bench = Bench()
+    monkeypatch.setattr(repeats, "clock", bench.clock)
     bench.journal.add(lines(1, 100))
     bench.sink.script = [Unavailable(reason="reset"), *[UNAUTHORIZED] * 5]
     reasons: list[str | None] = []

@@ -18,8 +18,8 @@ from app.runtime.logging import (
     RateLimitedLog,
     TextLine,
     configure,
+    repeats,
     spoken,
-    sum_up_repeats,
 )
 
 NOISY = ("websockets", "httpx", "httpcore", "uvicorn.access", "asyncio")
@@ -195,15 +195,15 @@ class Hearing:
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.now_s = 0.0
         self._caplog = caplog
-        self.repeats = RateLimitedLog(logging.getLogger("hearing"), clock=lambda: self.now_s)
+        self.log = RateLimitedLog(logging.getLogger("hearing"))
         caplog.set_level(logging.INFO, "hearing")
 
     def fail_every(self, step_s: float, *, until_s: float, kind: str = "") -> None:
         """Have it happen again and again, with the look that the service takes in between."""
         while self.now_s < until_s:
-            self.repeats.tell(logging.WARNING, "Lost %s", "it", kind=kind)
+            self.log.warning("Lost %s", "it", kind=kind)
             self.now_s += step_s
-            self.repeats.sum_up()
+            repeats.summarize()
 
     def said(self) -> list[str]:
         """Return the lines since the last time."""
@@ -213,9 +213,11 @@ class Hearing:
 
 
 @pytest.fixture
-def hearing(caplog: pytest.LogCaptureFixture) -> Hearing:
-    """Return a trouble that has not happened yet."""
-    return Hearing(caplog)
+def hearing(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Hearing:
+    """Return a problem that has not happened yet."""
+    found = Hearing(caplog)
+    monkeypatch.setattr(repeats, "clock", lambda: found.now_s)
+    return found
 
 
 def test_what_repeats_is_summed_up_ever_more_rarely(hearing: Hearing) -> None:
@@ -236,12 +238,12 @@ def test_what_repeats_is_summed_up_ever_more_rarely(hearing: Hearing) -> None:
 
 def test_the_end_says_how_often_and_how_long(hearing: Hearing) -> None:
     """One line when all is well again, and nothing when nothing was wrong."""
-    hearing.repeats.over("It is back")
+    hearing.log.resolved("It is back")
     hearing.fail_every(10.0, until_s=30.0)
-    hearing.repeats.over("It is back after %s", "all")
-    hearing.repeats.over("It is back")
+    hearing.log.resolved("It is back after %s", "all")
+    hearing.log.resolved("It is back")
     hearing.now_s = 1_000.0
-    hearing.repeats.sum_up()
+    repeats.summarize()
 
     assert hearing.said() == ["Lost it", "It is back after all (failed 3 times in 30 s)"]
 
@@ -249,12 +251,12 @@ def test_the_end_says_how_often_and_how_long(hearing: Hearing) -> None:
 def test_a_new_trouble_is_told_in_full(hearing: Hearing) -> None:
     """What was over for a minute has nothing to do with what comes now."""
     hearing.fail_every(10.0, until_s=300.0)
-    hearing.repeats.over("It is back")
+    hearing.log.resolved("It is back")
     hearing.now_s += 60.0
     hearing.said()
 
     hearing.fail_every(10.0, until_s=hearing.now_s + 10.0)
-    hearing.repeats.over("It is back")
+    hearing.log.resolved("It is back")
 
     assert hearing.said() == ["Lost it", "It is back (after 10 s)"]
 
@@ -263,7 +265,7 @@ def test_what_comes_and_goes_is_one_trouble(hearing: Hearing) -> None:
     """A server that hangs up every second fills no log, neither with its ends."""
     while hearing.now_s < 3_600.0:
         hearing.fail_every(1.0, until_s=hearing.now_s + 1.0)
-        hearing.repeats.over("It is back")
+        hearing.log.resolved("It is back")
 
     said = hearing.said()
     assert said[:2] == ["Lost it", "It is back (after 1 s)"]
@@ -275,8 +277,8 @@ def test_what_has_stopped_is_summed_up_all_the_same(hearing: Hearing) -> None:
     """Five hundred bad messages in five seconds, and none after: their number is told."""
     hearing.fail_every(0.01, until_s=5.0)
     hearing.now_s = 65.0
-    hearing.repeats.sum_up()
-    hearing.repeats.sum_up()
+    repeats.summarize()
+    repeats.summarize()
 
     first, summary = hearing.said()
     assert first == "Lost it"
@@ -286,7 +288,7 @@ def test_what_has_stopped_is_summed_up_all_the_same(hearing: Hearing) -> None:
 def test_each_kind_is_told_for_itself(hearing: Hearing) -> None:
     """Another reason is news; too many of them are one."""
     for kind in range(1_000):
-        hearing.repeats.tell(logging.WARNING, "Kind %d", kind, kind=str(kind))
+        hearing.log.warning("Kind %d", kind, kind=str(kind))
 
     assert [f"Kind {kind}" for kind in range(51)] == hearing.said()
 
@@ -294,7 +296,7 @@ def test_each_kind_is_told_for_itself(hearing: Hearing) -> None:
 def test_the_first_has_the_traceback(hearing: Hearing, caplog: pytest.LogCaptureFixture) -> None:
     """A bug repeats its traceback for nobody."""
     for hearing.now_s in (0.0, 60.0):
-        hearing.repeats.tell(logging.ERROR, "Broken", exc_info=ValueError("why"))
+        hearing.log.error("Broken", exc_info=ValueError("why"))
 
     assert [record.exc_info is not None for record in caplog.records] == [True, False]
 
@@ -308,14 +310,25 @@ def test_at_debug_each_is_there(hearing: Hearing, caplog: pytest.LogCaptureFixtu
     assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]
 
 
-def test_everything_that_repeats_is_reached(hearing: Hearing) -> None:
-    """The service sums up at one place what all its parts have to tell."""
-    hearing.fail_every(1.0, until_s=2.0)
-    hearing.now_s = 61.0
+def test_topics_of_one_logger_are_resolved_on_their_own(hearing: Hearing) -> None:
+    """A database that answers again says nothing about the points it refused."""
+    hearing.log.warning("Lost it", topic="connection")
+    hearing.log.warning("Refused %d points", 3, topic="points")
 
-    sum_up_repeats()
+    hearing.log.resolved("It is back", topic="connection")
+    hearing.log.warning("Refused %d points", 4, topic="points")
 
-    assert hearing.said() == ["Lost it", "Lost it (2 times in 1 s, the last 60 s ago)"]
+    assert hearing.said() == ["Lost it", "Refused 3 points", "It is back (after 0 s)"]
+
+
+def test_loggers_with_the_same_words_do_not_share_a_count(
+    hearing: Hearing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What one module logs does not hide the message of another."""
+    hearing.log.warning("Lost it")
+    RateLimitedLog(logging.getLogger("neighbor")).warning("Lost it")
+
+    assert [record.name for record in caplog.records] == ["hearing", "neighbor"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from app.discovery.refresh import Discovery, RegistryUpdate
 from app.discovery.registries import KINDS, EntityRow, Registries
 from app.model import Event, EventData
 from app.runtime.errors import CommandFailed, SourceUnavailable
+from app.runtime.logging import repeats
 from app.runtime.retry import Backoff
 from tests.fakes.discovery import Answers, discovery_of
 from tests.fakes.recordings import VERSIONS, event_messages, recording
@@ -312,10 +313,11 @@ def test_a_catalog_that_never_came_is_stale_too() -> None:
 
 
 def test_staleness_is_warned_about_ever_more_rarely(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stands in /health meanwhile."""
     now = 0.0
+    monkeypatch.setattr(repeats, "clock", lambda: now)
     clocked = Clocked()
     discovery = Discovery(
         ask=Answers({}).commands,

@@ -9,6 +9,7 @@ import logging
 import pytest
 
 from app.api.throttle import AuthThrottle, Challenges, too_many
+from app.runtime.logging import repeats
 
 
 class Clock:
@@ -145,10 +146,11 @@ async def test_the_longest_silent_client_gives_up_its_place(
 
 
 def test_wrong_keys_are_logged_with_their_peer_once_a_minute(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An operator learns who tries, and no guesser can fill the log."""
     clock = Clock()
+    monkeypatch.setattr(repeats, "clock", clock)
     attempts = AuthThrottle(clock=clock)
     with caplog.at_level(logging.WARNING):
         _failed(attempts, "192.168.1.7", 5)

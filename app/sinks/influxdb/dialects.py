@@ -17,6 +17,7 @@ from app.runtime.logging import RateLimitedLog
 from app.sinks.influxdb.response import Reply, message, parsed
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 Version: TypeAlias = Literal["v1", "v2", "v3"]
 
@@ -117,7 +118,6 @@ class V1:
     def __init__(self, target: Target) -> None:
         """Take the database and the user."""
         self._target = target
-        self._creations = RateLimitedLog(logger)
 
     def authorized(self, request: Request) -> Request:
         """Name user and password; without a user the token, for what stands in front."""
@@ -141,7 +141,7 @@ class V1:
         # Also a statement that failed is answered with 200.
         created = reply.status == HTTPStatus.OK and b'"error"' not in reply.body
         if created:
-            self._creations.tell(logging.INFO, "Created database %r", self._target.bucket)
+            limited_log.info("Created database %r", self._target.bucket)
         return created
 
     def retention_question(self) -> Request:
@@ -187,7 +187,6 @@ class V2:
     def __init__(self, target: Target) -> None:
         """Take the bucket, its organization and the token."""
         self._target = target
-        self._creations = RateLimitedLog(logger)
 
     def authorized(self, request: Request) -> Request:
         """Name the token."""
@@ -214,7 +213,7 @@ class V2:
             Request(method="POST", path="/api/v2/buckets", headers=_JSON, body=wanted)
         )
         if created.status == HTTPStatus.CREATED:
-            self._creations.tell(logging.INFO, "Created bucket %r in organization %r", bucket, org)
+            limited_log.info("Created bucket %r in organization %r", bucket, org)
         # 422: someone else has just created it
         return created.status in {HTTPStatus.CREATED, HTTPStatus.UNPROCESSABLE_ENTITY}
 
@@ -261,7 +260,6 @@ class V3:
     def __init__(self, target: Target) -> None:
         """Take the database and the token."""
         self._target = target
-        self._creations = RateLimitedLog(logger)
 
     def authorized(self, request: Request) -> Request:
         """Name the token."""
@@ -288,7 +286,7 @@ class V3:
         )
         is_new = created.status in {HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.NO_CONTENT}
         if is_new:
-            self._creations.tell(logging.INFO, "Created database %r", self._target.bucket)
+            limited_log.info("Created database %r", self._target.bucket)
         # 409: someone else has just created it
         return is_new or created.status == HTTPStatus.CONFLICT
 

@@ -24,6 +24,7 @@ from app.sinks.influxdb.response import NO_ANSWER, Reply, answer, failure
 from app.sinks.outcomes import Batch, Held, Outcome, Refused, ServerProcess, Unavailable
 
 logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 Api: TypeAlias = Literal["auto"] | Version
 
@@ -89,7 +90,6 @@ class InfluxSink:
         self._asked_in_vain = 0
         """How often the process did not answer in a row, although it accepted writes between."""
         self._dialect = self._chosen()
-        self._choices = RateLimitedLog(logger)
         self._client: InfluxDBClientAsync | None = None
 
     async def __aenter__(self) -> Self:
@@ -214,7 +214,7 @@ class InfluxSink:
         found = await detect(self._ask)
         if isinstance(found, Held | Unavailable):
             return found
-        self._choices.tell(logging.INFO, "Writing to InfluxDB as %s", found)
+        limited_log.info("Writing to InfluxDB as %s", found)
         self._dialect = dialect(found, self._target)
         return self._dialect
 
@@ -245,7 +245,7 @@ class InfluxSink:
         if reply.status in _WRONG_PATH and (other := await self._other_than(spoken)):
             other_reply = await self._write(body, other)
             if other_reply.status not in _HOLDING:
-                self._choices.tell(logging.INFO, "Writing to InfluxDB as %s", other.version)
+                limited_log.info("Writing to InfluxDB as %s", other.version)
                 self._dialect, spoken, reply = other, other, other_reply
         if body.is_gzip and reply.status == HTTPStatus.NO_CONTENT:
             self._gzip = "accepted"
