@@ -11,7 +11,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help python setup demo run doctor backfill test check lint-deploy image-steps fix coverage real-servers test-real storm screenshots bench bench-smoke soak clean
+.PHONY: help python setup demo run doctor backfill test check lint-deploy image-steps fix coverage real-servers test-real storm trace mutants screenshots bench bench-smoke soak clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -82,6 +82,13 @@ test-real: setup ## Run the service against a real Home Assistant and real datab
 storm: setup ## Let real servers and links fail at random: make storm MINUTES=30 [SEED=…]
 	MINUTES=$(or $(MINUTES),30) $(RUN)pytest tests/real/test_real_storm.py
 
+trace: setup ## Count the functions and files that one live event passes
+	@$(RUN)python -m tests.trace_event
+
+mutants: setup ## Change four pure modules in every small way, and list what no test finds (an hour)
+	$(RUN)mutmut run
+	$(RUN)mutmut results
+
 screenshots: setup ## Take the pictures of the dashboard for the README
 	$(RUN)python -m tests.real.screenshots
 
@@ -95,4 +102,4 @@ soak: setup ## Let everything fail at random: make soak MINUTES=20
 	$(RUN)python -m benchmarks.soak --minutes $(or $(MINUTES),20)
 
 clean: ## Remove what make made
-	rm -rf .venv .uv .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf mutants .venv .uv .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis

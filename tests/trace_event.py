@@ -19,11 +19,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
 
 from app.container import Container
 from app.main import running
+from app.runtime.metrics import SinkCounts
 from app.settings import load_settings
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.influx import FakeInflux
@@ -118,7 +120,7 @@ async def trace_events() -> Trace:
                 trace.calls.clear()
                 trace.is_recording = True
                 house.set_state("sensor.kitchen", str(state))
-                await _until(lambda state=state: sink.written >= state)
+                await _until(partial(_has_written, sink, state))
                 trace.is_recording = False
                 calls.append(dict(trace.calls))
                 await asyncio.sleep(_PAUSE_S)
@@ -129,9 +131,13 @@ async def trace_events() -> Trace:
     return trace
 
 
+def _has_written(sink: SinkCounts, points: int) -> bool:
+    return sink.written >= points
+
+
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(_PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - a counter has no event
+        while not condition():
             await asyncio.sleep(_POLL_S)
 
 
