@@ -119,6 +119,8 @@ class Comparison:
     backfilled: int = 0
     explained: Counter[Rule] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
+    unknowable: list[Difference] = field(default_factory=list)
+    """The rows whose absence is explained, for a person to check."""
 
     def add_extra(self, point: StoredPoint, rule: Rule | None) -> None:
         """Count a point that has no row."""
@@ -130,13 +132,15 @@ class Comparison:
 
     def add_missing(self, identity: tuple[str, int], row: Row, rule: Rule | None) -> None:
         """Count a row that has no point."""
+        entity_id, time_ns = identity
+        missing = Difference(
+            entity_id=entity_id, time_ns=time_ns, what="missing", expected=row.state
+        )
         if rule is not None:
             self.explained[rule] += 1
+            self.unknowable.append(missing)
         else:
-            entity_id, time_ns = identity
-            self.differences.append(
-                Difference(entity_id=entity_id, time_ns=time_ns, what="missing", expected=row.state)
-            )
+            self.differences.append(missing)
 
     def add_points(
         self,

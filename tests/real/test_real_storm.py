@@ -105,6 +105,7 @@ def _report(storm: Storm, result: Comparison, health: Any, *, most: int | None =
     listed = [found for kind in by_kind.values() for found in kind[:most]]
     entries = [(action.time_ns, f"--- {action}") for action in storm.actions]
     entries += [(found.time_ns, str(found)) for found in listed]
+    entries += [(found.time_ns, f"explained: {found}") for found in result.unknowable]
     left_out = len(result.differences) - len(listed)
     return "\n".join(
         [
