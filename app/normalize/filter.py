@@ -9,7 +9,6 @@ Within one pattern a single key that fits is enough. Values are globs, or lists 
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import msgspec
 
 from app.model import Change, Placement
 from app.runtime.errors import FilterInvalid
+from app.runtime.globs import glob_matcher
 from app.runtime.text import one_line
 
 _MAX_VERDICTS = 50_000
@@ -170,7 +170,7 @@ _READ: Mapping[str, Callable[[Change], Sequence[str | None]]] = {
 
 def _compiled(pattern: Pattern) -> Callable[[Change], bool]:
     keys = [
-        (_READ[key], _matcher(globs))
+        (_READ[key], glob_matcher((globs,) if isinstance(globs, str) else globs))
         for key in Pattern.__struct_fields__
         if (globs := getattr(pattern, key))
     ]
@@ -181,10 +181,3 @@ def _compiled(pattern: Pattern) -> Callable[[Change], bool]:
         )
 
     return fits
-
-
-def _matcher(globs: Globs) -> Callable[[str], re.Match[str] | None]:
-    parts = (globs,) if isinstance(globs, str) else globs
-    # However many `*` a glob has, it is tried in one pass: each part is an atomic group, which
-    # never gives back what it took (fnmatch does so since Python 3.11).
-    return re.compile("|".join(fnmatch.translate(glob) for glob in parts)).match

@@ -1,4 +1,4 @@
-"""The point schema `homeiq`: what one change looks like as a line.
+"""The point schema `homeiq`: how a change is encoded as a line.
 
 Tags, sorted by key, only those that are known: area_id, device_class, device_id, domain,
 entity_id, event_category, event_type, instance, integration, unit_of_measurement.
@@ -11,17 +11,17 @@ backfilled.
 
 from __future__ import annotations
 
-import fnmatch
+import functools
 import math
 import re
-from collections.abc import Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 
-from app.model import UNAVAILABLE, Change, LastState, Lines, StoredPoint
+from app.model import UNAVAILABLE, Change, LastState, Lines, Placement, StoredPoint
+from app.runtime.globs import glob_matcher
 from app.schema.line_protocol import (
-    MAX_STRING_BYTES,
     escape_field_key,
     escape_measurement,
     escape_tag,
@@ -29,11 +29,8 @@ from app.schema.line_protocol import (
     quote_utf8,
 )
 
-_Octets: TypeAlias = str
-"""UTF-8 as text of one character per byte: only so can an f-string put a line together."""
-
-_ENCODING = "latin-1"
-"""What makes bytes of such text, and such text of bytes, without changing any."""
+_SeriesKey: TypeAlias = tuple[Placement, str, str | None, str | None, str | None, str]
+"""What a series' tags and names are made of, besides the entity id."""
 
 VALUES_OF_WORDS = {
     "on": 1.0,
@@ -53,10 +50,10 @@ VALUES_OF_WORDS = {
     "yes": 1.0,
     "no": 0.0,
 }
-"""States that are one of two: Home Assistant's own pairs, and how templates write booleans.
+"""Binary states: Home Assistant's own pairs, and how templates write booleans.
 
-Words with a third neighbor are not here (`opening`, `jammed`, `idle`, `paused`), nor is a zone's
-name: a person who is in the zone `work` is neither 1 nor 0.
+States of entities with more than two (`opening`, `jammed`, `idle`, `paused`) are not here, nor are
+names of zones: a person in the zone `work` is neither 1 nor 0.
 """
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
@@ -70,7 +67,7 @@ _MAX_CACHED_STATE_LENGTH = 64
 
 
 def value_of(state: str) -> float | None:
-    """Return the number a state stands for; None when it stands for none."""
+    """Return the number that a state stands for, if any."""
     if len(state) <= _MAX_NUMBER_CHARS and _NUMBER.fullmatch(state):
         value = float(state)
         return value if math.isfinite(value) else None
@@ -78,7 +75,7 @@ def value_of(state: str) -> float | None:
 
 
 def category_of(domain: str, device_class: str | None) -> str:
-    """Return the event category: the first that fits, in the order of the lines."""
+    """Return the event category; the first rule that matches decides."""
     if domain in {"alarm_control_panel", "lock"} or device_class in _SECURITY_CLASSES:
         return "security"
     if domain == "climate" or device_class in {"temperature", "humidity"}:
@@ -91,56 +88,20 @@ def category_of(domain: str, device_class: str | None) -> str:
 
 
 class _Series:
-    """What stays the same from one change of an entity to the next, already encoded.
+    """The encoded parts that an entity's lines share."""
 
-    The pieces are `_Octets`: UTF-8 in a `str` of one character per byte.
-    """
+    __slots__ = ("attributes", "attributes_fields", "head", "key")
 
-    __slots__ = (
-        "attributes",
-        "attributes_fields",
-        "device_class",
-        "event_type",
-        "friendly_name",
-        "head",
-        "placement",
-        "state",
-        "state_fields",
-        "unit_of_measurement",
-    )
-
-    def __init__(self, change: Change, head: _Octets) -> None:
-        self._remember(change)
+    def __init__(self, key: _SeriesKey, head: bytes) -> None:
+        self.key = key
         self.head = head
+        """Measurement, tags, and the fields that name the entity and its device."""
         self.attributes: bytes | None = None
-        self.attributes_fields: _Octets = ""
-        self.state: str | None = None
-        """The newest state, and its fields: it will be the next one's previous state."""
-        self.state_fields: tuple[_Octets, _Octets] = ("", "")
-
-    def fits(self, change: Change) -> bool:
-        """Whether tags and names say the same; if so, remember the objects that say it now."""
-        if (
-            self.placement is not change.placement
-            or self.device_class != change.device_class
-            or self.unit_of_measurement != change.unit_of_measurement
-            or self.friendly_name != change.friendly_name
-            or self.event_type != change.event_type
-        ):
-            return False
-        self._remember(change)
-        return True
-
-    def _remember(self, change: Change) -> None:
-        self.placement = change.placement
-        self.device_class = change.device_class
-        self.unit_of_measurement = change.unit_of_measurement
-        self.friendly_name = change.friendly_name
-        self.event_type = change.event_type
+        self.attributes_fields = b""
 
 
 class HomeiqEncoder:
-    """Encodes changes as lines; remembers what repeats, within a bound."""
+    """Encodes changes as lines; caches what repeats per entity, up to `max_cached_bytes`."""
 
     def __init__(
         self,
@@ -149,110 +110,103 @@ class HomeiqEncoder:
         instance: str | None,
         attribute_fields: Sequence[str],
         max_cached_bytes: int = 32_000_000,
-        max_cached_states: int = 20_000,
     ) -> None:
-        """Take the name of the measurement, of this Home Assistant, and globs of attributes."""
+        """Store the names of the measurement and of this Home Assistant, and compile the globs.
+
+        `attribute_fields`: globs of attributes that become fields of their own.
+        """
         self._measurement = escape_measurement(measurement)
         self._instance = instance
-        self._wanted = (
-            re.compile("|".join(fnmatch.translate(glob) for glob in attribute_fields))
-            if attribute_fields
-            else None
-        )
+        self._is_field = glob_matcher(attribute_fields) if attribute_fields else None
         self._max_cached_bytes = max_cached_bytes
-        self._max_cached_states = max_cached_states
         self._series: dict[str, _Series] = {}
         self._cached_bytes = 0
-        self._states: dict[str, tuple[_Octets, _Octets]] = {}
 
     def encode(self, changes: Sequence[Change]) -> Lines:
         """Return exactly one line for each change, in order."""
-        # One loop, five parts a line and one join: what an entity repeats (tags, names,
-        # attributes) is found encoded, which is most of the bytes. See `make bench`.
+        # The hot path, measured as "encode" in benchmarks/README.md: most bytes of a line are
+        # cached parts.
         if self._cached_bytes > self._max_cached_bytes:
             self._series.clear()
             self._cached_bytes = 0
-        series_of = self._series.get
-        fields_of = self._states.get
-        parts: list[_Octets] = []
+        parts: list[bytes] = []
         for change in changes:
-            series = series_of(change.entity_id)
-            if (
-                series is None
-                or series.placement is not change.placement
-                or series.device_class is not change.device_class
-                or series.unit_of_measurement is not change.unit_of_measurement
-                or series.friendly_name is not change.friendly_name
-                or series.event_type is not change.event_type
-            ):
-                series = self._series_of(change)
-            if series.attributes != change.attributes:
-                self._renew_attributes(series, change.attributes)
-            now, before = "removed=true", ""
-            if (previous := change.previous_state) is not None:
-                if previous == series.state:  # nearly always
-                    before = series.state_fields[1]
-                else:
-                    before = (fields_of(previous) or self._state_fields(previous))[1]
-            if (state := change.state) is not None:
-                if state != series.state:
-                    series.state_fields = fields_of(state) or self._state_fields(state)
-                    series.state = state
-                now = series.state_fields[0]
-            parts += (series.head, now, before, series.attributes_fields, _end(change))
-        return Lines("".join(parts).encode(_ENCODING), len(changes))
+            series = self._series_of(change)
+            state, previous = change.state, change.previous_state
+            parts += (
+                series.head,
+                b"removed=true" if state is None else _fields_of(state).present,
+                b"" if previous is None else _fields_of(previous).previous,
+                series.attributes_fields,
+                _end(change),
+            )
+        return Lines(b"".join(parts), len(changes))
 
     def _series_of(self, change: Change) -> _Series:
-        """Return the series of a change that does not hold the very objects of the last one."""
+        key = (
+            change.placement,
+            change.domain,
+            change.device_class,
+            change.unit_of_measurement,
+            change.friendly_name,
+            change.event_type,
+        )
         series = self._series.get(change.entity_id)
-        return series if series is not None and series.fits(change) else self._new_series(change)
+        if series is None or series.key != key:
+            series = self._new_series(change, key)
+        if series.attributes != change.attributes:
+            self._set_attributes(series, change.attributes)
+        return series
 
-    def _new_series(self, change: Change) -> _Series:
+    def _new_series(self, change: Change, key: _SeriesKey) -> _Series:
         tags = b"".join(
-            b"," + key + b"=" + escape_tag(value)
-            for key, value in _tags(change, self._instance)
+            b",%b=%b" % (name, escape_tag(value))
+            for name, value in _tags(change, self._instance)
             if value
         )
         fields = b"".join(
-            key + b"=" + quote(value) + b"," for key, value in _names(change) if value is not None
+            b"%b=%b," % (name, quote(value)) for name, value in _names(change) if value is not None
         )
-        series = _Series(change, _octets(self._measurement + tags + b" " + fields))
-        self._cached_bytes += len(series.head)
+        series = _Series(key, b"%b%b %b" % (self._measurement, tags, fields))
         if (former := self._series.get(change.entity_id)) is not None:
             self._cached_bytes -= len(former.head) + len(former.attributes_fields)
+        self._cached_bytes += len(series.head)
         self._series[change.entity_id] = series
         return series
 
-    def _renew_attributes(self, series: _Series, attributes: bytes) -> None:
+    def _set_attributes(self, series: _Series, attributes: bytes) -> None:
         fields = b",attributes=" + quote_utf8(attributes)
-        if self._wanted is not None:
-            fields += _attribute_fields(attributes, self._wanted)
+        if self._is_field is not None:
+            fields += _attribute_fields(attributes, self._is_field)
         self._cached_bytes += len(fields) - len(series.attributes_fields)
         series.attributes = attributes
-        series.attributes_fields = _octets(fields)
-
-    def _state_fields(self, state: str) -> tuple[_Octets, _Octets]:
-        """Return the fields of the present state, and that of the same state when it is past."""
-        value = value_of(state)
-        if value is None or len(state) > _MAX_CACHED_STATE_LENGTH:
-            quoted = _octets(quote(state))
-        else:
-            quoted = f'"{state}"'  # numbers and words hold nothing to escape
-        available = "false" if state in UNAVAILABLE else "true"
-        number = "" if value is None else f",value={value!r}"
-        fields = (
-            f"available={available},state_value={quoted}{number}",
-            f",previous_state={quoted}",
-        )
-        if len(state) <= _MAX_CACHED_STATE_LENGTH:
-            if len(self._states) >= self._max_cached_states:
-                self._states.clear()
-            self._states[state] = fields
-        return fields
+        series.attributes_fields = fields
 
 
-def _octets(data: bytes) -> _Octets:
-    return data.decode(_ENCODING)
+class _StateFields(NamedTuple):
+    """The fields of a state: of the present one, and of the same state as the previous one."""
+
+    present: bytes
+    previous: bytes
+
+
+def _fields_of(state: str) -> _StateFields:
+    is_short = len(state) <= _MAX_CACHED_STATE_LENGTH
+    return _cached_state_fields(state) if is_short else _state_fields(state)
+
+
+def _state_fields(state: str) -> _StateFields:
+    value = value_of(state)
+    quoted = quote(state)
+    available = b"false" if state in UNAVAILABLE else b"true"
+    number = b"" if value is None else b",value=%a" % value
+    return _StateFields(
+        present=b"available=%b,state_value=%b%b" % (available, quoted, number),
+        previous=b",previous_state=" + quoted,
+    )
+
+
+_cached_state_fields = functools.lru_cache(maxsize=20_000)(_state_fields)
 
 
 def _tags(change: Change, instance: str | None) -> tuple[tuple[bytes, str | None], ...]:
@@ -281,46 +235,39 @@ def _names(change: Change) -> tuple[tuple[bytes, str | None], ...]:
     )
 
 
-def _end(change: Change) -> _Octets:
-    """Return the end of a line: what is different every time."""
-    end = ""
-    if (duration_s := change.duration_s) is not None:
-        end = f",duration_in_state_seconds={duration_s!r}"
+def _end(change: Change) -> bytes:
+    """Return the end of a line: the parts that differ every time."""
+    end = b""
+    if change.duration_s is not None:
+        end = b",duration_in_state_seconds=%a" % change.duration_s
     if (context := change.context) is not None:
-        if (context_id := context.id) is not None:
-            end += f",context_id={_quoted(context_id)}"
-        if (parent_id := context.parent_id) is not None:
-            end += f",context_parent_id={_quoted(parent_id)}"
-        if (user_id := context.user_id) is not None:
-            end += f",context_user_id={_quoted(user_id)}"
+        if context.id is not None:
+            end += b",context_id=" + quote(context.id)
+        if context.parent_id is not None:
+            end += b",context_parent_id=" + quote(context.parent_id)
+        if context.user_id is not None:
+            end += b",context_user_id=" + quote(context.user_id)
     if change.backfilled:
-        end += ",backfilled=true"
-    return f"{end} {change.time_ns}\n"
-
-
-def _quoted(text: str) -> _Octets:
-    # An id of Home Assistant's holds nothing to escape, and this is cheaper than `quote`.
-    if text.isascii() and '"' not in text and "\\" not in text and len(text) <= MAX_STRING_BYTES:
-        return f'"{text}"'
-    return _octets(quote(text))
+        end += b",backfilled=true"
+    return b"%b %d\n" % (end, change.time_ns)
 
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-def _attribute_fields(attributes: bytes, wanted: re.Pattern[str]) -> bytes:
-    """Return the wanted attributes as fields of their own, each with a comma before it."""
+def _attribute_fields(attributes: bytes, is_field: Callable[[str], object]) -> bytes:
+    """Return the chosen attributes as fields of their own, each with a comma before it."""
     fields: dict[bytes, bytes] = {}
     for name, value in _MEMBERS.decode(attributes).items():
-        if wanted.match(name):
+        if is_field(name):
             fields.update(_attribute_field(escape_field_key("attr_" + name), bytes(value)))
     return b"".join(b",%b=%b" % field for field in fields.items())
 
 
 def _attribute_field(key: bytes, value: bytes) -> dict[bytes, bytes]:
-    """Return one attribute as a float, else as text; a null is no field.
+    """Return one attribute as a float field, else as a text field; none for null.
 
-    Keys of texts, and only they, end in `_str`: a number whose name ends so is text as well.
+    Keys of text fields, and only they, end in `_str`: so a number whose name ends in it is text.
     """
     if value == b"null":
         return {}
@@ -343,8 +290,8 @@ _ESCAPED = re.compile(r"\\([,= ])")
 
 
 def identity_of(line: bytes) -> tuple[str, int] | None:
-    """Return the entity id and the nanoseconds of a line; None when it is not one of ours."""
-    # Far cheaper than reading the whole line, and a restart may read hundreds of thousands.
+    """Return the entity id and time in nanoseconds of a line; None if it is of another schema."""
+    # Far cheaper than parsing the whole line, and a restart may read hundreds of thousands.
     match = _ENTITY_ID.search(line)
     if match is None:
         return None
@@ -355,7 +302,7 @@ def identity_of(line: bytes) -> tuple[str, int] | None:
 
 
 def last_state_of(point: StoredPoint, former: LastState | None) -> LastState:
-    """Return what a point, read back, says of its entity; `former` is what the one before said."""
+    """Return the state that a parsed point records; `former` is its entity's state before it."""
     state, previous = (_text(point.fields.get(name)) for name in ("state_value", "previous_state"))
     if previous != state or point.fields.get("duration_in_state_seconds"):
         changed_ns: int | None = point.time_ns
