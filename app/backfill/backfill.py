@@ -948,19 +948,18 @@ def _still_to_fill(gap: Gap) -> Times:
 def _requested(gap: Gap, open_gaps: Sequence[Gap]) -> Times:
     """Return the span that is requested for what is still to fill.
 
-    It goes beyond the bounds, but not into a later gap: the recorder may have yet to write that.
+    It goes beyond the bounds, but not into another gap that is filled automatically: that one
+    counts its own changes, and the recorder may have yet to write a later one.
     """
     times = _still_to_fill(gap)
     if gap.reason == "requested":
         return times  # a person decided on the bounds
+    others = [one for one in open_gaps if one.id != gap.id and one.reason != "requested"]
+    earlier_ns = [one.end_ns for one in others if one.end_ns <= times.oldest_ns]
+    later_ns = [one.start_ns for one in others if one.start_ns >= times.newest_ns]
     start_ns = times.oldest_ns if gap.filled_ns else times.oldest_ns - _REQUESTED_BEYOND_NS
     end_ns = times.newest_ns + _REQUESTED_BEYOND_NS if gap.end_known else MAX_TIME_NS
-    later_ns = [
-        other.start_ns
-        for other in open_gaps
-        if other.id != gap.id and other.reason != "requested" and other.start_ns >= times.newest_ns
-    ]
-    return Times(max(0, start_ns), min(end_ns, MAX_TIME_NS, *later_ns))
+    return Times(max(0, start_ns, *earlier_ns), min(end_ns, MAX_TIME_NS, *later_ns))
 
 
 def _newest_ns(answer: HistoryPage) -> int:

@@ -1038,6 +1038,29 @@ async def test_what_was_read_back_stands_before_the_next_gap(
     ]
 
 
+async def test_each_gap_counts_its_own_changes(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Also when the older one is read later, because its first attempt failed."""
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    house.set_state(SENSOR, "1")
+    process = Process(tmp_path, fake)
+    process.refuses = lambda _: True
+    async with running(process):
+        await lived(process, house, 2, 3)
+    house.set_state(SENSOR, "3")
+
+    process = Process(tmp_path, fake)
+    process.failures = [SourceProtocolError("No answer within 30 s")]
+    async with running(process):
+        await process.until_filled(gaps=2)
+        points = await process.points()
+
+    assert [gap.changes for gap in process.coverage.gaps()] == [1, 1]
+    assert (states(points), previous(points)) == (numbers(0, 4), [None, *numbers(0, 3)])
+
+
 async def test_what_changed_in_a_later_gap_is_left_to_that_gap(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
