@@ -1,4 +1,4 @@
-"""The words the packages share: Home Assistant's events, changes, and encoded points."""
+"""Types and times that the packages share: changes, encoded points, journal rows and gaps; pure."""
 
 from __future__ import annotations
 
@@ -9,13 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Annotated, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
-
-Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
-"""A point in time with an offset, to the microsecond, as Home Assistant writes it."""
-
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND_NS = 1_000_000_000
@@ -103,67 +99,6 @@ class Context(msgspec.Struct, frozen=True, gc=False):
     id: str | None = None
     parent_id: str | None = None
     user_id: str | None = None
-
-
-class EventState(msgspec.Struct, frozen=True, gc=False):
-    """What is read of the states in an event; the event itself names the entity and the context."""
-
-    state: str
-    last_changed: Timestamp
-    last_updated: Timestamp
-    attributes: msgspec.Raw = msgspec.Raw(b"{}")
-    """The JSON object, unread: most of it is only passed on."""
-
-
-class State(EventState, frozen=True, gc=False, kw_only=True):
-    """One entity's state as Home Assistant lists it.
-
-    https://developers.home-assistant.io/docs/core/entity/#state-property
-    """
-
-    entity_id: str
-    context: Context | None = None
-
-
-RecordedTime = Annotated[float, msgspec.Meta(ge=0, lt=MAX_SECONDS)]
-"""Seconds since the epoch, within what a point's time can hold."""
-
-
-class RecordedState(msgspec.Struct, frozen=True, gc=False):
-    """One row of the recorder's history, as the WebSocket API shows it.
-
-    https://developers.home-assistant.io/docs/api/websocket/ calls these states compressed.
-    """
-
-    s: str | None
-    """The state; None when the entity was removed."""
-    lu: RecordedTime
-    """`last_updated`, in seconds since the epoch."""
-    lc: RecordedTime | None = None
-    """`last_changed`; None when it is the same."""
-    a: msgspec.Raw = msgspec.Raw(b"{}")
-    """The attributes that the recorder keeps, as a JSON object."""
-
-
-class EventData(msgspec.Struct, frozen=True, gc=False):
-    """What an event is about: `state_changed` fills the states, registry events the rest."""
-
-    entity_id: str | None = None
-    old_state: EventState | None = None
-    new_state: EventState | None = None
-    action: str | None = None
-    device_id: str | None = None
-    area_id: str | None = None
-    old_entity_id: str | None = None
-
-
-class Event(msgspec.Struct, frozen=True, gc=False):
-    """One event of Home Assistant's bus."""
-
-    event_type: str
-    data: EventData
-    time_fired: Timestamp | None = None
-    context: Context | None = None
 
 
 class Placement(msgspec.Struct, frozen=True, gc=False):

@@ -12,8 +12,9 @@ from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
 from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
+from app.homeassistant.messages import Event
 from app.journal.batcher import Batcher
-from app.model import Change, Event, Lines, Times
+from app.model import Change, Lines, Times
 from app.normalize.changes import MalformedEvent, Normalizer
 from app.normalize.entity_filter import EntityFilter
 from app.normalize.transforms import Transforms

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry
 
 from app.homeassistant.connection import HomeAssistantSource
-from app.model import Event
+from app.homeassistant.messages import Event
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
 from benchmarks.peers import HELPER_TOKEN, Peer, Where, peer

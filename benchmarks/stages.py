@@ -22,12 +22,13 @@ from prometheus_client import CollectorRegistry
 from app.discovery.catalog import Catalog
 from app.discovery.registries import AreaRow, DeviceRow, EntityRow, FloorRow, LabelRow, Registries
 from app.fanout.hub import Hub, Selection
+from app.homeassistant.messages import Event
 from app.homeassistant.protocol import Phase, Session
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
 from app.journal.memory import MemoryJournal
 from app.journal.rows import compress
-from app.model import Change, Event, Lines
+from app.model import Change, Lines
 from app.normalize.changes import Normalizer
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker

@@ -29,6 +29,7 @@ from typing import Protocol
 from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
 from app.health import GapsStatus
+from app.homeassistant.messages import RecordedState, State
 from app.homeassistant.recorded_entities import Entities, find_entities
 from app.homeassistant.recorder import Call, HistoryPage, Recorder, is_entity_id
 from app.model import (
@@ -43,10 +44,8 @@ from app.model import (
     Lines,
     Placement,
     Placements,
-    RecordedState,
     Rename,
     Row,
-    State,
     StoredPoint,
     Times,
     moment_of,

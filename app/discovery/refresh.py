@@ -16,7 +16,7 @@ import msgspec
 from app.discovery.catalog import Catalog
 from app.discovery.registries import KINDS, Kind, Registries, list_registries
 from app.health import DiscoveryStatus
-from app.model import Event
+from app.homeassistant.messages import Event
 from app.runtime.errors import SourceError, SourceProtocolError, SourceUnavailable
 from app.runtime.logging import RateLimitedLog
 from app.runtime.retry import Backoff, contained

@@ -32,7 +32,8 @@ from app.discovery.columns import (
 )
 from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import KINDS, Kind, Registries, domains_of, read_registries
-from app.model import LastNames, Timestamp
+from app.homeassistant.messages import Timestamp
+from app.model import LastNames
 from app.runtime.errors import StorageDamaged, StorageError
 from app.runtime.logging import RateLimitedLog
 from app.runtime.sqlite import RESTART_ADVICE, Connection, Database, open_or_replace, quick_check

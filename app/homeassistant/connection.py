@@ -21,8 +21,8 @@ from websockets.frames import CloseCode
 
 from app.health import BreakerStatus, ConnectionState, ConnectionStatus
 from app.homeassistant.frames import FrameSocket
+from app.homeassistant.messages import Event
 from app.homeassistant.protocol import MalformedFrame, Phase, Received, Session
-from app.model import Event
 from app.runtime.addresses import origin, redirect_target
 from app.runtime.connection_errors import HOME_ASSISTANT, limited_mode, obstacle, refused_handshake
 from app.runtime.errors import (

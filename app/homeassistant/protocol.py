@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from app.model import Event
+from app.homeassistant.messages import Event
 from app.runtime.errors import CommandFailed, SourceAuthRejected, SourceProtocolError
 from app.runtime.tolerant_json import DECODER, MAX_REPAIRED_BYTES, UNREADABLE, repaired
 

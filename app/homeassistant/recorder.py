@@ -27,14 +27,13 @@ from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
+from app.homeassistant.messages import RecordedState, State
 from app.model import (
     MAX_SECONDS,
     MAX_TIME_NS,
     SECOND_NS,
     UNAVAILABLE,
     Lifecycle,
-    RecordedState,
-    State,
     Times,
     moment_of,
     nanoseconds,

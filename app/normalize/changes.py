@@ -7,14 +7,13 @@ from typing import NamedTuple
 
 import msgspec
 
+from app.homeassistant.messages import Event, EventState
 from app.model import (
     MAX_SECONDS,
     MAX_TIME_NS,
     NOWHERE,
     UNAVAILABLE,
     Change,
-    Event,
-    EventState,
     LastNames,
     Placements,
     is_representable,

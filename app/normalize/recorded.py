@@ -10,16 +10,13 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from app.homeassistant.messages import Event, EventData, RecordedState, State
 from app.model import (
     UNAVAILABLE,
     Change,
-    Event,
-    EventData,
     LastNames,
     LastState,
     Placements,
-    RecordedState,
-    State,
     Times,
     moment_of,
     nanoseconds,

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app.model import SECOND_NS, Lifecycle, RecordedState, Times, nanoseconds
+from app.homeassistant.messages import RecordedState
+from app.model import SECOND_NS, Lifecycle, Times, nanoseconds
 
 _SEARCHED_NS = 600 * SECOND_NS
 """How long before its end a start is searched when no stop was recorded."""

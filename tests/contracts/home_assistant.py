@@ -17,8 +17,9 @@ import msgspec
 import pytest
 
 from app.discovery.registries import list_registries
+from app.homeassistant.messages import RecordedState, State
 from app.homeassistant.recorder import Call, Recorder
-from app.model import RecordedState, State, Times, moment_of, nanoseconds
+from app.model import Times, moment_of, nanoseconds
 from app.runtime.errors import CommandFailed
 
 History: TypeAlias = dict[str, list[RecordedState]]

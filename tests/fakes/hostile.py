@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from app.model import Change, Context, Event, EventData, EventState, Placement
+from app.homeassistant.messages import Event, EventData, EventState
+from app.model import Change, Context, Placement
 
 SNIPPETS = (
     *",= \"\\\n\r\t\0\x07\x7f#_.:/'é°😀\x85\u2028\ufeff\uffff\ud800\udfff",

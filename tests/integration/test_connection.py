@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry
 from websockets.asyncio.server import ServerConnection, serve
 
 from app.homeassistant.connection import HomeAssistantSource
-from app.model import Event
+from app.homeassistant.messages import Event
 from app.runtime.errors import (
     CommandFailed,
     SourceAuthRejected,

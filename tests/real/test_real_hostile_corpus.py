@@ -15,7 +15,8 @@ import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from app.model import Change, Event, Placement, Row, StoredPoint
+from app.homeassistant.messages import Event
+from app.model import Change, Placement, Row, StoredPoint
 from app.normalize.changes import Normalizer
 from app.schema.homeiq import HomeiqEncoder
 from app.sinks.batches import WholeRows

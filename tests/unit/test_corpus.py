@@ -6,8 +6,8 @@ import statistics
 
 import pytest
 
+from app.homeassistant.messages import EventState
 from app.homeassistant.protocol import Session
-from app.model import EventState
 from app.normalize.changes import Normalizer
 from benchmarks.corpus import ENTITIES, EVENTS, Corpus, Stream, make_corpus, make_frames
 from benchmarks.stages import make_material

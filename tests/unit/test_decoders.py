@@ -18,10 +18,10 @@ from app.discovery.columns import DEVICES, ENTITIES, row_to_send
 from app.discovery.data_api import meaning_of, reason_of
 from app.discovery.registries import KINDS, list_registries
 from app.fanout.hub import encode_event
+from app.homeassistant.messages import Event
 from app.homeassistant.protocol import Session
 from app.homeassistant.recorder import Recorder
 from app.model import (
-    Event,
     Times,
     http_date,
     is_representable,

@@ -17,7 +17,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.model import Change, Event, Placement
+from app.homeassistant.messages import Event
+from app.model import Change, Placement
 from app.normalize.changes import Normalizer
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line

@@ -10,16 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.model import (
-    NOWHERE,
-    Change,
-    Context,
-    Event,
-    EventData,
-    EventState,
-    LastNames,
-    Placement,
-)
+from app.homeassistant.messages import Event, EventData, EventState
+from app.model import NOWHERE, Change, Context, LastNames, Placement
 from app.normalize.changes import MalformedEvent, Normalizer
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)

@@ -13,8 +13,9 @@ from app.backfill.last_states import LastStates
 from app.discovery.catalog import Catalog
 from app.discovery.registries import AreaRow, EntityRow, Registries
 from app.fanout.hub import Hub, Selection
+from app.homeassistant.messages import Event, EventData, EventState
 from app.journal.batcher import Batcher
-from app.model import Change, Event, EventData, EventState, Lines
+from app.model import Change, Lines
 from app.normalize.changes import Normalizer
 from app.normalize.entity_filter import EntityFilter
 from app.normalize.transforms import Transforms

@@ -10,18 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.model import (
-    Change,
-    Event,
-    LastNames,
-    LastState,
-    Lifecycle,
-    RecordedState,
-    State,
-    Times,
-    moment_of,
-    nanoseconds,
-)
+from app.homeassistant.messages import Event, RecordedState, State
+from app.model import Change, LastNames, LastState, Lifecycle, Times, moment_of, nanoseconds
 from app.normalize.changes import Normalizer
 from app.normalize.recorded import Identity, Recovery
 from app.normalize.restarts import (

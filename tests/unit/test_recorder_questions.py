@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.homeassistant.messages import RecordedState
 from app.homeassistant.recorded_entities import find_entities
 from app.homeassistant.recorder import HistoryPage, Recorder, is_entity_id
-from app.model import RecordedState, Times, moment_of, nanoseconds
+from app.model import Times, moment_of, nanoseconds
 from app.runtime.errors import CommandFailed, SourceProtocolError
 
 SECOND = 1_000_000_000

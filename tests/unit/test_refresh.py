@@ -14,7 +14,7 @@ import pytest
 from app.discovery.catalog import Catalog
 from app.discovery.refresh import Discovery, RegistryUpdate
 from app.discovery.registries import KINDS, EntityRow, Registries
-from app.model import Event, EventData
+from app.homeassistant.messages import Event, EventData
 from app.runtime.errors import CommandFailed, SourceUnavailable
 from app.runtime.logging import repeats
 from app.runtime.retry import Backoff
