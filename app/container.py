@@ -170,8 +170,8 @@ def _device_history(settings: Settings, catalog: Catalog, journal: Journal) -> D
     return DeviceHistory(append, catalog=catalog, instance=settings.home_assistant.instance_name)
 
 
-def _followers(*followers: RefreshListener | None) -> tuple[RefreshListener, ...]:
-    return tuple(follower for follower in followers if follower is not None)
+def _listeners(*listeners: RefreshListener | None) -> tuple[RefreshListener, ...]:
+    return tuple(listener for listener in listeners if listener is not None)
 
 
 def _journal(
@@ -305,7 +305,7 @@ class Container(containers.DeclarativeContainer):
         Discovery,
         ask=source.provided.commands,
         catalog=catalog,
-        followers=providers.Callable(_followers, metadata, data_api, device_history),
+        listeners=providers.Callable(_listeners, metadata, data_api, device_history),
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         interval_s=settings.provided.discovery.refresh_interval_s,
     )

@@ -1,7 +1,7 @@
-"""Devices and entities sent to a data API, in chunks, behind ingestion and never in its way.
+"""Client of a data API: sends devices and entities in chunks, apart from the event pipeline.
 
-`POST /internal/devices/bulk_upsert` and `/internal/entities/bulk_upsert` take a JSON array of
-rows. What could not be sent waits, by id and so within a bound, until it can.
+`POST /internal/devices/bulk_upsert` and `/internal/entities/bulk_upsert` accept a JSON array of
+rows. Rows that could not be sent stay pending, the newest row per id.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
 from typing import Literal, NamedTuple, NoReturn, TypeAlias
 
@@ -21,15 +23,15 @@ from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import Kind, domains_of
 from app.health import BreakerStatus, DataApiStatus
 from app.runtime.connection_errors import DATA_API, is_os_error, obstacle, redirect, sentence
-from app.runtime.errors import Unforeseen
+from app.runtime.errors import IngestError
 from app.runtime.logging import RateLimitedLog, shown_url
-from app.runtime.retry import Backoff, Breaker, contained
+from app.runtime.retry import Backoff, Breaker, contained, until_success
 from app.runtime.tolerant_json import UNREADABLE
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
 
-Meaning = Literal["taken", "too_much", "hold"]
+Verdict = Literal["accepted", "halve", "retry"]
 
 _PATHS: Mapping[Kind, str] = {
     "device": "/internal/devices/bulk_upsert",
@@ -43,29 +45,31 @@ _ANSWER_BYTES = 65_536
 _FAILURES_BEFORE_HALVING = 3
 
 
-def meaning_of(status: int) -> Meaning:
-    """Say what a status means for the rows in hand."""
+def verdict_on(status: int) -> Verdict:
+    """Return what a status means for the chunk that was sent."""
     if httpx.codes.is_success(status):
-        return "taken"
-    # Too many rows, or one among them that it cannot take: less at a time finds out.
-    return "too_much" if status in {400, 413, 422} else "hold"
+        return "accepted"
+    # Too many rows, or one that is refused: halving finds out which.
+    return "halve" if status in {400, 413, 422} else "retry"
 
 
-class _Letter:
-    """One row as it was when it was noted; another of the same row is another letter."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _PendingRow:
+    """One version of a row; a newer version of the same row is another object."""
 
-    __slots__ = ("removed", "row")
-
-    def __init__(self, row: bytes, *, removed: bool = False) -> None:
-        self.row = row
-        self.removed = removed
+    row: bytes
+    removed: bool = False
 
 
-_Chunk: TypeAlias = Mapping[str, _Letter]
+_Chunk: TypeAlias = Mapping[str, _PendingRow]
+
+
+class _NotAccepted(IngestError):
+    """A chunk was not accepted; the message says why."""
 
 
 class DataApi:
-    """Sends rows to the data API; `refreshed` notes what must be sent, `run` sends it."""
+    """Sends rows to the data API: `refreshed` queues them, `run` sends them."""
 
     def __init__(
         self,
@@ -79,7 +83,7 @@ class DataApi:
         chunk_rows: int = 500,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Take its address, the key (empty for none) and the name of this Home Assistant."""
+        """`key` is empty for none, `source` the name of this Home Assistant."""
         self._url = url
         self._key = key
         self._source = source
@@ -89,36 +93,34 @@ class DataApi:
         self._max_rows = self._chunk_rows = chunk_rows
         self._sleep = sleep
         self._domains: Mapping[str, str | None] = {}
-        self._outbox: dict[Kind, dict[str, _Letter]] = {kind: {} for kind in _PATHS}
-        """What waits to be sent, by id: the newest row only."""
+        self._pending: dict[Kind, dict[str, _PendingRow]] = {kind: {} for kind in _PATHS}
+        """The newest version of each row that is to be sent, by id."""
         self._filled = asyncio.Event()
         self._sent = 0
         self._refused = 0
         self._last_sent: datetime | None = None
-        self._trouble: str | None = None
-        self._failures_in_a_row = 0
-        """How often in a row the chunk in hand was not taken."""
+        self._problem: str | None = None
 
-    async def refreshed(self, news: RegistryUpdate) -> None:
-        """Note what must be sent: all there is after a whole refresh, else what changed."""
-        self._domains = domains_of(news.now)
-        for kind, waiting in self._outbox.items():
-            found = difference(news.former, news.now, kind)
-            former, now = news.former.raw.get(kind, {}), news.now.raw.get(kind, {})
-            for row_id in now if news.whole else found.changed:
-                waiting[row_id] = _Letter(now[row_id])
+    async def refreshed(self, update: RegistryUpdate) -> None:
+        """Queue all rows after a full refresh, otherwise those that changed."""
+        self._domains = domains_of(update.now)
+        for kind, pending in self._pending.items():
+            found = difference(update.former, update.now, kind)
+            former, now = update.former.raw.get(kind, {}), update.now.raw.get(kind, {})
+            for row_id in now if update.whole else found.changed:
+                pending[row_id] = _PendingRow(now[row_id])
             for row_id in found.removed:
-                waiting[row_id] = _Letter(former[row_id], removed=True)
-        if any(self._outbox.values()):
+                pending[row_id] = _PendingRow(former[row_id], removed=True)
+        if any(self._pending.values()):
             self._filled.set()
 
     def status(self) -> DataApiStatus:
-        """Return how far it is."""
-        waiting = sum(map(len, self._outbox.values()))
+        """Return what was sent and what is pending."""
+        waiting = sum(map(len, self._pending.values()))
         reason = None
-        if self._trouble is not None:
+        if self._problem is not None:
             reason = (
-                f"The data API does not take rows: {self._trouble}. {waiting} rows wait. {_ADVICE}"
+                f"The data API does not take rows: {self._problem}. {waiting} rows wait. {_ADVICE}"
             )
         return DataApiStatus(
             rows_sent=self._sent,
@@ -134,26 +136,26 @@ class DataApi:
         )
 
     async def run(self) -> NoReturn:
-        """Send what waits, for ever."""
+        """Send pending rows, indefinitely."""
         async with self._client() as client:
             while True:
                 await self._filled.wait()
-                try:
-                    with contained("sending rows"):
-                        wait_s = await self._send_chunk(client)
-                except Unforeseen as exc:
-                    wait_s = self._hold(str(exc))
-                if wait_s > 0:
-                    await self._sleep(wait_s)
+                await until_success(
+                    partial(self._send_chunk, client),
+                    backoff=self._backoff,
+                    breaker=self._breaker,
+                    failed=self._failed,
+                    sleep=self._sleep,
+                )
 
     async def probe(self) -> str | None:
-        """Send a list without a row, and return why it is not taken; None when it is."""
+        """Send an empty list; return why it was not accepted, None when it was."""
         async with self._client() as client:
             try:
                 answer = await _post(client, _PATHS["device"], b"[]")
             except (httpx.HTTPError, httpx.InvalidURL) as exc:
                 return _why_unanswered(exc, self._url)
-        return None if meaning_of(answer.status) == "taken" else self._told(answer)
+        return None if verdict_on(answer.status) == "accepted" else _reason(answer)
 
     def _client(self) -> httpx.AsyncClient:
         headers = {b"Content-Type": b"application/json", b"Accept-Encoding": b"identity"}
@@ -165,92 +167,82 @@ class DataApi:
             headers=headers,
             timeout=self._timeout_s,
             follow_redirects=False,
-            # Of its own, so that a proxy set for downloads is not asked for a neighbor.
+            # Without the environment's proxy, which is meant for downloads.
             transport=httpx.AsyncHTTPTransport(),
         )
 
-    async def _send_chunk(self, client: httpx.AsyncClient) -> float:
-        """Send one chunk and return the seconds to wait before the next."""
-        kind = next((kind for kind, waiting in self._outbox.items() if waiting), None)
+    async def _send_chunk(self, client: httpx.AsyncClient) -> None:
+        """Send one chunk.
+
+        Raises:
+            IngestError: it was not accepted; try again later.
+        """
+        kind = next((kind for kind, pending in self._pending.items() if pending), None)
         if kind is None:
             self._filled.clear()
-            return 0.0
-        chunk = dict(islice(self._outbox[kind].items(), self._chunk_rows))
-        try:
-            answer = await _post(
-                client, _PATHS[kind], msgspec.json.encode(list(self._rows(kind, chunk)))
-            )
-        except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            return self._hold(_why_unanswered(exc, self._url))
-        return self._answered(kind, chunk, answer)
-
-    def _answered(self, kind: Kind, chunk: _Chunk, answer: _Answer) -> float:
-        meaning, told = meaning_of(answer.status), self._told(answer)
-        if meaning == "taken":
-            self._taken(kind, chunk)
-            return 0.0
-        if meaning == "too_much":
-            self._halve(kind, chunk, told)
-            return 0.0
-        wait_s = self._hold(told)
-        failing = answer.status == httpx.codes.INTERNAL_SERVER_ERROR
-        if failing and self._failures_in_a_row >= _FAILURES_BEFORE_HALVING:
-            self._halve(kind, chunk, told)  # one of the rows may be the reason
-        return wait_s
-
-    def _told(self, answer: _Answer) -> str:
-        """Return why rows were not taken, in one line."""
-        if answer.location is None:
-            return reason_of(answer.status, answer.text)
-        return sentence(
-            redirect(DATA_API, answer.url, location=answer.location, status=answer.status)
-        )
+            return
+        chunk = dict(islice(self._pending[kind].items(), self._chunk_rows))
+        with contained("sending rows"):
+            rows = msgspec.json.encode(list(self._rows(kind, chunk)))
+            try:
+                answer = await _post(client, _PATHS[kind], rows)
+            except (httpx.HTTPError, httpx.InvalidURL) as exc:
+                raise _NotAccepted(_why_unanswered(exc, self._url)) from exc
+            self._answered(kind, chunk, answer)
 
     def _rows(self, kind: Kind, chunk: _Chunk) -> Iterator[Row]:
-        for letter in chunk.values():
-            row = row_to_send(kind, letter.row, domains=self._domains, source=self._source)
-            yield {**row, "removed": True} if letter.removed else row
+        for pending in chunk.values():
+            row = row_to_send(kind, pending.row, domains=self._domains, source=self._source)
+            yield {**row, "removed": True} if pending.removed else row
 
-    def _taken(self, kind: Kind, chunk: _Chunk) -> None:
+    def _answered(self, kind: Kind, chunk: _Chunk, answer: _Answer) -> None:
+        match verdict_on(answer.status):
+            case "accepted":
+                self._accepted(kind, chunk)
+            case "halve":
+                self._halve(kind, chunk, _reason(answer))
+            case "retry":
+                failures = self._breaker.failure_count + 1
+                failing = answer.status == httpx.codes.INTERNAL_SERVER_ERROR
+                if failing and failures >= _FAILURES_BEFORE_HALVING:
+                    self._halve(kind, chunk, _reason(answer))  # one of the rows may be the cause
+                raise _NotAccepted(_reason(answer))
+
+    def _accepted(self, kind: Kind, chunk: _Chunk) -> None:
         self._forget(kind, chunk)
         self._sent += len(chunk)
         self._last_sent = datetime.now(UTC)
         self._chunk_rows = min(2 * self._chunk_rows, self._max_rows)
-        self._failures_in_a_row = 0
-        self._backoff.reset()
         self._breaker.succeeded()
-        self._trouble = None
+        self._problem = None
         limited_log.resolved("The data API takes rows again")
 
-    def _halve(self, kind: Kind, chunk: _Chunk, told: str) -> None:
-        """Send less at a time; a single row that is refused is given up until it changes."""
+    def _halve(self, kind: Kind, chunk: _Chunk, reason: str) -> None:
+        """Send fewer rows at a time; give up a single refused row until it changes."""
         if len(chunk) > 1:
             self._chunk_rows = max(1, len(chunk) // 2)
             return
         self._forget(kind, chunk)
         self._refused += 1
         limited_log.warning(
-            "The data API refused %s %r: %s", kind, next(iter(chunk)), told, topic="refusals"
+            "The data API refused %s %r: %s", kind, next(iter(chunk)), reason, topic="refusals"
         )
 
     def _forget(self, kind: Kind, chunk: _Chunk) -> None:
-        """Take rows out of the outbox, but not those that changed while they were sent."""
-        waiting = self._outbox[kind]
-        for row_id, letter in chunk.items():
-            if waiting.get(row_id) is letter:
-                del waiting[row_id]
+        """Remove rows from the pending ones, except those that changed while they were sent."""
+        pending = self._pending[kind]
+        for row_id, sent in chunk.items():
+            if pending.get(row_id) is sent:
+                del pending[row_id]
 
-    def _hold(self, trouble: str) -> float:
-        self._failures_in_a_row += 1
-        self._breaker.failed(trouble)
+    def _failed(self, exc: IngestError, _: float) -> None:
+        self._problem = str(exc)
         limited_log.warning(
             "The data API at %s does not take rows: %s",
             shown_url(self._url),
-            trouble,
-            kind=trouble,
+            exc,
+            kind=str(exc),
         )
-        self._trouble = trouble
-        return max(self._backoff.next_s(), self._breaker.wait_s)
 
 
 class _Answer(NamedTuple):
@@ -259,7 +251,14 @@ class _Answer(NamedTuple):
     text: bytes
     """The beginning of the body."""
     location: str | None
-    """Where a redirect points to."""
+    """Target of a redirect."""
+
+
+def _reason(answer: _Answer) -> str:
+    """Return why rows were not accepted, in one line."""
+    if answer.location is None:
+        return reason_of(answer.status, answer.text)
+    return sentence(redirect(DATA_API, answer.url, location=answer.location, status=answer.status))
 
 
 async def _post(client: httpx.AsyncClient, path: str, rows: bytes) -> _Answer:

@@ -1,4 +1,4 @@
-"""Keeping the catalog current: when to list the registries again, and who is told."""
+"""Keeps the catalog current: decides when the registries are listed again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from functools import partial
+from typing import NoReturn, Protocol
 
 import msgspec
 
@@ -17,25 +18,22 @@ from app.discovery.catalog import Catalog
 from app.discovery.registries import KINDS, Kind, Registries, list_registries
 from app.health import DiscoveryStatus
 from app.homeassistant.messages import Event
-from app.runtime.errors import SourceError, SourceProtocolError, SourceUnavailable
+from app.runtime.errors import IngestError, SourceError, SourceProtocolError, SourceUnavailable
 from app.runtime.logging import RateLimitedLog
-from app.runtime.retry import Backoff, contained
+from app.runtime.retry import Backoff, contained, until_success
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
 
-_QUIET_S = 0.25
-"""A registry event is followed by others; this long after the last of them they are listed."""
-_PATIENCE_S = 1.0
-"""And at the latest this long after the first."""
-_REST = 4
-"""After a refresh that took a second, this many seconds are for other things."""
+_SETTLE_S = 0.25
+"""How long other registry events may follow the first one before the registries are listed."""
+_REST_FACTOR = 4
+"""After a refresh, the next one waits this many times as long as it took."""
 _STALE_AFTER_INTERVALS = 2
-_LOOK_EVERY_S = 30.0
-
+_CHECK_EVERY_S = 30.0
 
 _LISTED_FOR: Mapping[str, tuple[Kind, ...]] = {
-    # What a new device belongs to may be new as well, and has no event of its own.
+    # The config entry of a new device may be new as well, and has no event of its own.
     "device_registry_updated": ("device", "config_entry"),
     "entity_registry_updated": ("entity",),
     "area_registry_updated": ("area",),
@@ -45,7 +43,7 @@ _LISTED_FOR: Mapping[str, tuple[Kind, ...]] = {
 
 
 class Commands(Protocol):
-    """A connection for questions."""
+    """A connection for commands."""
 
     async def call(self, command: str) -> msgspec.Raw:
         """Return the result of a command, or raise a `SourceError`."""
@@ -64,7 +62,7 @@ class RefreshResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryUpdate:
-    """The registries after a refresh, and before it."""
+    """The registries before and after a refresh."""
 
     former: Registries
     now: Registries
@@ -74,17 +72,17 @@ class RegistryUpdate:
 
 
 class RefreshListener(Protocol):
-    """Whoever is told after each refresh. It keeps its own troubles to itself."""
+    """Called after each refresh; handles its own errors."""
 
-    async def refreshed(self, news: RegistryUpdate) -> None:
-        """Take the news; the next refresh waits for this."""
+    async def refreshed(self, update: RegistryUpdate) -> None:
+        """Handle a refresh; the next one waits for this."""
         ...
 
 
 class Discovery:
     """Lists the registries on every connection, every interval, and when they change.
 
-    They are asked for over a connection of their own, so that no answer delays an event.
+    It uses a connection of its own, so that no response delays an event.
     """
 
     def __init__(
@@ -92,38 +90,34 @@ class Discovery:
         *,
         ask: Callable[[], AbstractAsyncContextManager[Commands]],
         catalog: Catalog,
-        followers: Sequence[RefreshListener] = (),
+        listeners: Sequence[RefreshListener] = (),
         backoff: Backoff,
         interval_s: float,
-        quiet_s: float = _QUIET_S,
-        patience_s: float = _PATIENCE_S,
+        settle_s: float = _SETTLE_S,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Take what opens a connection for questions, and the seconds between two refreshes.
-
-        `quiet_s` and `patience_s` are how long events may gather before they are acted on.
-        """
+        """`ask` opens a connection for commands; a full refresh happens every `interval_s`."""
         self._ask = ask
         self._catalog = catalog
-        self._followers = tuple(followers)
+        self._listeners = tuple(listeners)
         self._backoff = backoff
         self._interval_s = interval_s
-        self._quiet_s = quiet_s
-        self._patience_s = patience_s
+        self._settle_s = settle_s
         self._now = now
         self._clock = clock
         self._started = now()
         self._connected = False
         self._wanted: set[Kind] = set()
-        self._first_wanted_at = 0.0
-        self._due_at = 0.0
-        self._rest_until = 0.0
-        self._whole_at = clock()
+        self._due_s = 0.0
+        """When what is wanted is listed."""
+        self._rest_until_s = 0.0
+        self._whole_s = clock()
         """When all registries were last listed."""
-        self._stir = asyncio.Event()
-        self._waiting: list[asyncio.Future[RefreshResult]] = []
-        self._failure: SourceError | None = None
+        self._changed = asyncio.Event()
+        """Set when the next refresh may be due earlier than before."""
+        self._waiters: list[asyncio.Future[RefreshResult]] = []
+        self._failure: IngestError | None = None
 
     @property
     def known(self) -> bool:
@@ -140,144 +134,144 @@ class Discovery:
         return replace(status, is_stale=True, reason=self._stale_reason(age))
 
     def connected(self) -> None:
-        """List everything now: whatever changed while we were away is not known."""
+        """List everything now: changes during a disconnection are not known."""
         self._connected = True
-        self._rest_until = 0.0
-        self._want(KINDS, at_once=True)
+        self._want_all_now()
 
     def lost(self) -> None:
-        """Ask nothing until the next connection."""
+        """Send no command until the next connection."""
         self._connected = False
-        self._disappoint(SourceUnavailable("The connection to Home Assistant was lost"))
+        self._fail_waiters(SourceUnavailable("The connection to Home Assistant was lost"))
 
     def registry_updated(self, event: Event) -> None:
-        """List again what an event says has changed; of its values only ids are believed."""
+        """List again what an event says has changed; only ids are read from the event itself."""
         data = event.data
         if event.event_type == "entity_registry_updated" and data.old_entity_id and data.entity_id:
             # The removal of the old state and the first state under the new id follow at once.
             self._catalog.rename(data.entity_id, former=data.old_entity_id)
-        self._want(_LISTED_FOR.get(event.event_type, KINDS))
+        self._want(_LISTED_FOR.get(event.event_type, KINDS), within_s=self._settle_s)
 
     async def trigger(self) -> RefreshResult:
         """List everything now and return what was found.
 
         Raises:
-            SourceError: Home Assistant could not be asked.
+            SourceError: Home Assistant could not be reached, or refused.
         """
         if not self._connected:
             raise SourceUnavailable("Home Assistant is not connected")
-        waiting: asyncio.Future[RefreshResult] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiting)
-        self._rest_until = 0.0
-        self._want(KINDS, at_once=True)
-        return await waiting
+        waiter: asyncio.Future[RefreshResult] = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._want_all_now()
+        return await waiter
 
-    async def run(self, refreshed: Callable[[], None]) -> None:
-        """Refresh the catalog whenever it is time, for ever; `refreshed` is told first."""
+    async def run(self, refreshed: Callable[[], None]) -> NoReturn:
+        """Refresh the catalog whenever it is due, indefinitely; call `refreshed` each time.
+
+        `refreshed` is called before the listeners.
+        """
         try:
             while True:
                 await self._until_due()
-                periodic = self._is_periodic()
-                wanted, self._wanted = self._wanted, set()
-                waiting, self._waiting = self._waiting, []
-                kinds = KINDS if periodic else tuple(wanted)
-                try:
-                    with contained("listing registries", error=SourceProtocolError):
-                        found = await self._refresh(kinds, periodic=periodic, refreshed=refreshed)
-                except SourceError as exc:
-                    self._failed(exc, wanted)
-                    _answer(waiting, exc)
-                else:
-                    _answer(waiting, found)
-                finally:
-                    _answer(waiting, SourceUnavailable("The service is stopping"))
+                await until_success(
+                    partial(self._refresh_due, refreshed),
+                    backoff=self._backoff,
+                    failed=self._failed,
+                    sleep=self._pause,
+                )
         finally:
-            self._disappoint(SourceUnavailable("The service is stopping"))
+            self._fail_waiters(SourceUnavailable("The service is stopping"))
+
+    async def _refresh_due(self, refreshed: Callable[[], None]) -> None:
+        is_periodic = self._is_periodic()
+        wanted, self._wanted = self._wanted, set()
+        waiters, self._waiters = self._waiters, []
+        answer: RefreshResult | IngestError = SourceUnavailable("The service is stopping")
+        try:
+            with contained("listing registries", error=SourceProtocolError):
+                if is_periodic:
+                    logger.info("PERIODIC DISCOVERY REFRESH")
+                answer = await self._refresh(KINDS if is_periodic else wanted, refreshed)
+                if is_periodic:
+                    logger.info("Periodic discovery refresh completed successfully")
+        except IngestError as exc:
+            answer = exc
+            if wanted:
+                self._want(wanted)
+            raise
+        finally:
+            _answer(waiters, answer)
 
     async def _refresh(
-        self, kinds: Collection[Kind], *, periodic: bool, refreshed: Callable[[], None]
+        self, kinds: Collection[Kind], refreshed: Callable[[], None]
     ) -> RefreshResult:
-        began = self._clock()
-        if periodic:
-            logger.info("PERIODIC DISCOVERY REFRESH")
+        began_s = self._clock()
         former = self._catalog.registries
         async with self._ask() as commands:
             registries = await list_registries(commands.call, kinds=kinds, former=former)
         await self._catalog.replace_gently(registries)
         refreshed()
-        self._backoff.reset()
         self._failure = None
         limited_log.resolved("Home Assistant lists its registries again")
         whole = len(kinds) == len(KINDS)
         if whole:
-            self._whole_at = began
-        news = RegistryUpdate(former=former, now=registries, at=self._now(), whole=whole)
-        for follower in self._followers:
-            await follower.refreshed(news)
-        found = RefreshResult(
-            devices=len(registries.devices),
-            entities=len(registries.entities),
-            areas=len(registries.areas),
-            took_s=self._clock() - began,
-        )
-        self._rest_until = self._clock() + _REST * found.took_s
-        self._say(found, whole=whole, periodic=periodic)
-        return found
-
-    def _say(self, found: RefreshResult, *, whole: bool, periodic: bool) -> None:
+            self._whole_s = began_s
+        update = RegistryUpdate(former=former, now=registries, at=self._now(), whole=whole)
+        for listener in self._listeners:
+            await listener.refreshed(update)
+        took_s = self._clock() - began_s
+        self._rest_until_s = self._clock() + _REST_FACTOR * took_s
+        counts = (len(registries.devices), len(registries.entities), len(registries.areas))
         message = "Discovered %d devices, %d entities, %d areas in %.2fs"
-        counts = (found.devices, found.entities, found.areas, found.took_s)
-        if whole:  # a connection that is lost again and again lists them as often
-            limited_log.info(message, *counts, topic="findings")
+        if whole:  # limited, because an unstable connection lists them at every attempt
+            limited_log.info(message, *counts, took_s, topic="findings")
         else:
-            logger.debug(message, *counts)
-        if periodic:
-            logger.info("Periodic discovery refresh completed successfully")
+            logger.debug(message, *counts, took_s)
+        devices, entities, areas = counts
+        return RefreshResult(devices=devices, entities=entities, areas=areas, took_s=took_s)
 
-    def _failed(self, exc: SourceError, wanted: Collection[Kind]) -> None:
-        wait_s = self._backoff.next_s()
-        limited_log.warning(
-            "Discovery failed, next attempt in %.1fs: %s",
-            wait_s,
-            exc,
-            kind=type(exc).__name__,
-        )
+    def _failed(self, exc: IngestError, wait_s: float) -> None:
         self._failure = exc
-        self._rest_until = self._clock() + wait_s
-        if wanted:
-            self._want(wanted, at_once=True)
+        limited_log.warning(
+            "Discovery failed, next attempt in %.1fs: %s", wait_s, exc, kind=type(exc).__name__
+        )
 
-    def _want(self, kinds: Iterable[Kind], *, at_once: bool = False) -> None:
-        now = self._clock()
-        if not self._wanted:
-            self._first_wanted_at = now
+    def _want_all_now(self) -> None:
+        self._rest_until_s = 0.0
+        self._want(KINDS)
+
+    def _want(self, kinds: Iterable[Kind], *, within_s: float = 0.0) -> None:
+        due_s = self._clock() + within_s
+        self._due_s = min(self._due_s, due_s) if self._wanted else due_s
         self._wanted.update(kinds)
-        latest = self._first_wanted_at + self._patience_s
-        self._due_at = now if at_once else min(now + self._quiet_s, latest)
-        self._stir.set()
+        self._changed.set()
 
     def _is_periodic(self) -> bool:
-        """Whether it is the interval, and no connection or person, that wants a refresh now."""
-        over = self._clock() >= self._whole_at + self._interval_s
-        return over and len(self._wanted) < len(KINDS)
+        """Whether the interval, and no connection or person, wants a refresh now."""
+        is_over = self._clock() >= self._whole_s + self._interval_s
+        return is_over and len(self._wanted) < len(KINDS)
+
+    async def _pause(self, wait_s: float) -> None:
+        """Wait after a failure; a new connection or a person cuts it short."""
+        self._rest_until_s = self._clock() + wait_s
+        await self._until_due()
 
     async def _until_due(self) -> None:
         while (wait_s := self._wait_s()) > 0:
-            self._stir.clear()
+            self._changed.clear()
             try:
-                async with asyncio.timeout(min(wait_s, _LOOK_EVERY_S)):
-                    await self._stir.wait()
+                async with asyncio.timeout(min(wait_s, _CHECK_EVERY_S)):
+                    await self._changed.wait()
             except TimeoutError:
                 self._warn_if_stale()
 
     def _wait_s(self) -> float:
         """Return the seconds until the next refresh; 0 or less for now."""
         if not self._connected:
-            return _LOOK_EVERY_S
-        due_at = self._whole_at + self._interval_s
+            return _CHECK_EVERY_S
+        due_s = self._whole_s + self._interval_s
         if self._wanted:
-            due_at = min(due_at, self._due_at)
-        return max(due_at, self._rest_until) - self._clock()
+            due_s = min(due_s, self._due_s)
+        return max(due_s, self._rest_until_s) - self._clock()
 
     def _warn_if_stale(self) -> None:
         status = self.status()
@@ -291,18 +285,18 @@ class Discovery:
             f" min{why}. Check the connection to Home Assistant and the rights of the token."
         )
 
-    def _disappoint(self, exc: SourceError) -> None:
-        waiting, self._waiting = self._waiting, []
-        _answer(waiting, exc)
+    def _fail_waiters(self, exc: SourceError) -> None:
+        waiters, self._waiters = self._waiters, []
+        _answer(waiters, exc)
 
 
 def _answer(
-    waiting: Iterable[asyncio.Future[RefreshResult]], answer: RefreshResult | SourceError
+    waiters: Iterable[asyncio.Future[RefreshResult]], answer: RefreshResult | IngestError
 ) -> None:
-    for future in waiting:
+    for future in waiters:
         if future.done():
             continue
-        if isinstance(answer, SourceError):
+        if isinstance(answer, IngestError):
             future.set_exception(answer)
         else:
             future.set_result(answer)

@@ -46,18 +46,16 @@ def discovery_of(
     answers: Answers,
     *,
     catalog: Catalog | None = None,
-    followers: tuple[RefreshListener, ...] = (),
+    listeners: tuple[RefreshListener, ...] = (),
     interval_s: float = 1_000.0,
-    quiet_s: float = 0.0,
-    patience_s: float = 0.0,
+    settle_s: float = 0.0,
 ) -> Discovery:
     """Return a discovery that asks for these answers and never waits for long."""
     return Discovery(
         ask=answers.commands,
         catalog=catalog or Catalog(),
-        followers=followers,
+        listeners=listeners,
         backoff=Backoff(max_s=0.01, first_s=0.01),
         interval_s=interval_s,
-        quiet_s=quiet_s,
-        patience_s=patience_s,
+        settle_s=settle_s,
     )

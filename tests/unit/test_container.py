@@ -37,7 +37,7 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
     [
         ("HA_SSL_VERIFY", "false", "source", "_ssl_verify", False),
         ("WEBSOCKET_MAX_RETRIES", "7", "source", "_max_retries", 7),
-        ("WEBSOCKET_MAX_RETRY_DELAY", "9", "source", "_backoff._wait.max", 9.0),
+        ("WEBSOCKET_MAX_RETRY_DELAY", "9", "source", "_backoff.max", 9.0),
         ("CIRCUIT_BREAKER_THRESHOLD", "2", "source", "_breaker._breaker.fail_max", 2),
         ("CIRCUIT_BREAKER_THRESHOLD", "2", "delivery", "_breaker._breaker.fail_max", 2),
         ("CIRCUIT_BREAKER_RESET_SECONDS", "4", "source", "_breaker._reset_s", 4.0),

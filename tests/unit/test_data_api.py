@@ -13,7 +13,7 @@ import httpx
 import pytest
 import respx
 
-from app.discovery.data_api import DataApi, meaning_of
+from app.discovery.data_api import DataApi, verdict_on
 from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import Registries, list_registries
 from app.runtime.retry import Backoff, Breaker
@@ -288,21 +288,21 @@ async def test_its_own_breaker_opens(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "meaning"),
+    ("status", "verdict"),
     [
-        (200, "taken"),
-        (201, "taken"),
-        (302, "hold"),
-        (400, "too_much"),
-        (401, "hold"),
-        (404, "hold"),
-        (413, "too_much"),
-        (422, "too_much"),
-        (429, "hold"),
-        (500, "hold"),
-        (503, "hold"),
+        (200, "accepted"),
+        (201, "accepted"),
+        (302, "retry"),
+        (400, "halve"),
+        (401, "retry"),
+        (404, "retry"),
+        (413, "halve"),
+        (422, "halve"),
+        (429, "retry"),
+        (500, "retry"),
+        (503, "retry"),
     ],
 )
-def test_each_status_has_its_meaning(status: int, meaning: str) -> None:
+def test_each_status_has_its_meaning(status: int, verdict: str) -> None:
     """A redirect is no success: the rows went nowhere."""
-    assert meaning == meaning_of(status)
+    assert verdict == verdict_on(status)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from app.commands import backfill
 from app.discovery.columns import DEVICES, ENTITIES, row_to_send
-from app.discovery.data_api import meaning_of, reason_of
+from app.discovery.data_api import reason_of, verdict_on
 from app.discovery.registries import KINDS, list_registries
 from app.fanout.hub import encode_event
 from app.homeassistant.messages import Event
@@ -327,7 +327,7 @@ def test_every_answer_of_a_data_api_has_a_meaning_and_a_short_reason(
     status: int, body: bytes
 ) -> None:
     """Whatever stands in it."""
-    assert meaning_of(status) in {"taken", "too_much", "hold"}
+    assert verdict_on(status) in {"accepted", "halve", "retry"}
     assert len(reason_of(status, body)) <= 200
     assert httpx.codes.get_reason_phrase(status) is not None
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from app.runtime.errors import SourceError, SourceProtocolError, StorageFull, Unforeseen
-from app.runtime.retry import Backoff, Breaker, contained
+from app.runtime.retry import Backoff, Breaker, contained, until_success
 
 
 class Clock:
@@ -120,7 +120,7 @@ def test_after_its_time_one_attempt_is_let_through() -> None:
 
 
 def test_a_success_closes_it() -> None:
-    """The neighbor is back."""
+    """The dependency is back."""
     clock = Clock()
     breaker = breaker_of(clock, threshold=1)
     breaker.failed("no")
@@ -144,7 +144,7 @@ def test_a_failed_trial_opens_it_again(caplog: pytest.LogCaptureFixture) -> None
 
 
 def test_a_success_while_it_is_open_closes_it() -> None:
-    """An attempt that was under way when it opened has reached the neighbor after all."""
+    """An attempt that was under way when it opened has reached the dependency after all."""
     breaker = breaker_of(Clock(), threshold=1)
     breaker.failed("no")
     breaker.succeeded()
@@ -176,3 +176,83 @@ def test_our_own_errors_pass_and_so_does_a_cancellation() -> None:
         raise StorageFull
     with pytest.raises(asyncio.CancelledError), contained("reading a test"):
         raise asyncio.CancelledError
+
+
+class Attempts:
+    """Attempts that fail until the last outcome; waits are recorded, not waited for."""
+
+    def __init__(self, *outcomes: Exception | str) -> None:
+        self._outcomes = iter(outcomes)
+        self.waits: list[float] = []
+        self.reported: list[tuple[str, float]] = []
+
+    async def attempt(self) -> str:
+        """Return or raise the next outcome."""
+        outcome = next(self._outcomes)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def sleep(self, wait_s: float) -> None:
+        """Record the wait."""
+        self.waits.append(wait_s)
+
+    async def result(self, breaker: Breaker | None = None) -> str:
+        """Retry until one succeeds."""
+        return await until_success(
+            self.attempt,
+            backoff=Backoff(max_s=60.0, chance=lambda: 0.5),
+            breaker=breaker,
+            failed=lambda exc, wait_s: self.reported.append((str(exc), wait_s)),
+            sleep=self.sleep,
+        )
+
+
+async def test_an_attempt_is_retried_with_growing_waits_until_it_succeeds() -> None:
+    """Each failure is reported with the wait that follows it."""
+    attempts = Attempts(Unforeseen("a"), StorageFull("b"), "done")
+
+    assert await attempts.result() == "done"
+    assert attempts.waits == [1.0, 2.0]
+    assert attempts.reported == [("a", 1.0), ("b", 2.0)]
+
+
+async def test_an_open_breaker_lengthens_the_wait_before_a_retry() -> None:
+    """The failure that opens it counts before the wait is computed."""
+    breaker = breaker_of(Clock(), threshold=2)
+    attempts = Attempts(Unforeseen("a"), Unforeseen("b"), "done")
+
+    await attempts.result(breaker)
+
+    assert attempts.waits == [1.0, 30.0]
+
+
+async def test_an_error_of_somebody_else_is_not_retried() -> None:
+    """A mistake of ours must not become an endless loop."""
+    attempts = Attempts(KeyError("x"))
+
+    with pytest.raises(KeyError):
+        await attempts.result()
+    assert attempts.waits == []
+
+
+async def test_a_cancelled_attempt_counts_as_nothing() -> None:
+    """Neither a failure nor a success for the breaker, and no retry."""
+    breaker = breaker_of(Clock())
+    breaker.failed("no")
+    started = asyncio.Event()
+
+    async def attempt() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(
+        until_success(attempt, backoff=Backoff(max_s=1.0), breaker=breaker, failed=lambda *_: None),
+        name="attempt",
+    )
+    await started.wait()
+    task.cancel()
+    await asyncio.wait({task})
+
+    assert task.cancelled()
+    assert (breaker.state, breaker.failure_count) == ("closed", 1)
