@@ -458,7 +458,7 @@ class Backfill:
             return gap
         entities = await self._entities(gap, recorder, newest)
         limitations = (*entities.limitations, *await self._not_retained(gap, newest_ns))
-        gap = self._coverage.update(replace(gap, sources=entities.sources, limitations=limitations))
+        gap = self._coverage.update(_attempted(gap, entities.sources, limitations))
         requested = _requested(gap, self._coverage.open_gaps())
         captured = _Captured(requested, present=newest.keys(), after=self._coverage.keep_from - 1)
         await self._catch_up(captured, newest_ns)
@@ -942,6 +942,18 @@ def _domain(entity_id: str) -> str:
 def _still_to_fill(gap: Gap) -> Times:
     start_ns = gap.start_ns if gap.filled_ns is None else gap.filled_ns + 1
     return Times(start_ns, max(start_ns, gap.end_ns))
+
+
+def _attempted(gap: Gap, sources: tuple[str, ...], limitations: Sequence[str]) -> Gap:
+    """Return a gap at the beginning of an attempt to fill it.
+
+    It goes on where an earlier attempt ended, unless that one lacked a source: then it begins
+    again, for the entities that only this source names.
+    """
+    if gap.sources and not {*sources} <= {*gap.sources}:
+        gap = replace(gap, filled_ns=None)
+    former = () if gap.filled_ns is None else gap.limitations
+    return replace(gap, sources=sources, limitations=tuple(dict.fromkeys((*former, *limitations))))
 
 
 def _requested(gap: Gap, open_gaps: Sequence[Gap]) -> Times:

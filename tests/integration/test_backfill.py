@@ -95,6 +95,7 @@ class Process:
         self.refuses: Callable[[Mapping[str, object]], bool] = lambda _: False
         """Whether a question for history, with these parameters, is refused."""
         self.refusal: Exception = SourceProtocolError(f"{HISTORY}: malformed")
+        self.refused_commands: set[str] = set()
         self.retention_s: float | None = None
         """How long the database keeps points."""
         self.asked: Counter[str] = Counter()
@@ -182,6 +183,8 @@ class Process:
 
             async def call(command: str, **parameters: object) -> msgspec.Raw:
                 self.asked[command] += 1
+                if command in self.refused_commands:
+                    raise CommandFailed(command, code="unknown_error", message="Unknown error")
                 if command == HISTORY and self.failures:
                     raise self.failures.pop(0)
                 if command == HISTORY and self.refuses(parameters):
@@ -337,20 +340,81 @@ async def test_a_fill_that_lost_its_connection_goes_on(
     for number in range(1, 101):
         house.set_state(SENSOR, str(number))
     process = Process(tmp_path, fake)
-    process.time.holding = lambda: process.telemetry.backfilled >= 60 and held
+    process.time.holding = lambda: process.telemetry.backfilled >= 20 and held
     held = True
 
     async with running(process):
-        await process.until(lambda: process.telemetry.backfilled >= 60)
+        await process.until(lambda: process.telemetry.backfilled >= 20)
         process.failures = [SourceProtocolError("No answer within 30 s")]
         held = False
         await process.until_filled()
         points = await process.points()
 
+    assert not process.failures
     assert_once(points)
     assert numbers(0, 101) == states(points)
     assert [None, *numbers(0, 100)] == previous(points)
     assert [point.fields.get("duration_in_state_seconds") for point in points[1:]].count(None) == 0
+
+
+async def test_a_fill_goes_on_from_the_start_when_there_are_more_sources(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """What only the logbook names was not in the windows that are done."""
+    start = datetime.now(UTC) - timedelta(seconds=300)
+    house._moments = iter(start + timedelta(seconds=number) for number in range(104))
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    for state in ("on", "off"):
+        house.set_state("light.guest", state)
+    house.remove("light.guest")
+    house.logbook_entries = [{"entity_id": "light.guest", "when": start.timestamp()}]
+    for number in range(1, 101):
+        house.set_state(SENSOR, str(number))
+    process = Process(tmp_path, fake)
+    process.refused_commands = {"logbook/get_events"}
+    process.time.holding = lambda: process.telemetry.backfilled >= 20 and held
+    held = True
+
+    async with running(process):
+        await process.until(lambda: process.telemetry.backfilled >= 20)
+        process.refused_commands.clear()
+        process.failures = [SourceProtocolError("No answer within 30 s")]
+        held = False
+        await process.until_filled()
+        points = await process.points()
+        gap = process.gap()
+
+    assert_once(points)
+    assert states(points) == numbers(0, 101)
+    assert states(points, "light.guest") == ["on", "off", None]
+    assert "logbook" in gap.sources
+    assert not [text for text in gap.limitations if "does not show logbook" in text]
+
+
+async def test_a_fill_that_goes_on_still_says_what_its_first_attempt_found(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Here that the recorder does not reach back to the start."""
+    start = datetime.now(UTC) - timedelta(seconds=300)
+    house._moments = iter(start + timedelta(seconds=number) for number in range(101))
+    async with running(Process(tmp_path, fake)) as process:
+        await lived(process, house, 0, 1)
+    for number in range(1, 101):
+        house.set_state(SENSOR, str(number))
+    house.recorded[SENSOR] = house.recorded[SENSOR][2:]
+    process = Process(tmp_path, fake)
+    process.time.holding = lambda: process.telemetry.backfilled >= 20 and held
+    held = True
+
+    async with running(process):
+        await process.until(lambda: process.telemetry.backfilled >= 20)
+        process.failures = [SourceProtocolError("No answer within 30 s")]
+        held = False
+        await process.until_filled()
+
+    assert not process.failures
+    assert any("holds no state from before" in text for text in process.gap().limitations)
 
 
 async def test_live_events_do_not_wait_for_a_gap(
