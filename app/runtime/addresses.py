@@ -1,9 +1,9 @@
-"""What people write as an address, as the URL that is used. Pure."""
+"""Normalizes the addresses that people write in settings. Pure."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit, urlunsplit
 
 _HOME_ASSISTANT_PORT = 8123
 _WEBSOCKET_SCHEMES = {"http": "ws", "https": "wss", "ws": "ws", "wss": "wss"}
@@ -63,7 +63,7 @@ def data_api_url(value: str) -> str:
 
 
 def check_host(url: SplitResult) -> None:
-    """Raise ValueError unless the URL names a possible host and port."""
+    """Raise ValueError unless the URL names a possible host and port, and user if any."""
     try:
         # Both raise: on a port above 65535, on a host like `a..b` or with a label too long.
         reachable = url.port != 0 and bool((url.hostname or "").encode("idna"))
@@ -71,6 +71,8 @@ def check_host(url: SplitResult) -> None:
         reachable = False
     if not reachable or re.search(r"\s", url.geturl()):
         raise ValueError("must name a host and, if any, a port from 1 to 65535")
+    if ":" in unquote(url.username or ""):  # https://www.rfc-editor.org/rfc/rfc7617#section-2
+        raise ValueError("has a user name with a colon in it, which HTTP does not allow")
 
 
 def origin(url: str) -> str:

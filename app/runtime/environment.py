@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,15 +52,12 @@ class Environment:
     sources: Sequence[Mapping[str, str]]
     """The environment, then the `.env` file."""
 
-    def lookup(self, names: Iterable[str]) -> str | None:
-        """Return the value of the first name that is set, in the first source that has one."""
-        found = self.find(names)
-        return None if found is None else found[1]
+    unparsed: Sequence[tuple[int, str]] = ()
+    """Number and text of each line of the `.env` file that is no assignment."""
 
-    def find(self, names: Iterable[str]) -> tuple[str, str] | None:
-        """Return that name and its value."""
-        candidates = tuple(names)
-        pairs = ((name, source.get(name)) for source in self.sources for name in candidates)
+    def find(self, names: Sequence[str]) -> tuple[str, str] | None:
+        """Return the first name that is set, in the first source that has one, and its value."""
+        pairs = ((name, source.get(name)) for source in self.sources for name in names)
         return next(((name, value) for name, value in pairs if value), None)
 
     def names(self) -> set[str]:
@@ -105,42 +102,17 @@ def read_environment(env_file: Path | None) -> Environment:
     Raises:
         SettingsError: the file exists and cannot be used.
     """
-    from_file = {} if env_file is None else read_env_file(env_file)
-    return Environment((_by_name(os.environ), _by_name(from_file)))
-
-
-def read_env_file(path: Path) -> Mapping[str, str]:
-    """Return what a `.env` file sets; nothing when there is no such file.
-
-    Raises:
-        SettingsError: it is not a readable text file in UTF-8.
-    """
-    try:
-        text = read_text(path, max_bytes=_MAX_ENV_FILE_BYTES)
-    except FileNotFoundError:
-        return {}
-    except UnusableFile as exc:
-        raise SettingsError(
-            f"{path}: {exc}. Make it a text file in UTF-8 that the user of the service may read,"
-            " or remove it"
-        ) from exc
+    text = "" if env_file is None else _env_file_text(env_file)
     values = dotenv_values(stream=io.StringIO(text))
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def unparsed_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield number and text of each line of a `.env` file that is no assignment.
-
-    Raises:
-        SettingsError: as for `read_env_file`.
-    """
-    try:
-        text = read_text(path, max_bytes=_MAX_ENV_FILE_BYTES)
-    except (FileNotFoundError, UnusableFile):
-        return
-    for binding in parse_stream(io.StringIO(text)):
-        if binding.error:
-            yield binding.original.line, binding.original.string.strip()
+    from_file = {name: value for name, value in values.items() if value is not None}
+    return Environment(
+        (_by_name(os.environ), _by_name(from_file)),
+        unparsed=tuple(
+            (binding.original.line, binding.original.string.strip())
+            for binding in parse_stream(io.StringIO(text))
+            if binding.error
+        ),
+    )
 
 
 def read_secret_file(path: Path) -> str:
@@ -161,6 +133,18 @@ def read_secret_file(path: Path) -> str:
     if not content:
         raise UnusableFile("names a file that is empty")
     return content
+
+
+def _env_file_text(path: Path) -> str:
+    try:
+        return read_text(path, max_bytes=_MAX_ENV_FILE_BYTES)
+    except FileNotFoundError:
+        return ""
+    except UnusableFile as exc:
+        raise SettingsError(
+            f"{path}: {exc}. Make it a text file in UTF-8 that the user of the service may read,"
+            " or remove it"
+        ) from exc
 
 
 def _decoded(content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -245,6 +246,19 @@ def test_the_home_folder_of_an_unknown_user_is_refused(monkeypatch: pytest.Monke
     assert "home folder of an unknown user" in problem("DATA_DIR")
 
 
+@pytest.mark.parametrize("written", ["$HOME/x", "${HOME}/x", "/srv/$STAGE/x"])
+@pytest.mark.parametrize("name", ["DATA_DIR", "LOG_FILE", "INFLUXDB_CLIENT_CERT"])
+def test_a_shell_variable_in_a_path_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, written: str
+) -> None:
+    """Without a shell it would become a folder of that name."""
+    monkeypatch.setenv(name, written)
+
+    line = problem(name)
+
+    assert "in it, which only a shell would replace; write the path itself" in line
+
+
 @pytest.mark.parametrize("written", ["x" * 256, "x/" * 4_000])
 @pytest.mark.parametrize("name", ["DATA_DIR", "LOG_FILE", "HOMEIQ_SHARED_PATH"])
 def test_a_path_that_no_system_has_is_refused(
@@ -286,10 +300,10 @@ NUMBERS = [
 def test_every_number_is_tried_with_absurd_values() -> None:
     """A number that is added is added to this test, too."""
     numeric = {
-        str(field.validation_alias)
-        for section in Settings.model_fields.values()
-        for field in section.annotation.model_fields.values()  # type: ignore[union-attr]
-        if field.annotation in {int, float}
+        name
+        for variable in variables()
+        for name in variable.names
+        if re.fullmatch(r"-?\d+(\.\d+)?", variable.default or "")
     }
 
     assert numeric <= set(NUMBERS)
@@ -686,6 +700,39 @@ def test_a_request_to_the_database_has_one_authorization(
         monkeypatch.setenv(name, value)
 
     assert "has the header Authorization" in problem("INFLUXDB_HEADERS")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("INFLUXDB_USERNAME", "hush:hush"),
+        ("INFLUXDB_URL", "http://hush%3Ahush:pass@influxdb:8086"),
+        ("HOME_ASSISTANT_URL", "http://hush%3Ahush:pass@ha:8123"),
+        ("DATA_API_URL", "http://hush%3Ahush:pass@data-api:8006"),
+    ],
+)
+def test_a_user_name_with_a_colon_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, written: str
+) -> None:
+    """A server would take what follows the colon for the password."""
+    monkeypatch.setenv(name, written)
+
+    line = problem(name)
+
+    assert "a colon in it, which HTTP does not allow" in line
+    assert "hush" not in line
+
+
+def test_a_request_to_the_data_api_has_one_authorization(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The user in the address would silently replace the key."""
+    monkeypatch.setenv("DATA_API_URL", "http://ada:hush@data-api:8006")
+    assert load_settings().discovery.data_api_url == "http://ada:hush@data-api:8006"
+
+    monkeypatch.setenv("DATA_API_KEY", "the key")
+
+    line = problem("DATA_API_URL")
+    assert "has a user, which is sent in the same header as DATA_API_KEY" in line
+    assert "hush" not in line
 
 
 def test_a_handshake_with_home_assistant_has_one_authorization(

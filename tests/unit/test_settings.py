@@ -81,7 +81,7 @@ def test_all_that_is_missing_stands_in_one_line(monkeypatch: pytest.MonkeyPatch)
     assert "\n" not in line
     assert "HOME_ASSISTANT_URL or HA_HTTP_URL: is missing. Address of Home Assistant" in line
     assert "HOME_ASSISTANT_TOKEN or HA_TOKEN: is missing. A long-lived access token" in line
-    assert "BATCH_SIZE: input should be greater than 0. Points that" in line
+    assert "BATCH_SIZE: input should be greater than 0. Points that make up" in line
 
 
 @pytest.mark.parametrize(
