@@ -1,10 +1,15 @@
-"""The one picture of health: `/health`, `/metrics` and the dashboard render this."""
+"""The state of the service at one moment: the body of `/health` and the source of `/metrics`.
+
+`Snapshot` is served as it is: each field is a member of the JSON and appears in `/docs`;
+properties are not served. To add a fact, add a field with a default here and set it in the
+`status()` of its component or in `HealthCollector`. No third file is involved.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from app.runtime.retry import BreakerState
@@ -18,7 +23,7 @@ SinkState = Literal["ok", "waiting", "holding", "refusing"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerStatus:
-    """One circuit breaker."""
+    """A circuit breaker."""
 
     state: BreakerState = "closed"
     failure_count: int = 0
@@ -29,6 +34,8 @@ class BreakerStatus:
 class ConnectionStatus:
     """The connection to Home Assistant."""
 
+    is_running: bool = True
+    """Whether our task that connects and reconnects runs."""
     current_state: ConnectionState = "disconnected"
     connection_attempts: int = 0
     successful_connections: int = 0
@@ -37,61 +44,76 @@ class ConnectionStatus:
     next_attempt_in_seconds: float | None = None
     ha_version: str | None = None
     ha_state: str | None = None
-    """Home Assistant's own `RUNNING`, `NOT_RUNNING`, …; None before it was asked."""
+    """`RUNNING`, `NOT_RUNNING`, … as Home Assistant reports it; None before it was asked."""
     is_subscribed: bool = False
     reason: str | None = None
-    """One sentence that says what is wrong and what a person can do; None when all is well."""
+    """What is wrong and what to do, in one sentence; None when nothing is."""
     token_refused: bool = False
-    """Whether the last attempt ended because Home Assistant refused the token."""
+    """Whether Home Assistant refused the token at the last attempt."""
     breaker: BreakerStatus = field(default_factory=BreakerStatus)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SubscriptionStatus:
+    """The event stream from Home Assistant."""
+
+    is_subscribed: bool = False
+    total_events_received: int = 0
+    event_rate_per_minute: float = 0.0
+    last_event: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JournalStatus:
-    """What waits between receipt and the sinks."""
+    """The journal and the events on their way into it."""
 
     pending_points: int = 0
-    """Received and not yet committed, those that sinks may have from memory included."""
+    """Received and not committed, including those that sinks may read from memory."""
     oldest_pending_seconds: float = 0.0
+    last_commit_delay_seconds: float | None = None
+    """From receipt of the oldest event of the last commit until the commit was durable."""
     bytes: int = 0
     max_bytes: int = 0
-    """The bound of `bytes`, as JOURNAL_MAX_MB sets it."""
+    """JOURNAL_MAX_MB."""
     free_disk_bytes: int | None = None
-    """What is free on the disk of DATA_DIR; None when the journal is in memory
-    or the disk does not say."""
+    """Free space on the disk of DATA_DIR; None for a journal in memory, or when unknown."""
     durable: bool = True
-    """False while commits fail, or when the journal is in memory."""
+    """False while commits fail, and for a journal in memory."""
     losing: bool = False
-    """Whether events are dropped because neither disk nor memory takes them."""
+    """Whether events are dropped because neither disk nor memory has room."""
     salvaged: int = 0
+    """Points recovered from a damaged file at this start."""
     appended_points: int = 0
-    """Points appended since the start of the process."""
+    """Points appended since the start."""
     reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkStatus:
-    """One sink and its place in the journal."""
+    """A sink and its position in the journal."""
 
     name: str
     state: SinkState = "ok"
     held_at_start: int = 0
+    """Points buffered for this sink when the process started."""
     points_written: int = 0
     points_dead_lettered: int = 0
     points_dropped: int = 0
+    """Points that this sink will never receive: lost at a bound, damaged, or expired."""
     points_expired: int = 0
-    """Of the dropped: not stored by the database because they are older than its retention."""
+    """Part of `points_dropped`: older than the database's retention, so not stored by it."""
     held: int = 0
-    """Points journaled, or buffered while commits fail, and not yet acknowledged by this sink."""
+    """Points buffered for this sink."""
     lag_seconds: float = 0.0
-    """Age of the oldest held point."""
+    """Age of the oldest buffered point."""
+    last_delay_seconds: float | None = None
+    """From receipt of the oldest event of the last batch until the sink accepted the batch."""
     drained_in_seconds: float | None = None
-    """When the backlog will be gone at the present pace; None when unknown or nothing is held."""
+    """Estimated time until the backlog is written; None when unknown or without a backlog."""
     last_write: datetime | None = None
     last_error: str | None = None
-    breaker: BreakerStatus = field(default_factory=BreakerStatus)
+    breaker: BreakerState = "closed"
     reason: str | None = None
-    """One sentence that says what is wrong and what a person can do; None when all is well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,12 +130,12 @@ class DiscoveryStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataApiStatus:
-    """How far the data API is behind the registries."""
+    """The transfer of devices and entities to the data API."""
 
     rows_sent: int = 0
     rows_waiting: int = 0
     rows_refused: int = 0
-    """Given up until they change: it takes their neighbors."""
+    """Rows that were given up until they change."""
     last_sent: datetime | None = None
     reason: str | None = None
     breaker: BreakerStatus = field(default_factory=BreakerStatus)
@@ -121,87 +143,60 @@ class DataApiStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GapsStatus:
-    """Spans of Home Assistant's time in which nothing was captured."""
+    """Spans of time in which nothing was captured."""
 
     open: int = 0
     filled: int = 0
+    """Read back, including those of which the recorder holds nothing."""
     nothing_recorded: int = 0
+    """Part of `filled`: the recorder holds nothing of these."""
     unfillable: int = 0
     backfilled: int = 0
-    """Points read back from the recorder since the start of the process."""
+    """Points read back from the recorder since the start."""
     reason: str | None = None
-    """One sentence when what was missed cannot be read back now; None when all is well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventAccounting:
-    """Where every received event went: received is the sum of all the others."""
+    """What became of every received event: `received` is the sum of all the others."""
 
     received: int = 0
     journaled: int = 0
     filtered: int = 0
     malformed: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
+    """By cause."""
     pending: int = 0
 
     @property
     def balance(self) -> int:
-        """Events that no book knows; anything but 0 is a defect of ours."""
+        """Events unaccounted for; anything but 0 is a bug."""
         known = self.journaled + self.filtered + self.malformed + self.pending
         return self.received - known - sum(self.dropped.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Snapshot:
-    """Everything a person or a program may ask about the state of this process."""
+class Accounting:
+    """The totals, which must balance."""
 
-    version: str
-    timestamp: datetime
-    uptime_seconds: float
-    connection: ConnectionStatus
-    journal: JournalStatus
-    sinks: Sequence[SinkStatus]
-    discovery: DiscoveryStatus
-    gaps: GapsStatus
     events: EventAccounting
-    events_per_minute: float
-    last_event: datetime | None
-    dead_letters: int
-    dead_letters_discarded: int
-    """Dead letters lost since the start because there were too many of them."""
-    watchers: int
-    """Clients connected to `/ws`."""
-    memory_mb: float
-    memory_limit_mb: float
-    cpu_percent: float
-    failures: Mapping[str, str]
-    """Loops of ours that ended early, with why."""
-    data_api: DataApiStatus | None = None
-    """None without DATA_API_URL."""
-    damage: Sequence[str] = ()
-    """A sentence for each local file, beside the journal's, that is or was damaged."""
-    filter_reason: str | None = None
-    """One sentence while the file of the entity filter cannot be used."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerformanceStatus:
+    """Memory and processor time of this process."""
+
+    memory_mb: float = 0.0
+    memory_limit_mb: float = 0.0
+    """MAX_MEMORY_MB; above it the service is degraded."""
+    cpu_percent: float = 0.0
+    """100 is one core."""
     monitor_failures: int = 0
-    """Readings of memory and processor time, and rounds of the monitor, that failed."""
-    transform_failures: Mapping[str, int] = field(default_factory=dict)
-    """Changes that broke a transform and went on as they were, by its name."""
+    """Readings of the above, and rounds of the monitor, that failed."""
 
     @property
-    def reasons(self) -> tuple[str, ...]:
-        """Return what a person should look at, worst first; empty when all is well."""
-        return (*self._broken(), *self._troubled())
-
-    @property
-    def status(self) -> Status:
-        """Return `unhealthy` only when this process itself is broken, never for a neighbor."""
-        if self._broken():
-            return "unhealthy"
-        return "degraded" if self.reasons else "healthy"
-
-    @property
-    def memory_reason(self) -> str | None:
-        """Return a sentence while memory is over the limit, else None."""
+    def reason(self) -> str | None:
+        """A sentence while memory is over the limit, else None."""
         if self.memory_mb <= self.memory_limit_mb:
             return None
         return (
@@ -209,12 +204,66 @@ class Snapshot:
             f" {self.memory_limit_mb:.0f}. Raise the limit or report a leak."
         )
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The state of the service at one moment."""
+
+    status: Status = field(init=False, default="healthy")
+    """`unhealthy` only when this process itself is broken, never because a dependency is."""
+    reasons: Sequence[str] = field(init=False, default=())
+    """What needs attention, worst first; each sentence says what is wrong and what to do."""
+    service: Literal["websocket-ingestion"] = "websocket-ingestion"
+    version: str
+    timestamp: datetime
+    uptime: str = field(init=False, default="")
+    uptime_seconds: float
+    connection: ConnectionStatus
+    subscription: SubscriptionStatus
+    circuit_breaker: BreakerStatus = field(init=False, default_factory=BreakerStatus)
+    """The breaker of the connection to Home Assistant."""
+    journal: JournalStatus
+    sinks: Sequence[SinkStatus]
+    discovery: DiscoveryStatus
+    accounting: Accounting
+    gaps: GapsStatus
+    performance: PerformanceStatus
+    dead_letters: int = 0
+    """Dead letters stored, of all sinks."""
+    dead_letters_discarded: int = 0
+    """Dead letters lost since the start because there were too many."""
+    clients: int = 0
+    """Clients connected to `/ws`."""
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Tasks of this process that ended early, with the cause."""
+    data_api: DataApiStatus | None = None
+    """None without DATA_API_URL."""
+    damage: Sequence[str] = ()
+    """A sentence for each local file, except the journal, that is or was damaged."""
+    filter_reason: str | None = None
+    """A sentence while the file of the entity filter cannot be used."""
+    transform_failures: Mapping[str, int] = field(default_factory=dict)
+    """Changes that a transform failed on and that were written unchanged, by transform."""
+
+    def __post_init__(self) -> None:
+        """Derive the members that follow from the others."""
+        broken, degraded = self._broken(), self._degraded()
+        status = "unhealthy" if broken else "degraded" if degraded else "healthy"
+        derived = {
+            "status": status,
+            "reasons": (*broken, *degraded),
+            "uptime": str(timedelta(seconds=self.uptime_seconds)),
+            "circuit_breaker": self.connection.breaker,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)  # frozen: only while it is made
+
     @property
     def ready(self) -> bool:
         """Whether events can be journaled."""
-        return not self._broken()
+        return self.status != "unhealthy"
 
-    def _broken(self) -> tuple[str, ...]:
+    def _broken(self) -> list[str]:
         reasons = [
             f"The {name} loop ended: {why}. The service is stopping; see the log."
             for name, why in self.failures.items()
@@ -223,10 +272,10 @@ class Snapshot:
             reasons.append(
                 "Events are being dropped: neither the disk nor memory takes any more of them."
             )
-        return tuple(reasons)
+        return reasons
 
-    def _troubled(self) -> tuple[str, ...]:
-        parts = [
+    def _degraded(self) -> list[str]:
+        reasons = [
             self.connection.reason,
             self.journal.reason,
             *self.damage,
@@ -235,18 +284,12 @@ class Snapshot:
             self.data_api.reason if self.data_api else None,
             self.filter_reason,
             self.gaps.reason,
+            self.dead_letters
+            and f"{self.dead_letters} points were refused by the database and wait as dead"
+            " letters. See /api/v1/dead-letters for why, then retry or delete them.",
+            self.dead_letters_discarded
+            and f"{self.dead_letters_discarded} dead letters were lost because there were too many."
+            " Fix what the database refuses, then retry or delete them.",
+            self.performance.reason,
         ]
-        reasons = [reason for reason in parts if reason]
-        if self.dead_letters:
-            reasons.append(
-                f"{self.dead_letters} points were refused by the database and wait as dead"
-                " letters. See /api/v1/dead-letters for why, then retry or delete them."
-            )
-        if self.dead_letters_discarded:
-            reasons.append(
-                f"{self.dead_letters_discarded} dead letters were lost because there were too many."
-                " Mend what the database refuses, then retry or delete them."
-            )
-        if self.memory_reason:
-            reasons.append(self.memory_reason)
-        return tuple(reasons)
+        return [reason for reason in reasons if reason]

@@ -1,4 +1,4 @@
-"""The snapshot of all parts for health and metrics, and the monitor of memory."""
+"""Collects the `Snapshot` from all components, and monitors memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from app import __version__
 from app.backfill.backfill import Backfill
 from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
-from app.health import EventAccounting, JournalStatus, Snapshot
+from app.health import (
+    Accounting,
+    EventAccounting,
+    JournalStatus,
+    PerformanceStatus,
+    Snapshot,
+    SubscriptionStatus,
+)
 from app.homeassistant.connection import HomeAssistantSource
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
@@ -40,40 +47,44 @@ limited_log = RateLimitedLog(logger)
 
 
 class LocalFile(Protocol):
-    """A database of this service that may be damaged."""
+    """A database file of this service."""
 
     damage: str | None
-    """One sentence when it is, or was at the start."""
+    """A sentence when the file is damaged, or was at the start."""
 
 
 class ProcessUsage:
-    """Memory and processor time of this process, as last read.
+    """Memory and processor time of this process, as of the last `read`.
 
-    Reading needs a file descriptor. When there is none left, or the reading fails otherwise,
-    the last numbers stay and the failure is counted.
+    Reading memory needs a file descriptor. When reading fails, the last value stays and the
+    failure is counted.
     """
 
     def __init__(self, process: psutil.Process | None = None) -> None:
         self.memory_mb = 0.0
         self.cpu_percent = 0.0
+        """Since the `read` before; 100 is one core."""
         self.failures = 0
         self._process = process or psutil.Process()
+        self._read_at = (time.monotonic(), time.process_time())
 
     def read(self) -> None:
-        """Read both; call it before looking at them."""
+        """Read both."""
+        before, self._read_at = self._read_at, (time.monotonic(), time.process_time())
+        elapsed_s, used_s = (now - then for now, then in zip(self._read_at, before, strict=True))
+        if elapsed_s > 0:
+            self.cpu_percent = round(100 * used_s / elapsed_s, 1)
         try:
-            with self._process.oneshot():
-                self.memory_mb = self._process.memory_info().rss / MEGABYTE
-                self.cpu_percent = self._process.cpu_percent()
+            self.memory_mb = round(self._process.memory_info().rss / MEGABYTE, 1)
         except (OSError, psutil.Error) as exc:
             self.failures += 1
-            limited_log.warning("Cannot read memory and processor time: %s", exc, topic="process")
+            limited_log.warning("Cannot read the memory usage: %s", exc, topic="process")
         else:
-            limited_log.resolved("Memory and processor time can be read again", topic="process")
+            limited_log.resolved("The memory usage can be read again", topic="process")
 
 
 class HealthCollector:
-    """Knows every part that has a state, and shows them all at one moment."""
+    """Collects the status of every component into one `Snapshot`."""
 
     def __init__(
         self,
@@ -96,10 +107,7 @@ class HealthCollector:
         watch_s: float = 5.0,
         usage: ProcessUsage | None = None,
     ) -> None:
-        """Observe the parts; above `memory_limit_mb` the snapshot is degraded.
-
-        `watch` looks every `watch_s` seconds.
-        """
+        """Above `memory_limit_mb` the snapshot is degraded; `watch` checks every `watch_s`."""
         self._source = source
         self._pipeline = pipeline
         self._backfill = backfill
@@ -122,37 +130,37 @@ class HealthCollector:
         self._started = time.monotonic()
 
     def snapshot(self) -> Snapshot:
-        """Return the picture; nothing in it awaits, so its books are of one moment."""
-        telemetry = self._telemetry
-        usage = self._usage
+        """Return the state now; nothing here awaits, so all totals are of one moment."""
+        telemetry, usage = self._telemetry, self._usage
         usage.read()
+        failures = dict(self._supervisor.failures)
+        connection = replace(self._source.status(), is_running="source" not in failures)
         return Snapshot(
             version=__version__,
             timestamp=datetime.now(UTC),
-            uptime_seconds=time.monotonic() - self._started,
-            connection=self._source.status(),
+            uptime_seconds=round(time.monotonic() - self._started, 3),
+            connection=connection,
+            subscription=SubscriptionStatus(
+                is_subscribed=connection.is_subscribed,
+                total_events_received=telemetry.received,
+                event_rate_per_minute=round(telemetry.events_per_minute(), 2),
+                last_event=_moment(telemetry.last_event_at),
+            ),
             journal=self._journal_status(),
             sinks=tuple(delivery.status() for delivery in self._deliveries),
             discovery=self._discovery.status(),
+            accounting=Accounting(events=self._event_accounting()),
             gaps=self._backfill.status(),
-            events=EventAccounting(
-                received=telemetry.received,
-                journaled=telemetry.journaled,
-                filtered=telemetry.filtered,
-                malformed=telemetry.malformed.total(),
-                dropped=dict(telemetry.dropped),
-                pending=self._intake.pending_points + self._pipeline.held_events,
+            performance=PerformanceStatus(
+                memory_mb=usage.memory_mb,
+                memory_limit_mb=self._memory_limit_mb,
+                cpu_percent=usage.cpu_percent,
+                monitor_failures=usage.failures + self.watch_failures,
             ),
-            events_per_minute=telemetry.events_per_minute(),
-            last_event=_moment(telemetry.last_event_at),
             dead_letters=self._dead_letters.count,
             dead_letters_discarded=self._dead_letters.discarded,
-            watchers=self._hub.watchers,
-            memory_mb=usage.memory_mb,
-            memory_limit_mb=self._memory_limit_mb,
-            cpu_percent=usage.cpu_percent,
-            monitor_failures=usage.failures + self.watch_failures,
-            failures=dict(self._supervisor.failures),
+            clients=self._hub.watchers,
+            failures=failures,
             damage=[file.damage for file in self._local_files if file and file.damage],
             data_api=self._data_api.status() if self._data_api else None,
             filter_reason=self._filter.reason if self._filter else None,
@@ -160,9 +168,9 @@ class HealthCollector:
         )
 
     async def watch(self) -> None:
-        """Log when memory passes the limit, when it is below again, and repeated messages.
+        """Log when memory passes the limit and when it is below again; summarize repeated logs.
 
-        It runs forever, whatever it fails at: a monitor must not end what it monitors.
+        Runs forever and survives any error: a monitor must not end what it monitors.
         """
         over = False
         while True:
@@ -182,17 +190,30 @@ class HealthCollector:
 
     def _check_memory(self, *, over: bool) -> bool:
         """Log when memory passes the limit in either direction; return whether it is over."""
-        snapshot = self.snapshot()
-        if snapshot.memory_reason and not over:
-            limited_log.error("%s", snapshot.memory_reason, topic="memory")
+        performance = self.snapshot().performance
+        if performance.reason and not over:
+            limited_log.error("%s", performance.reason, topic="memory")
             return True
         # Not at the limit itself: memory that moves around it would fill the log.
-        if over and snapshot.memory_mb < _WELL_BELOW * snapshot.memory_limit_mb:
+        if over and performance.memory_mb < _WELL_BELOW * performance.memory_limit_mb:
             limited_log.resolved(
-                "Memory is %.0f MB, below MAX_MEMORY_MB again", snapshot.memory_mb, topic="memory"
+                "Memory is %.0f MB, below MAX_MEMORY_MB again",
+                performance.memory_mb,
+                topic="memory",
             )
             return False
         return over
+
+    def _event_accounting(self) -> EventAccounting:
+        telemetry = self._telemetry
+        return EventAccounting(
+            received=telemetry.received,
+            journaled=telemetry.journaled,
+            filtered=telemetry.filtered,
+            malformed=telemetry.malformed.total(),
+            dropped=dict(telemetry.dropped),
+            pending=self._intake.pending_points + self._pipeline.held_events,
+        )
 
     def _journal_status(self) -> JournalStatus:
         status = self._journal.status()
@@ -200,7 +221,10 @@ class HealthCollector:
         return replace(
             status,
             pending_points=self._intake.pending_points + self._pipeline.held_events,
-            oldest_pending_seconds=max(0.0, time.time() - oldest_at) if oldest_at else 0.0,
+            oldest_pending_seconds=(
+                max(0.0, round(time.time() - oldest_at, 3)) if oldest_at else 0.0
+            ),
+            last_commit_delay_seconds=self._telemetry.last_commit_delay_s,
             durable=status.durable and self._intake.durable,
             losing=self._intake.losing,
             reason=self._intake.reason or status.reason,

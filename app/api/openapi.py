@@ -98,7 +98,7 @@ def _describe_errors(schema: dict[str, Any]) -> None:
 
 def _make_problem(response: dict[str, Any]) -> None:
     model = response.get("content", {}).get("application/json", {}).get("schema", {})
-    if model.get("$ref") == _REF.format(model="Health"):
+    if model.get("$ref") == _REF.format(model="Snapshot"):
         return
     problem = {"$ref": _REF.format(model="ProblemDocument")}
     response["content"] = {MEDIA_TYPE: {"schema": problem}}

@@ -218,10 +218,11 @@ class Backfill:
 
     def status(self) -> GapsStatus:
         """Return this part of the snapshot."""
+        nothing_recorded = self._coverage.count("nothing_recorded")
         return GapsStatus(
             open=self._coverage.count("open"),
-            filled=self._coverage.count("filled"),
-            nothing_recorded=self._coverage.count("nothing_recorded"),
+            filled=self._coverage.count("filled") + nothing_recorded,
+            nothing_recorded=nothing_recorded,
             unfillable=self._coverage.count("unfillable"),
             backfilled=self._telemetry.backfilled,
             reason=self._failing.reason(self._waiting_gaps())

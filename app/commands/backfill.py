@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
 from app.api.gaps import document_of, requested_span
-from app.api.models import BackfillRequest, BackfillStarted, GapDocument, GapList, Health
+from app.api.models import BackfillRequest, BackfillStarted, GapDocument, GapList
 from app.commands.help_text import described
 from app.container import Container
 from app.main import running
@@ -148,10 +148,7 @@ async def _ask_the_service(service: RunningService, wanted: BackfillRequest, out
         gaps = await service.ask("GET", "/api/v1/gaps")
         health = await service.ask("GET", "/health")
         found = GapList.model_validate_json(gaps.content).gaps
-        return (
-            [gap for gap in found if gap.id in ids],
-            Health.model_validate_json(health.content).reasons,
-        )
+        return [gap for gap in found if gap.id in ids], health.json()["reasons"]
 
     return await _watch(look, out)
 

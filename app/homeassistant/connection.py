@@ -171,7 +171,7 @@ class HomeAssistantSource:
         """Return the connection as it is now."""
         next_attempt_s = None
         if self._next_attempt_at is not None:
-            next_attempt_s = max(0.0, self._next_attempt_at - time.monotonic())
+            next_attempt_s = max(0.0, round(self._next_attempt_at - time.monotonic(), 3))
         return ConnectionStatus(
             current_state=self._state,
             connection_attempts=self._attempts,

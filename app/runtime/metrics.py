@@ -28,6 +28,8 @@ class SinkCounts:
         """Of the dropped: not stored by the database because they are older than its retention."""
         self.last_write_at: float | None = None
         """Seconds since the epoch."""
+        self.last_delay_s: float | None = None
+        """From receipt of the oldest event of the last batch until the sink accepted it."""
 
 
 class Telemetry:
@@ -54,6 +56,8 @@ class Telemetry:
         self.backfilled = 0
         """Points read back from the recorder and journaled; they are no received events."""
         self.last_event_at: float | None = None
+        self.last_commit_delay_s: float | None = None
+        """From receipt of the oldest event of the last commit until it was durable."""
         self.commit_failures = 0
         self._sinks: dict[str, SinkCounts] = {}
         self._per_second: deque[tuple[int, int]] = deque(maxlen=_RATE_WINDOW_S)
@@ -122,7 +126,9 @@ class Telemetry:
         """Count points that are durable now; `received_at` is that of the oldest."""
         self.journaled += points
         self._commit_seconds.observe(seconds)
-        self._commit_delay.observe(max(0.0, self._clock() - received_at))
+        delay_s = max(0.0, self._clock() - received_at)
+        self.last_commit_delay_s = round(delay_s, 3)
+        self._commit_delay.observe(delay_s)
 
     def points_journaled(self, points: int) -> None:
         """Count points that sinks had from memory and that a crash cannot take any more."""
@@ -139,7 +145,9 @@ class Telemetry:
         counts.written += points
         counts.last_write_at = now
         self._write_seconds.labels(sink).observe(seconds)
-        self._write_delay.labels(sink).observe(max(0.0, now - received_at))
+        delay_s = max(0.0, now - received_at)
+        counts.last_delay_s = round(delay_s, 3)
+        self._write_delay.labels(sink).observe(delay_s)
 
     def points_dead_lettered(self, sink: str, points: int) -> None:
         """Count points that a sink refused for good and that were put aside."""

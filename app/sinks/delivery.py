@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Protocol, TypeVar
 
-from app.health import BreakerStatus, SinkStatus
+from app.health import SinkStatus
 from app.runtime.errors import StorageDamaged, StorageError, Unforeseen
 from app.runtime.logging import RateLimitedLog
 from app.runtime.metrics import Telemetry
@@ -177,7 +177,10 @@ class Delivery:
             points_dropped=counts.dropped,
             points_expired=counts.expired,
             held=self._journal.pending(self.name).points,
-            lag_seconds=0.0 if oldest_at is None else max(0.0, self._wall_clock() - oldest_at),
+            lag_seconds=(
+                0.0 if oldest_at is None else max(0.0, round(self._wall_clock() - oldest_at, 3))
+            ),
+            last_delay_seconds=counts.last_delay_s,
             drained_in_seconds=(
                 self._pace.drained_in_s(pending.points)
                 if pending.points > self._batch_points
@@ -187,11 +190,7 @@ class Delivery:
                 None if last_write_at is None else datetime.fromtimestamp(last_write_at, UTC)
             ),
             last_error=self._last_error,
-            breaker=BreakerStatus(
-                state=self._breaker.state,
-                failure_count=self._breaker.failure_count,
-                last_failure=self._breaker.last_failure,
-            ),
+            breaker=self._breaker.state,
             reason=self._reason(),
         )
 
@@ -465,12 +464,12 @@ class Delivery:
         if is_probe:
             return  # the line in hand is what a person should read about
         advice = answer.advice if isinstance(answer, Held | Refused) else None
-        said = _said(answer)
-        self._note(said and impersonal(said), advice=advice)
+        self._note(_said(answer), advice=advice)
 
     def _note(self, said: str | None, *, advice: str | None = None) -> None:
         """Remember what a person should read, and log it."""
         now_s = self._clock()
+        said = said and impersonal(said)
         self._last_error = said or self._last_error
         before = self._trouble
         if self._state.condition == "ok":

@@ -124,4 +124,4 @@ class DrainRate:
         """Return the seconds until nothing is held; None when unknown or it is not shrinking."""
         if not held or self._per_s is None or self._per_s <= 0:
             return None
-        return held / self._per_s
+        return round(held / self._per_s, 3)

@@ -1,4 +1,4 @@
-"""Pictures of health and changes of state, made up for tests."""
+"""Snapshots of health and changes of state, made up for tests."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from app.health import (
+    Accounting,
     BreakerStatus,
     ConnectionStatus,
     DiscoveryStatus,
     EventAccounting,
     GapsStatus,
     JournalStatus,
+    PerformanceStatus,
     SinkStatus,
     Snapshot,
+    SubscriptionStatus,
 )
 from app.model import NOWHERE, Change, Context, Placement
 
@@ -23,7 +26,7 @@ NOON_NS = 1_795_435_200_123_456_000
 HEALTHY = Snapshot(
     version="0.1.0",
     timestamp=NOON,
-    uptime_seconds=2259.07823,
+    uptime_seconds=2259.078,
     connection=ConnectionStatus(
         current_state="connected",
         connection_attempts=15,
@@ -33,10 +36,15 @@ HEALTHY = Snapshot(
         ha_version="2026.11.0",
         ha_state="RUNNING",
         is_subscribed=True,
-        breaker=BreakerStatus(state="closed"),
+    ),
+    subscription=SubscriptionStatus(
+        is_subscribed=True,
+        total_events_received=15,
+        event_rate_per_minute=17.65,
+        last_event=NOON,
     ),
     journal=JournalStatus(
-        pending_points=2, oldest_pending_seconds=0.0521, bytes=4096, appended_points=8
+        pending_points=2, oldest_pending_seconds=0.052, bytes=4096, appended_points=8
     ),
     sinks=(
         SinkStatus(
@@ -53,23 +61,17 @@ HEALTHY = Snapshot(
     ),
     gaps=GapsStatus(filled=2, backfilled=12),
     discovery=DiscoveryStatus(devices=31, entities=108, areas=8, last_refresh=NOON),
-    events=EventAccounting(
-        received=15,
-        journaled=8,
-        filtered=1,
-        malformed=1,
-        dropped={"journal_stalled": 3},
-        pending=2,
+    accounting=Accounting(
+        events=EventAccounting(
+            received=15,
+            journaled=8,
+            filtered=1,
+            malformed=1,
+            dropped={"journal_stalled": 3},
+            pending=2,
+        )
     ),
-    events_per_minute=17.654,
-    last_event=NOON,
-    dead_letters=0,
-    dead_letters_discarded=0,
-    watchers=0,
-    memory_mb=90.24,
-    memory_limit_mb=500.0,
-    cpu_percent=2.31,
-    failures={},
+    performance=PerformanceStatus(memory_mb=90.2, memory_limit_mb=500.0, cpu_percent=2.3),
 )
 DEGRADED = replace(
     HEALTHY,
@@ -77,13 +79,18 @@ DEGRADED = replace(
         current_state="waiting",
         connection_attempts=4,
         failed_connections=4,
-        next_attempt_in_seconds=7.77777,
+        next_attempt_in_seconds=7.778,
         reason="Home Assistant refuses the token. Check HOME_ASSISTANT_TOKEN.",
         breaker=BreakerStatus(state="open", failure_count=5, last_failure=NOON),
     ),
+    subscription=replace(HEALTHY.subscription, is_subscribed=False),
     dead_letters=2,
 )
-UNHEALTHY = replace(HEALTHY, failures={"source": "KeyError('id')"})
+UNHEALTHY = replace(
+    HEALTHY,
+    connection=replace(HEALTHY.connection, is_running=False),
+    failures={"source": "KeyError('id')"},
+)
 
 
 def change(

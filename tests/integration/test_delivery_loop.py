@@ -375,7 +375,7 @@ async def test_an_open_breaker_lengthens_the_wait() -> None:
     bench.sink.script = [Unavailable(reason="refused")] * 4
     bench.journal.add(lines(1, 100))
     states: list[str] = []
-    bench.clock.watch = lambda: states.append(bench.delivery.status().breaker.state)
+    bench.clock.watch = lambda: states.append(bench.delivery.status().breaker)
 
     await bench.drain()
 

@@ -1,12 +1,11 @@
-"""What the monitor does when it cannot read."""
+"""Readings of memory and processor time, and the monitor of memory."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
-from collections.abc import Iterator
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -20,24 +19,15 @@ from app.settings import load_settings
 
 
 class FakeProcess:
-    """A process whose numbers can be read, or not."""
+    """A process whose memory can be read, or not."""
 
     failure: Exception | None = None
 
-    @contextlib.contextmanager
-    def oneshot(self) -> Iterator[None]:
-        """Fail like psutil when there is no descriptor left."""
+    def memory_info(self) -> SimpleNamespace:
+        """Return 50 MB, or fail like psutil when no file descriptor is left."""
         if self.failure:
             raise self.failure
-        yield
-
-    def memory_info(self) -> SimpleNamespace:
-        """Return 50 MB."""
         return SimpleNamespace(rss=50_000_000)
-
-    def cpu_percent(self) -> float:
-        """Return 7 %."""
-        return 7.0
 
 
 @pytest.mark.parametrize(
@@ -49,7 +39,7 @@ class FakeProcess:
         psutil.NoSuchProcess(1),
     ],
 )
-def test_the_last_numbers_stay_when_they_cannot_be_read(
+def test_the_last_memory_usage_stays_when_it_cannot_be_read(
     failure: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The failure is counted, and logged once."""
@@ -61,19 +51,33 @@ def test_the_last_numbers_stay_when_they_cannot_be_read(
         usage.read()
         usage.read()
 
-    assert (usage.memory_mb, usage.cpu_percent, usage.failures) == (50.0, 7.0, 2)
+    assert (usage.memory_mb, usage.failures) == (50.0, 2)
     assert len(caplog.records) == 1
 
 
+def test_processor_time_is_that_since_the_last_reading() -> None:
+    """100 % is one core; a process that sleeps uses none."""
+    usage = ProcessUsage(cast("psutil.Process", FakeProcess()))
+    end = time.process_time() + 0.05
+    while time.process_time() < end:
+        pass
+    usage.read()
+    busy = usage.cpu_percent
+    time.sleep(0.1)
+    usage.read()
+
+    assert 0 < usage.cpu_percent < busy
+
+
 class BrokenUsage(ProcessUsage):
-    """Fails in a way that nobody foresaw."""
+    """Fails unexpectedly."""
 
     def read(self) -> None:
         """Fail."""
         raise ZeroDivisionError
 
 
-async def test_the_monitor_goes_on_after_a_failure_that_nobody_foresaw(
+async def test_the_monitor_continues_after_an_unexpected_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It must not end the service; the traceback is logged once."""

@@ -1,4 +1,4 @@
-"""How the picture of health is judged: what degrades it, and what breaks it."""
+"""The status of a snapshot: what degrades it, and what makes it unhealthy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from app.health import Snapshot
+from app.health import DataApiStatus, Snapshot
 from tests.fakes.snapshots import HEALTHY, UNHEALTHY
 
 DISK = "Events cannot be made durable: disk full."
 LOSING = replace(HEALTHY, journal=replace(HEALTHY.journal, durable=False, losing=True, reason=DISK))
-TROUBLES = {
+PROBLEMS = {
     "Home Assistant": replace(
         HEALTHY, connection=replace(HEALTHY.connection, reason="Home Assistant is away.")
     ),
@@ -22,19 +22,23 @@ TROUBLES = {
     ),
     "dead letters": replace(HEALTHY, dead_letters=2),
     "lost dead letters": replace(HEALTHY, dead_letters_discarded=2),
-    "memory": replace(HEALTHY, memory_mb=501.0, memory_limit_mb=500.0),
+    "memory": replace(HEALTHY, performance=replace(HEALTHY.performance, memory_mb=501.0)),
+    "the data API": replace(HEALTHY, data_api=DataApiStatus(reason="The data API is down.")),
+    "the entity filter": replace(HEALTHY, filter_reason="The entity filter is invalid."),
+    "gaps": replace(HEALTHY, gaps=replace(HEALTHY.gaps, reason="A gap cannot be filled.")),
+    "a damaged file": replace(HEALTHY, damage=["metadata.db was damaged."]),
 }
 
 
-def test_a_service_without_troubles_is_healthy() -> None:
-    """There is nothing to say, and events can be journaled."""
+def test_a_service_without_problems_is_healthy() -> None:
+    """It gives no reasons, and events can be journaled."""
     assert (HEALTHY.status, HEALTHY.reasons, HEALTHY.ready) == ("healthy", (), True)
 
 
-@pytest.mark.parametrize("name", TROUBLES)
-def test_a_neighbor_in_trouble_degrades_and_nothing_more(name: str) -> None:
-    """A person should look, and one sentence says why; capture goes on all the same."""
-    snapshot = TROUBLES[name]
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_failing_dependency_makes_the_service_degraded_and_not_unhealthy(name: str) -> None:
+    """One sentence says why; events are still captured."""
+    snapshot = PROBLEMS[name]
 
     assert (snapshot.status, len(snapshot.reasons), snapshot.ready) == ("degraded", 1, True)
 
@@ -47,12 +51,12 @@ def test_a_neighbor_in_trouble_degrades_and_nothing_more(name: str) -> None:
     ],
 )
 def test_a_broken_process_is_unhealthy_and_not_ready(snapshot: Snapshot, reason: str) -> None:
-    """A loop ended, or disk and memory both refuse."""
+    """A task ended, or neither disk nor memory has room."""
     assert (snapshot.status, snapshot.ready) == ("unhealthy", False)
     assert snapshot.reasons[0].startswith(reason)
 
 
-def test_the_worst_is_said_first() -> None:
-    """What breaks the process stands before what only troubles it."""
+def test_the_worst_reason_comes_first() -> None:
+    """What makes the service unhealthy comes before what only degrades it."""
     assert len(LOSING.reasons) == 2
     assert LOSING.reasons[1] == DISK
