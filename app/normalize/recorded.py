@@ -166,7 +166,9 @@ class Recovery:
     def _changed_inside(self, state: State) -> bool:
         changed_ns, updated_ns = nanoseconds(state.last_changed), nanoseconds(state.last_updated)
         last = self._before.get(state.entity_id)
-        if last is not None and (last.state, last.changed_ns) == (state.state, changed_ns):
+        if last is not None and (
+            last.time_ns == updated_ns or (last.state, last.changed_ns) == (state.state, changed_ns)
+        ):
             return False
         # A state that differs from the last known one may have begun in an earlier gap.
         differs = last is not None and last.state != state.state

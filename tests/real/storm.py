@@ -220,7 +220,7 @@ class Storm:
         await self._running.stop(number)
         await self._life.aclose()
 
-    async def _until(self, condition: Callable[[Any], bool], *, timeout_s: float = 120) -> Any:
+    async def _until(self, condition: Callable[[Any], bool], *, timeout_s: float = 300) -> Any:
         assert self._running is not None
         return await self._running.until("/health", condition, timeout_s=timeout_s)
 

@@ -30,6 +30,8 @@ SEED = int(os.environ.get("SEED", "0")) or (
     _SEED_OF_CI if os.environ.get("CI") else random.randrange(1, 1_000_000)
 )
 RATE = 100
+_START_S = 300.0
+"""How long a busy machine may take to start Home Assistant."""
 _SLICE_NS = 60_000_000_000
 _LISTED_PER_KIND = 20
 
@@ -40,7 +42,8 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(MINUTES * 60 + 1_500)]
 @pytest.fixture
 def stormy_home_assistant(tmp_path: Path) -> Iterator[HomeAssistant]:
     """Return a Home Assistant of this test's own, whose entities change all the time."""
-    with HomeAssistant(tmp_path / "home-assistant", changes=RandomChanges(RATE, SEED)) as server:
+    folder, changes = tmp_path / "home-assistant", RandomChanges(RATE, SEED)
+    with HomeAssistant(folder, changes=changes, timeout_s=_START_S) as server:
         yield server
 
 

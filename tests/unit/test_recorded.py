@@ -479,6 +479,13 @@ def test_who_changed_in_an_earlier_gap_and_was_updated_in_this_one_is_written(
     assert unrecorded(newest_state("sensor.a", state, -100, 500), before=before) == found
 
 
+def test_what_was_read_back_before_the_fill_went_on_is_not_written_again() -> None:
+    """Also when it is not known since when the state lasts, as after a crash."""
+    before = {"sensor.a": LastState("1", None, at(500))}
+
+    assert unrecorded(newest_state("sensor.a", "1", 400, 500), before=before) == []
+
+
 def test_what_is_committed_is_not_written_again() -> None:
     """Also when an identical write, which is no event, has moved `last_updated` since."""
     moved = newest_state("sensor.a", "2", 500, 800)
