@@ -13,7 +13,7 @@ import pytest
 
 from app.model import Row
 from app.sinks.influxdb.detect import server_process
-from app.sinks.influxdb.response import Reply as HttpReply
+from app.sinks.influxdb.http import Reply as HttpReply
 from app.sinks.outcomes import ServerProcess
 from app.sinks.progress import Progress
 from tests.fakes.delivering import House, house, lines, number_of

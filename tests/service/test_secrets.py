@@ -20,7 +20,8 @@ from app.container import Container
 from app.homeassistant.protocol import Session
 from app.main import create_app
 from app.settings import load_settings
-from app.sinks.influxdb.dialects import Request, Target, dialect
+from app.sinks.influxdb.dialects import Target, dialect_for
+from app.sinks.influxdb.http import Request
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.influx import FakeInflux
 from tests.fakes.replies import error
@@ -161,7 +162,7 @@ def test_no_repr_of_any_part_shows_a_secret(
     session = Session(hidden["HOME_ASSISTANT_TOKEN"])
     step = session.feed(b'{"type":"auth_required"}')
     target = Target(bucket="b", token=hidden["INFLUXDB_TOKEN"])
-    request = dialect("v2", target).authorized(Request(path="/"))
+    request = dialect_for("v2", target).authorized(Request(path="/"))
     shown = {f"{type(each).__qualname__}": repr(each) for each in _ours()}
 
     assert hidden["HOME_ASSISTANT_TOKEN"] in step.send[0].decode()

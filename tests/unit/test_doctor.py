@@ -18,7 +18,7 @@ from app.commands.doctor.report import Finding, Status, failed, not_tried, ok, w
 from app.runtime.connection_errors import DATABASE, HOME_ASSISTANT
 from app.runtime.errors import CommandFailed, SourceUnavailable
 from app.sinks.influxdb.dialects import Target
-from app.sinks.influxdb.response import Reply
+from app.sinks.influxdb.http import Reply
 from app.sinks.outcomes import (
     Accepted,
     Busy,

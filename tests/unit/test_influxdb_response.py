@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 import aiohttp
 import pytest
 
-from app.sinks.influxdb.dialects import V2, Target
-from app.sinks.influxdb.response import Reply, answer, failure, retry_after_s
+from app.sinks.influxdb.dialects import Target, dialect_for
+from app.sinks.influxdb.http import Reply
+from app.sinks.influxdb.response import failure, outcome_of, retry_after_s
 from app.sinks.outcomes import (
     Accepted,
     Busy,
@@ -24,7 +25,7 @@ from app.sinks.outcomes import (
 )
 
 SECRET = "a-secret/token=="
-DIALECT = V2(Target(bucket="b", org="o", token=SECRET))
+DIALECT = dialect_for("v2", Target(bucket="b", org="o", token=SECRET))
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
@@ -68,7 +69,7 @@ def reply(status: int, message: str = "", **headers: str) -> Reply:
 )
 def test_every_status_has_one_meaning(status: int, meaning: type[Outcome]) -> None:
     """Only 204 is success."""
-    assert meaning is type(answer(reply(status), dialect=DIALECT, secrets=[SECRET]))
+    assert meaning is type(outcome_of(reply(status), dialect=DIALECT, secrets=[SECRET]))
 
 
 def test_a_success_reads_neither_a_text_nor_the_secrets() -> None:
@@ -84,7 +85,7 @@ def test_a_success_reads_neither_a_text_nor_the_secrets() -> None:
 
     success = Reply(status=204, headers={}, body=Unparsed(b"{}"))
 
-    assert answer(success, dialect=DIALECT, secrets=Unread([SECRET])) == Accepted()
+    assert outcome_of(success, dialect=DIALECT, secrets=Unread([SECRET])) == Accepted()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_a_success_reads_neither_a_text_nor_the_secrets() -> None:
 )
 def test_what_a_person_must_mend_is_named(status: int, message: str, names: list[str]) -> None:
     """By the variable that holds it."""
-    held = answer(reply(status, message), dialect=DIALECT, secrets=[SECRET])
+    held = outcome_of(reply(status, message), dialect=DIALECT, secrets=[SECRET])
 
     assert isinstance(held, Held)
     assert held.status == status
@@ -110,7 +111,7 @@ def test_what_a_person_must_mend_is_named(status: int, message: str, names: list
 def test_a_database_of_version_1_that_is_missing_is_a_bucket() -> None:
     """Its compatible write API says `database not found`, in a document of its own."""
     body = b'{"error":"database not found: \\"x\\""}'
-    held = answer(Reply(status=404, headers={}, body=body), dialect=DIALECT, secrets=[SECRET])
+    held = outcome_of(Reply(status=404, headers={}, body=body), dialect=DIALECT, secrets=[SECRET])
 
     assert isinstance(held, Held)
     assert "INFLUXDB_BUCKET" in held.advice
@@ -126,7 +127,7 @@ def test_a_database_of_version_1_that_is_missing_is_a_bucket() -> None:
 )
 def test_a_refusal_comes_with_advice(message: str, name: str) -> None:
     """For the case that every point is refused like this."""
-    refused = answer(reply(422, message), dialect=DIALECT, secrets=[SECRET])
+    refused = outcome_of(reply(422, message), dialect=DIALECT, secrets=[SECRET])
 
     assert isinstance(refused, Refused)
     assert refused.reason == message
@@ -150,19 +151,21 @@ def test_a_refusal_comes_with_advice(message: str, name: str) -> None:
 )
 def test_a_reason_is_one_short_line_without_the_token(body: bytes, reason: str) -> None:
     """Whatever a server or a proxy sends."""
-    failed = answer(Reply(status=500, headers={}, body=body), dialect=DIALECT, secrets=[SECRET])
+    failed = outcome_of(Reply(status=500, headers={}, body=body), dialect=DIALECT, secrets=[SECRET])
 
     assert ServerFailed(reason=reason, status=500) == failed
 
 
 def test_a_status_nobody_knows_has_a_reason_too() -> None:
     """Every sentence needs one."""
-    assert ServerFailed(reason="no reason given", status=599) == answer(reply(599), dialect=DIALECT)
+    assert ServerFailed(reason="no reason given", status=599) == outcome_of(
+        reply(599), dialect=DIALECT
+    )
 
 
 def test_a_redirect_names_where_it_leads() -> None:
     """The address is what a person has to mend."""
-    unavailable = answer(
+    unavailable = outcome_of(
         reply(302, Location="https://login.example/"), dialect=DIALECT, secrets=[SECRET]
     )
 
@@ -174,7 +177,9 @@ def test_a_redirect_names_where_it_leads() -> None:
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_busy_sink_says_when_to_come_back(status: int) -> None:
     """With the status, because 503 says more about its health than 429."""
-    busy = answer(reply(status, "slow down", Retry_After="12"), dialect=DIALECT, secrets=[SECRET])
+    busy = outcome_of(
+        reply(status, "slow down", Retry_After="12"), dialect=DIALECT, secrets=[SECRET]
+    )
 
     assert Busy(reason="slow down", status=status, retry_after_s=12.0) == busy
 

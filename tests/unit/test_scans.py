@@ -14,13 +14,14 @@ from app.model import Lines
 from app.runtime.errors import IngestError
 from app.runtime.text import one_line
 from app.schema.line_protocol import parse_line
-from app.sinks.influxdb.dialects import V2, Target
-from app.sinks.influxdb.response import Reply, answer, retry_after_s
+from app.sinks.influxdb.dialects import Target, dialect_for
+from app.sinks.influxdb.http import Reply
+from app.sinks.influxdb.response import outcome_of, retry_after_s
 from app.sinks.status_text import impersonal
 
 _SHORT, _LONG = 8_000, 64_000
 _SECRET = "tokentokentoken1"
-_DIALECT = V2(Target(bucket="b", org="o", token=_SECRET))
+_DIALECT = dialect_for("v2", Target(bucket="b", org="o", token=_SECRET))
 
 Scan = Callable[[str], object]
 
@@ -30,8 +31,8 @@ def _reply(text: str) -> object:
     for status in (400, 404, 500, 503):
         headers = {"Retry-After": text, "Location": text}
         reply = Reply(status=status, headers=headers, body=body)
-        answer(reply, dialect=_DIALECT, secrets=[_SECRET, "p"])
-    return answer(Reply(status=302, headers={"Location": text}), dialect=_DIALECT)
+        outcome_of(reply, dialect=_DIALECT, secrets=[_SECRET, "p"])
+    return outcome_of(Reply(status=302, headers={"Location": text}), dialect=_DIALECT)
 
 
 def _command_error(text: str) -> object:

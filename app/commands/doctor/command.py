@@ -19,7 +19,7 @@ from app.runtime.errors import SettingsError
 from app.runtime.logging import shown_url
 from app.runtime.retry import Backoff, Breaker
 from app.runtime.text import one_line
-from app.sinks.influxdb.dialects import Request, Target, dialect
+from app.sinks.influxdb.dialects import Target, dialect_for
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -151,15 +151,14 @@ def secrets_of(chosen: Settings) -> list[str]:
     """Return all that must never be shown, in the forms in which it might turn up."""
     influx, api_key = chosen.influx, chosen.serving.api_key
     password = influx.password.get_secret_value()
-    basic = dialect("v1", Target(bucket="", username=influx.username, password=password))
-    headers = basic.authorized(Request(path="")).headers
+    basic = dialect_for("v1", Target(bucket="", username=influx.username, password=password))
     urls = (chosen.home_assistant.url, influx.url, chosen.discovery.data_api_url)
     in_urls = [urlsplit(url).password or "" for url in urls if url is not None]
     secrets = (
         chosen.home_assistant.token.get_secret_value(),
         influx.token.get_secret_value(),
         password,
-        headers.get("Authorization", "").partition(" ")[2],
+        basic.authorization.partition(" ")[2],
         "" if api_key is None else api_key.get_secret_value(),
         chosen.discovery.data_api_key.get_secret_value(),
         *chosen.home_assistant.headers_by_name.values(),

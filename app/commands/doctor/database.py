@@ -15,8 +15,9 @@ from app.model import http_date
 from app.runtime.connection_errors import DATABASE
 from app.runtime.logging import shown_url
 from app.sinks.influxdb.detect import detect, version_of
-from app.sinks.influxdb.dialects import Request, Target, Version
-from app.sinks.influxdb.response import NO_ANSWER, Reply, failure
+from app.sinks.influxdb.dialects import Target, Version
+from app.sinks.influxdb.http import Reply, Request
+from app.sinks.influxdb.response import NO_ANSWER, failure
 from app.sinks.outcomes import Accepted, Held, Unavailable
 
 if TYPE_CHECKING:

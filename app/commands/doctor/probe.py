@@ -13,8 +13,8 @@ from http import HTTPStatus
 
 from app.model import Row, moment_of
 from app.sinks.batches import WholeRows
-from app.sinks.influxdb.dialects import Request, Target, Version
-from app.sinks.influxdb.response import Reply, parsed
+from app.sinks.influxdb.dialects import Target, Version
+from app.sinks.influxdb.http import Reply, Request, parsed
 
 MEASUREMENT = "websocket_ingestion_doctor"
 _JSON = {"Content-Type": "application/json", "Accept": "application/json"}

@@ -1,4 +1,4 @@
-"""Which InfluxDB is it? What INFLUXDB_API=auto asks the server itself."""
+"""Detects the version of InfluxDB, for INFLUXDB_API=auto."""
 
 from __future__ import annotations
 
@@ -6,41 +6,42 @@ import re
 from http import HTTPStatus
 
 from app.runtime.text import one_line
-from app.sinks.influxdb.dialects import Ask, Request, Version
-from app.sinks.influxdb.response import NO_ANSWER, Reply, failure, parsed
+from app.sinks.influxdb.dialects import Version
+from app.sinks.influxdb.http import Ask, Reply, Request, parsed
+from app.sinks.influxdb.response import NO_ANSWER, failure
 from app.sinks.outcomes import Held, ServerProcess, Unavailable
 
-_QUESTIONS = (
+_REQUESTS = (
     Request(path="/ping"),
     Request(path="/health"),
-    # VictoriaMetrics below a path like /influx knows neither of the others.
+    # VictoriaMetrics below a path like /influx has neither of the others.
     Request(path="/query", query={"q": "SHOW DATABASES"}),
 )
 
 _VICTORIA_METRICS_FLUSH_S = 10.0
-"""It writes what it accepted to disk every 1 to 5 seconds, depending on its version."""
+"""It flushes accepted points to disk every 1 to 5 seconds, depending on its version."""
 _STARTED = re.compile(rb"^process_start_time_seconds[ \t]+([0-9.e+]{1,30})", re.MULTILINE)
 
 
 async def detect(ask: Ask) -> Version | Held | Unavailable:
-    """Ask the server for its version; Held when it answers and nothing can be made of it."""
+    """Return the server's version; Held when it responds and the version remains unknown."""
     try:
         found = await stated_version(ask)
     except NO_ANSWER as exc:
-        meaning = failure(exc)
-        return meaning if isinstance(meaning, Held) else Unavailable(reason=meaning.reason)
+        outcome = failure(exc)
+        return outcome if isinstance(outcome, Held) else Unavailable(reason=outcome.reason)
     return unnamed(found) if isinstance(found, Reply) else found
 
 
 async def stated_version(ask: Ask) -> Version | Reply:
-    """Return what the server says it is, or its answer to `/ping` when it does not say.
+    """Return the version that the server states, else its reply to `/ping`.
 
     Raises:
-        one of NO_ANSWER: it was not reached.
+        one of NO_ANSWER: there was no response.
     """
     replies = []
-    for question in _QUESTIONS:
-        reply = await ask(question)
+    for request in _REQUESTS:
+        reply = await ask(request)
         if (version := version_of(reply)) is not None:
             return version
         replies.append(reply)
@@ -48,7 +49,7 @@ async def stated_version(ask: Ask) -> Version | Reply:
 
 
 def version_of(reply: Reply) -> Version | None:
-    """Read the version from a response's headers or its JSON; None when neither says one."""
+    """Return the version in a reply's headers or JSON; None when neither states one."""
     stated = reply.headers.get("X-Influxdb-Version", "")
     match parsed(reply):
         case {"name": "influxdb", "version": str() as version} if not stated:
@@ -63,7 +64,10 @@ def version_of(reply: Reply) -> Version | None:
 
 
 def server_process(metrics: Reply, *, flush_s: float | None) -> ServerProcess:
-    """Read from a database's Prometheus metrics what it is; `flush_s` overrides what is known."""
+    """Return the process that a database's Prometheus metrics describe.
+
+    `flush_s` overrides the known flush interval.
+    """
     is_victoria_metrics = metrics.status == HTTPStatus.OK and b"vm_app_version" in metrics.body
     if flush_s is None:
         flush_s = _VICTORIA_METRICS_FLUSH_S if is_victoria_metrics else 0.0
@@ -72,10 +76,10 @@ def server_process(metrics: Reply, *, flush_s: float | None) -> ServerProcess:
 
 
 def unnamed(ping: Reply) -> Version | Held | Unavailable:
-    """Say what a server is that states no version, by its answer to `/ping`."""
+    """Return the version of a server that states none, from its reply to `/ping`."""
     match ping.status:
         case HTTPStatus.NO_CONTENT:
-            # VictoriaMetrics and most others that take lines do so at the path of version 1.
+            # VictoriaMetrics and most others accept lines at the path of version 1.
             return "v1"
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             return Held(

@@ -1,26 +1,24 @@
-"""What an HTTP response to a write means, whichever InfluxDB sent it: pure functions.
+"""Translates HTTP responses to writes into outcomes; pure.
 
-All versions agree on the statuses; what differs, the variables a person must look at, is asked
-of the dialect.
+All versions of InfluxDB agree on the statuses; the dialect knows which variables to check.
 """
 
 from __future__ import annotations
 
 import errno
-import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Protocol
 
 import aiohttp
 
 from app.model import http_date
 from app.runtime.addresses import is_upgrade, origin, redirect_target
 from app.runtime.connection_errors import DATABASE, is_tls_failure, obstacle, sentence
-from app.runtime.text import MAX_FOREIGN_CHARS, one_line
+from app.runtime.text import one_line
+from app.sinks.influxdb.dialects import Dialect
+from app.sinks.influxdb.http import Reply, message
 from app.sinks.influxdb.refusals import is_partial_write, verdict
 from app.sinks.outcomes import (
     Accepted,
@@ -34,13 +32,13 @@ from app.sinks.outcomes import (
 )
 
 NO_ANSWER = (aiohttp.ClientError, OSError, ValueError)
-"""All that a request raises: TimeoutError is an OSError, an unusable address a ValueError."""
+"""What a request raises: TimeoutError is an OSError, an unusable address a ValueError."""
 
 _WRONG_ADDRESS = "Check INFLUXDB_URL and INFLUXDB_API: what answers there is not {path}."
 _WRONG_SETTINGS = (
-    # VictoriaMetrics answers 400 and InfluxDB 3 400 or 422 where others would say 404 or 401. No
-    # line will be accepted, whatever it holds. Only the beginning of a message is looked at:
-    # behind it a database may quote the line.
+    # VictoriaMetrics responds with 400 and InfluxDB 3 with 400 or 422 where others use 404 or
+    # 401: no line is accepted, whatever it holds. Only the beginning of a message is compared,
+    # because a database may quote the line behind it.
     ("unsupported path requested", _WRONG_ADDRESS),
     ("Authorization header was malformed", "Check INFLUXDB_TOKEN."),
     ("invalid character in database", "Set INFLUXDB_BUCKET to letters, digits, - and _."),
@@ -48,55 +46,28 @@ _WRONG_SETTINGS = (
     ("Adding a new database would exceed", "Set INFLUXDB_BUCKET to a database that exists."),
 )
 # Every pattern here is linear: after a mismatch none of them scans the same text again.
-_HTML_TAG = re.compile(r"<[^<>]*>")
-_MESSAGE = re.compile(r'"(?:message|error)"\s*:\s*"((?:[^"\\]|\\.)*)', re.DOTALL)
-_VICTORIA_PREFIX = re.compile(r'(remoteAddr: "[^"]*"; )?(requestURI: \S*; )?')
 _QUOTED = (
-    # What is quoted names things in a home, and reasons are shown to everyone who asks /health.
-    # From the first quotation mark to the last one: a line may hold any text.
+    # A quoted line names things in a home, and /health shows reasons to everyone. Cut from the
+    # first quotation mark to the last one, because a line may hold any text.
     (re.compile(r"(unable to parse) '(.*': |.*)", re.DOTALL), r"\1 a point: "),
     (re.compile(r"`.*", re.DOTALL), "`…`"),
 )
 _TOO_LARGE = re.compile(r"max request size \(\d+ bytes\) exceeded")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reply:
-    """An HTTP response, as far as it says what became of a request."""
-
-    status: int
-    headers: Mapping[str, str]
-    """Names are looked up whatever their case."""
-    body: bytes = b""
-    """The beginning of it."""
-
-
-class Advises(Protocol):
-    """What the meaning of a response depends on beside the response itself."""
-
-    @property
-    def write_path(self) -> str:
-        """Where this dialect writes to, for example `/api/v2/write`."""
-        ...
-
-    def advice(self, status: int, message: str) -> str | None:
-        """Say what a person can do about a 401, 403 or 404; None when it is not understood."""
-        ...
-
-
-def answer(  # noqa: C901, PLR0911 - a table: a row each
-    reply: Reply, *, dialect: Advises, secrets: Sequence[str] = (), url: str = ""
+def outcome_of(  # noqa: C901, PLR0911 - a table: a row each
+    reply: Reply, *, dialect: Dialect, secrets: Sequence[str] = (), url: str = ""
 ) -> Outcome:
-    """Return what a response to a write means; no secret ever appears in a reason."""
+    """Return the outcome of a write; no secret appears in its reason."""
     if reply.status == HTTPStatus.NO_CONTENT:
-        return Accepted()  # before anything is read or masked: nearly every write ends here
-    said = _said(reply)
-    reason = one_line(said, secrets)
+        return Accepted()  # before anything is parsed or masked: nearly every write ends here
+    text = _error_text(reply)
+    reason = one_line(text, secrets)
     match reply.status:
         case HTTPStatus.BAD_REQUEST | HTTPStatus.UNPROCESSABLE_ENTITY:
-            if (mistaken := _mistaken(said, dialect)) is not None:
-                return Held(reason=reason, status=reply.status, advice=mistaken)
-            return verdict(said, reason=reason, status=reply.status)
+            if (advice := _wrong_setting(text, dialect)) is not None:
+                return Held(reason=reason, status=reply.status, advice=advice)
+            return verdict(text, reason=reason, status=reply.status)
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return TooLarge(reason=f"{reply.status} {reason}")
         case HTTPStatus.TOO_MANY_REQUESTS | HTTPStatus.SERVICE_UNAVAILABLE:
@@ -105,10 +76,10 @@ def answer(  # noqa: C901, PLR0911 - a table: a row each
         case HTTPStatus.REQUEST_TIMEOUT:
             return TimedOut(reason=f"{reply.status} {reason}")
         case status if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            if _TOO_LARGE.fullmatch(said):  # InfluxDB 3 has no 413
+            if _TOO_LARGE.fullmatch(text):  # InfluxDB 3 has no 413
                 return TooLarge(reason=f"{status} {reason}")
-            if is_partial_write(said):  # InfluxDB 2.0
-                return verdict(said, reason=reason, status=status)
+            if is_partial_write(text):  # InfluxDB 2.0
+                return verdict(text, reason=reason, status=status)
             return ServerFailed(reason=reason, status=status)
         case status if status >= HTTPStatus.BAD_REQUEST:
             advice = dialect.advice(status, message(reply)) or _wrong_address(dialect)
@@ -118,7 +89,7 @@ def answer(  # noqa: C901, PLR0911 - a table: a row each
 
 
 def failure(exc: Exception) -> TimedOut | Unavailable | Held:
-    """Say what it means that no response came."""
+    """Return the outcome of a request without a response."""
     match exc:
         case aiohttp.ClientConnectorCertificateError():  # which is a ValueError, too
             cause = exc.certificate_error
@@ -167,40 +138,14 @@ def retry_after_s(text: str, *, now: datetime) -> float | None:
     return None if moment is None else max(0.0, (moment - now).total_seconds())
 
 
-def message(reply: Reply) -> str:
-    """Return what the server says, without its envelope; empty when it says nothing."""
-    match parsed(reply):
-        case {"error": str() as error, "data": [{"error_message": str() as why}, *_]}:
-            return f"{error}: {why}"
-        case {"error": str() as error, "data": {"error_message": str() as why}}:
-            return f"{error}: {why}"
-        case {"message": str() as said} | {"error": str() as said}:
-            return said
-        case _:
-            text = reply.body[:MAX_FOREIGN_CHARS].decode(errors="replace")
-    if text.startswith("{") and (begun := _MESSAGE.search(text)):
-        # The document was too long to be read to its end; the last escape may be cut in two.
-        return begun[1].replace('\\"', '"').replace("\\n", "\n")
-    return _VICTORIA_PREFIX.sub("", _HTML_TAG.sub(" ", text).strip(), count=1)
-
-
-def parsed(reply: Reply) -> object:
-    """Return the JSON document of a response; None when it is not one."""
-    try:
-        document: object = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        return None
-    return document
-
-
-def _mistaken(said: str, dialect: Advises) -> str | None:
+def _wrong_setting(text: str, dialect: Dialect) -> str | None:
     for beginning, advice in _WRONG_SETTINGS:
-        if said.startswith(beginning):
+        if text.startswith(beginning):
             return advice.format(path=dialect.write_path)
     return None
 
 
-def _wrong_address(dialect: Advises) -> str:
+def _wrong_address(dialect: Dialect) -> str:
     return _WRONG_ADDRESS.format(path=f"InfluxDB's {dialect.write_path}")
 
 
@@ -213,15 +158,15 @@ def _not_influxdb(reply: Reply, secrets: Sequence[str], url: str) -> str:
 
 
 def answered(reply: Reply) -> str:
-    """Return the status of a response that is none of InfluxDB's, and where it redirects to.
+    """Return the status of a response that is not InfluxDB's, and the target of a redirect.
 
-    The query is left out: a login page is often given the whole of what was asked.
+    Without its query, which often holds the whole request for a login page.
     """
     location = reply.headers.get("Location", "").partition("?")[0]
     return f"{reply.status} to {location}" if location else f"{reply.status} instead of 204"
 
 
-def _said(reply: Reply) -> str:
+def _error_text(reply: Reply) -> str:
     text = message(reply)
     for quoted, instead in _QUOTED:
         text = quoted.sub(instead, text)

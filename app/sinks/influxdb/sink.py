@@ -1,4 +1,4 @@
-"""InfluxDB 1, 2 or 3, and whatever else speaks one of their write APIs, as a sink."""
+"""Sink for InfluxDB 1, 2 and 3, and for other databases with one of their write APIs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from app.runtime.errors import StorageDamaged
 from app.runtime.logging import RateLimitedLog
 from app.runtime.tls import ClientTls
 from app.sinks.influxdb.detect import detect, server_process, stated_version
-from app.sinks.influxdb.dialects import Body, Dialect, Request, Target, Version, dialect, is_missing
-from app.sinks.influxdb.response import NO_ANSWER, Reply, answer, failure
+from app.sinks.influxdb.dialects import Dialect, Target, Version, dialect_for, is_missing
+from app.sinks.influxdb.http import Body, Reply, Request
+from app.sinks.influxdb.response import NO_ANSWER, failure, outcome_of
 from app.sinks.outcomes import Batch, Held, Outcome, Refused, ServerProcess, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -31,12 +32,13 @@ Api: TypeAlias = Literal["auto"] | Version
 _CONNECT_TIMEOUT_S = 10.0
 _PING_TIMEOUT_S = 3.0
 _REPLY_BYTES = 65_536
-_ASKED_IN_VAIN = 3
+_MAX_FAILED_PROCESS_REQUESTS = 3
 _METRICS_BYTES = 4_194_304
 _HEADER_BYTES = 1_048_576
 """InfluxDB 1 repeats the whole of a refused line in a header."""
 _UNREADABLE = Reply(status=0, headers={})
-"""InfluxDB 1 repeats in a header what it takes for a line, also when it is gzip and no text."""
+"""Stands for a reply that aiohttp cannot parse: InfluxDB 1 quotes a refused body in a header,
+also when it is gzip."""
 _WRONG_PATH = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
 _HOLDING = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, *_WRONG_PATH}
 
@@ -44,9 +46,8 @@ _HOLDING = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, *_WRONG_PATH}
 class InfluxSink:
     """Writes batches to one bucket or database, and creates it when it is missing.
 
-    Use as `async with`. The client's own write API is not used: it knows only version 2,
-    compresses on the event loop, follows redirects that lose the body, and takes any 2xx for
-    success.
+    Use as `async with`. The client supplies the session; decision 0023 says why its write and
+    management APIs are not used.
     """
 
     def __init__(
@@ -66,13 +67,12 @@ class InfluxSink:
         client_key: Path | None = None,
         flush_s: float | None = None,
     ) -> None:
-        """Assign the address, and how many seconds a request may take.
+        """Assign the address and the bound of a request.
 
-        With `auto` a username means v1 and a token v2; without either, and when what was
-        chosen is not found there, the server is asked. The headers are sent with every request;
-        a client certificate is read again when its file has changed. `flush_s` is how many
-        seconds after an acknowledgement the database has the points on disk; None for what is
-        known of it.
+        With `auto`, a username means v1 and a token v2; otherwise, and when that API is not
+        found, the version is detected. `headers` are sent with every request; a client
+        certificate is read again when its file has changed. `flush_s` is how many seconds after
+        an acknowledgement the database has the points on disk; None to detect it.
         """
         self.name = "influxdb"
         self._url = str(url).rstrip("/")
@@ -86,15 +86,15 @@ class InfluxSink:
         self._flush_s = flush_s
         self._process = ServerProcess(flush_s=flush_s or 0.0)
         self._gzip: Literal["untried", "accepted", "refused"] = "untried"
-        self._accepted_since_asked = False
-        self._asked_in_vain = 0
-        """How often the process did not answer in a row, although it accepted writes between."""
+        self._accepted_since_request = False
+        self._failed_process_requests = 0
+        """Failed requests for the process in a row, with accepted writes between them."""
         self._dialect = self._chosen()
         self._client: InfluxDBClientAsync | None = None
 
     async def __aenter__(self) -> Self:
-        """Make the client; nothing is sent yet, so the database may be away."""
-        # By default the client reads the certificates of all authorities, which blocks for 50 ms.
+        """Make the client; nothing is sent yet, so the database may be down."""
+        # By default the client loads all CA certificates, which blocks for 50 ms.
         no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._client = InfluxDBClientAsync(
             self._url,
@@ -105,12 +105,12 @@ class InfluxSink:
             allow_redirects=False,
             client_session_kwargs={
                 "max_field_size": _HEADER_BYTES,
-                # Cookies mean nothing here, and aiohttp fails on one with an absurd Max-Age.
+                # Cookies are not needed, and aiohttp fails on one with an absurd Max-Age.
                 "cookie_jar": aiohttp.DummyCookieJar(),
             },
         )
         for name, value in self._headers.items():
-            # The client has a default of its own for this one, and knows only this spelling.
+            # The client has a default for this one, in this spelling only.
             known = "User-Agent" if name.lower() == "user-agent" else name
             self._client.api_client.set_default_header(known, value)  # type: ignore[no-untyped-call]
         return self
@@ -122,63 +122,61 @@ class InfluxSink:
             self._client = None
 
     async def write(self, batch: Batch) -> Outcome:
-        """Write a batch and return how it went."""
+        """Write a batch and return the outcome."""
         try:
             body = await self._body(batch)
-            spoken = self._dialect or await self._detected()
-            if isinstance(spoken, Held | Unavailable):
-                return spoken
-            reply, spoken = await self._written(body, spoken)
+            dialect = self._dialect or await self._detected()
+            if isinstance(dialect, Held | Unavailable):
+                return dialect
+            reply, dialect = await self._write_in_any_dialect(body, dialect)
             if self._may_be_about_gzip(reply, batch):
-                reply = await self._plain(batch, reply, spoken)
+                reply = await self._write_uncompressed(batch, reply, dialect)
         except StorageDamaged as exc:
-            return Refused(reason=str(exc))  # delivery takes it apart and finds the damaged row
+            return Refused(reason=str(exc))  # delivery splits the batch and finds the damaged row
         except NO_ANSWER as exc:
             return failure(exc)
         if reply.status == HTTPStatus.NO_CONTENT:
-            self._accepted_since_asked = True
-        return answer(reply, dialect=spoken, secrets=self._secrets, url=self._url)
+            self._accepted_since_request = True
+        return outcome_of(reply, dialect=dialect, secrets=self._secrets, url=self._url)
 
     async def process(self) -> ServerProcess | None:
-        """Return what is known of the database's process; None when nothing answers."""
+        """Return the database's process; None when nothing responds."""
         try:
             async with asyncio.timeout(_PING_TIMEOUT_S):
-                reply = await self.ask(Request(path="/metrics"), most_bytes=_METRICS_BYTES)
+                reply = await self.ask(Request(path="/metrics"), max_bytes=_METRICS_BYTES)
                 if reply.status in _WRONG_PATH | {HTTPStatus.BAD_REQUEST} and self._has_path():
-                    reply = await self.ask(Request(path="/../metrics"), most_bytes=_METRICS_BYTES)
+                    reply = await self.ask(Request(path="/../metrics"), max_bytes=_METRICS_BYTES)
         except NO_ANSWER:
             return self._unknown_process()
         process, known = server_process(reply, flush_s=self._flush_s), self._process
-        # While a database restarts, a proxy may answer in its place, and with any status.
+        # While a database restarts, a proxy may respond in its place, with any status.
         is_another = bool(known.started and known.flush_s) and not process.started
         if is_another or reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             return self._unknown_process()
-        self._asked_in_vain = 0
+        self._failed_process_requests = 0
         self._process = process
         return process
 
     def _unknown_process(self) -> ServerProcess | None:
-        """Return None, unless it is only `/metrics` that is not answered."""
-        self._asked_in_vain += self._accepted_since_asked
-        self._accepted_since_asked = False
-        if self._asked_in_vain < _ASKED_IN_VAIN:
+        """Return None, unless only `/metrics` does not respond."""
+        self._failed_process_requests += self._accepted_since_request
+        self._accepted_since_request = False
+        if self._failed_process_requests < _MAX_FAILED_PROCESS_REQUESTS:
             return None
         return ServerProcess(flush_s=self._process.flush_s)
 
     async def retention_s(self) -> float | None:
-        """Return how long the bucket keeps points; None when forever, or when it is not known."""
-        spoken = self._dialect
-        question = spoken.retention_question() if spoken else None
-        if spoken is None or question is None:
+        """Return how long the bucket retains points; None for forever, or when unknown."""
+        if self._dialect is None or self._dialect.retention_request is None:
             return None
         try:
             async with asyncio.timeout(_PING_TIMEOUT_S):
-                return spoken.retention_s(await self.ask(question))
+                return self._dialect.retention_s(await self.ask(self._dialect.retention_request))
         except NO_ANSWER:
             return None
 
     async def ping(self) -> bool:
-        """Say whether anything that is not broken answers at the address."""
+        """Return whether something other than a failing server responds at the address."""
         try:
             async with asyncio.timeout(_PING_TIMEOUT_S):
                 reply = await self.ask(Request(path="/ping"))
@@ -188,71 +186,71 @@ class InfluxSink:
 
     @property
     def dialect(self) -> Dialect | None:
-        """Return what is spoken to the server; None until that is known."""
+        """The dialect in use; None until it is known."""
         return self._dialect
 
-    async def ask(self, request: Request, *, most_bytes: int = _REPLY_BYTES) -> Reply:
-        """Send a question that is no write, with the credentials of the dialect if it is known.
+    async def ask(self, request: Request, *, max_bytes: int = _REPLY_BYTES) -> Reply:
+        """Send a request that is no write, with the credentials of the dialect if it is known.
 
         Raises:
             one of NO_ANSWER: there was no response.
         """
-        spoken = self._dialect
+        dialect = self._dialect
         return await self._ask(
-            spoken.authorized(request) if spoken else request, most_bytes=most_bytes
+            dialect.authorized(request) if dialect else request, max_bytes=max_bytes
         )
 
     def _chosen(self) -> Dialect | None:
         if self._api != "auto":
-            return dialect(self._api, self._target)
+            return dialect_for(self._api, self._target)
         if self._target.username:
-            return dialect("v1", self._target)
-        # The organization has a default, so it says nothing about what is meant.
-        return dialect("v2", self._target) if self._target.token else None
+            return dialect_for("v1", self._target)
+        # The organization has a default, so it does not imply a version.
+        return dialect_for("v2", self._target) if self._target.token else None
 
     async def _detected(self) -> Dialect | Held | Unavailable:
         found = await detect(self._ask)
         if isinstance(found, Held | Unavailable):
             return found
         limited_log.info("Writing to InfluxDB as %s", found)
-        self._dialect = dialect(found, self._target)
+        self._dialect = dialect_for(found, self._target)
         return self._dialect
 
-    async def _other_than(self, spoken: Dialect) -> Dialect | None:
-        """Return the dialect to try after this one was not found; None when there is none."""
+    async def _other_than(self, dialect: Dialect) -> Dialect | None:
+        """Return the dialect to try when this one was not found; None when there is none."""
         if self._api != "auto":
             return None
-        found = await stated_version(lambda request: self._ask(spoken.authorized(request)))
-        if isinstance(found, Reply) or found == spoken.version:
+        found = await stated_version(lambda request: self._ask(dialect.authorized(request)))
+        if isinstance(found, Reply) or found == dialect.version:
             return None
-        return dialect(found, self._target)
+        return dialect_for(found, self._target)
 
     async def _body(self, batch: Batch) -> Body:
         if self._gzip == "refused":
             return Body(await asyncio.to_thread(_joined, batch), is_gzip=False)
-        # A thread takes some turns of the loop, which on a busy one are milliseconds.
+        # A thread costs some iterations of the loop: milliseconds when it is busy.
         body = batch.gzip_at_hand()
         return Body(await asyncio.to_thread(batch.gzip_body) if body is None else body)
 
-    async def _written(self, body: Body, spoken: Dialect) -> tuple[Reply, Dialect]:
-        """Write, if need be in another dialect; return the dialect that was understood."""
+    async def _write_in_any_dialect(self, body: Body, dialect: Dialect) -> tuple[Reply, Dialect]:
+        """Write, if necessary in another dialect; return the dialect that worked."""
         try:
-            reply = await self._write(body, spoken)
+            reply = await self._write(body, dialect)
         except aiohttp.ClientResponseError:
             if self._gzip != "untried":
                 raise
             reply = _UNREADABLE
-        if reply.status in _WRONG_PATH and (other := await self._other_than(spoken)):
+        if reply.status in _WRONG_PATH and (other := await self._other_than(dialect)):
             other_reply = await self._write(body, other)
             if other_reply.status not in _HOLDING:
                 limited_log.info("Writing to InfluxDB as %s", other.version)
-                self._dialect, spoken, reply = other, other, other_reply
+                self._dialect, dialect, reply = other, other, other_reply
         if body.is_gzip and reply.status == HTTPStatus.NO_CONTENT:
             self._gzip = "accepted"
-        return reply, spoken
+        return reply, dialect
 
     def _may_be_about_gzip(self, reply: Reply, batch: Batch) -> bool:
-        """Whether a body without gzip may be accepted; a 400 may be due to the line instead."""
+        """Whether the lines may be accepted without gzip; a 400 may be due to a line instead."""
         if self._gzip == "refused":
             return False
         if _is_about_gzip(reply):
@@ -260,36 +258,36 @@ class InfluxSink:
         is_untried = self._gzip == "untried" and batch.points == 1
         return is_untried and reply.status == HTTPStatus.BAD_REQUEST
 
-    async def _plain(self, batch: Batch, reply: Reply, spoken: Dialect) -> Reply:
-        """Write again without gzip; return the first reply where that is no better.
+    async def _write_uncompressed(self, batch: Batch, reply: Reply, dialect: Dialect) -> Reply:
+        """Write again without gzip; return the first reply when that is no better.
 
-        The same line accepted as it is proves that it was not the reason.
+        If the uncompressed line is accepted, gzip was the reason and not the line.
         """
         body = Body(await asyncio.to_thread(_joined, batch), is_gzip=False)
-        plain = await self._write(body, spoken)
+        plain = await self._write(body, dialect)
         if plain.status != HTTPStatus.NO_CONTENT:
             return plain if _is_about_gzip(reply) else reply
         self._gzip = "refused"
         logger.warning(
-            "The database, or a proxy before it, refuses gzip: from now on points are sent"
-            " uncompressed"
+            "The database, or a proxy in front of it, refuses gzip: points are sent uncompressed"
+            " from now on"
         )
         return plain
 
-    async def _write(self, body: Body, spoken: Dialect) -> Reply:
-        request = spoken.authorized(spoken.write(body))
+    async def _write(self, body: Body, dialect: Dialect) -> Reply:
+        request = dialect.authorized(dialect.write(body))
         reply = await self._ask(request)
-        if is_missing(reply) and await spoken.create(
-            lambda creation: self._ask(spoken.authorized(creation))
+        if is_missing(reply) and await dialect.create(
+            lambda creation: self._ask(dialect.authorized(creation))
         ):
             reply = await self._ask(request)
         return reply
 
-    async def _ask(self, request: Request, *, most_bytes: int = _REPLY_BYTES) -> Reply:
+    async def _ask(self, request: Request, *, max_bytes: int = _REPLY_BYTES) -> Reply:
         assert self._client is not None, "the sink is not open"
         if self._uses_tls:
             self._tls.context()  # reads a renewed client certificate
-        # Without preloading the client hands over aiohttp's own response, whatever its status.
+        # Without preloading the client returns aiohttp's own response, whatever its status.
         response: aiohttp.ClientResponse = await self._client.api_client.call_api(  # type: ignore[no-untyped-call]
             request.path,
             request.method,
@@ -300,8 +298,8 @@ class InfluxSink:
         )
         async with response:
             text = bytearray()
-            # A proxy's error page may be of any length; what is not read is cut off.
-            while len(text) < most_bytes and (chunk := await response.content.read(most_bytes)):
+            # A proxy's error page may have any length: the rest is not read.
+            while len(text) < max_bytes and (chunk := await response.content.read(max_bytes)):
                 text += chunk
         return Reply(status=response.status, headers=response.headers, body=bytes(text))
 
@@ -315,8 +313,7 @@ class InfluxSink:
     @cached_property
     def _secrets(self) -> list[str]:
         in_url = unquote(urlsplit(self._url).password or "")
-        basic = dialect("v1", self._target).authorized(Request(path="")).headers
-        encoded = basic.get("Authorization", "").partition(" ")[2]
+        encoded = dialect_for("v1", self._target).authorization.partition(" ")[2]
         return [
             secret
             for secret in (
