@@ -1,47 +1,43 @@
-"""An entity's attributes: the JSON that is passed on, and the three that are read.
+"""Decodes an entity's attributes: the JSON that is passed on, and three of them that are read.
 
-Home Assistant sends compact JSON, so nearly always the bytes are passed on as they came;
-everything else here is for the day they are not.
+Home Assistant sends compact JSON, so the bytes are nearly always passed on unchanged. The rest of
+this module repairs, compacts and bounds JSON that is not like that; pure.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+from typing import NamedTuple
 
 import msgspec
 
+from app.model import LastNames
 from app.runtime.tolerant_json import MAX_DIGITS, repaired
 
 MAX_BYTES = 65_536
-"""Longest JSON passed on: InfluxDB documents no longer string."""
+"""Longest JSON passed on: the longest string that InfluxDB documents."""
 
 MAX_READ_BYTES = 4_000_000
-"""Of a longer object only the three names are read; Home Assistant records at most 16,384 bytes."""
+"""Only the three are read of a longer object; Home Assistant records at most 16,384 bytes."""
 
 _MAX_MEMBERS = MAX_BYTES // 5
-"""Of more members only the three names are read, too: most could not be kept."""
+"""Only the three are read of an object with more members: most would be left out."""
 
 _TRUNCATED = "_truncated"
 _ALL_TRUNCATED = b'{"_truncated":["*"]}'
 _LONG_NUMBER = re.compile(rb"(?<![0-9])[0-9]{%d}" % MAX_DIGITS)
 _MAX_NAME_LENGTH = 64
-"""Longest name listed in `_truncated`; a longer one is cut."""
+"""Names listed in `_truncated` are cut to this length."""
 
 
-class Attributes(msgspec.Struct, frozen=True, gc=False):
-    """One entity's attributes; of the three that are read, None for what is no text or empty."""
+class Attributes(NamedTuple):
+    """An entity's attributes."""
 
     json: bytes = b"{}"
     """A compact JSON object in UTF-8 of at most `MAX_BYTES`."""
-    device_class: str | None = None
-    unit_of_measurement: str | None = None
-    friendly_name: str | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether all three are there."""
-        return None not in (self.device_class, self.unit_of_measurement, self.friendly_name)
+    names: LastNames = LastNames(None, None, None)
+    """The three that are read; None for one that is missing, empty, or not text."""
 
 
 NO_ATTRIBUTES = Attributes()
@@ -59,13 +55,13 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def read_attributes(raw: bytes) -> Attributes:
-    """Return what the JSON says; anything but an object says nothing.
+    """Return the attributes in a JSON object; none for any other JSON value.
 
-    NaN and infinities become null, invalid UTF-8 and lone surrogates become U+FFFD, and of
-    an object that is too large the largest values are left out and named in `_truncated`.
+    NaN and infinities become null; invalid UTF-8 and lone surrogates become U+FFFD. If the object
+    is too large, its largest values are left out and listed in `_truncated`.
 
     Raises:
-        ValueError: it is not JSON, or nested too deep to be read.
+        ValueError: it is not JSON, or nested too deep.
     """
     try:
         return _read(raw)
@@ -74,8 +70,8 @@ def read_attributes(raw: bytes) -> Attributes:
 
 
 def _read(raw: bytes) -> Attributes:
-    if len(raw) > MAX_READ_BYTES:
-        return _read_names(raw)
+    if len(raw) > MAX_READ_BYTES:  # scanning all of it would take seconds
+        return _attributes(_ALL_TRUNCATED, _NAMES.decode(raw))
     try:
         names = _names(raw)
         _check_skipped(raw)
@@ -91,7 +87,7 @@ def _read(raw: bytes) -> Attributes:
 
 
 def _check_skipped(raw: bytes) -> None:
-    """Refuse what msgspec does not look at in values that it skips, and other parsers do.
+    """Check what msgspec does not check in the values that it skips, but other parsers do.
 
     Raises:
         ValueError: it is not UTF-8, or a number has thousands of digits.
@@ -101,24 +97,18 @@ def _check_skipped(raw: bytes) -> None:
         raise ValueError("A number has too many digits")
 
 
-def _read_names(raw: bytes) -> Attributes:
-    """Return the three that are read, and nothing else of what would take seconds to look at."""
-    names = _NAMES.decode(raw)
-    return _attributes(_ALL_TRUNCATED, names)
-
-
 def _attributes(json: bytes, names: _Names) -> Attributes:
     device_class, unit, name = names.device_class, names.unit_of_measurement, names.friendly_name
-    return Attributes(
-        json,
+    bounded = LastNames(
         device_class[:MAX_BYTES] if device_class else None,
         unit[:MAX_BYTES] if unit else None,
         name[:MAX_BYTES] if name else None,
     )
+    return Attributes(json, bounded)
 
 
 def _names(raw: bytes) -> _Names | None:
-    """Return the three attributes that are read; None when it is not an object."""
+    """Return the three attributes that are read; None if it is not an object."""
     try:
         return _NAMES.decode(raw)
     except msgspec.ValidationError:
@@ -126,7 +116,7 @@ def _names(raw: bytes) -> _Names | None:
 
 
 def _odd_names(raw: bytes) -> _Names | None:
-    """Return those of the three that are text, when not all are."""
+    """Return those of the three that are text."""
     try:
         members = _MEMBERS.decode(raw)
     except msgspec.ValidationError:
@@ -139,23 +129,23 @@ def _odd_names(raw: bytes) -> _Names | None:
 
 
 _LOOSE_SPACE = re.compile(rb" (?:(?<=[{}\[\],:] )|(?=[{}\[\],:]))")
-"""A space beside punctuation. Only because it begins with a letter is it found fast."""
+"""A space next to punctuation. Searching is fast because the pattern starts with a literal."""
 
 
 def _compact(raw: bytes) -> bytes:
     """Return the JSON without whitespace between its parts."""
-    # Whitespace outside strings touches punctuation; all but spaces cannot stand in strings.
-    # Looking for it costs a third of rewriting the whole, and there is next to none.
+    # Whitespace outside strings touches punctuation, and only spaces are allowed inside strings.
+    # Searching costs a third of rewriting, and there is hardly ever anything to rewrite.
     raw = raw.strip()
     is_loose = _NEWLINE in raw or _TAB in raw or _RETURN in raw or _LOOSE_SPACE.search(raw)
     return msgspec.json.format(raw, indent=-1) if is_loose else raw
 
 
-_TAB, _NEWLINE, _RETURN = b"\t\n\r"  # as numbers: bytes look for those ten times faster
+_TAB, _NEWLINE, _RETURN = b"\t\n\r"  # as integers, which bytes find ten times faster
 
 
 def _bounded(attributes: bytes) -> bytes:
-    """Leave out the largest values, and list their names in `_truncated`."""
+    """Return the object without its largest values, whose names `_truncated` lists."""
     members = _MEMBERS.decode(attributes)
     if len(members) > _MAX_MEMBERS:
         return _ALL_TRUNCATED
@@ -165,10 +155,10 @@ def _bounded(attributes: bytes) -> bytes:
     for name in sorted(members, key=lambda name: len(members[name]), reverse=True):
         if size <= MAX_BYTES:
             break
-        size -= len(_encoded({name: members.pop(name)})) - 1  # two braces less, a comma more
+        size -= len(_encoded({name: members.pop(name)})) - 1  # without two braces, with a comma
         left_out.append(name[:_MAX_NAME_LENGTH])
         size += len(_encoded(left_out[-1])) + 1
-    while size > MAX_BYTES:  # nothing is left but thousands of names
+    while size > MAX_BYTES:  # only thousands of names are left
         size -= len(_encoded(left_out.pop())) + 1
     return _encoded({**members, _TRUNCATED: left_out})
 

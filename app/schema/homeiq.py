@@ -11,7 +11,6 @@ backfilled.
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -100,8 +99,15 @@ class _Series:
         self.attributes_fields = b""
 
 
+class _StateFields(NamedTuple):
+    """The fields of a state: of the present one, and of the same state as the previous one."""
+
+    present: bytes
+    previous: bytes
+
+
 class HomeiqEncoder:
-    """Encodes changes as lines; caches what repeats per entity, up to `max_cached_bytes`."""
+    """Encodes changes as lines; caches the parts that repeat, within bounds."""
 
     def __init__(
         self,
@@ -110,6 +116,7 @@ class HomeiqEncoder:
         instance: str | None,
         attribute_fields: Sequence[str],
         max_cached_bytes: int = 32_000_000,
+        max_cached_states: int = 20_000,
     ) -> None:
         """Store the names of the measurement and of this Home Assistant, and compile the globs.
 
@@ -119,8 +126,10 @@ class HomeiqEncoder:
         self._instance = instance
         self._is_field = glob_matcher(attribute_fields) if attribute_fields else None
         self._max_cached_bytes = max_cached_bytes
+        self._max_cached_states = max_cached_states
         self._series: dict[str, _Series] = {}
         self._cached_bytes = 0
+        self._states: dict[str, _StateFields] = {}
 
     def encode(self, changes: Sequence[Change]) -> Lines:
         """Return exactly one line for each change, in order."""
@@ -129,17 +138,16 @@ class HomeiqEncoder:
         if self._cached_bytes > self._max_cached_bytes:
             self._series.clear()
             self._cached_bytes = 0
+        states = self._states
         parts: list[bytes] = []
         for change in changes:
             series = self._series_of(change)
-            state, previous = change.state, change.previous_state
-            parts += (
-                series.head,
-                b"removed=true" if state is None else _fields_of(state).present,
-                b"" if previous is None else _fields_of(previous).previous,
-                series.attributes_fields,
-                _end(change),
-            )
+            now, before = b"removed=true", b""
+            if (state := change.state) is not None:
+                now = (states.get(state) or self._state_fields(state)).present
+            if (previous := change.previous_state) is not None:
+                before = (states.get(previous) or self._state_fields(previous)).previous
+            parts += (series.head, now, before, series.attributes_fields, _end(change))
         return Lines(b"".join(parts), len(changes))
 
     def _series_of(self, change: Change) -> _Series:
@@ -182,31 +190,20 @@ class HomeiqEncoder:
         series.attributes = attributes
         series.attributes_fields = fields
 
-
-class _StateFields(NamedTuple):
-    """The fields of a state: of the present one, and of the same state as the previous one."""
-
-    present: bytes
-    previous: bytes
-
-
-def _fields_of(state: str) -> _StateFields:
-    is_short = len(state) <= _MAX_CACHED_STATE_LENGTH
-    return _cached_state_fields(state) if is_short else _state_fields(state)
-
-
-def _state_fields(state: str) -> _StateFields:
-    value = value_of(state)
-    quoted = quote(state)
-    available = b"false" if state in UNAVAILABLE else b"true"
-    number = b"" if value is None else b",value=%a" % value
-    return _StateFields(
-        present=b"available=%b,state_value=%b%b" % (available, quoted, number),
-        previous=b",previous_state=" + quoted,
-    )
-
-
-_cached_state_fields = functools.lru_cache(maxsize=20_000)(_state_fields)
+    def _state_fields(self, state: str) -> _StateFields:
+        value = value_of(state)
+        quoted = quote(state)
+        available = b"false" if state in UNAVAILABLE else b"true"
+        number = b"" if value is None else b",value=%a" % value
+        fields = _StateFields(
+            present=b"available=%b,state_value=%b%b" % (available, quoted, number),
+            previous=b",previous_state=" + quoted,
+        )
+        if len(state) <= _MAX_CACHED_STATE_LENGTH:
+            if len(self._states) >= self._max_cached_states:
+                self._states.clear()
+            self._states[state] = fields
+        return fields
 
 
 def _tags(change: Change, instance: str | None) -> tuple[tuple[bytes, str | None], ...]:

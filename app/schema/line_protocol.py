@@ -60,7 +60,8 @@ def escape_field_key(name: str) -> bytes:
 
 def quote(text: str) -> bytes:
     """Return the text as a string field, quotes included."""
-    return quote_utf8(_encodable(text[:MAX_STRING_BYTES]).encode())
+    text = text[:MAX_STRING_BYTES]
+    return quote_utf8((text if text.isascii() else _SURROGATE.sub("\ufffd", text)).encode())
 
 
 def quote_utf8(data: bytes) -> bytes:
@@ -71,15 +72,10 @@ def quote_utf8(data: bytes) -> bytes:
 
 
 def _bare(text: str) -> str:
-    text = _CONTROL.sub(" ", _encodable(text[:MAX_NAME_BYTES]))
+    text = _SURROGATE.sub("\ufffd", _CONTROL.sub(" ", text[:MAX_NAME_BYTES]))
     if len(text) > MAX_NAME_BYTES // 4:
         text = _cut(text.encode(), MAX_NAME_BYTES).decode()
     return _SEPARATING_BACKSLASHES.sub(lambda run: "/" * len(run[0]), text)
-
-
-def _encodable(text: str) -> str:
-    # Every ASCII text is: `isascii` only reads a flag, the search reads the whole text.
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
 def _cut(data: bytes, max_bytes: int) -> bytes:

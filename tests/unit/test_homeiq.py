@@ -8,7 +8,6 @@ import msgspec
 import pytest
 
 from app.model import NOWHERE, Change, Context, Placement
-from app.schema import homeiq
 from app.schema.homeiq import HomeiqEncoder, category_of, value_of
 from app.schema.line_protocol import parse_line
 from tests.fakes.reference_encoder import ONE, ZERO
@@ -61,12 +60,14 @@ def _encoder(
     *attribute_fields: str,
     instance: str | None = None,
     max_cached_bytes: int = 100_000,
+    max_cached_states: int = 100,
 ) -> HomeiqEncoder:
     return HomeiqEncoder(
         "home_assistant_events",
         instance=instance,
         attribute_fields=attribute_fields,
         max_cached_bytes=max_cached_bytes,
+        max_cached_states=max_cached_states,
     )
 
 
@@ -329,15 +330,13 @@ def test_series_that_change_count_once() -> None:
     assert wandering._cached_bytes == len(series.head) + len(series.attributes_fields)
 
 
-def test_the_cache_of_encoded_states_holds_only_short_ones() -> None:
-    """Its bound is a number of states, so one that is long may not be in it."""
-    cached = homeiq._cached_state_fields.cache_info
-    _encoder().encode([_changed(BARE, state="x" * 64, previous_state="x" * 64)])
-    before = cached()
+def test_the_cache_of_states_is_bounded() -> None:
+    """Neither many states nor a long one fill the memory, and each is encoded right."""
+    forgetful = _encoder(max_cached_states=10)
 
-    long = _changed(BARE, state="x" * 65, previous_state="x" * 65)
-    fields = _fields_of(long)
+    for number in range(100):
+        assert _fields_of(_changed(BARE, state=str(number)))["value"] == number
+        forgetful.encode([_changed(BARE, state=str(number)), _changed(BARE, state="long" * 50)])
 
-    assert (fields["state_value"], fields["previous_state"]) == ("x" * 65, "x" * 65)
-    assert cached().currsize == before.currsize >= 1
-    assert cached().maxsize == 20_000
+    assert 1 <= len(forgetful._states) <= 10
+    assert "long" * 50 not in forgetful._states

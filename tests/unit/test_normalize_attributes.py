@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 
+from app.model import LastNames
 from app.normalize.attributes import MAX_BYTES, NO_ATTRIBUTES, Attributes, read_attributes
 from tests.fakes.hostile import raw_json
 from tests.fakes.recordings import VERSIONS, recording
@@ -17,9 +18,7 @@ def test_three_attributes_are_read() -> None:
     """Class, unit and name become tags and a field of their own."""
     raw = b'{"unit_of_measurement":"W","friendly_name":"A, b","x":1,"device_class":"power"}'
 
-    assert read_attributes(raw) == Attributes(raw, "power", "W", "A, b")
-    assert read_attributes(raw).complete
-    assert not NO_ATTRIBUTES.complete
+    assert read_attributes(raw) == Attributes(raw, LastNames("power", "W", "A, b"))
 
 
 def test_compact_json_is_passed_on_as_it_is() -> None:
@@ -76,7 +75,7 @@ def test_odd_types_cost_only_themselves(raw: bytes, named: tuple[str | None, ...
     """What is not a text, or an empty one, is not known; the rest is."""
     read = read_attributes(raw)
 
-    assert (read.device_class, read.unit_of_measurement, read.friendly_name) == named
+    assert read.names == named
     assert read.json == raw
 
 
@@ -99,7 +98,7 @@ def test_what_some_parsers_refuse_is_mended(raw: bytes, mended: str) -> None:
 
 def test_mended_attributes_are_read_too() -> None:
     """A bad neighbor does not hide a name."""
-    assert read_attributes(b'{"x":NaN,"friendly_name":"A\\ud800"}').friendly_name == "A\ufffd"
+    assert read_attributes(b'{"x":NaN,"friendly_name":"A\\ud800"}').names.friendly_name == "A\ufffd"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +137,7 @@ def test_the_largest_values_are_left_out_and_named() -> None:
         "list": list(range(2_000)),
         "_truncated": ["picture", "entity_picture"],
     }
-    assert read.friendly_name == "Camera"
+    assert read.names.friendly_name == "Camera"
 
 
 @pytest.mark.parametrize("size", [MAX_BYTES - 1, MAX_BYTES, MAX_BYTES + 1, MAX_BYTES + 20])
@@ -192,7 +191,7 @@ def test_recorded_attributes_keep_their_meaning(version: str) -> None:
         for text in (json.dumps(attributes), json.dumps(attributes, separators=(",", ":"))):
             read = read_attributes(text.encode())
             assert json.loads(read.json) == attributes
-            assert read.friendly_name == attributes.get("friendly_name")
+            assert read.names.friendly_name == attributes.get("friendly_name")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +207,9 @@ def test_of_megabytes_only_the_names_are_read(value: bytes) -> None:
     """Looking at all of it would keep the event loop busy for seconds."""
     raw = b'{"device_class":"power","unit_of_measurement":"W","big":%b}' % value
 
-    assert read_attributes(raw) == Attributes(b'{"_truncated":["*"]}', "power", "W")
+    assert read_attributes(raw) == Attributes(
+        b'{"_truncated":["*"]}', LastNames("power", "W", None)
+    )
 
 
 def test_an_integer_that_other_parsers_refuse_becomes_null() -> None:

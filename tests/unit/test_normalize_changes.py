@@ -237,6 +237,16 @@ def test_an_old_state_we_never_saw_is_newer_than_what_we_know() -> None:
     assert change.device_class == "power"
 
 
+def test_an_entity_that_becomes_unavailable_with_the_same_attributes_keeps_the_old_names() -> None:
+    """The old state may name more than the last state that was received, if events were missed."""
+    normalizer = Normalizer(dict)
+    _change(_event(_state("on")), normalizer)
+
+    change = _change(_event(_state("unavailable"), _state(attributes=POWER)), normalizer)
+
+    assert change.device_class == "power"
+
+
 @pytest.mark.parametrize("lost", ["device_class", "unit_of_measurement", "friendly_name"])
 def test_an_available_entity_that_loses_its_class_or_unit_has_none_from_then_on(lost: str) -> None:
     """A restart would not know the old one either, and one entity would have two series."""
@@ -327,7 +337,7 @@ def test_a_removed_entity_is_forgotten() -> None:
 
     assert removed.device_class == "power"
     assert _change(_event(_state()), normalizer).device_class is None
-    assert normalizer._known_bytes == len(b"{}")
+    assert normalizer._cached_bytes == len(b"{}")
 
 
 def test_an_entity_without_a_name_has_that_of_the_registry() -> None:
@@ -454,7 +464,7 @@ def test_a_malformed_event_takes_nothing_away() -> None:
 
 def test_the_number_of_cached_entities_is_bounded() -> None:
     """The entity whose attributes changed longest ago is evicted first."""
-    normalizer = Normalizer(dict, max_known_entities=2)
+    normalizer = Normalizer(dict, max_cached_entities=2)
     for entity_id in ("sensor.a", "sensor.b", "sensor.c"):
         _change(_event(_state(attributes=POWER), entity_id=entity_id), normalizer)
 
@@ -465,7 +475,7 @@ def test_the_number_of_cached_entities_is_bounded() -> None:
 
 def test_new_attributes_make_an_entity_the_last_one_to_be_evicted() -> None:
     """The bound evicts by age of the attributes, not by the order in which entities appeared."""
-    normalizer = Normalizer(dict, max_known_entities=2)
+    normalizer = Normalizer(dict, max_cached_entities=2)
     for entity_id in ("sensor.a", "sensor.b"):
         _change(_event(_state(attributes=POWER), entity_id=entity_id), normalizer)
 
@@ -477,7 +487,7 @@ def test_new_attributes_make_an_entity_the_last_one_to_be_evicted() -> None:
 
 def test_the_memory_of_cached_attributes_is_bounded() -> None:
     """Large attributes are cached for fewer entities; one that exceeds the bound is not cached."""
-    normalizer = Normalizer(dict, max_known_bytes=2_500)
+    normalizer = Normalizer(dict, max_cached_bytes=2_500)
     for number in range(10):
         attributes = {"n": number, "filler": "x" * 1000, **POWER}
         change = _change(
@@ -495,7 +505,7 @@ def test_rewritten_attributes_count_twice_towards_the_memory_bound() -> None:
     """The bytes as received and the compact JSON made of them are both in memory."""
     loose = b'{"device_class": "power", "filler": "%b"}' % (b"x" * 1000)
     one_copy, two_copies = (
-        Normalizer(dict, max_known_bytes=bound) for bound in (1_500, 2 * len(loose))
+        Normalizer(dict, max_cached_bytes=bound) for bound in (1_500, 2 * len(loose))
     )
 
     for normalizer in (one_copy, two_copies):
@@ -507,8 +517,8 @@ def test_rewritten_attributes_count_twice_towards_the_memory_bound() -> None:
 
 def test_nothing_need_be_remembered() -> None:
     """With no room at all, every event is still read by itself."""
-    normalizer = Normalizer(dict, max_known_entities=0)
+    normalizer = Normalizer(dict, max_cached_entities=0)
 
     assert _change(_event(_state(attributes=POWER)), normalizer).device_class == "power"
     assert _change(_event(None, _state(attributes=POWER), at=NOON), normalizer).removed
-    assert normalizer._known_bytes == 0
+    assert normalizer._cached_bytes == 0
