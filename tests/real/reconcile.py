@@ -203,18 +203,23 @@ def read_rows(database: Path) -> list[Row]:
 
 
 def compare(
-    rows: Sequence[Row], points: Iterable[StoredPoint], *, since_ns: int, history: History
+    rows: Sequence[Row],
+    points: Iterable[StoredPoint],
+    *,
+    since_ns: int,
+    until_ns: int,
+    history: History,
 ) -> Comparison:
-    """Compare all rows and points from a moment on."""
+    """Compare all rows and points from one moment to another."""
     result = Comparison()
     expected = {
         (history.newest_id(found.row.entity_id), found.row.updated_ns): found
         for found in _expectations(rows)
-        if found.row.updated_ns >= since_ns
+        if since_ns <= found.row.updated_ns <= until_ns
     }
     actual: dict[tuple[str, int], list[StoredPoint]] = defaultdict(list)
     for point in points:
-        if point.time_ns >= since_ns:
+        if since_ns <= point.time_ns <= until_ns:
             actual[history.newest_id(point.tags["entity_id"]), point.time_ns].append(point)
     result.rows, result.points = len(expected), sum(map(len, actual.values()))
     known: set[str] = set()

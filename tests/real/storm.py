@@ -65,6 +65,8 @@ class Storm:
         self.kills_ns: list[int] = []
         self.since_ns = 0
         """From when on the service is responsible."""
+        self.until_ns = 0
+        """Up to when all is captured, and committed by the recorder."""
         self.renames: dict[str, str] = {}
         self._renamed_at = -math.inf
         self.present: list[str] = []
@@ -124,6 +126,7 @@ class Storm:
         self._database_link.restore()
         self._note("calm")
         await asyncio.to_thread(self._home_assistant.act, "load_generator", "pause")
+        self.until_ns = time.time_ns()
         await self._until_recorded()
         await asyncio.sleep(_COMMITS_S)
         states = await self._call("get_states")

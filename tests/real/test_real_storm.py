@@ -75,7 +75,13 @@ async def test_after_a_storm_influxdb_has_every_row_of_the_recorder(
         health = await storm.calm()
     rows = read_rows(stormy_home_assistant.recorder_database)
     points = await asyncio.to_thread(_points, influx, storm.since_ns)
-    result = compare(rows, points, since_ns=storm.since_ns, history=storm.history())
+    result = compare(
+        rows,
+        points,
+        since_ns=storm.since_ns,
+        until_ns=storm.until_ns,
+        history=storm.history(),
+    )
     report = _report(storm, result, health, most=_LISTED_PER_KIND)
     (tmp_path / "report.txt").write_text(_report(storm, result, health))
     with capsys.disabled():

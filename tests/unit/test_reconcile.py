@@ -68,9 +68,20 @@ POINTS = [
 
 
 def _compared(
-    rows: list[Row], points: list[StoredPoint], history: History | None = None, *, since_s: int = 0
+    rows: list[Row],
+    points: list[StoredPoint],
+    history: History | None = None,
+    *,
+    since_s: int = 0,
+    until_s: int = 100,
 ) -> Comparison:
-    return compare(rows, points, since_ns=since_s * SECOND_NS, history=history or History())
+    return compare(
+        rows,
+        points,
+        since_ns=since_s * SECOND_NS,
+        until_ns=until_s * SECOND_NS,
+        history=history or History(),
+    )
 
 
 def _found(result: Comparison) -> list[tuple[str, int]]:
@@ -126,6 +137,13 @@ def test_rows_before_the_first_moment_are_only_the_past_of_those_after_it() -> N
     result = _compared(ROWS, POINTS[1:], since_s=2)
 
     assert (result.differences, result.rows) == ([], 3)
+
+
+def test_what_happened_after_the_last_moment_is_not_compared() -> None:
+    """The recorder may not have committed it, or the service not be there any more."""
+    result = _compared([*ROWS, _row(8, "1")], [*POINTS, _point(9, _fields("5"))], until_s=4)
+
+    assert (result.differences, result.rows, result.points) == ([], 4, 4)
 
 
 def test_an_available_state_has_the_unit_it_says_and_no_other() -> None:
