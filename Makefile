@@ -1,11 +1,11 @@
-# Every habit of this project. `make help` lists them.
+# Development commands. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 # uv from PATH when it is there, else from a small environment of its own.
 UV := $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
-# The first Python that is new enough: on old systems it is not the one called python3. It says
-# itself where it really is: uv would set up .venv anew, each time, for the path of a shim.
+# The first Python that is new enough: on old systems that is not python3. It prints its real path,
+# because uv would recreate .venv each time for the path of a shim.
 WHERE := import os, sys; sys.exit(1) if sys.version_info < (3, 11) else print(os.path.realpath(sys.executable))
 PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.11; do \
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
@@ -35,7 +35,7 @@ demo: setup ## Run everything against a simulated home, with the embedded store
 run: setup ## Run the service with the settings of .env
 	@exec $(RUN)python -m app run
 
-doctor: setup ## Check settings, neighbors and disk, and say how to mend what is wrong
+doctor: setup ## Check settings, dependencies and disk, and explain how to fix problems
 	@exec $(RUN)python -m app doctor
 
 backfill: setup ## Read history back: make backfill SINCE=2026-11-01 [UNTIL=…] [ENTITIES="…"]
@@ -56,14 +56,14 @@ check: setup lint-deploy ## Check format, lint, types, layers, and what deploys 
 	$(RUN)mypy
 	$(RUN)lint-imports
 
-# In an environment of its own, made anew from uv's cache: nobody else needs what it holds.
+# In a temporary environment: only this target needs these packages.
 lint-deploy: setup ## Check the Dockerfile, compose.yaml, the manifests and the unit
 	@$(UV) run --frozen --quiet --isolated --only-group deploy --python $(PYTHON) python docker/lint.py
 
-image-steps: setup ## Run the Dockerfile's install steps without Docker, and say what they take
+image-steps: setup ## Run the Dockerfile's install steps without Docker, and print their time
 	@$(RUN)python -m tests.service.image $(IMAGE_PYTHON)
 
-fix: setup ## Format, and mend what can be mended
+fix: setup ## Format, and fix what can be fixed automatically
 	$(RUN)ruff format .
 	$(RUN)ruff check --fix .
 
@@ -73,13 +73,13 @@ coverage: setup ## Run the tests with branch coverage (at least 95 %)
 	$(RUN)coverage combine --quiet
 	$(RUN)coverage report
 
-real-servers: setup ## Install the real neighbors that test-real needs
+real-servers: setup ## Install the real servers that test-real needs
 	bash tests/real/install.sh
 
 test-real: setup ## Run the service against a real Home Assistant and real databases
 	$(RUN)pytest tests/real
 
-storm: setup ## Let real servers and links fail at random: make storm MINUTES=30 [SEED=…]
+storm: setup ## Make real servers and links fail at random: make storm MINUTES=30 [SEED=…]
 	MINUTES=$(or $(MINUTES),30) $(RUN)pytest tests/real/test_real_storm.py
 
 trace: setup ## Count the functions and files that one live event passes
@@ -89,7 +89,7 @@ mutants: setup ## Change four pure modules in every small way, and list what no 
 	$(RUN)mutmut run
 	$(RUN)mutmut results
 
-screenshots: setup ## Take the pictures of the dashboard for the README
+screenshots: setup ## Take the screenshots of the dashboard for the README
 	$(RUN)python -m tests.real.screenshots
 
 bench: setup ## Measure everything; prints tables
@@ -98,8 +98,8 @@ bench: setup ## Measure everything; prints tables
 bench-smoke: setup ## Measure briefly, and fail where a generous ratio is missed
 	$(RUN)python -m benchmarks --smoke
 
-soak: setup ## Let everything fail at random: make soak MINUTES=20
+soak: setup ## Make everything fail at random: make soak MINUTES=20
 	$(RUN)python -m benchmarks.soak --minutes $(or $(MINUTES),20)
 
-clean: ## Remove what make made
+clean: ## Remove everything that make created
 	rm -rf mutants .venv .uv .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,7 +1,7 @@
 """The events that everything here is measured with: 20,000 state changes of a large home.
 
 They are shaped like the recordings of Home Assistant 2026.11, are always the same, and are
-made in half a second, so nothing is kept on disk.
+made in half a second, so nothing is stored on disk.
 """
 
 from __future__ import annotations

@@ -51,8 +51,8 @@ class Crowd:
     async def gather(self, *, url: str, clients: int) -> Crowded:
         """Connect so many clients, one after the other."""
         parts = urlsplit(url)
-        assert parts.hostname is not None, "a service says where it listens"
-        assert parts.port is not None, "a service says where it listens"
+        assert parts.hostname is not None, "the URL of a service has host and port"
+        assert parts.port is not None, "the URL of a service has host and port"
         self.host = parts.netloc
         for _ in range(clients):
             await asyncio.get_running_loop().create_connection(
@@ -62,7 +62,7 @@ class Crowd:
         return await self.seen()
 
     async def seen(self) -> Crowded:
-        """Say how much was sent to all of them together."""
+        """Print how much was sent to all of them together."""
         return Crowded(connected=self._connected, bytes=self.bytes)
 
 

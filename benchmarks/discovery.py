@@ -61,7 +61,7 @@ _MAX_QUERY_MS = 10.0
 
 
 class Delays(msgspec.Struct, frozen=True, kw_only=True):
-    """How long after its time stamp an event was with a watcher."""
+    """How long after its timestamp a subscriber received an event."""
 
     phase: str
     events: int
@@ -90,7 +90,7 @@ class Query(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """All that was measured."""
+    """The measurements."""
 
     took: list[Took]
     delays: list[Delays]
@@ -243,7 +243,7 @@ async def _move(home_assistant: FakeHomeAssistant) -> None:
 
 
 class _Watch:
-    """A watcher that notes how old each event is when it has it."""
+    """A subscriber that records the age of each event it receives."""
 
     def __init__(self) -> None:
         self._ms: list[float] = []
@@ -251,7 +251,7 @@ class _Watch:
 
     @contextmanager
     def timing_turns(self) -> Iterator[None]:
-        """Take the processor time of every callback of the event loop until the block ends."""
+        """Measure the processor time of every callback of the event loop until the block ends."""
         plain = asyncio.events.Handle._run  # noqa: SLF001 - there is no other place to measure
 
         def timed(handle: asyncio.events.Handle) -> None:
@@ -328,10 +328,10 @@ async def _measure(container: Container, settings: Settings, watch: _Watch, hous
         gc.freeze()
         catalog, metadata = container.catalog(), container.metadata()
         discovery = container.discovery()
-        while catalog.last_refresh is None:  # noqa: ASYNC110 - it tells nobody
+        while catalog.last_refresh is None:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.002)
         took.append(clock.read("the first, from the start until events carry areas"))
-        while not (await metadata.entities(limit=1)).documents:  # noqa: ASYNC110 - it tells nobody
+        while not (await metadata.entities(limit=1)).documents:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.02)
         took.append(clock.read("the first, from the start until it is on disk, too"))
         await discovery.trigger()
@@ -494,7 +494,7 @@ async def main() -> int:
             figures = await measure(Path(folder), house)
     print_figures(figures)
     found = misses(figures)
-    # A machine that is busy with other things says nothing that is worth keeping.
+    # Figures of a busy machine are not worth recording.
     save("discovery", figures, published=not found)
     for miss in found:
         print(f"MISSED: {miss}", file=sys.stderr)

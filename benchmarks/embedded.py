@@ -120,7 +120,7 @@ class _Live:
         self._encoder = _encoder()
 
     async def write(self, batches: int | None = None) -> None:
-        """Write so many batches, or for ever."""
+        """Write the given number of batches, or until cancelled."""
         while batches is None or len(self.writes_ms) < batches:
             changes = [
                 _change(number, time_ns=_NOW_NS + number * 1_000_000)
@@ -134,7 +134,7 @@ class _Live:
 
 
 async def _prune_beside(store: EmbeddedStore, live: _Live) -> tuple[int, float]:
-    """Delete all that is too old while the store is written to; return how many and how long."""
+    """Delete expired events while the store is written to; return how many and the time."""
     kept_ns = _NOW_NS - _RETENTION_DAYS * _DAY_NS
     before = await _count_before(store, kept_ns)
     started_s = time.perf_counter()

@@ -205,7 +205,7 @@ def cpu_s(process: psutil.Process) -> float:
 
 
 def is_connected(health: dict[str, dict[str, object]]) -> bool:
-    """Return whether /health says that events stream and the registries are known."""
+    """Return whether events stream and the registries are known, according to /health."""
     return health["discovery"]["entities"] == ENTITIES and bool(
         health["subscription"]["is_subscribed"]
     )
@@ -242,7 +242,7 @@ class _Used:
 
 
 async def _dropped(running: Service, events: int) -> int:
-    """Wait until all events were received, and return how many of them were dropped."""
+    """Wait until all events were received, and return how many were dropped."""
     give_up_at = time.monotonic() + _DRAIN_S
     while True:
         counted = (await running.get("/health"))["accounting"]["events"]
@@ -307,7 +307,7 @@ class Memory:
         self._process = process
 
     async def sample(self) -> None:
-        """Look, for ever."""
+        """Poll until cancelled."""
         while True:
             self.max_bytes = max(self.max_bytes, self._process.memory_info().rss)
             await asyncio.sleep(_SAMPLE_S)

@@ -22,7 +22,7 @@ class _Command(msgspec.Struct, frozen=True):
 
 
 class Flood:
-    """Answers what a client asks until it is told to pour."""
+    """Answers a client's commands until it is asked to send the events."""
 
     def __init__(self, frames: list[bytes]) -> None:
         self.url = ""
@@ -34,7 +34,7 @@ class Flood:
         return Where(self.url)
 
     async def pour(self) -> None:
-        """Send the round to whoever has subscribed."""
+        """Send the round to every subscriber."""
         for socket in self._subscribers:
             socket.transport.write(self._poured)
 

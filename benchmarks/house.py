@@ -76,7 +76,7 @@ class CorpusHouse:
 
 
 class Player:
-    """Makes the corpus happen when it is told to."""
+    """Replays the corpus on request."""
 
     def __init__(self, home_assistant: FakeHomeAssistant, corpus: Corpus) -> None:
         self._home_assistant = home_assistant
@@ -134,7 +134,7 @@ class Player:
             await self._fire(EVENTS_PER_TURN, max_pending=_PATIENT_PENDING)
 
     async def _fire(self, count: int, *, max_pending: float) -> None:
-        while self._home_assistant.pending > max_pending:  # noqa: ASYNC110 - it tells nobody
+        while self._home_assistant.pending > max_pending:  # noqa: ASYNC110 - a counter has no event
             await asyncio.sleep(_PATIENT_WAIT_S)
         self._home_assistant.fire_many(self._stream.take(count, now_ns=time.time_ns()))
         await asyncio.sleep(0)  # a turn for the writers, so that what is fired is a frame

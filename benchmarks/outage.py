@@ -210,7 +210,7 @@ async def _backlog(outage: Outage, running: Service, house: Peer, before: int) -
 
 
 async def _settled(running: Service, events: int) -> None:
-    """Wait until all that happened is durable."""
+    """Wait until every event is durable."""
     await running.until(
         "/health",
         lambda health: (
@@ -301,7 +301,7 @@ async def run(outage: Outage) -> Figures:
 
 
 def main() -> None:
-    """Measure what the command line says."""
+    """Measure what the command line requests."""
     plain = Outage()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", type=float, default=plain.rate, help="events/s")

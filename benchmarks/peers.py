@@ -79,7 +79,7 @@ async def peer(module: str, *arguments: str) -> AsyncIterator[Peer]:
 async def answer_commands(commands: Mapping[str, Callable[..., Awaitable[object]]]) -> None:
     """Be a helper: answer each line of standard input until it ends.
 
-    It ends with whoever started this process, so no helper is ever left behind.
+    It ends with the process that started this one, so no helper is left running.
     """
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(

@@ -50,7 +50,7 @@ class Cursors:
         self._latencies = array.array("d")
 
     async def write(self, request: web.Request) -> web.Response:
-        """Take a body and say that it is stored."""
+        """Read a body and respond that it is stored."""
         if self.is_away:
             return _cut(request)
         body = await request.read()

@@ -48,7 +48,7 @@ _US = 1_000
 
 
 class House:
-    """Sensors that count, each change one more; it remembers all of them in little space."""
+    """Sensors that count, each change one more; it stores all counts compactly."""
 
     def __init__(self) -> None:
         self.times_us: list[int] = []
@@ -178,7 +178,7 @@ class Soak:
         await self._life.aclose()
 
     async def change(self) -> None:
-        """Let the home change at its pace, for ever."""
+        """Change states at the configured rate until cancelled."""
         begun, done = time.perf_counter(), 0
         while True:
             due = int((time.perf_counter() - begun) * self._rate)
@@ -190,7 +190,7 @@ class Soak:
             await asyncio.sleep(_TURN_S)
 
     async def watch(self) -> None:
-        """Check the books and look at memory and files once a second, for ever."""
+        """Check the totals, memory and open files once a second until cancelled."""
         begun = time.monotonic()
         while True:
             running = self.running
@@ -210,7 +210,7 @@ class Soak:
 
     async def fail(self, *, until: float, may_end: bool) -> None:
         """Let one thing after the other go wrong."""
-        neighbors: list[Callable[[], Awaitable[None]]] = [
+        external: list[Callable[[], Awaitable[None]]] = [
             self.home_assistant_hangs_up,
             self.home_assistant_resets,
             self.home_assistant_falls_silent,
@@ -223,7 +223,7 @@ class Soak:
         own = [self.service_is_killed, self.service_is_stopped] if may_end else []
         while time.monotonic() < until:
             await asyncio.sleep(self._chance.uniform(1, 10))
-            fault = self._chance.choice([*neighbors, *own])
+            fault = self._chance.choice([*external, *own])
             self.faults[fault.__name__.replace("_", " ")] += 1
             await fault()
 

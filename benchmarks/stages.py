@@ -87,7 +87,7 @@ class Material:
 
 
 def make_material(events: int = EVENTS, *, entities_in_home: int = ENTITIES) -> Material:
-    """Take the corpus through all stages once."""
+    """Run the corpus through all stages once."""
     corpus = make_corpus(events, entities_in_home)
     frames = make_frames(corpus, per_frame=EVENTS_PER_FRAME)
     catalog = _catalog(corpus)
@@ -257,7 +257,7 @@ async def _commit(material: Material, folder: Path) -> _Times:
             committing = asyncio.create_task(intake.run(), name="benchmark.intake")
             for lines in material.lines:
                 intake.put(lines, received_at=time.time())
-                while intake.pending_points > _PENDING_POINTS:  # noqa: ASYNC110 - nobody tells
+                while intake.pending_points > _PENDING_POINTS:  # noqa: ASYNC110 - a counter has no event
                     await asyncio.sleep(_POLL_S)
             intake.close()
             await committing

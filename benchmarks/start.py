@@ -35,7 +35,7 @@ class Start:
 
 
 async def measure_start(*, rounds: int = 5) -> Start:
-    """Start again and again; all that disturbs a start only ever adds to it."""
+    """Start several times; interference only ever adds time, so the fastest counts."""
     plain = [await _imported("app.__main__") for _ in range(rounds)]
     influx = [await _imported("app.__main__, app.sinks.influxdb.sink") for _ in range(rounds)]
     async with peer("benchmarks.house") as house, peer("benchmarks.sink") as sink:
@@ -86,9 +86,9 @@ async def _connected(environment: dict[str, str]) -> float:
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir="/var/tmp") as folder:
         started_s = time.perf_counter()
         async with service(Path(folder), environment) as running:
-            # Its log says so; asking it would slow it down.
-            said = running.output
-            while "Connected to Home" not in said.read_text():  # noqa: ASYNC110 - another process
+            # Read its log; requests would slow it down.
+            log = running.output
+            while "Connected to Home" not in log.read_text():  # noqa: ASYNC110 - another process
                 await asyncio.sleep(_POLL_S)
             return time.perf_counter() - started_s
 

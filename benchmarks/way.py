@@ -57,7 +57,7 @@ async def measure_way(
                 cpu_s, wall_s = time.process_time(), time.perf_counter()
                 await flood.ask(type(None), "pour")
                 async with asyncio.timeout(_PATIENCE_S):
-                    while telemetry.sink("influxdb").written < wanted:  # noqa: ASYNC110 - nobody tells
+                    while telemetry.sink("influxdb").written < wanted:  # noqa: ASYNC110 - a counter has no event
                         await asyncio.sleep(_POLL_S)
                 times.append((time.process_time() - cpu_s, time.perf_counter() - wall_s))
             gc.unfreeze()
@@ -120,6 +120,6 @@ async def _way(
             }
             async with Supervisor(grace_s=1.0).running(loops):
                 async with asyncio.timeout(_PATIENCE_S):
-                    while not source.is_running:  # noqa: ASYNC110 - nobody tells
+                    while not source.is_running:  # noqa: ASYNC110 - a counter has no event
                         await asyncio.sleep(_POLL_S)
                 yield telemetry

@@ -1,6 +1,6 @@
 """Check what deploys the service: `make lint-deploy`, in an environment with the group `deploy`.
 
-Exit status 1 when something is wrong. What cannot be checked on this machine is said.
+Exit status 1 when something is wrong. Checks that this machine cannot run are reported.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def main() -> int:
         "systemd unit (systemd-analyze)": _unit(HERE / "systemd" / "websocket-ingestion.service"),
     }
     for name, problems in checks.items():
-        said = "not checked, it is not installed" if problems is None else "ok"
-        sys.stdout.write(f"{name}: {said if not problems else ''}\n")
+        result = "not checked, it is not installed" if problems is None else "ok"
+        sys.stdout.write(f"{name}: {result if not problems else ''}\n")
         sys.stdout.writelines(f"  {problem}\n" for problem in problems or ())
     return 1 if any(checks.values()) else 0
 
@@ -50,11 +50,11 @@ def interpolated(text: str) -> str:
 
 
 def _run(*command: str) -> list[str]:
-    """Return what a checker says; a good file leaves all of them silent."""
+    """Return the output of a checker; there is none for a valid file."""
     ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - ours
-    said = (ended.stdout + ended.stderr).splitlines()
+    output = (ended.stdout + ended.stderr).splitlines()
     # systemd-analyze only warns of a misspelt key.
-    return said or [f"{command[0]} ended with status {ended.returncode}"] * bool(ended.returncode)
+    return output or [f"{command[0]} ended with status {ended.returncode}"] * bool(ended.returncode)
 
 
 def _compose(file: Path) -> Iterator[str]:
