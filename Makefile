@@ -11,34 +11,42 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help python setup demo run doctor backfill test check lint-deploy image-steps fix coverage real-servers test-real storm trace mutants screenshots bench bench-smoke soak clean
+.PHONY: help python setup packages demo run doctor backfill test check lint-deploy image-steps fix coverage real-servers test-real storm trace mutants screenshots bench bench-smoke soak clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
 
 python:
-	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer; PYTHON=… names one" >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or newer; set PYTHON=… to one" >&2; exit 1; }
 
 .uv/bin/uv: | python
-	$(PYTHON) -m venv .uv
-	.uv/bin/pip install --quiet --disable-pip-version-check uv
+	@echo "Installing uv into .uv"
+	@$(PYTHON) -m venv .uv
+	@.uv/bin/pip install --quiet --disable-pip-version-check uv
 
 ifeq ($(UV),.uv/bin/uv)
-setup: .uv/bin/uv
+setup packages: .uv/bin/uv
 endif
+# uv shows its progress the first time, when there is much to install.
+SYNC = test -d .venv || echo "Installing Python packages into .venv"; \
+  $(UV) sync --frozen $(if $(wildcard .venv),--quiet)
 setup: python
-	@$(UV) sync --frozen --quiet --python $(PYTHON)
+	@$(SYNC) --python $(PYTHON)
 
-demo: setup ## Run everything against a simulated home, with the embedded store
+# What running the service needs, and no tools: it does not remove those that are there.
+packages: python
+	@$(SYNC) --no-dev --inexact --python $(PYTHON)
+
+demo: packages ## Run everything against a simulated home, with the embedded store
 	@exec $(RUN)python -m app demo
 
-run: setup ## Run the service with the settings of .env
+run: packages ## Run the service with the settings of .env
 	@exec $(RUN)python -m app run
 
-doctor: setup ## Check settings, dependencies and disk, and explain how to fix problems
+doctor: packages ## Check settings, dependencies and disk, and explain how to fix problems
 	@exec $(RUN)python -m app doctor
 
-backfill: setup ## Read history back: make backfill SINCE=2026-11-01 [UNTIL=…] [ENTITIES="…"]
+backfill: packages ## Read history back: make backfill SINCE=yesterday [UNTIL=…] [ENTITIES="…"]
 	@exec $(RUN)python -m app backfill --since "$(SINCE)" $(if $(UNTIL),--until "$(UNTIL)") \
 	  $(if $(ENTITIES),--entities $(ENTITIES))
 

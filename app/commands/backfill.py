@@ -1,198 +1,145 @@
-"""`python -m app backfill`: history from before the service captured anything.
+"""`python -m app backfill`: reads history back from Home Assistant's recorder.
 
-A DATA_DIR belongs to one process. While a service holds it the command asks that service to
-read history back; else it runs the parts of the service itself, without its pages, until that
-is done. What is half read goes on when the command or the service is started again.
+Without a running service the command runs the whole service itself, except its HTTP server, until
+everything is read. What is left unread continues when the command or the service starts again.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TextIO
+from typing import Any, TextIO
 
-from app.api.gaps import document_of, requested_span
 from app.api.models import BackfillRequest, BackfillStarted, GapDocument, GapList
-from app.commands.help_text import described
+from app.commands.command_line import FAILED, OK
+from app.commands.service_api import ServiceApi, service_api
 from app.container import Container
-from app.main import running
-from app.model import is_representable, nanoseconds
-from app.runtime.errors import SettingsError, StorageLocked
+from app.main import ENV_FILE, running
+from app.runtime.errors import SettingsError
 from app.runtime.supervisor import Supervisor
-from app.settings import Settings
+from app.settings import Settings, load_settings
 
-if TYPE_CHECKING:
-    from app.commands.running_service import RunningService
-
-HELP = described(
-    "read history back from Home Assistant's recorder",
-    does="""\
-Reads changes from before the service captured anything, or of a time of your choice, from Home
-Assistant's recorder, and writes them as points marked `backfilled`. What was captured, or read back
-before, is not read again. It shows how far it is; interrupted, it goes on at the next start.""",
-    needs="""\
-The settings of the service. While a service holds DATA_DIR that service is asked to do it (with
-API_KEY, if it is set); else this command connects to Home Assistant and the database itself.""",
-    examples="""\
-python -m app backfill --since 2026-11-14
-python -m app backfill --since 2026-11-14T06:00+01:00 --until 2026-11-15 --entities sensor.power""",
-    statuses="""\
-0  all of it was read back, or there was nothing to read
-1  some of it is unavailable, or nothing of it was recorded; the last lines say why
-2  the command line or the settings cannot be used, an entity is unknown, or a service that does
-   not answer holds DATA_DIR""",
-)
-
-_NO_SPAN = "backfill: --since must lie before --until, and in the past"
-_LOOK_EVERY_S = 0.5
+_POLL_S = 0.5
 _BAR_WIDTH = 30
 _TENTHS = 10
 
-Look = Callable[[], Awaitable[tuple[list[GapDocument], Sequence[str]]]]
-"""Returns the gaps that are being filled, and what `/health` says is wrong."""
+
+async def backfill(arguments: argparse.Namespace) -> int:
+    """Run the command and return the exit status."""
+    chosen = load_settings(ENV_FILE)
+    return OK if await read_back(arguments, chosen, sys.stdout) else FAILED
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line."""
-    parser.add_argument(
-        "--since",
-        type=_moment,
-        required=True,
-        help="first moment, ISO 8601; in this machine's time zone unless it names an offset",
-    )
-    parser.add_argument("--until", type=_moment, help="last moment; without it, now")
-    parser.add_argument("--entities", nargs="+", default=[], help="only these, by entity id")
-    parser.add_argument(
-        "--url", help="address of the running service, when the settings do not say it"
-    )
-
-
-async def run(arguments: argparse.Namespace, chosen: Settings, out: TextIO) -> bool:
-    """Read history back and show how far it is; return whether all of it could be read.
-
-    What was captured is not read again, and neither is what an earlier run has read.
+async def read_back(arguments: argparse.Namespace, chosen: Settings, out: TextIO) -> bool:
+    """Read history back, show the progress, and return whether everything could be read.
 
     Raises:
         SettingsError: the command line or the settings do not allow it.
-        StorageLocked: a service holds the folder and cannot be asked.
+        StorageLocked: the service that uses DATA_DIR does not answer as it should.
         StorageError: the files cannot be read or written.
     """
-    if arguments.until is not None and arguments.since >= arguments.until:
-        raise SettingsError(_NO_SPAN)
+    now = datetime.now(UTC)
+    if arguments.since >= min(arguments.until or now, now):
+        raise SettingsError("backfill: --since must lie before --until, and in the past")
     wanted = BackfillRequest(
         since=arguments.since, until=arguments.until, entity_ids=arguments.entities
     )
-    container = Container(settings=chosen)
     failed = asyncio.Event()
-    container.supervisor.override(
-        Supervisor(grace_s=chosen.resilience.shutdown_timeout_s, on_failure=failed.set)
-    )
-    try:
+
+    @asynccontextmanager
+    async def opened(container: Container) -> AsyncIterator[None]:
+        grace_s = chosen.resilience.shutdown_timeout_s
+        container.supervisor.override(Supervisor(grace_s=grace_s, on_failure=failed.set))
         async with running(container):
-            return await _read_here(container, wanted, out, failed=failed)
-    except StorageLocked:
-        # Its HTTP client takes a sixth of the time that importing this program takes.
-        from app.commands.running_service import running_service  # noqa: PLC0415
+            yield
 
-        async with running_service(chosen, url=arguments.url) as service:
-            return await _ask_the_service(service, wanted, out)
-
-
-async def _read_here(
-    container: Container, wanted: BackfillRequest, out: TextIO, *, failed: asyncio.Event
-) -> bool:
-    coverage, observer = container.coverage(), container.observer()
-    times = requested_span(wanted, now_ns=coverage.now_ns)
-    if times.oldest_ns >= times.newest_ns:
-        raise SettingsError(_NO_SPAN)
-    if wanted.entity_ids:
-        await _until_streaming(container, out, failed=failed)
-        if unknown := await container.backfill().unknown_entities(wanted.entity_ids):
-            raise SettingsError(
-                f"--entities: nothing knows {', '.join(map(repr, unknown))}: neither Home Assistant"
-                " and its recorder, nor this service"
-            )
-    ids = {gap.id for gap in coverage.request(times, entity_ids=wanted.entity_ids)}
-
-    async def look() -> tuple[list[GapDocument], Sequence[str]]:
-        if failed.is_set():
-            raise SettingsError(" ".join(observer.snapshot().reasons))
-        gaps = [document_of(gap) for gap in coverage.gaps() if gap.id in ids]
-        return gaps, observer.snapshot().reasons
-
-    done = await _watch(look, out)
-    while any(  # noqa: ASYNC110 - several parts together, and none of them tells
-        sink.held and sink.state == "ok" for sink in observer.snapshot().sinks
-    ):
-        await asyncio.sleep(_LOOK_EVERY_S)
+    async with service_api(chosen, url=arguments.url, opened=opened) as api:
+        progress = _Progress(api, out, failed)
+        if api.is_local and wanted.entity_ids:
+            await progress.until_subscribed()  # Home Assistant knows more entities than we do
+        done = await progress.until_filled(wanted)
+        if api.is_local:
+            await progress.until_delivered()
     return done
 
 
-async def _until_streaming(container: Container, out: TextIO, *, failed: asyncio.Event) -> None:
-    """Wait for Home Assistant, which knows more entities than we do, and show what is wrong."""
-    observer, said = container.observer(), _Said(out)
-    while not container.pipeline().streaming.is_set():
-        if failed.is_set():
-            raise SettingsError(" ".join(observer.snapshot().reasons))
-        await asyncio.sleep(_LOOK_EVERY_S)
-        said.write(observer.snapshot().reasons)
+class _Progress:
+    """Waits for stages of a backfill, shows how far it is, and prints each problem once."""
 
-
-async def _ask_the_service(service: RunningService, wanted: BackfillRequest, out: TextIO) -> bool:
-    answer = await service.ask("POST", "/api/v1/backfill", body=wanted.model_dump(mode="json"))
-    ids = {gap.id for gap in BackfillStarted.model_validate_json(answer.content).gaps}
-
-    async def look() -> tuple[list[GapDocument], Sequence[str]]:
-        gaps = await service.ask("GET", "/api/v1/gaps")
-        health = await service.ask("GET", "/health")
-        found = GapList.model_validate_json(gaps.content).gaps
-        return [gap for gap in found if gap.id in ids], health.json()["reasons"]
-
-    return await _watch(look, out)
-
-
-async def _watch(look: Look, out: TextIO) -> bool:
-    """Show the progress until nothing is open any more; return whether all could be filled."""
-    shown, said = "", _Said(out)
-    while True:
-        gaps, reasons = await look()
-        if any(gap.state == "open" for gap in gaps):
-            said.write(reasons)
-        if (bar := _bar(gaps, fine=out.isatty())) != shown:
-            shown = bar
-            out.write(f"\r{bar}" if out.isatty() else f"{bar}\n")
-            out.flush()
-        if all(gap.state != "open" for gap in gaps):
-            break
-        await asyncio.sleep(_LOOK_EVERY_S)
-    out.write(f"{_fresh(out)}{_summary(gaps)}\n")
-    states = {gap.state for gap in gaps}
-    return states <= {"filled", "nothing_recorded"} and states != {"nothing_recorded"}
-
-
-class _Said:
-    """Writes each reason once."""
-
-    def __init__(self, out: TextIO) -> None:
+    def __init__(self, api: ServiceApi, out: TextIO, failed: asyncio.Event) -> None:
+        self._api = api
         self._out = out
-        self._said: set[str] = set()
+        self._failed = failed
+        self._bar = ""
+        self._printed: set[str] = set()
 
-    def write(self, reasons: Sequence[str]) -> None:
-        """Write those that are new."""
+    async def until_subscribed(self) -> None:
+        """Wait until Home Assistant streams events."""
+        while not (health := await self._health())["subscription"]["is_subscribed"]:
+            self._print_problems(health["reasons"])
+            await asyncio.sleep(_POLL_S)
+
+    async def until_filled(self, wanted: BackfillRequest) -> bool:
+        """Request the span, wait until no gap of it is open, and return whether all is filled."""
+        body = wanted.model_dump(mode="json")
+        answer = await self._api.request("POST", "/api/v1/backfill", body=body)
+        ids = {gap.id for gap in BackfillStarted.model_validate_json(answer.content).gaps}
+        while True:
+            gaps = await self._gaps(ids)
+            self._show(gaps)
+            if all(gap.state != "open" for gap in gaps):
+                break
+            self._print_problems((await self._health())["reasons"])
+            await asyncio.sleep(_POLL_S)
+        self._print(_summary(gaps))
+        states = {gap.state for gap in gaps}
+        return states <= {"filled", "nothing_recorded"} and states != {"nothing_recorded"}
+
+    async def until_delivered(self) -> None:
+        """Wait until no sink that works has points left; the next start retries the others."""
+        while True:
+            sinks = (await self._health())["sinks"]
+            if not any(sink["held"] and sink["state"] == "ok" for sink in sinks):
+                break
+            await asyncio.sleep(_POLL_S)
+
+    async def _gaps(self, ids: set[int]) -> list[GapDocument]:
+        answer = await self._api.request("GET", "/api/v1/gaps")
+        gaps = GapList.model_validate_json(answer.content).gaps
+        return [gap for gap in gaps if gap.id in ids]
+
+    async def _health(self) -> Any:
+        health = (await self._api.request("GET", "/health")).json()
+        if self._failed.is_set():
+            raise SettingsError(" ".join(health["reasons"]))
+        return health
+
+    def _show(self, gaps: Sequence[GapDocument]) -> None:
+        is_terminal = self._out.isatty()
+        bar = _bar(gaps, fine=is_terminal)
+        if bar != self._bar:
+            self._bar = bar
+            self._out.write(f"\r{bar}" if is_terminal else f"{bar}\n")
+            self._out.flush()
+
+    def _print_problems(self, reasons: Sequence[str]) -> None:
         for reason in reasons:
-            if reason not in self._said:
-                self._said.add(reason)
-                self._out.write(f"{_fresh(self._out)}{reason}\n")
+            if reason not in self._printed:
+                self._printed.add(reason)
+                self._print(reason)
 
-
-def _fresh(out: TextIO) -> str:
-    return "\n" if out.isatty() else ""
+    def _print(self, text: str) -> None:
+        is_behind_bar = self._bar and self._out.isatty()
+        self._out.write(f"\n{text}\n" if is_behind_bar else f"{text}\n")
+        self._out.flush()
 
 
 def _bar(gaps: Sequence[GapDocument], *, fine: bool) -> str:
-    """Return a line; unless `fine` it changes ten times on the way, and not with every look."""
+    """Return the progress bar; unless `fine`, it changes only every tenth of the way."""
     part = _part_done(gaps)
     part = part if fine else int(part * _TENTHS) / _TENTHS
     filled = "#" * int(part * _BAR_WIDTH)
@@ -211,22 +158,12 @@ def _part_done(gaps: Sequence[GapDocument]) -> float:
 
 def _summary(gaps: Sequence[GapDocument]) -> str:
     if not gaps:
-        return "Nothing to read back: all of it was captured, or read back before"
+        return "Nothing to read back: everything was captured, or read back before"
     changes, unrecorded = sum(gap.changes for gap in gaps), sum(len(g.unrecorded) for g in gaps)
     lines = [f"Read back {changes:,} changes; {unrecorded:,} entities have no recorded history"]
     sources = sorted({source for gap in gaps for source in gap.sources})
     if sources:
         lines.append(f"Entities from: {', '.join(sources)}")
     lines += dict.fromkeys(limitation for gap in gaps for limitation in gap.limitations)
-    lines += [f"Not to be had from {gap.start}: {gap.detail}" for gap in gaps if gap.detail]
+    lines += [f"Not read from {gap.start}: {gap.detail}" for gap in gaps if gap.detail]
     return "\n".join(lines)
-
-
-def _moment(text: str) -> datetime:
-    try:
-        moment = datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError) as exc:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time in ISO 8601") from exc
-    if not is_representable(nanoseconds(moment)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time between 1678 and 2262")
-    return moment

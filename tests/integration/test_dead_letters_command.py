@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import io
 import sys
@@ -13,7 +12,8 @@ import pytest
 
 from app.__main__ import main
 from app.api.access import AccessRules
-from app.commands import dead_letters
+from app.commands.command_line import parse
+from app.commands.dead_letters import execute
 from app.container import Container
 from app.model import Lines
 from app.runtime.errors import SettingsError, StorageLocked
@@ -52,12 +52,10 @@ async def letters(chosen: Settings) -> AsyncIterator[DeadLetters]:
 
 
 async def command(chosen: Settings, *words: str) -> str:
-    """Run a command line and return what it says."""
-    parser = argparse.ArgumentParser()
-    dead_letters.add_arguments(parser)
+    """Run a command line and return what it prints."""
     out = io.BytesIO()
     async with asyncio.timeout(20):
-        await dead_letters.run(parser.parse_args(words), chosen, out)
+        await execute(parse(["dead-letters", *words]), chosen, out)
     return out.getvalue().decode()
 
 
@@ -74,9 +72,9 @@ async def test_without_a_service_the_files_are_used(letters: DeadLetters, chosen
     assert await command(chosen, "list", "--sink", "influxdb") == LISTED
     assert (await command(chosen, "list", "--limit", "1")).startswith("3  1970")
     assert await command(chosen, "export") == "".join(line.decode() + "\n" for line in LINES)
-    assert await command(chosen, "delete", "--id", "1", "9") == "1 dead letters are deleted\n"
-    assert await command(chosen, "delete", "--sink", "embedded") == "1 dead letters are deleted\n"
-    assert await command(chosen, "delete", "--all") == "1 dead letters are deleted\n"
+    assert await command(chosen, "delete", "--id", "1", "9") == "1 dead letter deleted\n"
+    assert await command(chosen, "delete", "--sink", "embedded") == "1 dead letter deleted\n"
+    assert await command(chosen, "delete", "--all") == "1 dead letter deleted\n"
     assert await command(chosen, "list") == ""
 
 
@@ -89,7 +87,7 @@ async def test_without_a_service_a_retry_goes_into_the_journal_on_disk(
 
     said = await command(chosen, "retry")
 
-    assert said == "3 points are in the journal again\n"
+    assert said == "3 points put back into the journal\n"
     async with Container(settings=chosen).journal() as journal:
         (row,) = await journal.read("embedded", max_points=10)
     assert row.points == 3
@@ -124,11 +122,9 @@ async def test_a_service_that_holds_the_folder_is_asked(
             file = tmp_path / "out.lp"
             assert await command(chosen, "export", "--output", str(file), *at) == ""
             assert file.read_bytes() == b"".join(line + b"\n" for line in LINES)
-            assert await command(chosen, "delete", "--id", "2", *at) == (
-                "1 dead letters are deleted\n"
-            )
+            assert await command(chosen, "delete", "--id", "2", *at) == ("1 dead letter deleted\n")
             assert await command(chosen, "retry", "--sink", "influxdb", *at) == (
-                "1 points are in the journal again\n"
+                "1 point put back into the journal\n"
             )
 
     assert [lines.split() for lines in appended] == [LINES[:1]]
@@ -209,14 +205,14 @@ async def test_a_port_that_nobody_knows_must_be_said(
 
     with (
         owned_folder(chosen.journal.data_dir),
-        pytest.raises(SettingsError, match="Say it with --url"),
+        pytest.raises(SettingsError, match="Set --url"),
     ):
         await command(load_settings(), "list")
 
 
 async def test_deleting_everything_must_be_said(letters: DeadLetters, chosen: Settings) -> None:
     """They cannot be had back."""
-    with pytest.raises(SettingsError, match="say --all"):
+    with pytest.raises(SettingsError, match="--all"):
         await command(chosen, "delete")
     assert letters.count == 3
 
@@ -229,4 +225,4 @@ def test_the_command_line_knows_it(chosen: Settings, capfd: pytest.CaptureFixtur
     sys.stdout.flush()
     said = capfd.readouterr()
     assert said.out == ""
-    assert said.err.startswith("websocket-ingestion: dead-letters delete: name them")
+    assert said.err.startswith("websocket-ingestion: dead-letters delete: needs")

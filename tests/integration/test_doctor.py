@@ -547,7 +547,7 @@ async def test_a_data_api_that_takes_rows_and_one_that_refuses_the_key(set_: Set
 
 
 async def test_settings_that_cannot_be_used_are_told_one_by_one(set_: Set) -> None:
-    """All at once, a line for each; nothing else is tried."""
+    """A line for each, then the next step; what was not checked is not listed."""
     set_(BATCH_SIZE="0", LOG_LEVEL="LOUD")
     out = io.StringIO()
 
@@ -555,10 +555,29 @@ async def test_settings_that_cannot_be_used_are_told_one_by_one(set_: Set) -> No
 
     lines = out.getvalue().splitlines()
     assert verdict == "unusable"
-    assert [line[:9].strip() for line in lines[:3]] == ["failed", "failed", "not tried"]
+    assert [line[:9].strip() for line in lines] == [
+        *("failed", "failed", "", "The setti", "Correct t")
+    ]
     assert "BATCH_SIZE" in lines[0]
     assert "LOG_LEVEL" in lines[1]
-    assert lines[-1].startswith("The settings cannot be used")
+
+
+async def test_without_any_settings_ten_lines_say_what_to_put_into_the_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A newcomer sees the two settings that are needed, not twenty checks that did not run."""
+    for variable in variables():
+        for name in variable.names:
+            monkeypatch.delenv(name, raising=False)
+    out = io.StringIO()
+
+    verdict = await command.run(None, out)
+
+    lines = out.getvalue().splitlines()
+    assert verdict == "unusable"
+    assert len(lines) <= 10
+    assert "  HOME_ASSISTANT_URL=http://homeassistant.local:8123" in lines
+    assert any(line.startswith("  HOME_ASSISTANT_TOKEN=") for line in lines)
 
 
 async def test_misspelt_settings_and_a_door_without_a_key_are_warned_of(set_: Set) -> None:

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from app.commands.doctor import command
-from app.commands.running_service import running_service
+from app.commands.service_api import service_api
 from app.discovery.data_api import DataApi
 from app.homeassistant.connection import HomeAssistantSource
 from app.model import Row
@@ -191,6 +191,13 @@ async def test_a_key_of_any_letters_is_sent_to_the_data_api() -> None:
     assert (b"Authorization", "Bearer schlüssel".encode()) in request.raw_headers
 
 
+@asynccontextmanager
+async def in_use(_: object) -> AsyncIterator[None]:
+    """Find that another process uses DATA_DIR."""
+    raise StorageLocked("in use")
+    yield
+
+
 @pytest.mark.parametrize("status", REDIRECTS[1:])
 async def test_a_command_does_not_send_the_api_key_elsewhere(
     monkeypatch: pytest.MonkeyPatch, status: int
@@ -199,10 +206,10 @@ async def test_a_command_does_not_send_the_api_key_elsewhere(
     monkeypatch.setenv("API_KEY", "schlüssel-hush")
     async with (
         two_origins(status, "/api/v1/gaps") as (front, other),
-        running_service(load_settings(), url=front.url()) as service,
+        service_api(load_settings(), url=front.url(), opened=in_use) as service,
     ):
         with pytest.raises(StorageLocked) as caught:
-            await service.ask("GET", "/api/v1/gaps")
+            await service.request("GET", "/api/v1/gaps")
 
     assert f"it redirects to {other.url()}, where the key is not sent" in str(caught.value)
     assert (len(front.requests), other.requests) == (1, [])
@@ -210,9 +217,9 @@ async def test_a_command_does_not_send_the_api_key_elsewhere(
 
 async def test_a_command_at_no_address_is_one_line() -> None:
     """Instead of a traceback of the library."""
-    async with running_service(load_settings(), url="http://[") as service:
-        with pytest.raises(StorageLocked, match="say --url"):
-            await service.ask("GET", "/api/v1/gaps")
+    async with service_api(load_settings(), url="http://[", opened=in_use) as service:
+        with pytest.raises(StorageLocked, match="set --url"):
+            await service.request("GET", "/api/v1/gaps")
 
 
 async def test_the_doctor_sends_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:

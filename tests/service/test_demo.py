@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 import socket
 import sys
@@ -53,8 +54,12 @@ async def test_the_demo_streams_a_simulated_home_and_continues_where_it_ended(
     assert status == 0
     for line in (f"Dashboard  {first.url}/", f"API        {first.url}/docs", "/health"):
         assert line in printed
+    assert printed.startswith("Starting the service and a simulated home")
     assert "192.0.2.1" not in printed
     assert "Traceback" not in printed
+    stopped = re.search(r"Stopped\. ([\d,]+) points of this run are in data/demo", printed)
+    assert stopped is not None
+    assert int(stopped[1].replace(",", "")) >= 8
 
     assert urlsplit(first.url).port in range(8001, 8100)
     assert not (tmp_path / "data" / "journal.db").exists()
@@ -86,6 +91,32 @@ async def test_the_next_free_port_is_taken_when_none_was_asked_for(tmp_path: Pat
     assert urlsplit(running.url).port in range(8002, 8100)
     assert alive == {"status": "alive"}
     assert status == 0
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 0.7, 1.2, 2.0])
+async def test_ctrl_c_ends_the_demo_without_a_traceback_at_any_moment(
+    tmp_path: Path, after_s: float
+) -> None:
+    """While it imports, while it starts and once it runs, it says what became of the data."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "app", "demo"),
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(60):
+        first = await process.stdout.readline()
+        await asyncio.sleep(after_s)
+        process.send_signal(signal.SIGINT)
+        printed = (first + await process.stdout.read()).decode()
+        status = await process.wait()
+
+    assert "Traceback" not in printed
+    last = printed.splitlines()[-1]
+    assert last.startswith(("Interrupted", "Stopped. "))
+    assert status == (130 if last.startswith("Interrupted") else 0)
 
 
 async def refused(folder: Path, port: int | str) -> str:

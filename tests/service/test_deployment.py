@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from app import __version__
-from app.__main__ import UNUSABLE
+from app.commands.command_line import UNUSABLE
 from app.settings import load_settings, variables
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.influx import FakeInflux

@@ -181,7 +181,7 @@ def test_bad_settings_end_it_with_status_2_and_one_line(
         ),
         (
             {"WEBSOCKET_INGESTION_HOST": "ä..b"},
-            r"WEBSOCKET_INGESTION_HOST: cannot listen on ä..b \(not a name of a machine\)",
+            r"WEBSOCKET_INGESTION_HOST: cannot listen on ä..b \(not a host name\)",
         ),
     ],
 )
@@ -322,7 +322,7 @@ async def test_a_refused_watcher_is_no_error(environment: dict[str, str], tmp_pa
 def test_importing_it_loads_no_client_that_may_not_be_needed() -> None:
     """They were half of the time that importing takes, and a quarter of the memory."""
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, app.__main__; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys, app.commands.run; print(*sys.modules)"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import time
 from datetime import UTC, datetime
 
 import httpx
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from app.commands import backfill
+from app.commands.command_line import moment
 from app.discovery.columns import DEVICES, ENTITIES, row_to_send
 from app.discovery.data_api import reason_of, verdict_on
 from app.discovery.registries import KINDS, list_registries
@@ -350,21 +351,42 @@ def test_every_float_of_a_file_is_a_moment(seconds: float) -> None:
 @example("9999-12-31T23:59:59-23:59")
 @example("0001-01-01T00:00:00+23:59")
 @example("2300-01-01")
+@example("999999 weeks ago")
 def test_a_moment_of_the_command_line_is_one_a_point_can_have_or_refused(text: str) -> None:
     """A wrong --since is one line and status 2, never a traceback."""
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    backfill.add_arguments(parser)
     try:
-        wanted = parser.parse_args([f"--since={text}"])
-    except argparse.ArgumentError:
+        found = moment(text)
+    except argparse.ArgumentTypeError:
         return
-    assert is_representable(nanoseconds(wanted.since))
+    assert is_representable(nanoseconds(found))
 
 
-@pytest.mark.parametrize("text", ["yesterday", "0001-01-01", "2300-01-01"])
+@pytest.mark.parametrize("text", ["last week", "0001-01-01", "2300-01-01"])
 def test_a_wrong_moment_of_the_command_line_is_called_by_what_is_wrong_with_it(text: str) -> None:
     """Argparse names the function that reads it, unless that says more."""
-    parser = argparse.ArgumentParser(exit_on_error=False)
-    backfill.add_arguments(parser)
-    with pytest.raises(argparse.ArgumentError, match=f"'{text}' is not a time"):
-        parser.parse_args([f"--since={text}"])
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a time"):
+        moment(text)
+
+
+TODAY = datetime(2026, 11, 24, 15, 30, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("today", datetime(2026, 11, 24, tzinfo=UTC)),
+        ("Yesterday", datetime(2026, 11, 23, tzinfo=UTC)),
+        ("3 days ago", datetime(2026, 11, 21, 15, 30, tzinfo=UTC)),
+        ("1 hour ago", datetime(2026, 11, 24, 14, 30, tzinfo=UTC)),
+        ("2026-11-01", datetime(2026, 11, 1, tzinfo=UTC)),
+        ("2026-11-01T06:00+01:00", datetime(2026, 11, 1, 5, tzinfo=UTC)),
+    ],
+)
+def test_a_moment_of_the_command_line_may_be_a_word_a_date_or_a_time(
+    text: str, expected: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Days begin at local midnight; here the machine's zone is UTC."""
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+
+    assert moment(text, now=TODAY) == expected

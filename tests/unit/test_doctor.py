@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import socket
@@ -349,16 +350,48 @@ def test_the_removal_touches_nothing_but_the_measurement_of_the_doctor() -> None
     assert probe.removal("v3", target) is None
 
 
-FINE, ODD, BAD = ok("a_b", "Fine."), warning("b", "Odd.", "Look."), failed("c", "Bad.", "Mend it.")
+FINE, ODD, BAD = ok("a_b", "Fine."), warning("b", "Odd.", "Look."), failed("c", "Bad.", "Fix it.")
 
 
 def test_a_finding_is_one_line() -> None:
     """The status comes first, in a word: nothing depends on a color."""
-    assert report.told(FINE) == "ok         a b                   Fine."
-    assert report.told(BAD) == "failed     c                     Bad. Mend it."
-    assert report.told(not_tried("d", "c failed")) == (
+    out = io.StringIO()
+
+    assert report.line(FINE, out) == "ok         a b                   Fine."
+    assert report.line(BAD, out) == "failed     c                     Bad. Fix it."
+    assert report.line(not_tried("d", "c failed"), out) == (
         "not tried  d                     Not tried, because c failed."
     )
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "no_color", "expected"),
+    [
+        (True, "", "\x1b[32mok       \x1b[0m  a b                   Fine."),
+        (True, "1", "ok         a b                   Fine."),
+        (False, "", "ok         a b                   Fine."),
+    ],
+)
+def test_the_status_has_a_color_on_a_terminal_unless_no_color_is_set(
+    monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool, no_color: str, expected: str
+) -> None:
+    """A file, a pipe and whoever asked for none get plain text."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", no_color)
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: is_terminal)
+
+    assert report.line(FINE, out) == expected
+
+
+def test_many_wrong_settings_are_ten_lines_at_most() -> None:
+    """Four in full, the others by name."""
+    problems = [failed("settings", f"NAME_{number}: is odd.", "Fix it.") for number in range(9)]
+
+    shown = report.unusable(problems, io.StringIO()).splitlines()
+
+    assert len(shown) <= 10
+    assert "And 5 more: NAME_4, NAME_5, NAME_6, NAME_7, NAME_8." in shown[3]
 
 
 @pytest.mark.parametrize(
@@ -368,7 +401,7 @@ def test_a_finding_is_one_line() -> None:
         ([FINE, ODD], "warning", "1 warning."),
         ([FINE, ODD, BAD, not_tried("d", "x")], "failed", "1 check failed, 1 warning."),
         ([BAD, BAD], "failed", "2 checks failed."),
-        ([failed("settings", "x", "y")], "unusable", "The settings cannot be used: mend them,"),
+        ([failed("settings", "x", "y")], "unusable", "1 check failed."),
         ([warning("settings", "x", "y")], "warning", "1 warning."),
     ],
 )

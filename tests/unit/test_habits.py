@@ -81,4 +81,4 @@ def test_make_says_that_it_needs_a_python(tmp_path: Path) -> None:
     )
 
     assert ended.returncode == 2
-    assert ended.stderr.startswith("make: needs Python 3.11 or newer; PYTHON=… names one\n")
+    assert ended.stderr.startswith("make: needs Python 3.11 or newer; set PYTHON=… to one\n")

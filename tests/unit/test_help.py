@@ -1,10 +1,16 @@
-"""`--help` of every command: what it does and needs, an example, the exit statuses."""
+"""The command line without running a command: help pages, version, and what they import."""
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
+
 import pytest
 
+from app import __version__
 from app.__main__ import main
+from tests.fakes.documents import ROOT
 
 COMMANDS = [
     ("run",),
@@ -45,9 +51,52 @@ def test_every_command_has_a_page_of_its_own(
 
 
 def test_the_first_page_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    """And says where their pages are."""
+    """And says where their pages are, and where to begin."""
     page = shown(capsys)
 
+    listed = [line.split()[0] for line in page.splitlines() if line.startswith("    ")]
     for name in ("run", "demo", "doctor", "backfill", "dead-letters"):
-        assert f"    {name} " in page
+        assert name in listed
+    assert "python -m app demo" in page
     assert "python -m app COMMAND --help" in page
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first thing a bug report needs."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"websocket-ingestion {__version__}\n"
+
+
+def test_help_imports_nothing_that_only_a_command_needs() -> None:
+    """On a Raspberry Pi the frameworks take seconds to import."""
+    program = (
+        "import runpy, sys\n"
+        "sys.argv = ['app', '--help']\n"
+        "try: runpy.run_module('app', run_name='__main__')\n"
+        "except SystemExit: print(*sys.modules)\n"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout
+
+    assert "usage: python -m app" in printed
+    heavy = {"fastapi", "pydantic", "httpx", "aiohttp", "dependency_injector", "msgspec"}
+    assert heavy.isdisjoint(printed.split())
+
+
+def _cpu_s(*arguments: str) -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def test_help_costs_little_more_than_python_itself() -> None:
+    """Compared with a program that imports two modules of the standard library, best of three."""
+    plain = min(_cpu_s("-c", "import argparse, asyncio") for _ in range(3))
+    ours = min(_cpu_s("-m", "app", "--help") for _ in range(3))
+
+    assert ours < 3 * plain

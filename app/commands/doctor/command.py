@@ -1,8 +1,9 @@
-"""The order of the checks, their bounds in time, and how they are told."""
+"""Runs the checks, each group within its time, and prints what they found."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from datetime import UTC, datetime
@@ -12,9 +13,11 @@ from typing import TYPE_CHECKING, TextIO
 from urllib.parse import unquote, urlsplit
 
 from app import __version__, settings
+from app.commands.command_line import FAILED, OK, UNUSABLE
 from app.commands.doctor import checks, database, home_assistant, machine, report
 from app.commands.doctor.report import Finding, Verdict, failed, not_tried, ok, warning
 from app.discovery.data_api import DataApi
+from app.main import ENV_FILE
 from app.runtime.errors import SettingsError
 from app.runtime.logging import shown_url
 from app.runtime.retry import Backoff, Breaker
@@ -32,6 +35,12 @@ _REQUEST_S = 6.0
 _GROUPS = (machine.DISK, machine.PORT, machine.FILES, home_assistant.NAMES)
 
 
+async def doctor(*, as_json: bool) -> int:
+    """Run the command and return the exit status."""
+    verdict = await run(ENV_FILE, sys.stdout, as_json=as_json)
+    return {"failed": FAILED, "unusable": UNUSABLE}.get(verdict, OK)
+
+
 def _now() -> datetime:
     return datetime.now(UTC)
 
@@ -44,30 +53,33 @@ async def run(
     clock: Clock = _now,
     within_s: float = _WITHIN_S,
 ) -> Verdict:
-    """Look at everything, each neighbor for `within_s` seconds at most, and tell it to `out`."""
+    """Run all checks, each group for at most `within_s` seconds, and print them to `out`."""
     found = []
-    async for finding in _looked(env_file, clock=clock, within_s=within_s):
+    async for finding in _findings(env_file, clock=clock, within_s=within_s):
         found.append(finding)
-        if not as_json:
-            out.write(report.told(finding) + "\n")
+        if not as_json and report.verdict(found) != "unusable":
+            out.write(report.line(finding, out) + "\n")
             out.flush()
+    verdict = report.verdict(found)
     if as_json:
         out.write(report.document(found, version=__version__) + "\n")
+    elif verdict == "unusable":
+        out.write(report.unusable(found, out) + "\n")
     else:
         out.write(f"\n{report.summary(found)}\n")
     out.flush()
-    return report.verdict(found)
+    return verdict
 
 
-async def _looked(
+async def _findings(
     env_file: Path | None, *, clock: Clock, within_s: float
 ) -> AsyncIterator[Finding]:
-    """Yield all there is to say, each as soon as those before it are known."""
+    """Yield every finding, in a fixed order, each as soon as it is known."""
     try:
         chosen = settings.load_settings(env_file)
     except SettingsError as exc:
         for problem in exc.problems:
-            yield failed("settings", f"{problem}.", "Mend it in the environment or in .env.")
+            yield failed("settings", f"{problem}.", "Correct it in the environment or in .env.")
         for name in (name for group in (*_GROUPS, ("database",)) for name in group):
             yield not_tried(name, "the settings cannot be used")
         return
@@ -90,7 +102,7 @@ async def _looked(
 
 def _of_settings(chosen: Settings, env_file: Path | None) -> list[Finding]:
     odd = settings.warnings(env_file)
-    found = [warning("settings", f"{each}.", "Mend or remove it.") for each in odd]
+    found = [warning("settings", f"{each}.", "Correct or remove it.") for each in odd]
     found = found or [ok("settings", "All of them can be used.")]
     key = chosen.serving.api_key
     access = checks.access(

@@ -23,7 +23,7 @@ import httpx
 from app.commands.doctor import checks
 from app.commands.doctor.checks import Disk, Port
 from app.commands.doctor.report import Finding, failed, not_tried, ok
-from app.commands.running_service import address_of
+from app.commands.service_api import address_of
 from app.container import Container
 from app.runtime.errors import SettingsError
 

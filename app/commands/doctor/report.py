@@ -1,17 +1,26 @@
-"""What a check found, and how all of them are told to a person and to a program. Pure."""
+"""What a check found, as lines for people and as JSON for programs. Pure."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TextIO, TypeAlias
+
+from app.commands.terminal import GREEN, RED, YELLOW, colored
 
 Status: TypeAlias = Literal["ok", "warning", "failed", "not tried"]
 Verdict: TypeAlias = Literal["ok", "warning", "failed", "unusable"]
 Reading: TypeAlias = str | int | float | bool | None
 
 _SETTINGS = "settings"
+_COLORS: Mapping[Status, int] = {"ok": GREEN, "warning": YELLOW, "failed": RED}
+_MOST_PROBLEMS = 4
+_EXAMPLES = {
+    "HOME_ASSISTANT_URL": "HOME_ASSISTANT_URL=http://homeassistant.local:8123",
+    "HOME_ASSISTANT_TOKEN": "HOME_ASSISTANT_TOKEN=...  # Home Assistant: your profile, Security,"
+    " long-lived access tokens",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,34 +39,57 @@ class Finding:
 
 
 def ok(name: str, what: str, **readings: Reading) -> Finding:
-    """Return that all is well."""
+    """Return a finding that all is well."""
     return Finding(name=name, status="ok", what=what, readings=readings)
 
 
 def warning(name: str, what: str, advice: str, **readings: Reading) -> Finding:
-    """Return that a person should look, and that the service works all the same."""
+    """Return a finding that a person should look at, although the service works."""
     return Finding(name=name, status="warning", what=what, advice=advice, readings=readings)
 
 
 def failed(name: str, what: str, advice: str, **readings: Reading) -> Finding:
-    """Return that the service cannot do its work like this."""
+    """Return a finding that keeps the service from doing its work."""
     return Finding(name=name, status="failed", what=what, advice=advice, readings=readings)
 
 
 def not_tried(name: str, why: str) -> Finding:
-    """Return that nothing can be said, because of `why`: the rest of a sentence."""
+    """Return that a check was not run; `why` is the rest of the sentence after "because"."""
     return Finding(name=name, status="not tried", what=f"Not tried, because {why}.")
 
 
-def told(finding: Finding) -> str:
-    """Return a finding as one line."""
-    name = finding.name.replace("_", " ")
+def line(finding: Finding, out: TextIO) -> str:
+    """Return a finding as one line for `out`."""
     advice = f" {finding.advice}" if finding.advice else ""
-    return f"{finding.status:<9}  {name:<20}  {finding.what}{advice}"
+    return f"{_head(finding, out)}{finding.what}{advice}"
+
+
+def unusable(findings: Sequence[Finding], out: TextIO) -> str:
+    """Return what to show when the settings cannot be used: ten lines at most."""
+    problems = [finding for finding in findings if finding.status == "failed"]
+    lines = [f"{_head(each, out)}{each.what}" for each in problems[:_MOST_PROBLEMS]]
+    if more := problems[_MOST_PROBLEMS:]:
+        lines[-1] += (
+            f" And {len(more)} more: {', '.join(each.what.split(':')[0] for each in more)}."
+        )
+    text = " ".join(each.what for each in problems)
+    examples = [f"  {example}" for name, example in _EXAMPLES.items() if name in text]
+    lines += ["", "The settings cannot be used, so nothing else was checked."]
+    if examples:
+        lines += ["Put this into .env (.env.example describes all settings), then run this again:"]
+        return "\n".join((*lines, *examples))
+    return "\n".join((*lines, "Correct them in the environment or in .env, then run this again."))
+
+
+def _head(finding: Finding, out: TextIO) -> str:
+    color = _COLORS.get(finding.status)
+    status = f"{finding.status:<9}"
+    status = status if color is None else colored(status, color, out)
+    return f"{status}  {finding.name.replace('_', ' '):<20}  "
 
 
 def without_secrets(finding: Finding, hidden: Callable[[str], str]) -> Finding:
-    """Return the finding with `hidden` done to each of its texts."""
+    """Return the finding with `hidden` applied to each of its texts."""
     return replace(
         finding,
         what=hidden(finding.what),
@@ -70,7 +102,7 @@ def without_secrets(finding: Finding, hidden: Callable[[str], str]) -> Finding:
 
 
 def verdict(findings: Sequence[Finding]) -> Verdict:
-    """Return how it went on the whole."""
+    """Return the result of all checks together."""
     statuses = {finding.status for finding in findings}
     if any(each.name == _SETTINGS and each.status == "failed" for each in findings):
         return "unusable"
@@ -80,12 +112,10 @@ def verdict(findings: Sequence[Finding]) -> Verdict:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """Return the last line for a person."""
+    """Return the last line for people."""
     match verdict(findings):
         case "ok":
             return "All is well."
-        case "unusable":
-            return "The settings cannot be used: mend them, then ask again."
         case _:
             parts = [
                 _counted(findings, "failed", "check failed", "checks failed"),
@@ -95,7 +125,7 @@ def summary(findings: Sequence[Finding]) -> str:
 
 
 def document(findings: Sequence[Finding], *, version: str) -> str:
-    """Return everything as JSON for programs; its shape is described in docs/DOCTOR.md."""
+    """Return all findings as JSON, as docs/DOCTOR.md describes it."""
     return json.dumps(
         {
             "verdict": verdict(findings),
