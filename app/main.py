@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import platform
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
@@ -20,8 +19,8 @@ from app.api.clients import LOOPBACK
 from app.api.connections import Connections
 from app.api.dependencies import Components
 from app.api.throttle import Challenges
-from app.container import Container, Journal
-from app.model import MEGABYTE, Lines
+from app.container import Container
+from app.model import MEGABYTE
 from app.runtime.errors import SettingsError
 from app.runtime.logging import configure
 from app.runtime.sqlite import owned_folder
@@ -184,12 +183,8 @@ def _components(container: Container, connections: Connections) -> Components:
         entity_filter=container.entity_filter(),
         takes_rows=container.settings().discovery.data_api_url is None,
         diagnostics=partial(_diagnostics, container.settings()),
-        append=partial(_append, container.journal()),
+        append=container.append(),
     )
-
-
-async def _append(journal: Journal, lines: Lines) -> None:
-    await journal.append(lines, received_at=time.time())
 
 
 def _diagnostics(chosen: Settings) -> Mapping[str, object]:

@@ -32,6 +32,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from app.model import MEGABYTE
 from app.runtime.addresses import check_host, data_api_url, database_url, websocket_url
 from app.runtime.environment import (
     Environment,
@@ -324,6 +325,21 @@ class JournalSettings(_Section):
     min_free_mb: Annotated[int, Field(ge=0, le=1_000_000_000)] = 200
     """Megabytes of disk space that the journal leaves free"""
 
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether the journal outlives the process."""
+        return self.kind == "sqlite"
+
+    @property
+    def max_bytes(self) -> int:
+        """Bound of the journal's size."""
+        return self.max_mb * MEGABYTE
+
+    @property
+    def min_free_bytes(self) -> int:
+        """Disk space that the journal leaves free."""
+        return self.min_free_mb * MEGABYTE
+
 
 class BatchSettings(_Section):
     """Batches: a request is sent when either limit is reached."""
@@ -460,6 +476,11 @@ class Settings(BaseModel):
     def source_name(self) -> str:
         """Name of this Home Assistant where there may be rows of several."""
         return self.home_assistant.instance_name or "home_assistant"
+
+    @property
+    def memory_journal_bytes(self) -> int:
+        """Bound of a journal in memory, which leaves room for the service itself."""
+        return min(self.journal.max_mb, self.log.max_memory_mb // 4) * MEGABYTE
 
     @property
     def log_file(self) -> Path:

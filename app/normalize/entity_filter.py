@@ -13,7 +13,7 @@ from typing import Self, TypeAlias
 from app.model import Change
 from app.normalize.filter import Filter, Rules, read_rules
 from app.runtime.environment import UnusableFile, read_text
-from app.runtime.errors import FilterInvalid
+from app.runtime.errors import FilterInvalid, SettingsError
 from app.runtime.logging import RateLimitedLog
 from app.runtime.retry import contained
 
@@ -136,6 +136,21 @@ class EntityFilter:
         self._loaded_at = datetime.now(UTC)
         self._problem = None
         limited_log.info("The entity filter was read again from %s", file)
+
+
+def load_filter(text: str | None, file: Path | None) -> EntityFilter | None:
+    """Return the filter of the settings, None without one; the text wins over the file.
+
+    Raises:
+        SettingsError: it cannot be read or used.
+    """
+    name = "ENTITY_FILTER_CONFIG" if text is not None else "ENTITY_FILTER_CONFIG_FILE"
+    try:
+        if text is not None:
+            return EntityFilter.of_text(text)
+        return None if file is None else EntityFilter.of_file(file)
+    except FilterInvalid as exc:
+        raise SettingsError(f"{name}: {exc}. See docs/FILTER.md") from exc
 
 
 def _content(file: Path) -> str:

@@ -1,21 +1,31 @@
-"""Every setting reaches the part that acts on it, and the fixed patience is the promised one."""
+"""The object graph follows the settings: what its parts do, not how they are built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from fnmatch import translate
-from operator import attrgetter
+import asyncio
+import contextlib
+import time
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from unittest.mock import Mock
 
+import msgspec
 import pytest
 
+from app.api.connections import Connections
 from app.container import Container
-from app.journal.journal import SqliteJournal
-from app.journal.memory import MemoryJournal
-from app.settings import load_settings
+from app.main import _components, configure_logs
+from app.runtime.errors import SourceUnavailable
+from app.settings import _Section, load_settings
+from app.sinks.delivery import Delivery
+from tests.fakes.influx import FakeInflux
+from tests.fakes.points import numbered_lines
+from tests.unit.test_homeiq import BARE
 
 REQUIRED = {"HOME_ASSISTANT_URL": "http://ha:8123", "HOME_ASSISTANT_TOKEN": "t" * 40}
 INFLUX = {"INFLUXDB_URL": "http://influx:8086"}
+NOBODY = "http://127.0.0.1:1"
 
 Build = Callable[[Mapping[str, str]], Container]
 
@@ -32,52 +42,126 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
     return built
 
 
+@contextlib.asynccontextmanager
+async def delivering(container: Container, points: int) -> AsyncIterator[Delivery]:
+    """Journal some points and let the first sink deliver them."""
+    (sink, *_), (delivery, *_) = container.sinks(), container.deliveries()
+    async with container.dead_letters(), sink, container.journal() as journal:
+        await journal.append(numbered_lines(1, points), received_at=time.time())
+        running = asyncio.create_task(delivery.run())
+        try:
+            async with asyncio.timeout(20):
+                yield delivery
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "memory"])
+async def test_batches_go_to_the_configured_bucket_with_the_configured_token(
+    build: Build, kind: str
+) -> None:
+    """BATCH_SIZE is no bound below INFLUXDB_MAX_BATCH_POINTS, and the journal may be any."""
+    async with FakeInflux(token="a", org="b", bucket="c").serving() as server:
+        container = build(
+            {
+                "INFLUXDB_URL": server.url,
+                "INFLUXDB_API": "v2",
+                "INFLUXDB_TOKEN": "a",
+                "INFLUXDB_ORG": "b",
+                "INFLUXDB_BUCKET": "c",
+                "INFLUXDB_MAX_BATCH_POINTS": "20",
+                "BATCH_SIZE": "10",
+                "BATCH_TIMEOUT": "0.1",
+                "JOURNAL": kind,
+            }
+        )
+        async with delivering(container, 45) as delivery:
+            while delivery.status().points_written < 45:
+                await asyncio.sleep(0.01)
+
+    (query,) = {(each.query["org"], each.query["bucket"]) for each in server.requests}
+    assert query == ("b", "c")
+    assert max(len(each.lines) for each in server.requests) <= 20
+
+
+async def test_a_user_and_a_password_select_influxdb_1(build: Build) -> None:
+    """No version is configured."""
+    async with FakeInflux(version="v1", token="", username="d", password="e").serving() as server:
+        variables = {"INFLUXDB_USERNAME": "d", "INFLUXDB_PASSWORD": "e", "BATCH_SIZE": "1"}
+        async with delivering(build({"INFLUXDB_URL": server.url, **variables}), 1) as delivery:
+            while not delivery.status().points_written:
+                await asyncio.sleep(0.01)
+
+    expected = f"Basic {b64encode(b'd:e').decode()}"
+    assert {each.headers["Authorization"] for each in server.requests} == {expected}
+
+
+@pytest.mark.parametrize(("threshold", "state"), [("1", "open"), ("1000", "closed")])
+async def test_the_threshold_of_the_circuit_breakers_is_the_configured_one(
+    build: Build, threshold: str, state: str
+) -> None:
+    """Both of the database's and of Home Assistant's."""
+    container = build(
+        {
+            "HOME_ASSISTANT_URL": NOBODY,
+            "INFLUXDB_URL": NOBODY,
+            "BATCH_SIZE": "1",
+            "CIRCUIT_BREAKER_THRESHOLD": threshold,
+            "WEBSOCKET_MAX_RETRIES": "0",
+        }
+    )
+    async with delivering(container, 1) as delivery:
+        while delivery.status().last_error is None:
+            await asyncio.sleep(0.01)
+        with pytest.raises(SourceUnavailable):
+            await container.source().run(Mock())
+
+        states = (delivery.status().breaker, container.source().status().breaker.state)
+
+    assert states == (state, state)
+
+
+def test_points_have_the_configured_measurement_tag_and_fields(build: Build) -> None:
+    """INFLUXDB_MEASUREMENT, INSTANCE_NAME and INFLUXDB_ATTRIBUTE_FIELDS."""
+    container = build(
+        {
+            "INFLUXDB_MEASUREMENT": "m",
+            "INSTANCE_NAME": "cabin",
+            "INFLUXDB_ATTRIBUTE_FIELDS": "hue",
+        }
+    )
+    change = msgspec.structs.replace(BARE, attributes=b'{"hue":7}')
+
+    line = container.encoder().encode([change]).data
+
+    assert line.startswith(b"m,")
+    assert b"instance=cabin" in line
+    assert b"attr_hue=7" in line
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "part", "attribute", "expected"),
+    ("variables", "most"),
     [
-        ("HA_SSL_VERIFY", "false", "source", "_ssl_verify", False),
-        ("WEBSOCKET_MAX_RETRIES", "7", "source", "_max_retries", 7),
-        ("WEBSOCKET_MAX_RETRY_DELAY", "9", "source", "_backoff.max", 9.0),
-        ("CIRCUIT_BREAKER_THRESHOLD", "2", "source", "_breaker._breaker.fail_max", 2),
-        ("CIRCUIT_BREAKER_THRESHOLD", "2", "delivery", "_breaker._breaker.fail_max", 2),
-        ("CIRCUIT_BREAKER_RESET_SECONDS", "4", "source", "_breaker._reset_s", 4.0),
-        ("CIRCUIT_BREAKER_RESET_SECONDS", "4", "delivery", "_breaker._reset_s", 4.0),
-        ("SHUTDOWN_TIMEOUT", "3", "supervisor", "_grace_s", 3.0),
-        ("MAX_MEMORY_MB", "321", "observer", "_memory_limit_mb", 321),
-        ("INSTANCE_NAME", "cabin", "encoder", "_instance", "cabin"),
-        ("INFLUXDB_MEASUREMENT", "m", "encoder", "_measurement", b"m"),
-        ("INFLUXDB_ATTRIBUTE_FIELDS", "hue", "encoder", "_wanted.pattern", translate("hue")),
-        ("INFLUXDB_URL", "http://db:8086", "influx_sink", "_url", "http://db:8086"),
-        ("INFLUXDB_TIMEOUT", "6", "influx_sink", "_timeout_s", 6.0),
-        ("INFLUXDB_API", "v3", "influx_sink", "_api", "v3"),
-        ("INFLUXDB_TOKEN", "a", "influx_sink", "_target.token", "a"),
-        ("INFLUXDB_ORG", "b", "influx_sink", "_target.org", "b"),
-        ("INFLUXDB_BUCKET", "c", "influx_sink", "_target.bucket", "c"),
-        ("INFLUXDB_USERNAME", "d", "influx_sink", "_target.username", "d"),
-        ("INFLUXDB_PASSWORD", "e", "influx_sink", "_target.password", "e"),
-        ("INFLUXDB_MAX_PENDING_POINTS", "77", "intake", "_max_pending_points", 77),
-        ("INFLUXDB_OVERFLOW_STRATEGY", "drop_new", "intake", "_overflow", "drop_new"),
-        ("INFLUXDB_OVERFLOW_STRATEGY", "drop_new", "journal", "_bounds.overflow", "drop_new"),
-        ("INFLUXDB_MAX_BATCH_POINTS", "900", "delivery", "_limits.max_points", 900),
-        ("BATCH_SIZE", "50", "delivery", "_batch_points", 50),
-        ("BATCH_TIMEOUT", "2", "delivery", "_batch_timeout_s", 2.0),
-        ("JOURNAL_COMMIT_INTERVAL", "0.3", "intake", "_commit_interval_s", 0.3),
-        ("JOURNAL_MAX_MB", "64", "journal", "_bounds.max_bytes", 64_000_000),
-        ("JOURNAL_MIN_FREE_MB", "5", "journal", "_bounds.min_free_bytes", 5_000_000),
-        ("JOURNAL", "sqlite", "journal", "__class__", SqliteJournal),
-        ("JOURNAL", "memory", "journal", "__class__", MemoryJournal),
-        ("EMBEDDED_RETENTION_DAYS", "2", "embedded_store", "_retention_ns", 172_800 * 10**9),
+        ({"JOURNAL_MAX_MB": "64"}, 64_000_000),
+        ({"JOURNAL": "memory", "JOURNAL_MAX_MB": "64", "MAX_MEMORY_MB": "100"}, 25_000_000),
+        ({"JOURNAL": "memory", "JOURNAL_MAX_MB": "16", "MAX_MEMORY_MB": "100"}, 16_000_000),
     ],
 )
-def test_a_setting_reaches_the_part_that_acts_on_it(  # noqa: PLR0917 - a table: a column each
-    build: Build, name: str, value: str, part: str, attribute: str, expected: object
+def test_the_journal_is_bounded_and_in_memory_leaves_room(
+    build: Build, variables: Mapping[str, str], most: int
 ) -> None:
-    """What the part makes of it is tested with the part."""
-    container = build({**INFLUX, "EMBEDDED_STORE": "on", name: value})
+    """A quarter of MAX_MEMORY_MB at most."""
+    assert build(variables).journal().status().max_bytes == most
 
-    built = container.deliveries()[0] if part == "delivery" else getattr(container, part)()
 
-    assert attrgetter(attribute)(built) == expected
+def test_stopping_takes_no_longer_than_configured(build: Build) -> None:
+    """SHUTDOWN_TIMEOUT, minus what closing the files needs."""
+    supervisor = build({"SHUTDOWN_TIMEOUT": "3"}).supervisor()
+
+    supervisor.begin_stop()
+
+    assert 1.5 <= supervisor.remaining_s <= 3
 
 
 @pytest.mark.parametrize(
@@ -97,6 +181,38 @@ def test_the_sinks_are_those_of_the_settings(
 
     assert [sink.name for sink in container.sinks()] == sinks
     assert [delivery.name for delivery in container.deliveries()] == sinks
+
+
+def test_there_is_one_of_each_part(build: Build) -> None:
+    """Two journals in one process would lose what the other writes."""
+    container = build({**INFLUX, "EMBEDDED_STORE": "on"})
+
+    for part in ("journal", "influx_sink", "embedded_store", "source", "catalog", "deliveries"):
+        assert getattr(container, part)() is getattr(container, part)(), part
+
+
+def test_no_setting_is_ignored(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is read by something when the service is built."""
+    file = {"DATA_API_URL": "http://data-api:8006", "STORE_DEVICE_HISTORY_IN_INFLUXDB": "true"}
+    read: set[tuple[type, str]] = set()
+
+    def recorded(section: _Section, name: str) -> object:
+        read.add((type(section), name))
+        return object.__getattribute__(section, name)
+
+    for kind in ("sqlite", "memory"):
+        container = build({**INFLUX, **file, "EMBEDDED_STORE": "on", "JOURNAL": kind})
+        with monkeypatch.context() as patch:
+            patch.setattr(_Section, "__getattribute__", recorded)
+            patch.setattr("app.main.configure", lambda **_: None)  # the log is the process's
+            container.backfill()
+            _components(container, Connections())
+            configure_logs(container.settings())
+
+    sections = [type(section) for _, section in container.settings()]
+    every = {(section, name) for section in sections for name in section.model_fields}
+    by_the_command_line = {"host", "port"}
+    assert {name for section, name in every - read} == by_the_command_line
 
 
 def test_the_patience_with_home_assistant_is_the_promised_one(build: Build) -> None:
