@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dependency_injector import containers, providers
 from prometheus_client import CollectorRegistry
@@ -24,7 +24,6 @@ from app.health_collector import HealthCollector
 from app.homeassistant.connection import HomeAssistantSource
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
-from app.journal.memory import MemoryJournal
 from app.model import Lines
 from app.normalize.changes import Normalizer
 from app.normalize.entity_filter import load_filter
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     from app.discovery.data_api import DataApi
     from app.sinks.influxdb.sink import InfluxSink
 
-Journal: TypeAlias = SqliteJournal | MemoryJournal
 T = TypeVar("T")
 
 _DELIVERY_MAX_WAIT_S = 60.0
@@ -75,7 +73,7 @@ def _present(*parts: T | None) -> tuple[T, ...]:
     return tuple(part for part in parts if part is not None)
 
 
-async def _append(journal: Journal, lines: Lines) -> None:
+async def _append(journal: SqliteJournal, lines: Lines) -> None:
     await journal.append(lines, received_at=time.time())
 
 
@@ -138,7 +136,7 @@ class Container(containers.DeclarativeContainer):
         fills=settings.provided.backfill.enabled,
     )
     last_states = providers.Singleton(LastStates)
-    journal: providers.Provider[Journal] = providers.Selector(
+    journal: providers.Provider[SqliteJournal] = providers.Selector(
         _journal_settings.kind,
         sqlite=providers.Singleton(
             SqliteJournal,
@@ -152,11 +150,13 @@ class Container(containers.DeclarativeContainer):
             last_states=last_states,
         ),
         memory=providers.Singleton(
-            MemoryJournal,
+            SqliteJournal,
+            None,
             sinks=_sink_names,
             max_bytes=settings.provided.memory_journal_bytes,
             overflow=_influx_settings.overflow_strategy,
             telemetry=telemetry,
+            coverage=providers.Factory(Coverage, compare_s=-1.0),  # retains no acked points
         ),
     )
     append = providers.Factory(partial, _append, journal)

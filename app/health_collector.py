@@ -27,7 +27,6 @@ from app.health import (
 from app.homeassistant.connection import HomeAssistantSource
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
-from app.journal.memory import MemoryJournal
 from app.model import MEGABYTE
 from app.normalize.entity_filter import EntityFilter
 from app.pipeline import Pipeline
@@ -93,7 +92,7 @@ class HealthCollector:
         pipeline: Pipeline,
         backfill: Backfill,
         intake: Batcher,
-        journal: SqliteJournal | MemoryJournal,
+        journal: SqliteJournal,
         deliveries: Sequence[Delivery],
         discovery: Discovery,
         data_api: DataApi | None = None,

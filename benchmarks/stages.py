@@ -26,7 +26,6 @@ from app.homeassistant.messages import Event
 from app.homeassistant.protocol import Phase, Session
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
-from app.journal.memory import MemoryJournal
 from app.journal.rows import compress
 from app.model import Change, Lines
 from app.normalize.changes import Normalizer
@@ -279,7 +278,13 @@ async def _store(material: Material, folder: Path) -> _Times:
 async def _deliver(material: Material, folder: Path, sink: Sink) -> _Times:
     telemetry = Telemetry(CollectorRegistry())
     async with (
-        MemoryJournal(sinks=(sink.name,), max_bytes=_JOURNAL_BYTES, telemetry=telemetry) as journal,
+        SqliteJournal(
+            None,
+            sinks=(sink.name,),
+            max_bytes=_JOURNAL_BYTES,
+            recent_bytes=_JOURNAL_BYTES,
+            telemetry=telemetry,
+        ) as journal,
         DeadLetters(folder / "dead_letters.db") as dead_letters,
     ):
         for lines in material.commits:

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
 
 _LATE_COMMITS = 20
-"""How many commits' worth a late one may take at once: what a busy machine makes slow is the
-commit, not the point."""
+"""How many times `commit_points` a late commit may take: on a busy machine commits are slow, not
+points."""
 
 _LOOK_AT_THE_DISK = "Look at the disk of DATA_DIR; the commit is tried again every second."
 _ADVICE: dict[type[StorageError], str] = {
@@ -30,11 +30,11 @@ _ADVICE: dict[type[StorageError], str] = {
 
 
 class Journal(Protocol):
-    """What the intake needs of a journal."""
+    """The part of a journal that the batcher uses."""
 
     @property
     def uncommitted_points(self) -> int:
-        """How many points sinks may have although they are not durable."""
+        """How many points sinks can read although they are not durable."""
         ...
 
     @property
@@ -42,25 +42,29 @@ class Journal(Protocol):
         """When the oldest of them was received, in seconds since the epoch."""
         ...
 
-    async def append(self, lines: Lines, *, received_at: float) -> None:
-        """Make points durable, or raise `JournalFull` or another `StorageError`."""
+    async def append(
+        self, lines: Lines, *, received_at: float, counted: Callable[[], None]
+    ) -> None:
+        """Make points durable, or raise `JournalFull` or another `StorageError`.
+
+        Calls `counted` as they are counted, also when the caller is cancelled meanwhile.
+        """
 
     async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
-        """Let the sinks have points that could not be made durable."""
+        """Let sinks read points that could not be made durable."""
 
     async def commit(self) -> None:
-        """Make what is lent durable, or raise a `StorageError`."""
+        """Make uncommitted points durable, or raise a `StorageError`."""
 
 
 class Batcher:
     """A bounded queue in front of the journal, so that the reader never waits.
 
-    While commits fail, points are lent to the sinks in the same order, and a commit is tried
-    again every `retry_s`. Once half of the bound is lent no more is: what else comes waits in
-    the queue, where the overflow policy decides who is lost.
+    While commits fail, sinks read points from memory in the same order, and a commit is tried
+    again every `retry_s`. Up to half of the bound may be uncommitted; other points wait in the
+    queue, where the overflow policy decides which are dropped.
 
-    What leaves it is counted in the same synchronous stretch in which `pending_points`
-    shrinks: taken in = journaled + dropped + pending, at any moment.
+    Points are counted as they leave: taken in = journaled + dropped + pending, at any moment.
     """
 
     def __init__(
@@ -77,17 +81,17 @@ class Batcher:
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Take the rules of a commit, the bound, and seconds between attempts on a sick disk.
+        """A commit begins at `commit_points`, or `commit_interval_s` after the oldest one.
 
-        `coverage` is told when points are dropped, so that they can be read back; `clock` gives
-        seconds since the epoch, as `received_at` does.
+        Dropped points become a gap in `coverage`; `clock` gives seconds since the epoch, as
+        `received_at` does.
         """
         self.durable = True
         """False while the journal cannot make points durable."""
         self.reason: str | None = None
         """One sentence for a person while commits fail."""
         self.losing = False
-        """True once events were dropped while commits fail: disk and memory both refuse."""
+        """Whether events were dropped because neither disk nor memory takes them."""
         self._journal = journal
         self._telemetry = telemetry
         self._coverage = coverage or Coverage(kept=False)
@@ -110,7 +114,7 @@ class Batcher:
 
     @property
     def pending_points(self) -> int:
-        """Points received and not safe yet, those of a commit under way and lent ones included."""
+        """Points received and not journaled yet, those of a commit under way included."""
         return self._pending_points + self._journal.uncommitted_points
 
     @property
@@ -133,7 +137,7 @@ class Batcher:
         )
 
     def put(self, lines: Lines, *, received_at: float) -> None:
-        """Take points for the next commit; at the bound, drop by the policy and count."""
+        """Queue points for the next commit; at the bound, drop by the policy and count."""
         points = lines.points
         if not points:
             return
@@ -153,7 +157,7 @@ class Batcher:
             self._enough.set()
 
     def close(self) -> None:
-        """Take nothing more; `run` commits what is left and ends."""
+        """Accept no more points; `run` commits what is left and ends."""
         self._closed = True
         self._queue.put_nowait(None)
         self._enough.set()
@@ -166,63 +170,51 @@ class Batcher:
         """
         while (batch := await self._next()) is not None:
             if not await self._commit(*batch):
-                await self._bridge(*batch)
+                await self._append_uncommitted(*batch)
+                await self._retry()
 
-    async def _bridge(self, lines: Lines, received_at: float) -> None:
-        """Lend points to the sinks until the journal can commit again.
+    async def _retry(self) -> None:
+        """Give what comes to the sinks from memory until the journal commits again.
 
-        Once closed, everything left is lent and a commit tried a last time: the sinks have
-        the rest of the time to stop, and the journal tries once more when it is closed.
+        Once closed, all that is left goes to the sinks and one last commit is tried here: sinks
+        have the rest of the time to stop, and the journal tries again when it is closed.
         """
-        await self._lend(lines, received_at)
         is_last = False
         while not is_last:
             await self._sleep(self._retry_s)
             is_last = self._closed
-            while (self._closed or self._may_lend()) and (batch := self._at_hand()) is not None:
-                await self._lend(*batch)
-            if await self._commit_lent():
+            while self._closed or (2 * self._journal.uncommitted_points < self._max_pending_points):
+                if self._queue.empty() or (batch := await self._next(waits=False)) is None:
+                    break
+                await self._append_uncommitted(*batch)
+            try:
+                await self._journal.commit()
+            except StorageError as exc:
+                self._failed(exc)
+            else:
+                self._recovered()
                 return
 
-    def _may_lend(self) -> bool:
-        return 2 * self._journal.uncommitted_points < self._max_pending_points
-
-    def _at_hand(self) -> tuple[Lines, float] | None:
-        """Take what waits, up to a commit's worth, without waiting for more."""
-        if self._queue.empty():
-            return None
-        if (first := self._queue.get_nowait()) is None:
-            self._queue.put_nowait(None)  # closed: `_next` shall see it, too
-            return None
-        lines, self._oldest_at = first
-        self._queued_points -= lines.points
-        return self._merged(lines), self._oldest_at
-
-    async def _lend(self, lines: Lines, received_at: float) -> None:
+    async def _append_uncommitted(self, lines: Lines, received_at: float) -> None:
         await self._journal.append_uncommitted(lines, received_at=received_at)
         self._pending_points -= lines.points
 
-    async def _commit_lent(self) -> bool:
-        try:
-            await self._journal.commit()
-        except StorageError as exc:
-            self._failed(exc)
-            return False
-        self._recovered()
-        return True
+    async def _next(self, *, waits: bool = True) -> tuple[Lines, float] | None:
+        """Return what is queued as one batch, up to a commit's worth; None when closed and empty.
 
-    async def _next(self) -> tuple[Lines, float] | None:
-        first = await self._queue.get()
-        if first is None:
+        With `waits`, a commit's worth or the commit interval is waited for.
+        """
+        if (first := await self._queue.get()) is None:
+            self._queue.put_nowait(None)
             return None
-        lines, received_at = first
-        self._oldest_at = received_at
+        lines, self._oldest_at = first
         self._queued_points -= lines.points
-        await self._wait_for_more(lines.points, received_at)
-        return self._merged(lines), received_at
+        if waits:
+            await self._wait_for_more(lines.points, self._oldest_at)
+        return self._merged(lines), self._oldest_at
 
     async def _wait_for_more(self, points: int, received_at: float) -> None:
-        """Wait until a commit is worth its while; nobody is woken for a single batch."""
+        """Wait for `commit_points` or the commit interval, whichever comes first."""
         self._wanted_points = self._commit_points - points
         if self._queued_points >= self._wanted_points or self._closed:
             return
@@ -239,7 +231,7 @@ class Batcher:
         while points < _LATE_COMMITS * self._commit_points and not self._queue.empty():
             batch = self._queue.get_nowait()
             if batch is None:
-                self._queue.put_nowait(None)  # closed: the next round shall see it, too
+                self._queue.put_nowait(None)  # the next call of `_next` has to see it, too
                 break
             lines = batch[0]
             data.append(lines.data)
@@ -251,35 +243,27 @@ class Batcher:
         return Lines(b"".join(data), points, times, tuple(ends)) if len(data) > 1 else first
 
     async def _commit(self, lines: Lines, received_at: float) -> bool:
-        """Append once; return whether the batch is done with, one way or the other."""
-        appending = asyncio.create_task(self._append(lines, received_at), name="intake.append")
-        try:
-            return await asyncio.shield(appending)
-        except asyncio.CancelledError:
-            # An append that has begun ends in the journal whether we wait or not; only
-            # its end tells how to count it.
-            await asyncio.wait({appending})
-            raise
-
-    async def _append(self, lines: Lines, received_at: float) -> bool:
+        """Append once; return False when the batch has to be kept because the commit failed."""
         started = time.perf_counter()
+
+        def counted() -> None:
+            self._pending_points -= lines.points
+            seconds = time.perf_counter() - started
+            self._telemetry.batch_committed(lines.points, seconds=seconds, received_at=received_at)
+            self._recovered()
+
         try:
-            await self._journal.append(lines, received_at=received_at)
+            await self._journal.append(lines, received_at=received_at, counted=counted)
         except JournalFull:
             self._pending_points -= lines.points
             self._drop(lines, cause="journal_full")
-            return True
         except StorageError as exc:
             self._failed(exc)
             return False
-        self._pending_points -= lines.points
-        seconds = time.perf_counter() - started
-        self._telemetry.batch_committed(lines.points, seconds=seconds, received_at=received_at)
-        self._recovered()
         return True
 
     def _fits(self, points: int) -> bool:
-        """Make room by the policy; what a commit has in hand stays."""
+        """Make room by the policy; points in a commit under way stay."""
         in_hand = self.pending_points - self._queued_points
         if self._overflow == "drop_new" or in_hand + points > self._max_pending_points:
             return False

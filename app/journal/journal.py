@@ -1,6 +1,6 @@
-"""The journal on disk: an ordered log in SQLite with one cursor per sink.
+"""The journal: an ordered log in SQLite with one cursor per sink.
 
-What is done to the file, in its own thread, is in `transactions.py`.
+`transactions.py` has what is done to the file, in its own thread.
 """
 
 from __future__ import annotations
@@ -18,22 +18,20 @@ from typing import Self
 from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
 from app.health import JournalStatus
-from app.journal.checks import check_contents
-from app.journal.cursors import Cursors, Hole, Overflow, Pending
-from app.journal.lent import UncommittedRows
-from app.journal.repair import Salvage, salvage
-from app.journal.rows import RowBuffer, compress, numbered
+from app.journal.cursors import Cursors, Overflow, Pending, Span
+from app.journal.repair import Repair, check_contents, repair
+from app.journal.rows import RecentRows, compress, numbered
 from app.journal.transactions import (
     MIGRATIONS,
     Appended,
     Bounds,
     Tidying,
     append_lines,
-    around,
     retained_rows,
     rows_after,
     take_stock,
     tidy_block,
+    times_around,
 )
 from app.model import LastState, Lines, Row, Times, spanned
 from app.runtime.errors import JournalFull, StorageDamaged, StorageError
@@ -50,11 +48,11 @@ _MAX_WAL_BYTES = 4_000_000
 _FULL_REASONS: dict[Overflow, str] = {
     "drop_oldest": (
         "The journal is full (JOURNAL_MAX_MB, JOURNAL_MIN_FREE_MB) and drops the oldest points."
-        " Mend the sink that is behind, or give the journal more room."
+        " Fix the sink that is behind, or give the journal more room."
     ),
     "drop_new": (
         "The journal is full (JOURNAL_MAX_MB, JOURNAL_MIN_FREE_MB) and drops new points."
-        " Mend the sink that is behind, or give the journal more room."
+        " Fix the sink that is behind, or give the journal more room."
     ),
 }
 
@@ -65,15 +63,18 @@ def free_disk_bytes(path: Path) -> int:
 
 
 class SqliteJournal:
-    """Points between receipt and the sinks, through crash and restart.
+    """Points between receipt and the sinks, kept through crash and restart.
 
-    Use as `async with`. Sequence numbers count points, start at 1 and are never reused. A sink
-    that is new starts at the tail; the cursor of one that is not configured any more stays.
+    Use as `async with`. Sequence numbers count points, start at 1 and are never reused. A new
+    sink starts at the tail; the cursor of a sink that is not configured any more stays.
+
+    While commits fail, points are numbered and kept in memory behind the tail, where sinks read
+    them like any others, until a commit succeeds or every configured sink has acked them.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         *,
         sinks: Sequence[str],
         max_bytes: int,
@@ -87,11 +88,11 @@ class SqliteJournal:
         save_states_s: float = 10.0,
         free_bytes: Callable[[Path], int] = free_disk_bytes,
     ) -> None:
-        """Take the bounds: of the file with its WAL, and of the disk that is never used.
+        """`max_bytes` bounds the file with its WAL, `min_free_bytes` are left free on the disk.
 
-        The newest rows stay in memory up to `recent_bytes`, so that a sink that keeps up
-        costs no reading. `housekeeping_s` is how long a settled cursor may stay unsaved,
-        `save_states_s` how long the newest states of entities may.
+        Without a path all is in memory and lost when the process ends. The newest rows stay in
+        memory up to `recent_bytes`, so that a sink that keeps up reads no disk. A cursor is saved
+        within `housekeeping_s`, the newest states of entities within `save_states_s`.
         """
         self._path = path
         self._sinks = tuple(sinks)
@@ -99,60 +100,63 @@ class SqliteJournal:
         self._recent_bytes = recent_bytes
         self._housekeeping_s = housekeeping_s
         self._save_states_s = save_states_s
+        self._telemetry = telemetry
         self._coverage = coverage or Coverage()
         self._last_states = last_states or LastStates()
         self._cursors = Cursors(sinks, telemetry=telemetry)
-        self._recent = RowBuffer()
-        self._lent = UncommittedRows(self._cursors)
-        self._lent_times: Times | None = None
-        """When what was lent since the last commit happened."""
-        self._durable_through = 0
+        self._recent = RecentRows()
+        self._uncommitted_times: Times | None = None
+        """When the uncommitted points happened."""
         self._order = asyncio.Lock()
-        self._appending: set[asyncio.Task[None]] = set()
+        """Held while numbers are given out."""
         self._closing = contextlib.AsyncExitStack()
         self._database: Database | None = None
         self._saved: Mapping[str, int] = {}
         self._tidied = 0
-        """Up to which number rows were deleted."""
+        """Sequence number up to which rows were deleted."""
         self._states_saved_at = time.monotonic()
         self._oldest_at: dict[str, float | None] = {}
         self._bytes = 0
         self._full = False
-        self._salvage: Salvage | None = None
+        self._repair: Repair | None = None
         self._unreadable_points = 0
-        """Lost on the disk since the journal was opened."""
+        """Points lost on the disk since the journal was opened."""
         self._damage: StorageDamaged | None = None
-        """What the disk said when rows could not be read."""
+        """Why rows could not be read."""
 
     async def __aenter__(self) -> Self:
-        """Open, or create, the file; what cannot be read any more is set aside and counted.
+        """Open, or create, the file; a damaged one is set aside and repaired.
 
         Raises:
             StorageNewer: a newer version of this service wrote the file.
             StorageFull: a damaged file cannot be copied, the disk is full.
             StorageError: the folder or file cannot be opened.
         """
+        if self._path is None:
+            await self._open()
+            return self
         with opening(self._path):
             finish_replacing(self._path)
             try:
                 await self._open()
             except StorageDamaged as exc:
-                self._salvage = await salvage(
+                self._repair = await repair(
                     self._path, migrations=MIGRATIONS, sinks=self._sinks, cause=exc
                 )
                 await self._open()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the append at hand, save the cursors and close the file."""
-        if self._appending:
-            await asyncio.wait(self._appending)
+        """End the append under way, save the cursors and close the file."""
         async with self._closing:
-            await self._commit_at_last()
+            with contextlib.suppress(StorageError):
+                await self.commit()
+            if lost := self._recent.uncommitted_points:
+                logger.error("Lost %d points that were never durable", lost)
             try:
                 await self._tidy(closing=True)
             except StorageError as exc:
-                # Nothing is lost: what was settled since the last save is delivered once more.
+                # Nothing is lost: what was acked since the last save is delivered once more.
                 logger.warning("The cursors of the journal were not saved: %s", exc)
         self._database = None
 
@@ -162,80 +166,78 @@ class SqliteJournal:
         return self._cursors.orphaned
 
     @property
-    def missing_points(self) -> int:
-        """How many sequence numbers a damaged file took with it and some sink still waited for."""
-        return sum(hole.points for hole in self._cursors.holes)
-
-    async def append(self, lines: Lines, *, received_at: float) -> None:
-        """Make points durable at the tail; `received_at` is that of the oldest, since the epoch.
-
-        When the caller is cancelled, an append that has begun still ends and is counted.
-
-        Raises:
-            JournalFull: there is no room and the policy is `drop_new`; nothing was taken.
-            StorageError: nothing was taken; try again.
-        """
-        await self._to_its_end(self._append(lines, received_at))
-
-    @property
     def uncommitted_points(self) -> int:
-        """How many points sinks may have although they are only in memory."""
-        return self._lent.points
+        """How many points sinks can read although they are only in memory."""
+        return self._recent.uncommitted_points
 
     @property
     def uncommitted_since(self) -> float | None:
         """When the oldest of them was received, in seconds since the epoch."""
-        return self._lent.since
+        rows = self._recent.uncommitted
+        return rows[0].received_at if rows else None
 
-    async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
-        """Let the sinks have points at the tail that could not be appended; see `commit`.
+    async def append(
+        self, lines: Lines, *, received_at: float, counted: Callable[[], None] = lambda: None
+    ) -> None:
+        """Make points durable at the tail; `received_at` is that of the oldest, since the epoch.
 
-        They are numbered for good in this process. One that ends before they are durable
-        loses what no sink has taken, and gives their numbers to others in its next life.
-        """
-        members = await asyncio.to_thread(compress, lines)
-        async with self._order:  # nobody is giving out numbers now
-            first = self._cursors.tail + 1
-            self._lent_times = spanned(self._lent_times, lines.times)
-            self._lent.lend(numbered(members, first=first, received_at=received_at))
-
-    async def commit(self) -> None:
-        """Make what is lent durable, as far as a sink still needs it.
+        When the caller is cancelled, an append that has begun still ends and is counted: this
+        returns, with the cancellation, only then. `counted` is called as the points are counted.
 
         Raises:
-            StorageError: it cannot be yet; nothing was changed.
+            JournalFull: there is no room and the policy is `drop_new`; nothing was appended.
+            StorageError: nothing was appended; try again.
         """
-        if self._cursors.tail > self._durable_through:
-            await self._to_its_end(self._append(Lines(b"", 0), 0.0))
+        await _to_its_end(self._append(lines, received_at, counted))
+
+    async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
+        """Let sinks read points from memory that could not be appended; see `commit`.
+
+        If the process ends before they are durable, points that no sink has acked are lost, and
+        the next process gives their numbers to others.
+        """
+        chunks = await asyncio.to_thread(compress, lines)
+        async with self._order:
+            first = self._cursors.tail + 1
+            self._uncommitted_times = spanned(self._uncommitted_times, lines.times)
+            self._recent.extend(numbered(chunks, first=first, received_at=received_at))
+            self._cursors.appended(lines.points)
+
+    async def commit(self) -> None:
+        """Make uncommitted points durable, unless every configured sink has acked them.
+
+        Raises:
+            StorageError: nothing was changed; try again.
+        """
+        await _to_its_end(self._append(Lines(b"", 0), 0.0, lambda: None))
 
     async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
-        """Return the next rows the sink has not settled, in order, at least one if any.
+        """Return the next rows the sink has not acked, in order, at least one if any.
 
-        The first may be settled in part; then come whole rows while all fit `max_points`. With
+        The first may be acked in part; then come whole rows while all fit `max_points`. With
         `after`, rows that end there or before are left out as well.
 
         Raises:
             StorageError: the rows cannot be read.
         """
-        ledger = self._cursors
-        while ledger.points_between(max(ledger.acked[sink], after), ledger.tail) > 0:
-            cursor = ledger.acked[sink]
-            start = ledger.skip_holes(max(cursor, after))
+        cursors = self._cursors
+        while cursors.points_between(max(cursors.acked[sink], after), cursors.tail) > 0:
+            cursor = cursors.acked[sink]
+            start = cursors.skip_holes(max(cursor, after))
             rows = self._recent.after(start, max_points=max_points)
             if rows is None:
-                rows = self._lent.after(start, max_points=max_points)
-            if rows is None:
-                work = partial(rows_after, cursor=start, max_points=max_points)
-                rows = await self._read_disk(work)
-            rows = _consecutive(rows, start, ledger)
-            if rows and cursor == ledger.acked[sink]:
+                rows = await self._read_disk(
+                    partial(rows_after, cursor=start, max_points=max_points)
+                )
+            rows = _consecutive(rows, start, cursors)
+            if rows and cursor == cursors.acked[sink]:
                 if after <= cursor:
                     self._oldest_at[sink] = rows[0].received_at
                 return rows
-            # An append at its bound has dropped these rows, and perhaps not said so yet.
+            # An append at its bound has dropped these rows, and may not have counted them yet.
             async with self._order:
-                if cursor == ledger.acked[sink]:
-                    await self._lose(start + 1, await self._readable_from(start) - 1)
+                if cursor == cursors.acked[sink]:
+                    await self._lose(Span(start + 1, await self._readable_from(start) - 1))
         return []
 
     async def _read_disk(self, work: Callable[[Connection], list[Row]]) -> list[Row]:
@@ -247,20 +249,16 @@ class SqliteJournal:
 
     async def _readable_from(self, cursor: int) -> int:
         """Return the first number after a cursor that can be read, or the one after the tail."""
-        rows = await self._read_disk(partial(rows_after, cursor=cursor, max_points=1))
-        first_in_memory = self._cursors.tail + 1
-        for row in (*self._recent.all(), *self._lent.rows):
-            if row.last > cursor:
-                first_in_memory = row.first
-                break
-        return min([first_in_memory, *(row.first for row in rows)])
+        on_disk = await self._read_disk(partial(rows_after, cursor=cursor, max_points=1))
+        rows = [*on_disk, *(row for row in self._recent if row.last > cursor)]
+        return min((row.first for row in rows), default=self._cursors.tail + 1)
 
-    async def _lose(self, first: int, last: int) -> None:
-        """Count points that the disk has lost, and open a gap for their time."""
-        if last < first:
+    async def _lose(self, span: Span) -> None:
+        """Count points that cannot be read from disk, and open a gap for their time."""
+        if span.last < span.first:
             return
-        before, after = await self._open_database().read(partial(around, first=first, last=last))
-        points = self._cursors.lost(first, last)
+        before, after = await self._open_database().read(partial(times_around, span=span))
+        points = self._cursors.lost(span)
         self._unreadable_points += points
         covered = self._coverage.covered
         start_ns = before.newest_ns if before else covered.since_ns if covered else None
@@ -271,13 +269,13 @@ class SqliteJournal:
             "%d points in %s cannot be read any more, from number %d on",
             points,
             self._path,
-            first,
+            span.first,
             kind="damage",
             topic="drops",
         )
 
     def cursor(self, sink: str) -> int:
-        """Return the last sequence number the sink has settled."""
+        """Return the last sequence number the sink has acked."""
         return self._cursors.acked[sink]
 
     def ack(self, sink: str, through: int) -> None:
@@ -286,11 +284,11 @@ class SqliteJournal:
         It is on disk with the next append, or within a second.
         """
         self._cursors.ack(sink, through)
-        if self._lent.points and not self._order.locked():
-            self._lent.release()
+        if self._recent.uncommitted_points and not self._order.locked():
+            self._discard_acked()
 
     async def retained(self, *, after: int = 0) -> AsyncIterator[Row]:
-        """Yield the rows in the file, settled or not, that hold a point after a number, in order.
+        """Yield the committed rows that hold a point after a number, acked or not, in order.
 
         The newest two minutes of live points stay, and longer while a gap is open that they touch.
 
@@ -308,30 +306,24 @@ class SqliteJournal:
             after = last
 
     def pending(self, sink: str, *, after: int = 0) -> Pending:
-        """Return what the sink has not settled, and its age as of the last read.
+        """Return what the sink has not acked, and its age as of the last read.
 
         With `after`, only what comes after that number.
         """
-        cursor = self._cursors.acked[sink]
-        start = max(cursor, after)
+        start = max(self._cursors.acked[sink], after)
         points = self._cursors.points_between(start, self._cursors.tail)
         if not points:
             return Pending(points=0, oldest_at=None)
-        row = self._recent.holding(start + 1) or self._lent.holding(start + 1)
-        if row is not None:
-            return Pending(points=points, oldest_at=row.received_at)
-        return Pending(points=points, oldest_at=self._oldest_at.get(sink))
-
-    def held_at_start(self, sink: str) -> int:
-        """Return how many points waited for the sink when the journal was opened."""
-        return self._cursors.held_at_start(sink)
+        row = self._recent.holding(start + 1)
+        oldest_at = row.received_at if row is not None else self._oldest_at.get(sink)
+        return Pending(points=points, oldest_at=oldest_at)
 
     async def grown(self, sink: str, *, points: int) -> None:
         """Wait until at least `points` are pending for the sink."""
         await self._cursors.grown(sink, points=points)
 
     async def run(self) -> None:
-        """Save cursors and delete what every sink has settled, for ever."""
+        """Save cursors and delete rows that are not needed any more, forever."""
         while True:
             await asyncio.sleep(self._housekeeping_s)
             try:
@@ -350,8 +342,8 @@ class SqliteJournal:
             bytes=self._bytes,
             max_bytes=self._bounds.max_bytes,
             free_disk_bytes=self._free_disk_bytes(),
-            durable=True,
-            salvaged=self._salvage.points if self._salvage else 0,
+            durable=self._path is not None,
+            salvaged=self._repair.points if self._repair else 0,
             appended_points=self._cursors.appended_points,
             reason=self._reason(),
         )
@@ -361,7 +353,7 @@ class SqliteJournal:
             return _FULL_REASONS[self._bounds.overflow]
         if self._damage:
             return f"{self._path} is damaged: {self._damage}. {RESTART_ADVICE}"
-        reasons = [self._salvage.reason] if self._salvage else []
+        reasons = [self._repair.reason] if self._repair else []
         if self._unreadable_points:
             reasons.append(
                 f"{self._unreadable_points} points in {self._path} could not be read any more and"
@@ -387,43 +379,35 @@ class SqliteJournal:
             self._closing = stack.pop_all()
         self._database = database
         self._cursors.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
-        self._durable_through = stock.tail
+        self._recent.committed(stock.tail)
         self._saved = stock.cursors
-        remembered = stock.remembered
-        self._coverage.open(remembered.covered, remembered.gaps, was_absent=stock.was_unused)
-        self._last_states.open(remembered.states, through=remembered.states_through)
+        saved = stock.saved
+        self._coverage.open(saved.covered, saved.gaps, was_absent=stock.was_unused)
+        self._last_states.open(saved.states, through=saved.states_through)
         self._oldest_at = dict(stock.oldest_at)
         self._bytes = stock.bytes
         for sink in self._cursors.orphaned:
             held = self._cursors.held(sink)
             logger.warning("The journal holds %d points for %r, which is not set up", held, sink)
 
-    async def _to_its_end(self, work: Coroutine[object, object, None]) -> None:
-        """Do something that goes on when the caller is cancelled; closing waits for it."""
-        task = asyncio.create_task(work, name="journal.append")
-        self._appending.add(task)
-        task.add_done_callback(self._appending.discard)
-        await asyncio.shield(task)
-
-    async def _commit_at_last(self) -> None:
-        with contextlib.suppress(StorageError):
-            await self.commit()
-        if self._lent.points:
-            logger.error("Lost %d points that were never durable", self._lent.points)
-
-    async def _append(self, lines: Lines, received_at: float) -> None:
-        async with self._order:  # rows come back in the order of their sequence numbers
+    async def _append(self, lines: Lines, received_at: float, counted: Callable[[], None]) -> None:
+        async with self._order:  # rows are read in the order of their sequence numbers
+            if not lines.points and self._cursors.tail == self._recent.durable_through:
+                return
+            uncommitted = self._recent.uncommitted
             cursors = dict(self._cursors.acked)
             holes = tuple(self._cursors.unsaved_holes)
             unsaved = self._coverage.unsaved(
-                spanned(self._lent_times, lines.times),
-                # A commit of what was lent has no time of its own.
-                received_at=self._lent.since or received_at or time.time(),
-                first=self._durable_through + 1,
+                spanned(self._uncommitted_times, lines.times),
+                # A commit of uncommitted points has no time of its own.
+                received_at=(
+                    uncommitted[0].received_at if uncommitted else received_at or time.time()
+                ),
+                first=self._recent.durable_through + 1,
             )
             work = partial(
                 append_lines,
-                lent=tuple(self._lent.rows),
+                uncommitted=uncommitted,
                 lines=lines,
                 tail=self._cursors.tail,
                 received_at=received_at,
@@ -437,32 +421,43 @@ class SqliteJournal:
                 appended = await self._open_database().write(work)
             except StorageError as exc:
                 self._full = self._full or isinstance(exc, JournalFull)
-                self._lent.release()  # what was settled while they were being written
+                self._discard_acked()  # what was acked during the attempt
                 raise
-            # From here on nothing waits: rows, cursors and counters are of one moment.
+            # From here on nothing waits: rows, cursors and counters are consistent.
             self._full = self._still_full(appended)
             self._saved = cursors
-            self._lent_times = None
+            self._uncommitted_times = None
             self._coverage.saved(unsaved)
             self._cursors.saved_holes(holes)
             self._bytes = appended.bytes
             if appended.dropped_through:
                 self._drop(appended.dropped_through, appended.oldest_at)
-            self._recent.forget(self._cursors.acked_by_all)
-            self._recent.extend(self._lent.written())
+            self._telemetry.points_journaled(self._recent.uncommitted_points)
             self._recent.extend(appended.rows)
-            self._recent.shrink(self._recent_bytes)
             self._cursors.appended(lines.points)
-            self._durable_through = self._cursors.tail
+            self._recent.committed(self._cursors.tail)
+            self._recent.shrink(acked=self._cursors.acked_by_all, max_bytes=self._recent_bytes)
+            counted()
+
+    def _discard_acked(self) -> None:
+        """Remove uncommitted rows that every configured sink has acked; never during an append.
+
+        A sink that is not configured loses them, counted: it may never come back.
+        """
+        for row in self._recent.discard_uncommitted(self._cursors.acked_by_configured):
+            self._cursors.lost(Span(row.first, row.last))
+            self._telemetry.points_journaled(row.points)
 
     def _free_disk_bytes(self) -> int | None:
+        if self._path is None:
+            return None
         try:
             return self._bounds.free_bytes(self._path)
         except OSError:
-            return None  # a disk that is gone: the next commit says so
+            return None  # a disk that is gone: the next commit reports it
 
     def _still_full(self, appended: Appended) -> bool:
-        """Whether a person should look: not only in the very moment of a drop."""
+        """Whether the journal counts as full: longer than only at the moment of a drop."""
         if appended.dropped_through:
             return True
         drained = self._cursors.acked_by_all == self._cursors.tail
@@ -478,7 +473,7 @@ class SqliteJournal:
         )
 
     async def _tidy(self, *, closing: bool = False) -> None:
-        """Save what changed since the last time, and delete what nobody needs any more."""
+        """Save what changed since the last time, and delete rows that are not needed any more."""
         deletable = min(self._cursors.acked_by_all, self._coverage.keep_from - 1)
         states = self._states_to_save(closing=closing)
         unsaved = self._coverage.unsaved()
@@ -490,17 +485,18 @@ class SqliteJournal:
             return
         more = True
         while more:  # each block is a transaction of its own, so that appends come between
+            durable_through = self._recent.durable_through
             tidying = Tidying(
-                # A cursor may stand among the lent rows; the tail on disk is before them.
+                # A cursor may be behind an uncommitted row; the tail on disk is before them.
                 cursors={
-                    sink: min(cursor, self._durable_through)
+                    sink: min(cursor, durable_through)
                     for sink, cursor in self._cursors.acked.items()
                 },
                 deletable=deletable,
                 unsaved=unsaved,
                 states=states,
-                # What is not yet appended is recalled from the rows behind this number.
-                states_through=self._durable_through,
+                # States of points that are not durable are read from the rows after this number.
+                states_through=durable_through,
                 holes=self._durable_holes(),
             )
             more, self._bytes = await self._open_database().write(
@@ -513,16 +509,13 @@ class SqliteJournal:
             unsaved, states = self._coverage.unsaved(), {}
         self._tidied = deletable
 
-    def _durable_holes(self) -> Sequence[Hole]:
+    def _durable_holes(self) -> Sequence[Span]:
         """Return the unsaved holes before the tail on disk.
 
         Numbers after it are given out again when the process is killed.
         """
-        return tuple(
-            hole
-            for hole in self._cursors.unsaved_holes
-            if hole.first + hole.points - 1 <= self._durable_through
-        )
+        through = self._recent.durable_through
+        return [hole for hole in self._cursors.unsaved_holes if hole.last <= through]
 
     def _states_to_save(self, *, closing: bool) -> Mapping[str, LastState]:
         now_s = time.monotonic()
@@ -532,13 +525,24 @@ class SqliteJournal:
         return self._last_states.unsaved()
 
 
-def _consecutive(rows: list[Row], cursor: int, ledger: Cursors) -> list[Row]:
+async def _to_its_end(work: Coroutine[object, object, None]) -> None:
+    """Run something that ends also when the caller is cancelled, and wait for its end."""
+    task = asyncio.create_task(work, name="journal.append")
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        task.exception()  # or asyncio would report that nobody saw it
+        raise
+
+
+def _consecutive(rows: list[Row], cursor: int, cursors: Cursors) -> list[Row]:
     """Return the rows after the cursor up to the first point that is held and in none of them.
 
     A row may be on disk before its append has ended; it is not counted until then.
     """
     for index, row in enumerate(rows):
-        if row.last > ledger.tail or ledger.points_between(cursor, row.first - 1) > 0:
+        if row.last > cursors.tail or cursors.points_between(cursor, row.first - 1) > 0:
             return rows[:index]
         cursor = row.last
     return rows

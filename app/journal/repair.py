@@ -1,7 +1,10 @@
-"""Saves what can still be read of a damaged journal.
+"""Damage of the journal: how it is found before the file is opened, and what is saved from it.
 
-Nothing is written to the damaged file. Its small tables are read through SQLite, and from its
-pages where SQLite refuses; its rows are always read from the pages, see `sqlite_pages.py`.
+SQLite notices damage to the structure of a file, not to its contents. So each row has a checksum,
+the tail and the cursors are stored twice, and numbers that are known to be missing are listed.
+
+A repair writes nothing to the damaged file. It reads the small tables through SQLite, or from the
+pages where SQLite refuses; rows always from the pages, see `sqlite_pages.py`.
 """
 
 from __future__ import annotations
@@ -17,42 +20,144 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.backfill.coverage import Covered, within_range
-from app.journal import checks
-from app.journal.checks import MAX_NUMBER, StoredRow, points_in
-from app.journal.cursors import Hole, Span, missing
-from app.journal.rows import CompressedChunk, live_times_of, numbered
-from app.journal.tables import (
+from app.journal.cursors import Span, missing
+from app.journal.rows import CompressedChunk, StoredRow, live_times_of, numbered, points_in
+from app.journal.transactions import (
+    CHECKED_VERSION,
     GAP_COLUMNS,
-    Remembered,
+    Saved,
     covered_of,
     gap_of,
+    insert_rows,
     is_time,
     is_time_ns,
+    load,
     save_covered,
     save_gaps,
-    save_states,
-)
-from app.journal.transactions import (
-    insert_rows,
     save_holes,
     save_new_cursors,
+    save_states,
     save_tail,
+    settled_by,
+    settled_check,
 )
 from app.model import SECOND_NS, Gap, LastState, Lines, Row, Times
 from app.runtime import gzip_stream, sqlite, sqlite_pages
 from app.runtime.errors import StorageDamaged, StorageError
-from app.runtime.sqlite import Connection, Steps, TableShape
+from app.runtime.sqlite import Connection, Steps, TableShape, pragma, quick_check
 from app.runtime.sqlite_pages import Value
 
 logger = logging.getLogger(__name__)
 
+MAX_NUMBER = 2**53
+"""No journal gets there: at 20,000 points a second it takes 14,000 years."""
 _ROWS_PER_COPY = 100
 _LEAST_HOLE_NS = 60 * SECOND_NS
 _MERGED_NS = 10 * SECOND_NS
 
 
+def check_contents(connection: Connection) -> None:
+    """Check a journal's file: its structure, its rows, and the numbers that go with them.
+
+    Raises:
+        StorageDamaged: something in it cannot be right.
+    """
+    quick_check(connection)
+    version = pragma(connection, "user_version")
+    is_older = version < CHECKED_VERSION
+    tail = _check_tail(connection, is_older=is_older)
+    settled = _check_cursors(connection, tail, is_older=is_older)
+    _check_rows(connection, settled=settled, tail=tail, is_older=is_older)
+    if version > 1:
+        _check_coverage(connection, is_older=is_older)
+
+
+def _check_tail(connection: Connection, *, is_older: bool) -> int:
+    columns = "tail, ~tail, 0" if is_older else "tail, tail_check, states_through"
+    found = connection.execute(f"SELECT {columns} FROM journal").fetchall()  # noqa: S608 - names of ours
+    if len(found) != 1:
+        raise StorageDamaged(f"it says {len(found)} times where it ends")
+    tail, tail_check, states_through = found[0]
+    if not 0 <= tail < MAX_NUMBER or tail_check != ~tail:
+        raise StorageDamaged(f"the number of its newest point, {tail}, cannot be right")
+    if not 0 <= states_through <= tail:
+        raise StorageDamaged(f"the last states are of number {states_through}, after the newest")
+    return int(tail)
+
+
+def _check_cursors(connection: Connection, tail: int, *, is_older: bool) -> int:
+    """Return the last number that every sink has."""
+    check = "NULL" if is_older else "settled_check"
+    cursors = connection.execute(f"SELECT sink, settled, {check} FROM cursors").fetchall()  # noqa: S608 - names of ours
+    for sink, settled, found in cursors:
+        if not 0 <= settled <= tail or found not in (None, settled_check(sink, settled)):
+            raise StorageDamaged(f"the cursor of {sink}, {settled}, cannot be right")
+    if not is_older:
+        (expected,) = connection.execute("SELECT sinks FROM journal").fetchone()
+        if expected != len(cursors):
+            raise StorageDamaged(f"it has {len(cursors)} cursors and should have {expected}")
+    return min((settled for _, settled, _ in cursors), default=tail)
+
+
+def _check_coverage(connection: Connection, *, is_older: bool) -> None:
+    saved = load(connection)
+    for entity_id, state in saved.states.items():
+        if not is_time_ns(state.time_ns) or not is_time_ns(state.changed_ns or 0):
+            raise StorageDamaged(f"the last state of {entity_id} has a time that cannot be right")
+    if is_older:
+        return
+    ends = connection.execute("SELECT through_ns, through_check FROM covered").fetchall()
+    if len(ends) > 1 or any(check != ~through_ns for through_ns, check in ends):
+        raise StorageDamaged("the end of the time that it covers cannot be right")
+    (has_covered,) = connection.execute("SELECT has_covered FROM journal").fetchone()
+    if has_covered and not ends:
+        raise StorageDamaged("the time that it covers is missing")
+
+
+def _check_rows(connection: Connection, *, settled: int, tail: int, is_older: bool) -> None:
+    rows = stored_rows(connection, after=settled, is_older=is_older)
+    present, before = [], 0
+    for stored in rows:
+        if not stored.is_whole():
+            if is_older:
+                raise StorageDamaged(f"the row at number {stored.first} cannot be read")
+            continue  # its numbers may be known to be missing
+        if stored.first <= before or stored.row.last > tail:
+            raise StorageDamaged(f"the row at number {stored.first} has numbers of another one")
+        before = stored.row.last
+        present.append((stored.first, before))
+    if is_older:
+        return  # it does not say which numbers are known to be missing
+    known = known_holes(connection)
+    if any(not 0 < first <= last <= tail for first, last in known):
+        raise StorageDamaged("a hole has numbers that cannot be right")
+    lost = missing([*present, *known], after=settled, through=tail)
+    if lost:
+        count = sum(last - first + 1 for first, last in lost)
+        raise StorageDamaged(f"{count} points cannot be read, from number {lost[0][0]} on")
+
+
+def stored_rows(
+    connection: Connection, *, after: int = 0, is_older: bool = False
+) -> Iterator[StoredRow]:
+    """Yield the rows that end after a number, in order."""
+    checksum_column = "NULL" if is_older else "checksum"
+    found = connection.execute(
+        f"SELECT first, points, received_at, gzip, {checksum_column} FROM journal_rows"  # noqa: S608 - names of ours
+        " WHERE first + points - 1 > ? ORDER BY first",
+        (after,),
+    )
+    return (StoredRow(*columns) for columns in found)
+
+
+def known_holes(connection: Connection) -> list[Span]:
+    """Return the numbers that are known to be missing."""
+    found = connection.execute("SELECT first, points FROM holes ORDER BY first")
+    return [Span(first, first + points - 1) for first, points in found]
+
+
 @dataclass(frozen=True, slots=True)
-class Salvage:
+class Repair:
     """What was saved from a damaged file."""
 
     points: int
@@ -85,7 +190,7 @@ class _Books:
     tail: _Number
     cursors: Mapping[str, _Number]
     known_holes: Sequence[Span]
-    remembered: Remembered
+    saved: Saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +207,9 @@ class _Numbers:
         return min(self.cursors.values(), default=self.tail)
 
 
-async def salvage(
+async def repair(
     path: Path, *, migrations: Sequence[str], sinks: Sequence[str], cause: StorageDamaged
-) -> Salvage:
+) -> Repair:
     """Put a new file in the place of a damaged one, with all that can still be read.
 
     The damaged file is renamed and kept. Cursors that cannot be read start before the first
@@ -113,7 +218,7 @@ async def salvage(
     logger.error("The journal %s is damaged, saving what can be read: %s", path, cause)
     fill = partial(_fill, path=path, tables=sqlite.tables_of(migrations), sinks=sinks)
     aside, (points, lost) = await sqlite.replace_damaged(path, migrations=migrations, fill=fill)
-    saved = Salvage(points, lost, aside)
+    saved = Repair(points, lost, aside)
     logger.error("%s", saved.reason)
     return saved
 
@@ -127,21 +232,21 @@ def _fill(
     doubtful = yield from _copy_rows(connection, _stored_rows(path, tables["journal_rows"]))
     spans = _spans_in(connection)
     numbers = _numbers(books, spans, sinks)
-    unknown = [(numbers.end + 1, numbers.tail)] if numbers.end < numbers.tail else []
+    unknown = [Span(numbers.end + 1, numbers.tail)] if numbers.end < numbers.tail else []
     known = [*(span for span in books.known_holes if span[1] <= numbers.tail), *unknown]
     lost = missing([*spans, *known], after=numbers.acked, through=numbers.tail)
     placed, left = _placed(doubtful, lost)
     insert_rows(connection, placed)
     spans = _spans_in(connection)
     lost = missing([*spans, *known], after=numbers.acked, through=numbers.tail)
-    _save_coverage(connection, books.remembered, known=known, numbers=numbers)
+    _save_coverage(connection, books.saved, known=known, numbers=numbers)
     _save_states(connection, books, tail=numbers.tail)
 
     at_end = numbered(left, first=numbers.tail + 1, received_at=time.time())
     insert_rows(connection, at_end)
     save_tail(connection, at_end[-1].last if at_end else numbers.tail)
     save_new_cursors(connection, numbers.cursors)
-    save_holes(connection, [Hole(first, last - first + 1) for first, last in [*known, *lost]])
+    save_holes(connection, [Span(*span) for span in [*known, *lost]])
     appended = sum(row.points for row in at_end)
     lost_points = sum(last - first + 1 for first, last in lost)
     held = sum(max(0, last - max(first - 1, numbers.acked)) for first, last in spans)
@@ -158,9 +263,7 @@ def _books(path: Path, tables: Mapping[str, TableShape]) -> _Books:
         for row in sqlite_pages.rows(view, tables["journal"].columns)
     ]
     cursors = {
-        sink: _number(
-            row["settled"], checks.settled_by(sink, check) if isinstance(check, int) else None
-        )
+        sink: _number(row["settled"], settled_by(sink, check) if isinstance(check, int) else None)
         for row in _table(path, "cursors", tables)
         for sink, check in [(str(row["sink"]), row["settled_check"])]
     }
@@ -175,13 +278,13 @@ def _books(path: Path, tables: Mapping[str, TableShape]) -> _Books:
         or (tails[0] if len(tails) == 1 else _unsure(tails)),
         cursors=cursors,
         known_holes=[
-            (first, first + points - 1)
+            Span(first, first + points - 1)
             for row in _table(path, "holes", tables)
             for first, points in [(row["first"], row["points"])]
             if isinstance(first, int) and isinstance(points, int)
             if 0 < first < MAX_NUMBER and 0 < points < MAX_NUMBER
         ],
-        remembered=Remembered(
+        saved=Saved(
             covered=_covered_before(_table(path, "covered", tables)),
             gaps=[gap for row in _table(path, "gaps", tables) if (gap := _gap(row))],
             states=_states(_table(path, "last_states", tables)),
@@ -287,8 +390,8 @@ def _copy_rows(connection: Connection, found: Iterable[StoredRow]) -> Steps[list
     block: list[Row] = []
     for stored in found:
         digest = hash(stored.gzip)
-        if checks.is_whole(stored) and stored.row.last < MAX_NUMBER:
-            span = (stored.first, stored.row.last)
+        if stored.is_whole() and stored.row.last < MAX_NUMBER:
+            span = Span(stored.first, stored.row.last)
             at = bisect_left(taken, span)
             if _overlaps(taken, at, span):
                 doubtful.append(stored)  # or an older version of its page, which was copied
@@ -330,7 +433,7 @@ def _placed(
         if not points or hash(stored.gzip) in seen:
             continue
         seen.add(hash(stored.gzip))
-        span = (stored.first, stored.first + points - 1)
+        span = Span(stored.first, stored.first + points - 1)
         fits = any(first <= span[0] and span[1] <= last for first, last in lost)
         at = bisect_left(taken, span)
         if not fits or _overlaps(taken, at, span):
@@ -391,21 +494,19 @@ def _states(rows: Iterable[Mapping[str, Value]]) -> dict[str, LastState]:
 
 
 def _save_states(connection: Connection, books: _Books, *, tail: int) -> None:
-    remembered = books.remembered
-    through = remembered.states_through if remembered.states_through <= tail else 0
-    save_states(connection, remembered.states, through)
+    saved = books.saved
+    through = saved.states_through if saved.states_through <= tail else 0
+    save_states(connection, saved.states, through)
 
 
 def _save_coverage(
-    connection: Connection, remembered: Remembered, *, known: Sequence[Span], numbers: _Numbers
+    connection: Connection, saved: Saved, *, known: Sequence[Span], numbers: _Numbers
 ) -> None:
     # A hole that was known before has its gap already: it counts as if it held nothing live.
     holes = [RowTimes(first, last, None, 0.0) for first, last in known]
     spans = sorted([*_row_times(connection), *holes], key=lambda span: span.first)
-    gaps, lost_at_end = damage_gaps(
-        spans, remembered.covered, acked=numbers.acked, tail=numbers.tail
-    )
-    covered = _covered(spans, remembered, lost_at_end=lost_at_end)
+    gaps, lost_at_end = damage_gaps(spans, saved.covered, acked=numbers.acked, tail=numbers.tail)
+    covered = _covered(spans, saved, lost_at_end=lost_at_end)
     if covered is not None:
         save_covered(connection, covered)
     else:
@@ -413,14 +514,14 @@ def _save_coverage(
             "Since when nothing was captured cannot be known."
             " To read it back: python -m app backfill --since …"
         )
-    last_id = max((gap.id for gap in remembered.gaps), default=0)
+    last_id = max((gap.id for gap in saved.gaps), default=0)
     new = [replace(gap, id=last_id + number) for number, gap in enumerate(gaps, start=1)]
-    save_gaps(connection, [*remembered.gaps, *new])
+    save_gaps(connection, [*saved.gaps, *new])
 
 
 def _spans_in(connection: Connection) -> list[Span]:
     found = connection.execute("SELECT first, first + points - 1 FROM journal_rows ORDER BY first")
-    return [(first, last) for first, last in found]
+    return [Span(first, last) for first, last in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -492,17 +593,15 @@ def _add(gaps: list[Gap], times: Times, edge_at: float) -> None:
     )
 
 
-def _covered(
-    spans: Sequence[RowTimes], remembered: Remembered, *, lost_at_end: int
-) -> Covered | None:
+def _covered(spans: Sequence[RowTimes], saved: Saved, *, lost_at_end: int) -> Covered | None:
     """Return what the file covers: no further than the last row, when points after it are lost."""
-    covered, live = remembered.covered, [span for span in spans if span.times]
+    covered, live = saved.covered, [span for span in spans if span.times]
     if covered is not None and not lost_at_end:
         return covered
     if live and (last := live[-1]).times and (first := live[0]).times:
         since_ns = covered.since_ns if covered else first.times.oldest_ns
         return Covered(since_ns, last.times.newest_ns, last.received_at)
-    newest_ns = max((state.time_ns for state in remembered.states.values()), default=None)
+    newest_ns = max((state.time_ns for state in saved.states.values()), default=None)
     if newest_ns is None:
         return None
     return Covered(newest_ns, newest_ns, newest_ns / SECOND_NS)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 from app.model import Lines, Row, Times, is_representable
-from app.runtime.gzip_stream import compressed
+from app.runtime import gzip_stream
 
 _MOST_ROW_POINTS = 2_500
 """An append of more is cut, so that whoever reads whole rows has a bound on memory, and that they
@@ -31,7 +34,7 @@ class CompressedChunk:
 
 def compress(lines: Lines) -> list[CompressedChunk]:
     """Compress an append into as many gzip members as it needs; call it in a thread."""
-    return [CompressedChunk(part.points, compressed(part.data)) for part in _cut(lines)]
+    return [CompressedChunk(part.points, gzip_stream.compressed(part.data)) for part in _cut(lines)]
 
 
 def numbered(members: Sequence[CompressedChunk], *, first: int, received_at: float) -> list[Row]:
@@ -41,6 +44,45 @@ def numbered(members: Sequence[CompressedChunk], *, first: int, received_at: flo
         rows.append(Row(first, member.points, member.gzip, received_at))
         first += member.points
     return rows
+
+
+class StoredRow(NamedTuple):
+    """A row as the file holds it."""
+
+    first: int
+    points: int
+    received_at: float
+    gzip: bytes
+    checksum: int | None
+    """None in a row that an older version wrote."""
+
+    @property
+    def row(self) -> Row:
+        """The row as sinks read it."""
+        return Row(self.first, self.points, self.gzip, self.received_at)
+
+    def is_whole(self) -> bool:
+        """Return whether the row is as it was written; one without a checksum is unpacked."""
+        if self.checksum is not None:
+            return self.checksum == checksum(*self[:4])
+        if self.first < 1 or self.points < 1:
+            return False
+        return points_in(self.gzip, expected=self.points) == self.points
+
+
+def checksum(first: int, points: int, received_at: float, gzip: bytes) -> int:
+    """Return the checksum of a row."""
+    numbers = struct.pack("<qqd", first, points, received_at)
+    return zlib.crc32(gzip, zlib.crc32(numbers))
+
+
+def points_in(gzip: bytes, *, expected: int) -> int | None:
+    """Return how many points a row holds; None when it cannot be unpacked."""
+    try:
+        data = gzip_stream.decompressed(gzip)
+    except gzip_stream.Damaged:
+        return None
+    return len(Lines(data, expected).split())
 
 
 def live_times_of(lines: Lines) -> Times | None:
@@ -61,45 +103,62 @@ def _time_ns_of(line: bytes) -> int | None:
     return time_ns if is_representable(time_ns) else None
 
 
-class RowBuffer:
-    """Consecutive rows in memory, oldest first."""
+class RecentRows:
+    """The newest rows in memory, oldest first: sinks that keep up read no disk.
+
+    Rows after `durable_through` are not committed yet; memory is the only place they are in.
+    """
 
     def __init__(self) -> None:
         self.bytes = 0
-        """What the rows take, with an estimate of what Python adds."""
+        """What the rows take, with an estimate of Python's overhead."""
+        self.durable_through = 0
+        """Sequence number of the last point on disk."""
+        self.uncommitted_points = 0
         self._rows: deque[Row] = deque()
 
+    def __iter__(self) -> Iterator[Row]:
+        """Yield all rows, oldest first."""
+        return iter(self._rows)
+
+    @property
+    def uncommitted(self) -> list[Row]:
+        """The rows that are not committed yet."""
+        if not self.uncommitted_points:
+            return []
+        return [row for row in self._rows if row.first > self.durable_through]
+
     def extend(self, rows: Sequence[Row]) -> None:
-        """Append rows; the first continues where the last one ended."""
+        """Add uncommitted rows; the first continues at the tail."""
         self._rows.extend(rows)
-        self.bytes += sum(_size(row) for row in rows)
+        self.bytes += sum(map(_size, rows))
+        self.uncommitted_points += sum(row.points for row in rows)
 
-    def popleft(self) -> Row:
-        """Remove and return the oldest row."""
-        row = self._rows.popleft()
-        self.bytes -= _size(row)
-        return row
+    def committed(self, through: int) -> None:
+        """Mark all rows as durable; `through` is the tail."""
+        self.durable_through = through
+        self.uncommitted_points = 0
 
-    def all(self) -> Sequence[Row]:
-        """Return all rows, oldest first."""
-        return self._rows
+    def discard_uncommitted(self, through: int) -> list[Row]:
+        """Remove, and return, the uncommitted rows that end at or before a number."""
+        removed = [row for row in self.uncommitted if row.last <= through]
+        for row in removed:
+            self._rows.remove(row)
+            self.bytes -= _size(row)
+            self.uncommitted_points -= row.points
+        return removed
 
-    def forget(self, through: int) -> None:
-        """Remove the rows that end at or before `through`."""
-        while self._rows and self._rows[0].last <= through:
-            self.popleft()
-
-    def shrink(self, max_bytes: int) -> None:
-        """Remove the oldest rows until the rest fits."""
-        while self.bytes > max_bytes:
-            self.popleft()
+    def shrink(self, *, acked: int, max_bytes: int) -> None:
+        """Remove durable rows that every sink has acked, and the oldest ones above the bound."""
+        while self._rows and self._rows[0].last <= self.durable_through:
+            if self._rows[0].last > acked and self.bytes <= max_bytes:
+                return
+            self.bytes -= _size(self._rows.popleft())
 
     def holding(self, sequence: int) -> Row | None:
         """Return the row that holds a sequence number, or None when none does."""
         index = self._index(sequence)
-        if index is None:
-            return None
-        return self._rows[index]
+        return None if index is None else self._rows[index]
 
     def after(self, cursor: int, *, max_points: int) -> list[Row] | None:
         """Return the next rows after `cursor`, at least one, or None when they are not here."""

@@ -1,33 +1,27 @@
 """What the journal does to its file: plain functions of a connection, each one transaction.
 
-They run in the database's own threads, on values that were gathered on the event loop before;
-`sqlite.py` is the journal that calls them.
+They run in the database's own threads, on values gathered on the event loop before. `journal.py`
+calls them. First the rows and cursors of the points, then coverage and last states.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import json
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from app.backfill.coverage import Unsaved
-from app.journal import checks
-from app.journal.cursors import Hole, Overflow, missing
-from app.journal.rows import compress, live_times_of, numbered, take
-from app.journal.tables import (
-    ACKNOWLEDGED_MIGRATION,
-    BOUNDS_MIGRATION,
-    MIGRATION,
-    SOURCES_MIGRATION,
-    Remembered,
-    load,
-    save_coverage,
-    save_states,
-)
-from app.model import LastState, Lines, Row, Times
+import msgspec
+
+from app.backfill.coverage import Covered, Unsaved
+from app.journal.cursors import Overflow, Span, missing
+from app.journal.rows import StoredRow, checksum, compress, live_times_of, numbered, take
+from app.model import MAX_SECONDS, SECOND_NS, Gap, LastState, Lines, Row, Times
 from app.runtime import gzip_stream
-from app.runtime.errors import JournalFull, StorageFull
+from app.runtime.errors import JournalFull, StorageDamaged, StorageFull
 from app.runtime.sqlite import Connection, Cursor, Size, shrink, size_of
 
 MIGRATIONS = (
@@ -42,28 +36,110 @@ MIGRATIONS = (
     INSERT INTO journal VALUES (0);
     CREATE TABLE cursors (sink TEXT PRIMARY KEY, settled INTEGER NOT NULL) STRICT
     """,
-    MIGRATION,
-    checks.MIGRATION,
-    BOUNDS_MIGRATION,
-    SOURCES_MIGRATION,
-    ACKNOWLEDGED_MIGRATION,
+    # Coverage, gaps, and the last state of each entity.
+    """
+    CREATE TABLE covered (
+        since_ns INTEGER NOT NULL,
+        through_ns INTEGER NOT NULL,
+        edge_at REAL NOT NULL
+    ) STRICT;
+    CREATE TABLE gaps (
+        id INTEGER PRIMARY KEY,
+        start_ns INTEGER NOT NULL,
+        end_ns INTEGER NOT NULL,
+        reason TEXT NOT NULL,
+        found_at REAL NOT NULL,
+        edge_at REAL NOT NULL,
+        state TEXT NOT NULL,
+        filled_ns INTEGER,
+        changes INTEGER NOT NULL,
+        entities INTEGER NOT NULL,
+        unrecorded TEXT NOT NULL,
+        entity_ids TEXT NOT NULL,
+        detail TEXT,
+        closed_at REAL
+    ) STRICT;
+    CREATE TABLE last_states (
+        entity_id TEXT PRIMARY KEY,
+        state TEXT,
+        changed_ns INTEGER,
+        time_ns INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    ALTER TABLE journal ADD COLUMN states_through INTEGER NOT NULL DEFAULT 0;
+    UPDATE journal SET states_through = tail
+""",
+    # Checks: a checksum for each row, tail and cursors twice, and the holes. Those that a file of
+    # an older version has are listed as known.
+    """
+    ALTER TABLE journal_rows ADD COLUMN checksum INTEGER;
+    ALTER TABLE journal ADD COLUMN tail_check INTEGER;
+    ALTER TABLE journal ADD COLUMN sinks INTEGER;
+    ALTER TABLE journal ADD COLUMN has_covered INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE cursors ADD COLUMN settled_check INTEGER;
+    ALTER TABLE covered ADD COLUMN through_check INTEGER;
+    CREATE TABLE holes (first INTEGER PRIMARY KEY, points INTEGER NOT NULL) STRICT;
+    UPDATE journal SET tail_check = ~tail,
+        sinks = (SELECT count(*) FROM cursors), has_covered = (SELECT count(*) FROM covered);
+    UPDATE covered SET through_check = ~through_ns;
+    INSERT INTO holes SELECT before + 1, first - before - 1 FROM (
+        SELECT first, lag(first + points - 1, 1, 0) OVER (ORDER BY first) AS before FROM (
+            SELECT first, points FROM journal_rows
+            UNION ALL SELECT tail + 1, 1 FROM journal
+        )
+    ) WHERE first > before + 1
+""",
+    """
+    ALTER TABLE journal ADD COLUMN keep_from INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE gaps ADD COLUMN start_known INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE gaps ADD COLUMN end_known INTEGER NOT NULL DEFAULT 1;
+    ALTER TABLE gaps ADD COLUMN keep_from INTEGER NOT NULL DEFAULT 0
+    """,
+    """
+    ALTER TABLE gaps ADD COLUMN sources TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE gaps ADD COLUMN limitations TEXT NOT NULL DEFAULT '[]'
+    """,
+    "ALTER TABLE gaps ADD COLUMN acknowledged INTEGER NOT NULL DEFAULT 0",
 )
+CHECKED_VERSION = 3
+"""The first version of the file that has checks."""
 
 _ROWS_PER_DELETE = 100
 _ROWS_PER_DROP = 2
 _PAGES_PER_SHRINK = 256
-_MOVED = "settled = max(settled, ?1), settled_check = settled_check + settled - max(settled, ?1)"
-"""How a cursor moves, never back; what stands beside it moves as far the other way."""
-_STORED = "SELECT first, points, received_at, gzip, checksum FROM journal_rows"
 _NEIGHBORS = 20
-"""How many rows beside missing numbers are looked at for a live point."""
+"""How many rows beside missing numbers are searched for a live point."""
+_MOVED = "settled = max(settled, ?1), settled_check = settled_check + settled - max(settled, ?1)"
+"""Moves a cursor, never back, and its check as far the other way."""
+_STORED = "SELECT first, points, received_at, gzip, checksum FROM journal_rows"
+_FROM_NEXT = (
+    "WHERE first >= coalesce((SELECT max(first) FROM journal_rows WHERE first <= :next), :next)"
+)
+"""The row that holds the point `:next`, or the one before it, and all rows behind it."""
+_GAP_COLUMNS = (
+    "id, start_ns, end_ns, reason, found_at, edge_at, state, filled_ns, changes, entities,"
+    " unrecorded, entity_ids, detail, closed_at, start_known, end_known, keep_from, sources,"
+    " limitations, acknowledged"
+)
+GAP_COLUMNS = tuple(_GAP_COLUMNS.split(", "))
+_JSON_COLUMNS = frozenset({"unrecorded", "entity_ids", "sources", "limitations"})
+_BOOLEAN_COLUMNS = frozenset({"start_known", "end_known", "acknowledged"})
+_ADDED = {
+    "start_known": "1",
+    "end_known": "1",
+    "keep_from": "0",
+    "sources": "'[]'",
+    "limitations": "'[]'",
+    "acknowledged": "0",
+}
+"""Columns that a file of an older version lacks, and their values there."""
+_COVERED_COLUMNS = ("since_ns", "through_ns", "edge_at")
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How large the file may become, and what happens then."""
+    """How large the journal may become, and what happens then."""
 
-    path: Path
+    path: Path | None
     max_bytes: int
     min_free_bytes: int
     overflow: Overflow
@@ -77,7 +153,20 @@ class Bounds:
 
     def disk_room(self, size: Size) -> int:
         """Return how many bytes the disk has for it; freed pages are used again, so they count."""
+        if self.path is None:
+            return sys.maxsize
         return size.free_bytes + max(0, self.free_bytes(self.path) - self.min_free_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """Coverage and last states, as a file holds them."""
+
+    covered: Covered | None = None
+    gaps: Sequence[Gap] = ()
+    states: Mapping[str, LastState] = field(default_factory=dict)
+    states_through: int = 0
+    """Sequence number up to which `states` are true; newer rows have to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +175,10 @@ class Stock:
 
     tail: int
     cursors: Mapping[str, int]
-    holes: Sequence[Hole]
+    holes: Sequence[Span]
     oldest_at: Mapping[str, float | None]
     bytes: int
-    remembered: Remembered
+    saved: Saved
     was_unused: bool
     """Whether an earlier process opened the file and appended nothing."""
 
@@ -99,7 +188,7 @@ class Appended:
     """What one append did."""
 
     rows: Sequence[Row]
-    """Those of its own lines; what was lent is known already."""
+    """The rows of its own lines."""
     dropped_through: int
     """The last sequence number dropped from some sink, or 0."""
     oldest_at: float | None
@@ -118,63 +207,47 @@ class Tidying:
     unsaved: Unsaved
     states: Mapping[str, LastState]
     states_through: int
-    holes: Sequence[Hole] = ()
-    """Numbers that are newly known to be missing."""
-
-
-def around(connection: Connection, first: int, last: int) -> tuple[Times | None, Times | None]:
-    """Return when what stands before and after some missing numbers happened, as far as known."""
-    before = connection.execute(
-        f"{_STORED} WHERE first < ? ORDER BY first DESC LIMIT {_NEIGHBORS}", (first,)
-    )
-    after = connection.execute(
-        f"{_STORED} WHERE first > ? ORDER BY first LIMIT {_NEIGHBORS}", (last,)
-    )
-    return _nearest_times(before), _nearest_times(after)
+    holes: Sequence[Span] = ()
+    """Holes that the file does not list yet."""
 
 
 def take_stock(connection: Connection, sinks: Sequence[str], bounds: Bounds) -> Stock:
-    """Give each new sink a cursor at the tail, and return what a file holds that was checked."""
+    """Give each new sink a cursor at the tail; return what the file, already checked, holds."""
     tail = _tail(connection)
     (was_opened,) = connection.execute("SELECT EXISTS (SELECT 1 FROM cursors)").fetchone()
     save_new_cursors(connection, dict.fromkeys(sinks, tail))
     cursors = dict(connection.execute("SELECT sink, settled FROM cursors"))
-    return Stock(
-        tail=tail,
-        cursors=cursors,
-        holes=list(_holes(connection, min(cursors.values(), default=tail), tail)),
-        oldest_at={sink: _oldest_at(connection, cursors[sink]) for sink in cursors},
-        bytes=_bytes(connection, bounds.path),
-        remembered=load(connection),
-        was_unused=bool(was_opened) and not tail,
-    )
-
-
-def _holes(connection: Connection, cursor: int, tail: int) -> Iterator[Hole]:
-    """Yield the numbers that no row holds; what lies at a known hole is not to be read."""
+    # A row with numbers of a known hole is never read.
     present = connection.execute(
         "SELECT first, first + points - 1 FROM journal_rows WHERE NOT EXISTS ("
         "SELECT 1 FROM holes WHERE holes.first < journal_rows.first + journal_rows.points"
         " AND holes.first + holes.points > journal_rows.first)"
     )
-    for first, last in missing(present, after=cursor, through=tail):
-        yield Hole(first, last - first + 1)
+    return Stock(
+        tail=tail,
+        cursors=cursors,
+        holes=missing(present, after=min(cursors.values(), default=tail), through=tail),
+        oldest_at={sink: _oldest_at(connection, cursors[sink]) for sink in cursors},
+        bytes=_bytes(connection, bounds.path),
+        saved=load(connection),
+        was_unused=bool(was_opened) and not tail,
+    )
 
 
 def append_lines(
     connection: Connection,
     *,
-    lent: Sequence[Row],
+    uncommitted: Sequence[Row],
     lines: Lines,
     tail: int,
     received_at: float,
     cursors: Mapping[str, int],
     configured: int,
     unsaved: Unsaved,
-    unsaved_holes: Sequence[Hole],
+    unsaved_holes: Sequence[Span],
     bounds: Bounds,
 ) -> Appended:
-    """Save cursors and coverage, and put lent rows and new lines behind the tail.
+    """Save cursors and coverage, and append uncommitted rows and new lines at the tail.
 
     Raises:
         JournalFull: there is no room and the policy is `drop_new`.
@@ -182,7 +255,7 @@ def append_lines(
     """
     # Few statements: on a busy loop each may wait some milliseconds for the interpreter's lock.
     new = numbered(compress(lines), first=tail + 1, received_at=received_at) if lines.points else []
-    rows = [*lent, *new]
+    rows = [*uncommitted, *new]
     _save_cursors(connection, cursors)
     dropped = _make_room(connection, rows, configured, bounds)
     if dropped:
@@ -192,8 +265,7 @@ def append_lines(
         )
     insert_rows(connection, rows)
     save_tail(connection, tail + lines.points)
-    if unsaved_holes:
-        save_holes(connection, unsaved_holes)
+    save_holes(connection, unsaved_holes)
     save_coverage(connection, unsaved)
     lost = dropped > min(cursors.values(), default=dropped)
     size = size_of(connection, bounds.path)
@@ -209,7 +281,7 @@ def append_lines(
 def _make_room(connection: Connection, rows: Sequence[Row], configured: int, bounds: Bounds) -> int:
     """Delete the oldest rows until the new ones fit; return the last number deleted, or 0.
 
-    Rows that no configured sink needs go first, whatever orphans may want.
+    Rows that every configured sink has acked go first, also if an orphan has not.
     """
     size = size_of(connection, bounds.path)
     page = size.page_bytes
@@ -232,8 +304,8 @@ def _make_room(connection: Connection, rows: Sequence[Row], configured: int, bou
     return through
 
 
-def tidy_block(connection: Connection, tidying: Tidying, path: Path) -> tuple[bool, int]:
-    """Save, and delete some rows; say whether there may be more, and the bytes then taken."""
+def tidy_block(connection: Connection, tidying: Tidying, path: Path | None) -> tuple[bool, int]:
+    """Save, and delete some rows; return whether there may be more, and the bytes then taken."""
     _save_cursors(connection, tidying.cursors)
     save_coverage(connection, tidying.unsaved)
     if tidying.states:
@@ -265,16 +337,26 @@ def _save_cursors(connection: Connection, cursors: Mapping[str, int]) -> None:
     )
 
 
+def settled_check(sink: str, settled: int) -> int:
+    """Return the check beside a cursor: its complement, less a number derived from its name."""
+    return ~settled - zlib.crc32(sink.encode())
+
+
+def settled_by(sink: str, check: int) -> int:
+    """Return the cursor that a check stands beside."""
+    return ~(check + zlib.crc32(sink.encode()))
+
+
 def save_new_cursors(connection: Connection, cursors: Mapping[str, int]) -> None:
-    """Write the cursors of sinks that have none yet, and the checks that an older version lacks."""
+    """Write the cursors of new sinks, and the checks that a file of an older version lacks."""
     connection.executemany(
         "INSERT OR IGNORE INTO cursors (sink, settled, settled_check) VALUES (?, ?, ?)",
-        [(sink, at, checks.settled_check(sink, at)) for sink, at in cursors.items()],
+        [(sink, at, settled_check(sink, at)) for sink, at in cursors.items()],
     )
     unchecked = connection.execute("SELECT sink, settled FROM cursors WHERE settled_check IS NULL")
     connection.executemany(
         "UPDATE cursors SET settled_check = ? WHERE sink = ?",
-        [(checks.settled_check(sink, at), sink) for sink, at in unchecked.fetchall()],
+        [(settled_check(sink, at), sink) for sink, at in unchecked.fetchall()],
     )
     connection.execute("UPDATE journal SET sinks = (SELECT count(*) FROM cursors)")
 
@@ -284,11 +366,11 @@ def save_tail(connection: Connection, tail: int) -> None:
     connection.execute("UPDATE journal SET tail = ?, tail_check = ?", (tail, ~tail))
 
 
-def save_holes(connection: Connection, new: Iterable[Hole]) -> None:
+def save_holes(connection: Connection, holes: Iterable[Span]) -> None:
     """Write which numbers are known to be missing."""
     connection.executemany(
         "INSERT OR REPLACE INTO holes (first, points) VALUES (?, ?)",
-        [(hole.first, hole.points) for hole in new],
+        [(hole.first, hole.points) for hole in holes],
     )
 
 
@@ -298,7 +380,7 @@ def insert_rows(connection: Connection, rows: Iterable[Row]) -> None:
         "INSERT INTO journal_rows (first, points, received_at, gzip, checksum)"
         " VALUES (?, ?, ?, ?, ?)",
         (
-            (*columns, checks.checksum(*columns))
+            (*columns, checksum(*columns))
             for row in rows
             for columns in [(row.first, row.points, row.received_at, row.gzip)]
         ),
@@ -308,23 +390,44 @@ def insert_rows(connection: Connection, rows: Iterable[Row]) -> None:
 def rows_after(connection: Connection, cursor: int, max_points: int) -> list[Row]:
     """Return the row of the point after the cursor, and those behind it that fit.
 
-    Rows that are not as they were written are left out.
+    Damaged rows are left out.
+    """
+    found = connection.execute(f"{_STORED} {_FROM_NEXT} ORDER BY first", {"next": cursor + 1})
+    with contextlib.closing(found):  # a statement left open would hold the WAL
+        stored = (StoredRow(*columns) for columns in found)
+        rows = (each.row for each in stored if each.row.last > cursor and each.is_whole())
+        return take(rows, max_points=max_points)
+
+
+def retained_rows(connection: Connection, after: int, limit: int) -> tuple[list[Row], int | None]:
+    """Return the first rows that hold a point after a number, damaged ones left out.
+
+    And the number after which there may be more, None when there are no more.
     """
     found = connection.execute(
-        f"{_STORED} WHERE first >= coalesce("  # noqa: S608 - words of ours
-        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next) ORDER BY first",
-        {"next": cursor + 1},
+        f"{_STORED} {_FROM_NEXT} AND first + points > :next ORDER BY first LIMIT :limit",
+        {"next": after + 1, "limit": limit},
+    ).fetchall()
+    stored = [StoredRow(*columns) for columns in found]
+    last = max(after + 1, stored[-1].row.last) if len(stored) == limit else None
+    return [each.row for each in stored if each.is_whole()], last
+
+
+def times_around(connection: Connection, span: Span) -> tuple[Times | None, Times | None]:
+    """Return when the live points before and after missing numbers happened, where known."""
+    before = connection.execute(
+        f"{_STORED} WHERE first < ? ORDER BY first DESC LIMIT {_NEIGHBORS}", (span.first,)
     )
-    with contextlib.closing(found):  # a statement left open would hold the WAL
-        stored = (checks.StoredRow(*columns) for columns in found)
-        rows = (each.row for each in stored if each.row.last > cursor and checks.is_whole(each))
-        return take(rows, max_points=max_points)
+    after = connection.execute(
+        f"{_STORED} WHERE first > ? ORDER BY first LIMIT {_NEIGHBORS}", (span.last,)
+    )
+    return _nearest_times(before), _nearest_times(after)
 
 
 def _nearest_times(found: Cursor) -> Times | None:
     with contextlib.closing(found):
-        for stored in (checks.StoredRow(*columns) for columns in found):
-            if checks.is_whole(stored):
+        for stored in (StoredRow(*columns) for columns in found):
+            if stored.is_whole():
                 lines = Lines(gzip_stream.decompressed(stored.gzip), stored.points)
                 if (times := live_times_of(lines)) is not None:
                     return times
@@ -334,31 +437,14 @@ def _nearest_times(found: Cursor) -> Times | None:
 def _oldest_at(connection: Connection, cursor: int) -> float | None:
     """Return when the row of the next point, or the one before it, was received."""
     oldest = connection.execute(
-        "SELECT received_at FROM journal_rows WHERE first >= coalesce("
-        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next) ORDER BY first LIMIT 1",
+        f"SELECT received_at FROM journal_rows {_FROM_NEXT}"  # noqa: S608 - words of ours
+        " ORDER BY first LIMIT 1",
         {"next": cursor + 1},
     ).fetchone()
     return oldest[0] if oldest else None
 
 
-def retained_rows(connection: Connection, after: int, limit: int) -> tuple[list[Row], int | None]:
-    """Return the first rows that hold a point after a number.
-
-    And the number after which there may be more, None when there are no more. Rows that are not
-    as they were written are left out.
-    """
-    found = connection.execute(
-        f"{_STORED} WHERE first >= coalesce("  # noqa: S608 - words of ours
-        "(SELECT max(first) FROM journal_rows WHERE first <= :next), :next)"
-        " AND first + points > :next ORDER BY first LIMIT :limit",
-        {"next": after + 1, "limit": limit},
-    ).fetchall()
-    stored = [checks.StoredRow(*columns) for columns in found]
-    last = max(after + 1, stored[-1].row.last) if len(stored) == limit else None
-    return [each.row for each in stored if checks.is_whole(each)], last
-
-
-def _bytes(connection: Connection, path: Path) -> int:
+def _bytes(connection: Connection, path: Path | None) -> int:
     size = size_of(connection, path)
     return size.live_bytes + size.wal_bytes
 
@@ -367,3 +453,138 @@ def _tail(connection: Connection) -> int:
     (tail,) = connection.execute("SELECT tail FROM journal").fetchone()
     assert isinstance(tail, int)
     return tail
+
+
+def load(connection: Connection) -> Saved:
+    """Read coverage and last states.
+
+    Raises:
+        StorageDamaged: a value is impossible.
+    """
+    covered = _select(connection, "covered", _COVERED_COLUMNS).fetchone()
+    states_through, keep_from = _select(
+        connection, "journal", ("states_through", "keep_from")
+    ).fetchone()
+    return Saved(
+        covered=replace(covered_of(covered), keep_from=keep_from) if covered else None,
+        gaps=[gap_of(row) for row in _select(connection, "gaps", GAP_COLUMNS)],
+        states={
+            entity_id: LastState(*columns)
+            for entity_id, *columns in connection.execute(
+                "SELECT entity_id, state, changed_ns, time_ns FROM last_states"
+            )
+        },
+        states_through=states_through,
+    )
+
+
+def _select(connection: Connection, table: str, columns: Sequence[str]) -> Cursor:
+    present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
+    chosen = [name if name in present else _ADDED[name] for name in columns]
+    return connection.execute(f"SELECT {', '.join(chosen)} FROM {table}")  # noqa: S608 - names of ours
+
+
+def save_coverage(connection: Connection, unsaved: Unsaved) -> None:
+    """Write what has changed of the coverage and its gaps."""
+    if unsaved.covered is not None:
+        save_covered(connection, unsaved.covered)
+    save_gaps(connection, unsaved.gaps)
+    connection.executemany(
+        "DELETE FROM gaps WHERE id = ?", [(number,) for number in unsaved.forgotten]
+    )
+
+
+def save_covered(connection: Connection, covered: Covered) -> None:
+    """Write which time the journal covers."""
+    columns = (covered.since_ns, covered.through_ns, covered.edge_at, ~covered.through_ns)
+    changed = connection.execute(
+        "UPDATE covered SET since_ns = ?, through_ns = ?, edge_at = ?, through_check = ?", columns
+    )
+    if not changed.rowcount:
+        connection.execute(
+            "INSERT INTO covered (since_ns, through_ns, edge_at, through_check)"
+            " VALUES (?, ?, ?, ?)",
+            columns,
+        )
+        connection.execute("UPDATE journal SET has_covered = 1")
+    connection.execute("UPDATE journal SET keep_from = ?", (covered.keep_from,))
+
+
+def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
+    """Write gaps, in place of their former versions."""
+    connection.executemany(
+        f"INSERT OR REPLACE INTO gaps ({_GAP_COLUMNS})"  # noqa: S608 - names of ours
+        f" VALUES ({', '.join('?' * len(GAP_COLUMNS))})",
+        [_columns_of(gap) for gap in gaps],
+    )
+
+
+def save_states(connection: Connection, states: Mapping[str, LastState], through: int) -> None:
+    """Write the newest states of some entities, true up to a sequence number.
+
+    States with a time that a check would call damage are left out.
+    """
+    connection.executemany(
+        "INSERT OR REPLACE INTO last_states (entity_id, state, changed_ns, time_ns)"
+        " VALUES (?, ?, ?, ?)",
+        [
+            (entity_id, last.state, last.changed_ns, last.time_ns)
+            for entity_id, last in states.items()
+            if is_time_ns(last.time_ns) and is_time_ns(last.changed_ns or 0)
+        ],
+    )
+    connection.execute("UPDATE journal SET states_through = ?", (through,))
+
+
+def _columns_of(gap: Gap) -> list[object]:
+    values = ((name, getattr(gap, name)) for name in GAP_COLUMNS)
+    return [json.dumps(value) if name in _JSON_COLUMNS else value for name, value in values]
+
+
+def gap_of(row: Sequence[object]) -> Gap:
+    """Return the gap that a row holds.
+
+    Raises:
+        StorageDamaged: a value is impossible.
+    """
+    columns = dict(zip(GAP_COLUMNS, row, strict=True))
+    try:
+        for name in _JSON_COLUMNS:
+            columns[name] = json.loads(str(columns[name]))
+        for name in _BOOLEAN_COLUMNS:
+            columns[name] = bool(columns[name])
+        gap = msgspec.convert(columns, Gap)
+    except (ValueError, RecursionError) as exc:
+        raise StorageDamaged(f"gap {columns.get('id')} cannot be read: {exc}") from exc
+    moments_ns = (gap.start_ns, gap.end_ns, gap.filled_ns or 0)
+    moments = (gap.found_at, gap.edge_at, gap.closed_at or 0.0)
+    if not all(map(is_time_ns, moments_ns)) or not all(map(is_time, moments)):
+        raise StorageDamaged(f"gap {gap.id} has a time that cannot be right")
+    if gap.start_ns > gap.end_ns or gap.id < 1:
+        raise StorageDamaged(f"gap {gap.id} ends before it starts")
+    return gap
+
+
+def is_time(seconds: object) -> bool:
+    """Return whether a value can be a moment in seconds since the epoch."""
+    return isinstance(seconds, int | float) and 0 <= seconds < MAX_SECONDS
+
+
+def is_time_ns(time_ns: object) -> bool:
+    """Return whether a value can be a moment in nanoseconds since the epoch."""
+    return isinstance(time_ns, int) and 0 <= time_ns < MAX_SECONDS * SECOND_NS
+
+
+def covered_of(row: Sequence[object]) -> Covered:
+    """Return the time that a row says is covered.
+
+    Raises:
+        StorageDamaged: it is impossible.
+    """
+    try:
+        covered = msgspec.convert(dict(zip(_COVERED_COLUMNS, row, strict=True)), Covered)
+    except ValueError as exc:
+        raise StorageDamaged(f"the time that it covers cannot be read: {exc}") from exc
+    if not all(map(is_time_ns, (covered.since_ns, covered.through_ns))):
+        raise StorageDamaged("the time that it covers cannot be right")
+    return covered

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self, TypeAlias, TypeVar
 from urllib.parse import quote
@@ -67,12 +68,13 @@ class Database:
     """One SQLite file in WAL mode: one thread that writes, one that reads.
 
     Use as `async with`. Work is a plain function of a connection; it runs in the file's
-    own thread and never on the event loop.
+    own thread and never on the event loop. Without a path the database is in memory, and the
+    thread that writes reads as well.
     """
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         *,
         migrations: Sequence[str],
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
@@ -108,12 +110,16 @@ class Database:
             StorageDamaged: the file is not a readable database.
             StorageError: the folder or file cannot be opened; the message names it.
         """
+        if self.path is None:
+            self._writer = self._reader = _Worker("sqlite[memory]")
+            await self._writer.open(partial(_connect, ":memory:", self._prepare_writer))
+            return self
         writer = _Worker(f"sqlite-write[{self.path.name}]")
         reader = _Worker(f"sqlite-read[{self.path.name}]")
         try:
             with opening(self.path):
-                await writer.open(self._open_for_writing)
-                await reader.open(self._open_for_reading)
+                await writer.open(partial(self._open_for_writing, self.path))
+                await reader.open(partial(_connect, self.path, _prepare_reader))
         except BaseException:
             await reader.close()
             await writer.close()
@@ -149,22 +155,22 @@ class Database:
         assert self._reader is not None, "the database is not open"
         return await self._reader.run(work)
 
-    def _open_for_writing(self) -> Connection:
-        make_folder(self.path.parent)
-        self._examine()
-        return _connect(self.path, self._prepare_writer)
+    def _open_for_writing(self, path: Path) -> Connection:
+        make_folder(path.parent)
+        self._examine(path)
+        return _connect(path, self._prepare_writer)
 
-    def _examine(self) -> None:
+    def _examine(self, path: Path) -> None:
         """Check a closed file and its companions; nothing in them is changed."""
-        _check_kind(self.path)
-        _set_stray_journal_aside(self.path)
-        if not self.path.exists():
+        _check_kind(path)
+        _set_stray_journal_aside(path)
+        if not path.exists():
             return
-        with _connected_read_only(self.path) as connection:
-            version = _check_schema(connection, self.path, self._migrations)
+        with _connected_read_only(path) as connection:
+            version = _check_schema(connection, path, self._migrations)
             if version:
                 self._check(connection)
-        if sqlite_pages.has_lost_commits(self.path):
+        if sqlite_pages.has_lost_commits(path):
             raise StorageDamaged("commits in its write-ahead log cannot be read")
 
     def _prepare_writer(self, connection: Connection) -> None:
@@ -176,8 +182,9 @@ class Database:
         connection.execute(f"PRAGMA wal_autocheckpoint = {max(1, wal_pages)}")
         _migrate(connection, self._migrations)
 
-    def _open_for_reading(self) -> Connection:
-        return _connect(self.path, lambda reader: reader.execute("PRAGMA query_only = ON"))
+
+def _prepare_reader(connection: Connection) -> None:
+    connection.execute("PRAGMA query_only = ON")
 
 
 @contextlib.contextmanager
@@ -230,15 +237,15 @@ class Size:
     page_bytes: int
 
 
-def size_of(connection: Connection, path: Path) -> Size:
-    """Measure the database that `connection` has opened at `path`."""
+def size_of(connection: Connection, path: Path | None) -> Size:
+    """Measure the database that `connection` has opened at `path`, or in memory."""
     page, pages, free = connection.execute(
         "SELECT * FROM pragma_page_size, pragma_page_count, pragma_freelist_count"
     ).fetchone()
-    try:
-        wal_bytes = _companion(path, "-wal").stat().st_size
-    except FileNotFoundError:
-        wal_bytes = 0
+    wal_bytes = 0
+    if path is not None:
+        with contextlib.suppress(FileNotFoundError):
+            wal_bytes = _companion(path, "-wal").stat().st_size
     return Size((pages - free) * page, free * page, wal_bytes, page)
 
 
@@ -408,17 +415,16 @@ class _Worker:
             with translated_errors():
                 return work()
 
-        # Work that has begun ends, also when its caller is cancelled: a transaction is
-        # never left open, and close() queues behind it.
-        future = asyncio.get_running_loop().run_in_executor(self._executor, translated)
-        return await asyncio.shield(future)
+        # Work that has begun ends in its thread, also when the caller is cancelled: a transaction
+        # is never left open, and close() queues behind it.
+        return await asyncio.get_running_loop().run_in_executor(self._executor, translated)
 
 
 def _companion(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _connect(path: Path, prepare: Callable[[Connection], object]) -> Connection:
+def _connect(path: Path | str, prepare: Callable[[Connection], object]) -> Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA busy_timeout = 5000")

@@ -20,7 +20,7 @@ import pytest
 from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
 from app.journal.journal import SqliteJournal
-from app.journal.tables import save_states
+from app.journal.transactions import save_states
 from app.model import LastState, Lines, Times
 from tests.fakes.points import new_telemetry, numbers_in
 

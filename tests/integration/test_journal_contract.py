@@ -6,19 +6,15 @@ import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 import pytest
 
 from app.journal.cursors import Overflow, Pending
 from app.journal.journal import SqliteJournal
-from app.journal.memory import MemoryJournal
 from app.model import Lines, Row
 from app.runtime.errors import JournalFull
 from app.runtime.metrics import Telemetry
 from tests.fakes.points import new_telemetry, numbered_lines, numbers_in
-
-Journal: TypeAlias = SqliteJournal | MemoryJournal
 
 BOUND = 400_000
 
@@ -37,14 +33,10 @@ class Workshop:
         max_bytes: int = 10_000_000,
         overflow: Overflow = "drop_oldest",
         recent_bytes: int = 8_000_000,
-    ) -> Journal:
+    ) -> SqliteJournal:
         """Return a journal that is not open yet."""
-        if self.kind == "memory":
-            return MemoryJournal(
-                sinks=sinks, max_bytes=max_bytes, overflow=overflow, telemetry=self.telemetry
-            )
         return SqliteJournal(
-            self._folder / "journal.db",
+            None if self.kind == "memory" else self._folder / "journal.db",
             sinks=sinks,
             max_bytes=max_bytes,
             overflow=overflow,
@@ -59,7 +51,7 @@ def workshop(request: pytest.FixtureRequest, tmp_path: Path) -> Workshop:
     return Workshop(request.param, tmp_path)
 
 
-async def append(journal: Journal, first: int, count: int, *, at: float = 1.0) -> None:
+async def append(journal: SqliteJournal, first: int, count: int, *, at: float = 1.0) -> None:
     """Append numbered points."""
     await journal.append(numbered_lines(first, count), received_at=at)
 
@@ -73,12 +65,12 @@ def bulky_lines(first: int, count: int, *, line_bytes: int) -> Lines:
     return Lines(b"".join(line.data for line in lines), count)
 
 
-async def append_bulky(journal: Journal, first: int) -> None:
+async def append_bulky(journal: SqliteJournal, first: int) -> None:
     """Append ten points that take about 20 kB."""
     await journal.append(bulky_lines(first, 10, line_bytes=4000), received_at=float(first))
 
 
-async def fill(journal: Journal) -> None:
+async def fill(journal: SqliteJournal) -> None:
     """Append until the journal refuses."""
     for first in range(1, 1000, 10):
         await append_bulky(journal, first)
@@ -89,11 +81,9 @@ def spans(rows: Sequence[Row]) -> list[tuple[int, int]]:
     return [(row.first, row.last) for row in rows]
 
 
-def assert_balanced(
-    journal: Journal, telemetry: Telemetry, sink: str, *, acked: int, held_at_start: int = 0
-) -> None:
-    """Held at start + appended = acked + dropped + held."""
-    came = held_at_start + journal.status().appended_points
+def assert_balanced(journal: SqliteJournal, telemetry: Telemetry, sink: str, *, acked: int) -> None:
+    """Appended = acked + dropped + held, in a journal that was empty."""
+    came = journal.status().appended_points
     dropped = telemetry.sink(sink).dropped
     assert came == acked + dropped + journal.pending(sink).points
 
@@ -104,7 +94,6 @@ async def test_an_empty_journal_has_nothing_to_read(workshop: Workshop) -> None:
         assert await journal.read("a", max_points=100) == []
         assert Pending(points=0, oldest_at=None) == journal.pending("a")
         assert journal.cursor("a") == 0
-        assert journal.held_at_start("a") == 0
         assert journal.status().appended_points == 0
 
 
@@ -428,12 +417,3 @@ async def test_housekeeping_runs_until_it_is_cancelled(workshop: Workshop) -> No
         await asyncio.wait({running})
 
         assert running.cancelled()
-
-
-def test_both_kinds_have_the_same_face() -> None:
-    """Whoever holds a journal need not know which."""
-
-    def public(kind: type) -> set[str]:
-        return {name for name in dir(kind) if not name.startswith("_")}
-
-    assert {"missing_points"} == public(SqliteJournal) ^ public(MemoryJournal)

@@ -13,6 +13,7 @@ import pytest
 
 from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
+from app.journal.batcher import Batcher
 from app.journal.cursors import Overflow
 from app.journal.journal import SqliteJournal, free_disk_bytes
 from app.model import MAX_TIME_NS, LastState, Lines, Row
@@ -80,6 +81,11 @@ async def numbers_held(journal: SqliteJournal, sink: str) -> list[int]:
     return numbers_in(await journal.read(sink, max_points=10**9))
 
 
+def missing_points(journal: SqliteJournal) -> int:
+    """Return how many sequence numbers no row holds."""
+    return sum(hole.points for hole in journal._cursors.holes)
+
+
 async def on_disk(journal: SqliteJournal, query: str) -> list[tuple[object, ...]]:
     """Return what a second pair of eyes sees in the file."""
     return await journal._open_database().read(lambda connection: list(connection.execute(query)))
@@ -115,7 +121,7 @@ async def test_a_restart_keeps_points_and_cursors(path: Path) -> None:
 
     async with journal_at(path, "a") as journal:
         assert journal.cursor("a") == 7
-        assert 3 == journal.held_at_start("a") == journal.pending("a").points
+        assert journal.pending("a").points == 3
         assert journal.pending("a").oldest_at == 8.0
         assert journal.status().appended_points == 0
         assert await numbers_held(journal, "a") == [6, 7, 8, 9, 10]
@@ -132,7 +138,7 @@ async def test_what_append_returned_for_survives_a_kill(path: Path, tmp_path: Pa
 
     async with journal_at(killed / "journal.db", "a") as journal:
         assert journal.cursor("a") == 2
-        assert journal.held_at_start("a") == 8
+        assert journal.pending("a").points == 8
         assert list(range(1, 11)) == await numbers_held(journal, "a")
 
 
@@ -157,8 +163,8 @@ async def test_a_new_sink_starts_at_the_tail(path: Path) -> None:
 
     async with journal_at(path, "a", "b") as journal:
         assert journal.cursor("b") == 5
-        assert journal.held_at_start("b") == 0
-        assert journal.held_at_start("a") == 5
+        assert journal.pending("b").points == 0
+        assert journal.pending("a").points == 5
 
 
 async def test_a_backlog_on_disk_is_read_on_into_memory(path: Path) -> None:
@@ -238,7 +244,7 @@ async def test_closing_on_a_sick_disk_says_so(path: Path, caplog: pytest.LogCapt
 
     assert "cursors of the journal were not saved" in caplog.text
     async with journal_at(path, "a") as journal:
-        assert journal.held_at_start("a") == 5
+        assert journal.pending("a").points == 5
 
 
 async def make_read_only(journal: SqliteJournal, *, read_only: bool) -> None:
@@ -277,7 +283,24 @@ async def test_closing_waits_for_the_append_under_way(path: Path) -> None:
 
     assert journal.status().appended_points == 5
     async with journal_at(path, "a") as journal:
-        assert journal.held_at_start("a") == 5
+        assert journal.pending("a").points == 5
+
+
+async def test_a_cancelled_batcher_waits_for_its_append_and_counts_it_once(path: Path) -> None:
+    """An append that has begun ends in the journal, so its points are journaled."""
+    telemetry = new_telemetry()
+    async with journal_at(path, "a", telemetry=telemetry) as journal, asyncio.timeout(5):
+        batcher = Batcher(journal, telemetry=telemetry, commit_interval_s=0.0)
+        running = asyncio.create_task(batcher.run(), name="batcher")
+        batcher.put(numbered_lines(1, 3), received_at=1.0)
+        while not journal._order.locked():
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait({running})
+
+        assert running.cancelled()
+        assert 3 == telemetry.journaled == journal.status().appended_points
+        assert batcher.pending_points == 0
 
 
 async def test_recent_rows_stay_within_their_bytes(path: Path) -> None:
@@ -301,11 +324,11 @@ async def test_acked_rows_leave_memory_with_the_next_append(path: Path) -> None:
         assert journal._recent.holding(6) is not None
 
 
-# Lent rows, while the disk is sick
+# Uncommitted rows, while commits fail
 
 
 async def append_uncommitted(journal: SqliteJournal, first: int, count: int) -> None:
-    """Lend numbered points."""
+    """Append numbered points without a commit."""
     await journal.append_uncommitted(numbered_lines(first, count), received_at=2.0)
 
 
@@ -349,7 +372,7 @@ async def test_points_that_every_sink_acked_before_a_commit_are_never_written(pa
         assert list(range(11, 16)) == await numbers_held(journal, "b")
 
     async with journal_at(path, "a", "b") as journal:
-        assert journal.missing_points == 0
+        assert missing_points(journal) == 0
         await append(journal, 16, 1)
         assert [*range(11, 17)] == await numbers_held(journal, "b")
         assert await numbers_held(journal, "a") == [16]
@@ -425,7 +448,7 @@ async def test_a_kill_before_the_commit_skips_no_point_of_the_next_life(
 
 
 async def test_a_failed_commit_changes_nothing_and_is_tried_again(path: Path) -> None:
-    """What was acked while it was tried is let go of afterwards."""
+    """Rows that were acked during the attempt are discarded after it."""
     telemetry = new_telemetry()
     async with journal_at(path, "a", telemetry=telemetry) as journal:
         await make_read_only(journal, read_only=True)
@@ -467,7 +490,7 @@ async def test_closing_commits_uncommitted_points(path: Path) -> None:
         await append_uncommitted(journal, 1, 5)
 
     async with journal_at(path, "a") as journal:
-        assert journal.held_at_start("a") == 5
+        assert journal.pending("a").points == 5
 
 
 async def test_closing_on_a_sick_disk_says_what_is_lost(
@@ -500,7 +523,7 @@ async def test_a_sink_that_is_not_configured_loses_points_that_were_never_commit
         assert journal.pending("b").points == 6
 
     async with journal_at(path, "a", "b") as journal:
-        assert journal.missing_points == 10
+        assert missing_points(journal) == 10
         seen: list[int] = []
         while rows := await journal.read("b", max_points=1):
             seen += numbers_in(rows)
@@ -589,7 +612,7 @@ async def test_a_disk_that_runs_full_is_a_bound_too(path: Path) -> None:
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "drop_new"])
 async def test_a_full_disk_is_no_reason_to_drop_what_is_new(path: Path, overflow: Overflow) -> None:
-    """The database may be well: what does not fit is lent, not lost."""
+    """The database may be well: points that do not fit go to the sinks from memory."""
     telemetry = new_telemetry()
     async with journal_at(
         path, "a", overflow=overflow, telemetry=telemetry, min_free_bytes=1, free_bytes=lambda _: 0
@@ -755,9 +778,9 @@ async def test_rows_that_are_gone_at_the_start_are_not_held(path: Path) -> None:
         )
 
     async with journal_at(path, "a", "b") as journal:
-        assert journal.missing_points == 15
-        assert 15 == journal.held_at_start("a") == journal.pending("a").points
-        assert 5 == journal.held_at_start("b") == journal.pending("b").points
+        assert missing_points(journal) == 15
+        assert journal.pending("a").points == 15
+        assert journal.pending("b").points == 5
         await append(journal, 31, 1)
         seen: list[int] = []
         while rows := await journal.read("a", max_points=1):
@@ -804,8 +827,8 @@ async def test_rows_around_the_damage_are_saved(
 
         assert 400 <= len(saved) < 600
         assert sorted(saved) == saved
-        assert len(saved) == journal.held_at_start("a") == status.salvaged
-        assert len(saved) + journal.missing_points == 600
+        assert len(saved) == journal.pending("a").points == status.salvaged
+        assert len(saved) + missing_points(journal) == 600
         assert f"{600 - len(saved)} are missing" in str(status.reason)
         assert "is damaged" in caplog.text
         await append(journal, 601, 1)
@@ -830,7 +853,7 @@ async def test_a_file_cut_short_keeps_what_is_left(path: Path, left: float) -> N
 
         assert sorted(set(saved)) == saved
         assert (200 if left >= 0.5 else 0) <= len(saved) < 600
-        assert len(saved) + journal.missing_points == 600
+        assert len(saved) + missing_points(journal) == 600
         assert "is damaged" in str(status.reason) or "was damaged" in str(status.reason)
         await append(journal, 601, 1)
         assert [*saved, 601] == await numbers_held(journal, "a")
@@ -856,7 +879,7 @@ async def test_repaired_points_are_delivered_past_the_holes(path: Path) -> None:
     overwrite(path, start=path.stat().st_size // 2 // PAGE * PAGE, count=20 * PAGE)
 
     async with journal_at(path, "a") as journal:
-        held = journal.held_at_start("a")
+        held = journal.pending("a").points
         seen: list[int] = []
         while rows := await journal.read("a", max_points=10):
             seen += numbers_in(rows)
@@ -879,7 +902,9 @@ async def test_cursors_are_kept_when_they_can_be_read(path: Path) -> None:
         assert journal.cursor("a") == 305
         assert journal.cursor("b") == 600
         assert (
-            journal.status().salvaged == journal.held_at_start("a") == 295 - journal.missing_points
+            journal.status().salvaged
+            == journal.pending("a").points
+            == 295 - missing_points(journal)
         )
         assert journal.pending("b").points == 0
 
@@ -913,8 +938,8 @@ async def test_without_cursors_every_saved_point_is_sent_again(path: Path) -> No
 
     async with journal_at(path, "a") as journal:
         assert list(range(21, 52)) == await numbers_held(journal, "a")
-        assert 31 == journal.held_at_start("a") == journal.status().salvaged
-        assert journal.missing_points == 0
+        assert 31 == journal.pending("a").points == journal.status().salvaged
+        assert missing_points(journal) == 0
 
 
 async def test_a_row_that_does_not_unpack_counts_as_missing(path: Path) -> None:
@@ -932,7 +957,7 @@ async def test_a_row_that_does_not_unpack_counts_as_missing(path: Path) -> None:
         saved = await numbers_held(journal, "a")
 
         assert set(range(11, 21)).isdisjoint(saved)
-        assert len(saved) + journal.missing_points == 600
+        assert len(saved) + missing_points(journal) == 600
 
 
 @pytest.mark.parametrize("time_ns", [-1, -MAX_TIME_NS, MAX_TIME_NS])
@@ -977,7 +1002,7 @@ async def test_a_repair_that_was_interrupted_begins_again(path: Path) -> None:
     await filled(path.with_name("journal.db.salvage"), rows=1)
 
     async with journal_at(path, "a") as journal:
-        assert journal.held_at_start("a") > 300
+        assert journal.pending("a").points > 300
     assert not path.with_name("journal.db.salvage").exists()
 
 

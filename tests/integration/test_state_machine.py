@@ -13,9 +13,9 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import pytest
 from hypothesis import settings
@@ -23,9 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.journal.batcher import Batcher
-from app.journal.cursors import Hole, Overflow, Pending
+from app.journal.cursors import Overflow, Pending, Span
 from app.journal.journal import SqliteJournal
-from app.journal.memory import MemoryJournal
 from app.model import Lines, Row
 from app.runtime.errors import JournalFull, StorageError
 from app.runtime.metrics import Telemetry
@@ -46,13 +45,11 @@ from app.sinks.outcomes import (
 from app.sinks.retry_policy import refusing
 from tests.fakes.points import new_telemetry
 
-Journal: TypeAlias = SqliteJournal | MemoryJournal
 SinkProblem = Literal["held", "busy", "timed out", "unavailable", "failed", "too large"]
 
 SINKS = ("a", "b")
 MAX_PENDING = 60
-SQLITE_BYTES = 200_000
-MEMORY_BYTES = 60_000
+MAX_BYTES = 200_000
 MOST_RESTARTS = 4
 """Of an example: with more of them nothing lives long enough to get into trouble."""
 IN_CI = bool(os.environ.get("CI"))
@@ -78,12 +75,9 @@ def breaks(sink: str, number: int) -> bool:
     return sink == "a" and number % 71 == 11
 
 
-def never_written(holes: Sequence[Hole], cursor: int, through: int) -> int:
-    """Return how many numbers in between a sink missed: lent while it was not set up."""
-    return sum(
-        max(0, min(hole.first + hole.points - 1, through) - max(hole.first - 1, cursor))
-        for hole in holes
-    )
+def never_written(holes: Sequence[Span], cursor: int, through: int) -> int:
+    """Return how many numbers a sink missed: never committed while it was not configured."""
+    return sum(max(0, min(hole.last, through) - max(hole.first - 1, cursor)) for hole in holes)
 
 
 class Model:
@@ -237,7 +231,7 @@ class Sink:
 class WatchedJournal:
     """A journal whose commits can be held back or made to fail, and that knows who waits."""
 
-    def __init__(self, inner: Journal, log: list[int]) -> None:
+    def __init__(self, inner: SqliteJournal, log: list[int]) -> None:
         self.inner = inner
         self.gate = asyncio.Event()
         self.gate.set()
@@ -251,19 +245,21 @@ class WatchedJournal:
         self.idle: set[str] = set()
         self._log = log
 
-    async def append(self, lines: Lines, *, received_at: float) -> None:
+    async def append(
+        self, lines: Lines, *, received_at: float, counted: Callable[[], None]
+    ) -> None:
         """Append, and note in the model what stands where."""
         await self._pass_the_gate()
         before = len(self._log)
         self._note(lines)
         try:
-            await self.inner.append(lines, received_at=received_at)
+            await self.inner.append(lines, received_at=received_at, counted=counted)
         except JournalFull:
             del self._log[before:]
             raise
 
     async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
-        """Lend, and note in the model what stands where."""
+        """Append without a commit, and note in the model what stands where."""
         self._note(lines)
         await self.inner.append_uncommitted(lines, received_at=received_at)
 
@@ -274,7 +270,7 @@ class WatchedJournal:
 
     @property
     def uncommitted_points(self) -> int:
-        """Return how many points are lent."""
+        """Return how many points are not committed."""
         return self.inner.uncommitted_points
 
     @property
@@ -313,7 +309,7 @@ class WatchedJournal:
         return self.inner.cursor(sink)
 
     def ack(self, sink: str, through: int) -> None:
-        """Settle, which must move the cursor."""
+        """Ack, which must move the cursor."""
         assert self.inner.cursor(sink) < through <= len(self._log) or self.is_forgotten
         self.inner.ack(sink, through)
 
@@ -338,9 +334,11 @@ def _let_threads_work() -> None:
 class Life:
     """One process, from its start to its end."""
 
-    def __init__(self, inner: Journal, model: Model, sinks: tuple[str, ...], overflow: Overflow):
+    def __init__(
+        self, inner: SqliteJournal, model: Model, sinks: tuple[str, ...], overflow: Overflow
+    ):
         self.telemetry: Telemetry = new_telemetry()
-        inner._cursors._telemetry = self.telemetry
+        inner._telemetry = inner._cursors._telemetry = self.telemetry
         self.journal = WatchedJournal(inner, model.log)
         self.put_points = 0
         self.sinks = {name: Sink(model.databases[name]) for name in sinks}
@@ -355,6 +353,7 @@ class Life:
             sleep=self.journal.nap,
         )
         self.started_at = {name: inner.cursor(name) for name in sinks}
+        self.held_at_start = {name: inner.pending(name).points for name in sinks}
         self.holes = inner._cursors.holes
         deliveries = [
             Delivery(
@@ -393,7 +392,7 @@ class Life:
             return True
         journal = self.journal
         # What every sink has is not pending any more, while its numbers may still be committed.
-        if isinstance(journal.inner, SqliteJournal) and journal.inner._order.locked():
+        if journal.inner._order.locked():
             return False
         is_calm = self.intake.pending_points == 0 or journal.at_the_gate
         return (is_calm or journal.napping is not None) and all(
@@ -435,15 +434,15 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(points=st.integers(1, 30), is_sick=st.booleans())
     def receive(self, points: int, *, is_sick: bool) -> None:
-        """Events come in, and from now on every commit fails or succeeds; memory is never sick."""
-        self.now.journal.is_sick = is_sick and isinstance(self.now.journal.inner, SqliteJournal)
+        """Events come in, and from now on every commit fails or succeeds."""
+        self.now.journal.is_sick = is_sick
         numbers = range(self.events, self.events + points)
         self.events += points
         data = b"".join(line_of(number) + b"\n" for number in numbers)
         self.now.put_points += points
         self.now.intake.put(Lines(data, points), received_at=0.0)
         self.play(self.now.rest())
-        # A second has passed: where commits fail, the intake lends what came, and tries again.
+        # A second has passed: where commits fail, sinks get what came, and a commit is tried.
         self.now.journal.wake()
         self.play(self.now.rest())
 
@@ -512,8 +511,8 @@ class MemoryMachine(RuleBasedStateMachine):
             counts = self.now.telemetry.sink(name)
             left = counts.written + counts.dead_lettered + counts.dropped
             held = inner.pending(name).points
-            assert inner.held_at_start(name) + inner.status().appended_points == left + held
-            # Settled once each: the cursor moved by exactly what was counted.
+            assert self.now.held_at_start[name] + inner.status().appended_points == left + held
+            # Acked once each: the cursor moved by exactly what was counted.
             start, cursor, end = self.now.started_at[name], inner.cursor(name), len(self.model.log)
             assert cursor - start - never_written(self.now.holes, start, cursor) == left
             assert cursor + held + never_written(self.now.holes, cursor, end) == end
@@ -562,13 +561,19 @@ class MemoryMachine(RuleBasedStateMachine):
         """Run something to its end on the loop of the machine."""
         self.runner.run(act)
 
-    def journal(self, sinks: tuple[str, ...]) -> Journal:
+    def journal(self, sinks: tuple[str, ...]) -> SqliteJournal:
         """Return the journal of the next life."""
-        return MemoryJournal(
+        return self._journal(None, sinks)
+
+    def _journal(self, path: Path | None, sinks: tuple[str, ...]) -> SqliteJournal:
+        return SqliteJournal(
+            path,
             sinks=sinks,
-            max_bytes=MEMORY_BYTES,
+            max_bytes=MAX_BYTES,
             overflow=self.overflow,
             telemetry=new_telemetry(),
+            recent_bytes=10_000,
+            free_bytes=lambda _: 10**12,
         )
 
     async def begin(self, sinks: tuple[str, ...]) -> None:
@@ -617,7 +622,6 @@ class SqliteMachine(MemoryMachine):
         """
         self.restarts += 1
         if is_tidy:
-            assert isinstance(self.now.journal.inner, SqliteJournal)
             self.play(self.now.journal.inner._tidy())
         self.play(self._restart(sinks, is_killed=is_killed))
 
@@ -626,17 +630,9 @@ class SqliteMachine(MemoryMachine):
         super().teardown()
         self.folders.cleanup()
 
-    def journal(self, sinks: tuple[str, ...]) -> Journal:
+    def journal(self, sinks: tuple[str, ...]) -> SqliteJournal:
         """Return the journal of the next life."""
-        return SqliteJournal(
-            self.folder / "journal.db",
-            sinks=sinks,
-            max_bytes=SQLITE_BYTES,
-            overflow=self.overflow,
-            telemetry=new_telemetry(),
-            recent_bytes=10_000,
-            free_bytes=lambda _: 10**12,
-        )
+        return self._journal(self.folder / "journal.db", sinks)
 
     @property
     def folder(self) -> Path:
@@ -649,19 +645,18 @@ class SqliteMachine(MemoryMachine):
             self.lives += 1
             shutil.copytree(before, self.folder)
             self._note_dropped(life)
-            self._forget_what_was_lent(life)
+            self._forget_uncommitted(life)
             life.journal.is_forgotten = True
         await life.end()
         if not is_killed:
             self._note_dropped(life)
         await self.begin(sinks)
 
-    def _forget_what_was_lent(self, life: Life) -> None:
+    def _forget_uncommitted(self, life: Life) -> None:
         inner = life.journal.inner
-        assert isinstance(inner, SqliteJournal)
-        del self.model.log[inner._durable_through :]
+        del self.model.log[inner._recent.durable_through :]
         for database in self.model.databases.values():
-            database.forget_numbers_after(inner._durable_through)
+            database.forget_numbers_after(inner._recent.durable_through)
 
     def _note_dropped(self, life: Life) -> None:
         for name, database in self.model.databases.items():

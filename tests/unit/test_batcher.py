@@ -35,13 +35,16 @@ class FakeJournal:
         """Set to that of the intake."""
         self._failures = list(failures)
 
-    async def append(self, lines: Lines, *, received_at: float) -> None:
-        """Append, or raise the next failure."""
+    async def append(
+        self, lines: Lines, *, received_at: float, counted: Callable[[], None]
+    ) -> None:
+        """Append and count, or raise the next failure."""
         self.begun += 1
         await self.letting_through.wait()
         if self._failures:
             raise self._failures.pop(0)
         self.appended.append((lines, received_at))
+        counted()
 
     async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
         """Note what is lent."""
@@ -449,26 +452,6 @@ async def test_what_comes_after_closing_is_counted() -> None:
     assert dict(books.telemetry.dropped) == {"shutdown": 3}
 
 
-async def test_cancelling_waits_for_the_append_and_counts_it_once() -> None:
-    """An append that has begun ends in the journal, so its points are journaled."""
-    journal = FakeJournal()
-    journal.letting_through.clear()
-    books = Books(journal, commit_interval_s=0.0)
-    running = asyncio.create_task(books.intake.run(), name="intake")
-    books.put(1, 3)
-    await books.until(lambda: journal.begun == 1)
-    running.cancel()
-    await asyncio.sleep(0)
-    assert not running.done()
-    journal.letting_through.set()
-    await asyncio.wait({running})
-
-    assert running.cancelled()
-    assert books.telemetry.journaled == 3
-    assert books.intake.pending_points == 0
-    books.check()
-
-
 async def test_cancelling_between_commits_leaves_points_pending() -> None:
     """They are neither journaled nor dropped; the books still know them."""
     books = Books(FakeJournal())
@@ -486,7 +469,9 @@ async def test_a_defect_of_the_journal_ends_the_loop() -> None:
     """Only a `StorageError` is worth another attempt; anything else is for the supervisor."""
 
     class BrokenJournal(FakeJournal):
-        async def append(self, lines: Lines, *, received_at: float) -> None:
+        async def append(
+            self, lines: Lines, *, received_at: float, counted: Callable[[], None]
+        ) -> None:
             raise ZeroDivisionError
 
     books = Books(BrokenJournal(), commit_interval_s=0.0)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -47,9 +47,12 @@ class ListJournal:
         self.uncommitted_points = 0
         self.uncommitted_since: float | None = None
 
-    async def append(self, lines: Lines, *, received_at: float) -> None:
+    async def append(
+        self, lines: Lines, *, received_at: float, counted: Callable[[], None]
+    ) -> None:
         """Keep the lines."""
         self.lines += lines.split()
+        counted()
 
     async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
         """Take nothing: this journal is never sick."""
