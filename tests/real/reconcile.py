@@ -39,6 +39,9 @@ class Rule(StrEnum):
     KILLED = "captured live; Home Assistant was killed before its recorder committed the row"
     UNKNOWABLE = "existed only while nothing was captured, and Home Assistant's logbook omits it"
     NAMED_IN_GAP = "live, without attributes; its class or unit was named in a gap not yet filled"
+    FORGOTTEN = (
+        "live, without attributes, after a kill; class and unit are stored at each discovery"
+    )
     FIRST_KNOWN = "backfilled, and the service knew nothing of the entity before"
 
 
@@ -78,6 +81,8 @@ class History:
     """The entities that have a state at the end."""
     kills_ns: Sequence[int] = ()
     """When Home Assistant was killed."""
+    service_kills_ns: Sequence[int] = ()
+    """When the service was killed."""
 
     def newest_id(self, entity_id: str) -> str:
         """Return what an entity is called at the end: the recorder moves its history there."""
@@ -148,7 +153,7 @@ class Comparison:
         wanted: Wanted,
         *,
         is_known: bool,
-        is_named_live: bool,
+        names_rule: Rule | None,
     ) -> None:
         """Compare the points of one row, of which there must be one."""
         if len(points) > 1:
@@ -162,8 +167,8 @@ class Comparison:
                     continue
                 if name in _FROM_BEFORE and is_backfilled and not is_known and actual is None:
                     self.explained[Rule.FIRST_KNOWN] += 1
-                elif name in _CLASS_AND_UNIT and not is_backfilled and not is_named_live:
-                    self.explained[Rule.NAMED_IN_GAP] += 1
+                elif name in _CLASS_AND_UNIT and not is_backfilled and names_rule is not None:
+                    self.explained[names_rule] += 1
                 else:
                     self.differences.append(_difference(name, point, acceptable, actual))
 
@@ -236,12 +241,11 @@ def compare(
             for point in found:
                 result.add_extra(point, _why_extra(point, lost, history))
         elif found:
-            named = actual.get((entity_id, expected[identity].inherited_ns or 0), [])
             result.add_points(
                 found,
                 expected[identity].wanted,
                 is_known=entity_id in known,
-                is_named_live=not any(map(_is_backfilled, named)),
+                names_rule=_why_other_names(expected[identity], actual, entity_id, history),
             )
         else:
             is_unknowable = entity_id in unknowable or identity in unseen
@@ -249,6 +253,22 @@ def compare(
             result.add_missing(identity, expected[identity].row, rule)
         known.add(entity_id)
     return result
+
+
+def _why_other_names(
+    expected: Expectation,
+    actual: Mapping[tuple[str, int], Sequence[StoredPoint]],
+    entity_id: str,
+    history: History,
+) -> Rule | None:
+    """Return why a live point may have another class or unit than the row that it inherits from."""
+    named_ns = expected.inherited_ns
+    if named_ns is None:
+        return None
+    if any(map(_is_backfilled, actual.get((entity_id, named_ns), ()))):
+        return Rule.NAMED_IN_GAP
+    kills = (named_ns <= kill < expected.row.updated_ns for kill in history.service_kills_ns)
+    return Rule.FORGOTTEN if any(kills) else None
 
 
 def _unseen(

@@ -63,6 +63,7 @@ class Storm:
         self.actions: list[Action] = []
         self.done: Counter[str] = Counter()
         self.kills_ns: list[int] = []
+        self._service_kills_ns: list[int] = []
         self.since_ns = 0
         """From when on the service is responsible."""
         self.until_ns = 0
@@ -138,7 +139,12 @@ class Storm:
 
     def history(self) -> History:
         """Return what the comparison has to know of all this."""
-        return History(renames=self.renames, present=self.present, kills_ns=self.kills_ns)
+        return History(
+            renames=self.renames,
+            present=self.present,
+            kills_ns=self.kills_ns,
+            service_kills_ns=self._service_kills_ns,
+        )
 
     def _faults(self) -> list[Fault]:
         return [
@@ -221,6 +227,8 @@ class Storm:
     async def _end_service(self, number: signal.Signals) -> None:
         assert self._running is not None
         await self._running.stop(number)
+        if number == signal.SIGKILL:
+            self._service_kills_ns.append(time.time_ns())
         await self._life.aclose()
 
     async def _until(self, condition: Callable[[Any], bool], *, timeout_s: float = 300) -> Any:

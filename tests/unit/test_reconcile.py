@@ -174,6 +174,23 @@ def test_a_state_without_attributes_inherits_what_a_gap_named_only_if_it_was_fil
     assert _compared(rows, [*read_back, plain]).explained == {Rule.NAMED_IN_GAP: 2}
 
 
+def test_a_state_without_attributes_inherits_what_a_kill_made_the_service_forget() -> None:
+    """Class and unit that were named live before the kill, and not since."""
+    rows = [_row(1, "20"), _row(2, "unavailable")]
+    fields: Fields = {
+        "state_value": "unavailable",
+        "available": False,
+        "previous_state": "20",
+        "duration_in_state_seconds": 1.0,
+    }
+    points = [POINTS[0], _point(2, fields, {})]
+
+    for kill_s, explained in ((0.5, 0), (1.5, 2), (2.5, 0)):
+        result = _compared(rows, points, History(service_kills_ns=[int(kill_s * SECOND_NS)]))
+        assert result.explained[Rule.FORGOTTEN] == explained
+        assert len(result.differences) == 2 - explained
+
+
 def test_rows_of_one_commit_are_in_no_order() -> None:
     """A removal may have a smaller number than the state that it ends."""
     removed_ns = 4 * SECOND_NS
