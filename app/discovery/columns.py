@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -62,7 +61,7 @@ def row_to_send(
     return row
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
     """How rows of one kind become columns."""
 
@@ -71,15 +70,16 @@ class Table:
     id_names: tuple[str, ...]
     """What the id is called in a row."""
     columns: Mapping[str, tuple[Callable[[object], Value], tuple[str, ...]]]
-    """How each column is read, and from which members of the row: the first that says something."""
+    """How each column is read, and from which members of the row: the first that is not null."""
     names: tuple[str, ...]
-    """Columns that give the name that is shown, the best first."""
+    """Columns that may hold the displayed name, the best first."""
     shown_name: str
+    """The column with the displayed name."""
     touched: str
     """The column with the moment of the last upsert."""
 
     def values(self, row: Row, *, moment: str) -> dict[str, Value] | None:
-        """Return the columns that the row knows; of others nothing is said. None without an id."""
+        """Return the columns that the row has members for; None without an id."""
         ids = [row[name] for name in self.id_names if name in row]
         row_id = next((found for found in ids if isinstance(found, str) and found), None)
         if row_id is None:
@@ -92,7 +92,6 @@ class Table:
                     value = values[column] = read(row[member])
                     if value is not None:
                         break
-        values[self.shown_name] = _shown_name(self, values, row_id)
         if self.key == "entity_id":
             values["domain"] = row_id.partition(".")[0]
         values.setdefault("created_at", moment)
@@ -100,37 +99,20 @@ class Table:
         values["removed_at"] = moment if row.get("removed") is True else None
         return values
 
+    def merged(self, stored: Mapping[str, Value], values: Mapping[str, Value]) -> dict[str, Value]:
+        """Return a stored row, {} for none, with the columns that a newer version of it has."""
+        row = {**stored, **values}
+        if stored:
+            row["created_at"] = stored["created_at"]
+        if not stored or any(name in values for name in self.names):
+            row[self.shown_name] = self._name_of(row) or stored.get(self.shown_name)
+        return row
 
-def _shown_name(table: Table, values: Mapping[str, Value], row_id: str) -> Value:
-    for name in table.names:
-        if values.get(name):
-            return values[name]
-    return row_id.partition(".")[2].replace("_", " ").title() or None
-
-
-@functools.lru_cache(maxsize=256)  # a sender chooses the columns
-def upsert_statement(table: Table, columns: tuple[str, ...]) -> str:
-    """Return the SQL that inserts a row, or gives these columns of it new values.
-
-    Columns that are not among them stay; the name that is shown follows from what is known
-    after that.
-    """
-    kept = {table.key, "created_at", table.shown_name}
-    sets = [f"{name} = excluded.{name}" for name in columns if name not in kept]
-    if set(table.names) & set(columns):
-        names = [
-            f"nullif({'excluded' if name in columns else table.name}.{name}, '')"
-            for name in table.names
-            if name != table.shown_name
-        ]
-        best = ", ".join(
-            (*names, f"excluded.{table.shown_name}", f"{table.name}.{table.shown_name}")
-        )
-        sets.append(f"{table.shown_name} = coalesce({best})")
-    return (
-        f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"  # noqa: S608 - names of ours
-        f" ON CONFLICT ({table.key}) DO UPDATE SET {', '.join(sets)}"
-    )
+    def _name_of(self, row: Mapping[str, Value]) -> Value:
+        for name in self.names:
+            if row.get(name):
+                return row[name]
+        return str(row[self.key]).partition(".")[2].replace("_", " ").title() or None
 
 
 def _text(value: object) -> Value:

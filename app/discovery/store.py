@@ -28,7 +28,6 @@ from app.discovery.columns import (
     Value,
     difference,
     row_to_send,
-    upsert_statement,
 )
 from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import KINDS, Kind, Registries, domains_of, read_registries
@@ -411,14 +410,23 @@ def _objects(rows: Iterable[bytes]) -> Iterator[dict[str, object]]:
 
 
 def _upsert(connection: Connection, table: Table, rows: Iterable[Row], *, moment: str) -> int:
-    """Insert or update rows, those that know the same columns together."""
-    alike: dict[tuple[str, ...], list[tuple[Value, ...]]] = {}
-    for row in rows:
-        if (values := table.values(row, moment=moment)) is not None:
-            alike.setdefault(tuple(values), []).append(tuple(values.values()))
-    for columns, values_of in alike.items():
-        connection.executemany(upsert_statement(table, columns), values_of)
-    return sum(map(len, alike.values()))
+    """Insert rows, or update the columns that they have; return how many had an id."""
+    read = [values for row in rows if (values := table.values(row, moment=moment)) is not None]
+    ids = msgspec.json.encode([values[table.key] for values in read]).decode()
+    found = connection.execute(
+        f"SELECT * FROM {table.name} WHERE {table.key} IN (SELECT value FROM json_each(?))",  # noqa: S608 - names of ours
+        (ids,),
+    )
+    names = [description[0] for description in found.description]
+    merged = {row[0]: dict(zip(names, row, strict=True)) for row in found}
+    for values in read:
+        row_id = values[table.key]
+        merged[row_id] = table.merged(merged.get(row_id, {}), values)
+    connection.executemany(
+        f"REPLACE INTO {table.name} VALUES (:{', :'.join(names)})",  # noqa: S608 - names of ours
+        ({**dict.fromkeys(names), "disabled": 0, **row} for row in merged.values()),
+    )
+    return len(read)
 
 
 def _one(connection: Connection, table: Table, row_id: str) -> Document | None:
