@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -173,15 +172,13 @@ class CatalogStore:
         """
         self.damage: str | None = None
         """One sentence when the file was damaged at the start."""
-        self._path = path
         self._catalog = catalog
         self._source = source
         self._names = names
         self._stored_names: Mapping[str, LastNames] = {}
         self._stored = Registries()
         """What the file is known to hold."""
-        self._closing = AsyncExitStack()
-        self._database: Database | None = None
+        self._database = Database(path, migrations=_MIGRATIONS, check=_check)
 
     async def __aenter__(self) -> Self:
         """Open, or create, the file and restore the catalog from it.
@@ -190,15 +187,15 @@ class CatalogStore:
             StorageNewer: a newer version of this service wrote the file.
             StorageError: the folder or file cannot be opened.
         """
-        self.damage = await open_or_replace(self._path, self._open, consequence=_CONSEQUENCE)
+        self.damage = await open_or_replace(
+            self._database, load=self._load, consequence=_CONSEQUENCE
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """End the write at hand, store what the entities are like, and close the file."""
-        if self._database is not None:
-            await self._store_names()
-        await self._closing.aclose()
-        self._database = None
+        await self._store_names()
+        await self._database.__aexit__()
 
     async def refreshed(self, news: RegistryUpdate) -> None:
         """Keep what has changed; what fails is tried again with the next refresh."""
@@ -206,10 +203,10 @@ class CatalogStore:
             _keep, before=self._stored, news=news, moment=news.at.isoformat(), source=self._source
         )
         try:
-            await self._opened().write(work)
+            await self._database.write(work)
         except StorageError as exc:
             if isinstance(exc, StorageDamaged):
-                self.damage = f"{self._path.name} is damaged ({exc}). {RESTART_ADVICE}"
+                self.damage = f"{self._database.path.name} is damaged ({exc}). {RESTART_ADVICE}"
             limited_log.warning("The catalog was not kept, it is tried again: %s", exc)
         else:
             limited_log.resolved("The catalog is kept again")
@@ -227,7 +224,7 @@ class CatalogStore:
         if not changed and not removed:
             return
         try:
-            await self._opened().write(partial(_keep_names, changed=changed, removed=removed))
+            await self._database.write(partial(_keep_names, changed=changed, removed=removed))
         except StorageError as exc:
             limited_log.warning("The last known classes and units were not stored: %s", exc)
         else:
@@ -250,7 +247,7 @@ class CatalogStore:
                 upserted += _upsert(connection, _TABLES[table], read, moment=moment)
             return upserted
 
-        return await self._opened().write(work)
+        return await self._database.write(work)
 
     async def devices(
         self,
@@ -292,42 +289,33 @@ class CatalogStore:
 
     async def device(self, device_id: str) -> Document | None:
         """Return one device, also one that was removed; None when there never was one."""
-        return await self._opened().read(partial(_one, table=DEVICES, row_id=device_id))
+        return await self._database.read(partial(_one, table=DEVICES, row_id=device_id))
 
     async def entity(self, entity_id: str) -> Document | None:
         """Return one entity, also one that was removed; None when there never was one."""
-        return await self._opened().read(partial(_one, table=ENTITIES, row_id=entity_id))
+        return await self._database.read(partial(_one, table=ENTITIES, row_id=entity_id))
 
     async def entity_ids(self) -> list[str]:
         """Return all entities of this Home Assistant, also those that were removed."""
-        return await self._opened().read(partial(_entity_ids, source=self._source))
+        return await self._database.read(partial(_entity_ids, source=self._source))
 
     async def _page(
         self, table: Table, conditions: Mapping[str, Value], *, limit: int, cursor: str | None
     ) -> DocumentPage:
         chosen = {sql: value for sql, value in conditions.items() if value is not None}
         chosen[f"removed_at IS NULL AND {table.key} > ?"] = cursor or ""
-        return await self._opened().read(
+        return await self._database.read(
             partial(_select, table=table, conditions=chosen, limit=limit)
         )
 
-    def _opened(self) -> Database:
-        assert self._database is not None, "the catalog is not open"
-        return self._database
-
-    async def _open(self) -> None:
-        async with AsyncExitStack() as stack:
-            self._database = await stack.enter_async_context(
-                Database(self._path, migrations=_MIGRATIONS, check=_check)
-            )
-            if self._names is not None:
-                self._stored_names = await self._database.read(_load_names)
-                self._names.restore(self._stored_names)
-            kept = await self._database.read(_load)
-            if kept is not None:
-                self._stored, last_refresh = kept
-                self._catalog.restore(self._stored, last_refresh=last_refresh)
-            self._closing = stack.pop_all()
+    async def _load(self) -> None:
+        if self._names is not None:
+            self._stored_names = await self._database.read(_load_names)
+            self._names.restore(self._stored_names)
+        loaded = await self._database.read(_load)
+        if loaded is not None:
+            self._stored, last_refresh = loaded
+            self._catalog.restore(self._stored, last_refresh=last_refresh)
 
 
 # All below runs in the database's own threads.

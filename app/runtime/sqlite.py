@@ -330,20 +330,30 @@ def _fresh(path: Path) -> Path:
 
 
 async def open_or_replace(
-    path: Path, open_it: Callable[[], Awaitable[None]], *, consequence: str
+    database: Database, *, load: Callable[[], Awaitable[None]], consequence: str
 ) -> str | None:
-    """Open a database; when it is damaged, set the file aside and begin a new one.
+    """Open a database and load from it; set a damaged file aside and begin a new one.
 
     Returns:
         One sentence for a person about the damage, `consequence` at its end; None without any.
     """
+
+    async def opened() -> None:
+        await database.__aenter__()
+        try:
+            await load()
+        except BaseException:
+            await database.__aexit__()
+            raise
+
     try:
-        await open_it()
+        await opened()
     except StorageDamaged as exc:
+        path = database.path
         aside = set_aside(path)
         reason = f"{path.name} was damaged ({exc}) and is kept as {aside}. {consequence}"
         logger.error("%s", reason)  # noqa: TRY400 - the cause is in the line
-        await open_it()
+        await opened()
         return reason
     return None
 

@@ -202,8 +202,13 @@ class EmbeddedStore:
         self._sleep = sleep
         self._prune_every_s = prune_every_s
         self._prune_step_s = prune_step_s
-        self._closing = contextlib.AsyncExitStack()
-        self._database: Database | None = None
+        self._database = Database(
+            path,
+            migrations=_MIGRATIONS,
+            cache_bytes=_CACHE_BYTES,
+            wal_bytes=_WAL_BYTES,
+            check=self._check,
+        )
 
     async def __aenter__(self) -> Self:
         """Open, or create, the file; one that is damaged is set aside.
@@ -212,18 +217,19 @@ class EmbeddedStore:
             StorageNewer: a newer version of this service wrote the file.
             StorageError: the folder or file cannot be opened.
         """
-        self.damage = await open_or_replace(self._path, self._open, consequence=_CONSEQUENCE)
+        self.damage = await open_or_replace(
+            self._database, load=self._trust, consequence=_CONSEQUENCE
+        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the write at hand and close the file."""
-        await self._closing.aclose()
-        self._database = None
+        """Finish the current write and close the file."""
+        await self._database.__aexit__()
 
     async def write(self, batch: Batch) -> Outcome:
         """Store a batch, durable when this returns; storing it again changes nothing."""
         try:
-            await self._opened().write(partial(_insert, batch=batch, parse=self._parse))
+            await self._database.write(partial(_insert, batch=batch, parse=self._parse))
         except _Unreadable as exc:
             return Refused(reason=str(exc))
         except StorageFull as exc:
@@ -276,13 +282,13 @@ class EmbeddedStore:
         }
         chosen = {sql: value for sql, value in conditions.items() if value is not None}
         after = None if cursor is None else _position(cursor)
-        return await self._opened().read(
+        return await self._database.read(
             partial(_select, conditions=chosen, after=after, limit=limit)
         )
 
     async def entity_ids(self) -> list[str]:
         """Return all entities that have events."""
-        return await self._opened().read(_entity_ids)
+        return await self._database.read(_entity_ids)
 
     async def run(self) -> None:
         """Delete what is older than the retention, for ever, in steps that stall no write."""
@@ -303,13 +309,13 @@ class EmbeddedStore:
         more than a day's events are too old at once, nothing is deleted for a day, and then one
         day's events an hour: by then a machine that started with a wrong date has the right one.
         """
-        oldest_ns, newest_ns = await self._opened().read(_ends)
+        oldest_ns, newest_ns = await self._database.read(_ends)
         if oldest_ns is None or newest_ns is None:
             return False
         now_ns = min(int(self._clock() * SECOND_NS), newest_ns + _NS_PER_DAY)
         wanted_ns = max(now_ns - self._retention_ns, -MAX_TIME_NS)
         before_ns = self._trusted(wanted_ns, oldest_ns=oldest_ns)
-        deleted = await self._opened().write(partial(_prune, before_ns=before_ns))
+        deleted = await self._database.write(partial(_prune, before_ns=before_ns))
         if deleted:
             limited_log.info(
                 "Deleted %d events from before %s (EMBEDDED_RETENTION_DAYS)",
@@ -338,24 +344,10 @@ class EmbeddedStore:
             self._step_through_ns = oldest_ns + _NS_PER_DAY
         return min(before_ns, self._step_through_ns)
 
-    def _opened(self) -> Database:
-        assert self._database is not None, "the store is not open"
-        return self._database
-
-    async def _open(self) -> None:
-        async with contextlib.AsyncExitStack() as stack:
-            self._database = await stack.enter_async_context(
-                Database(
-                    self._path,
-                    migrations=_MIGRATIONS,
-                    cache_bytes=_CACHE_BYTES,
-                    wal_bytes=_WAL_BYTES,
-                    check=self._check,
-                )
-            )
-            with contextlib.suppress(OSError):
-                self._suspect.unlink(missing_ok=True)
-            self._closing = stack.pop_all()
+    async def _trust(self) -> None:
+        """Forget that the file was suspect: it was checked while it was opened."""
+        with contextlib.suppress(OSError):
+            self._suspect.unlink(missing_ok=True)
 
     def _check(self, connection: Connection) -> None:
         if self._suspect.exists():

@@ -249,7 +249,7 @@ async def answer_after(store: EmbeddedStore, statement: str) -> Outcome:
     def execute(connection: Connection) -> None:
         connection.execute(statement)
 
-    writer = store._opened()._writer
+    writer = store._database._writer
     assert writer is not None
     await writer.run(execute)
     return await store.write(batch_of(*series(200)))
@@ -312,7 +312,7 @@ async def test_a_value_of_another_type_is_damage_to_whoever_reads_it(
     """The table does not enforce types; the answer is an error of the store, not of the client."""
     async with store_at(tmp_path) as store:
         await store.write(batch_of(change()))
-        await store._opened().write(
+        await store._database.write(
             lambda connection: connection.execute(f"UPDATE events SET {damage}")
         )
 
@@ -610,7 +610,7 @@ async def steps_of(store: EmbeddedStore, *, entity_id: str, start_ns: int) -> in
         nonlocal steps
         steps += 1
 
-    await store._opened().read(lambda it: it.set_progress_handler(count, 10))
+    await store._database.read(lambda it: it.set_progress_handler(count, 10))
     page = await store.events(entity_id=entity_id, start_ns=start_ns, limit=1000)
     assert len(page.events) == 300
     return steps
@@ -631,7 +631,7 @@ async def test_a_question_costs_what_its_answer_holds(tmp_path: Path) -> None:
     async with store_at(tmp_path) as store:
         await store.write(batch_of(*series(300)))
         alone = await steps_of(store, entity_id="sensor.kitchen", start_ns=NOON_NS - DAY)
-        await store._opened().write(lambda it: it.execute(_CROWD, (50_000, NOON_NS - SECOND)))
+        await store._database.write(lambda it: it.execute(_CROWD, (50_000, NOON_NS - SECOND)))
         crowded = await steps_of(store, entity_id="sensor.kitchen", start_ns=NOON_NS - DAY)
 
     assert crowded <= alone + 100
