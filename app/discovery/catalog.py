@@ -1,4 +1,4 @@
-"""The joined view of the registries: where each entity is, and what it belongs to."""
+"""The registries joined: the area, device and integration of each entity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from app.model import MAX_SECONDS, NOWHERE, Placement, Placements, Rename
 
 _MAX_RENAMES = 10_000
 _ENTITIES_PER_SLICE = 100
-"""Joined without a pause: less than a millisecond."""
+"""Joined without yielding to the event loop: less than a millisecond."""
 
 
 def _utc_now() -> datetime:
@@ -22,22 +22,22 @@ def _utc_now() -> datetime:
 
 
 class Catalog:
-    """Knows the placement of every registered entity, as of the last `replace`."""
+    """Placements of all registered entities, as of the last `replace`."""
 
     def __init__(self, *, now: Callable[[], datetime] = _utc_now) -> None:
-        """Take the clock that dates a refresh."""
+        """`now` dates a refresh."""
         self._now = now
         self._placements: Placements = {}
         self._renamed: dict[str, str] = {}
-        """Ids that are not listed yet: those given, by the ones before."""
+        """New ids that are not listed yet, by their former ids."""
         self._renames: dict[str, Rename] = {}
         self.registries = Registries()
-        """What the placements were joined from."""
+        """The registries that the placements were joined from."""
         self.last_refresh: datetime | None = None
-        """When Home Assistant last listed them; None while nothing is known."""
+        """When Home Assistant last listed them; None before the first time."""
 
     def replace(self, registries: Registries) -> None:
-        """Take the registries as they are now; what they no longer list is forgotten.
+        """Replace the registries; what they no longer list is forgotten.
 
         An entity whose placement did not change keeps the same object: caches compare by identity.
         """
@@ -45,30 +45,30 @@ class Catalog:
             pass
 
     async def replace_gently(self, registries: Registries) -> None:
-        """Do what `replace` does, in slices: thousands of entities would stall the events."""
+        """Replace the registries in slices: thousands of entities would stall events."""
         for _ in self._replacing(registries):
             await asyncio.sleep(0)
 
     def restore(self, registries: Registries, *, last_refresh: datetime) -> None:
-        """Take the registries as they were when the service last ran."""
+        """Set the registries that an earlier process stored."""
         self.replace(registries)
         self.last_refresh = last_refresh
 
     def rename(self, entity_id: str, *, former: str) -> None:
-        """Let an entity keep its placement under its new id, until it is listed.
+        """Give an entity its former placement under its new id, until it is listed.
 
-        The old id keeps it, too: the removal of its state is still to come.
+        The former id keeps it as well, because the removal of its state is still to come.
         """
         self._renamed[former] = entity_id
-        self._note_rename(Rename(former, entity_id))
+        self._add_rename(Rename(former, entity_id))
         if former in self._placements:
             self._placements = {entity_id: self._placements[former], **self._placements}
 
     def renames(self) -> Sequence[Rename]:
-        """Return the renames of entities that were noticed since the start."""
+        """Return the renames of entities since the start."""
         return tuple(self._renames.values())
 
-    def _note_rename(self, rename: Rename) -> None:
+    def _add_rename(self, rename: Rename) -> None:
         while len(self._renames) >= _MAX_RENAMES:
             del self._renames[next(iter(self._renames))]
         self._renames[rename.former] = rename
@@ -98,23 +98,23 @@ class Catalog:
             if not number % _ENTITIES_PER_SLICE:
                 yield
         missed = renamed(self.registries, registries)
-        # From here to the end nothing yields, so that nobody sees the half of it.
+        # No yield from here to the end: nobody sees a partial update.
         for before, entity_id in self._renamed.items():
-            if before in placements:  # listed before the renaming: it will be listed again
+            if before in placements:  # listed before the rename, so it is listed again
                 placements.setdefault(entity_id, placements[before])
         self._renamed = {
             before: entity_id for before, entity_id in self._renamed.items() if before in placements
         }
         for rename in missed:
-            if rename.former not in self._renames:  # else an event announced it
-                self._note_rename(rename)
+            if rename.former not in self._renames:  # otherwise an event announced it
+                self._add_rename(rename)
         self._placements = placements
         self.registries = registries
         self.last_refresh = self._now()
 
 
 def renamed(before: Registries, after: Registries) -> list[Rename]:
-    """Return the entities that have another id in later registries."""
+    """Return the entities whose id differs in later registries."""
     former = {
         key: row.entity_id for row in before.entities if (key := _registered_as(row)) is not None
     }
@@ -126,7 +126,7 @@ def renamed(before: Registries, after: Registries) -> list[Rename]:
 
 
 def _registered_as(row: EntityRow) -> tuple[str, str, str] | None:
-    """Return what identifies an entity through renames; None when nothing does."""
+    """Return the identity of an entity across renames; None without one."""
     if row.unique_id is None or row.platform is None:
         return None
     return row.entity_id.partition(".")[0], row.platform, str(row.unique_id)
@@ -183,18 +183,18 @@ def with_ancestors(device: DeviceRow, rows: Mapping[str, DeviceRow]) -> DeviceRo
 
 
 def _name(entity: EntityRow) -> str:
-    """Return the name people gave an entity, else its integration's, else one made of the id."""
+    """Return the user's name for an entity, else the integration's, else one from the id."""
     given = entity.name_by_user or entity.name or entity.original_name
     return given or entity.entity_id.partition(".")[2].replace("_", " ").title()
 
 
 def _labels(entity: EntityRow, device: DeviceRow, area: AreaRow) -> tuple[str, ...]:
-    """Return the labels that reach an entity, as Home Assistant's own label targets do."""
+    """Return the labels that apply to an entity, as in Home Assistant's label targets."""
     if not device.labels and not area.labels:
         return entity.labels
     return tuple(dict.fromkeys((*entity.labels, *device.labels, *area.labels)))
 
 
 def text_of(value: object) -> str | None:
-    """Return what an integration wrote as text; integrations write numbers, too."""
+    """Return an integration's value as text; some write numbers."""
     return str(value) if isinstance(value, str | int | float) and value != "" else None

@@ -1,4 +1,4 @@
-"""From Home Assistant's rows to the columns of `metadata.db` and the rows of a data API; pure."""
+"""Maps registry rows to columns of `metadata.db` and to rows of a data API; pure."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ Row: TypeAlias = Mapping[str, object]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """What became of one registry between two listings, by ids."""
+    """The ids that differ between two listings of one registry."""
 
     changed: Sequence[str]
-    """New rows, too."""
+    """Including new rows."""
     removed: Sequence[str]
 
 
 def difference(former: Registries, now: Registries, kind: Kind) -> Difference:
-    """Compare one registry; a device whose config entry changed hands has changed as well."""
+    """Compare one registry; a device has also changed when its integration has."""
     before, after = former.raw.get(kind, {}), now.raw.get(kind, {})
-    # In order, because tables are filled much faster so.
+    # Sorted, because tables are filled much faster in order.
     changed = sorted(row_id for row_id, row in after.items() if before.get(row_id) != row)
     if kind == "device" and former.config_entries != now.config_entries:
         was, is_now = domains_of(former), domains_of(now)
@@ -51,9 +51,9 @@ def difference(former: Registries, now: Registries, kind: Kind) -> Difference:
 def row_to_send(
     kind: Kind, raw: bytes, *, domains: Mapping[str, str | None], source: str
 ) -> dict[str, object]:
-    """Return a row as a data API takes it: Home Assistant's own and, of a device, two more.
+    """Return a row as a data API accepts it: Home Assistant's own, plus two members for a device.
 
-    `domains` has the integration of each config entry, `source` names this Home Assistant.
+    `domains` maps config entries to integrations; `source` is the name of this Home Assistant.
     """
     row = msgspec.json.decode(raw, type=dict[str, object])
     if kind == "device" and (device := read_device(raw)) is not None:
@@ -63,14 +63,14 @@ def row_to_send(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
-    """How rows of one kind become columns."""
+    """Maps rows of one kind to columns."""
 
     name: str
     key: str
     id_names: tuple[str, ...]
-    """What the id is called in a row."""
+    """Names of the id in a row."""
     columns: Mapping[str, tuple[Callable[[object], Value], tuple[str, ...]]]
-    """How each column is read, and from which members of the row: the first that is not null."""
+    """How each column is read, and from which members: the first that is not null."""
     names: tuple[str, ...]
     """Columns that may hold the displayed name, the best first."""
     shown_name: str
@@ -139,7 +139,7 @@ def _number(value: object) -> Value:
 
 
 def _given(value: object) -> Value:
-    """Return 1 for what is there: who or what disabled an entity, or true."""
+    """Return 1 for true, or for what disabled an entity."""
     return int(value is not None and value is not False)
 
 

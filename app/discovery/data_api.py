@@ -262,10 +262,10 @@ def _reason(answer: _Answer) -> str:
 
 
 async def _post(client: httpx.AsyncClient, path: str, rows: bytes) -> _Answer:
-    """Send rows and read no more of the answer than is looked at: it may be of any length."""
+    """Send rows; read only the beginning of the response, which may have any length."""
     async with client.stream("POST", path, content=rows) as response:
         text = b""
-        # Raw: a body that is decompressed may be a thousand times as long.
+        # Raw, because decompression may expand a body a thousandfold.
         async for chunk in response.aiter_raw(_ANSWER_BYTES):
             text += chunk
             if len(text) >= _ANSWER_BYTES:

@@ -1,4 +1,4 @@
-"""The device history: after a refresh that changed something, points of how everything is."""
+"""Device history: a point per device and entity after a refresh that changed something."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ _POINTS_PER_APPEND = 500
 
 
 class DeviceHistory:
-    """Writes a point for each device and each entity through the journal, as events go.
+    """Writes points for devices and entities through the journal, as for events.
 
-    After a whole refresh that changed something all are written, after a registry event those
-    it concerns.
+    A full refresh that changed something writes all of them, a registry event those concerned.
     """
 
     def __init__(
@@ -38,17 +37,17 @@ class DeviceHistory:
         catalog: Catalog,
         instance: str | None,
     ) -> None:
-        """Take what journals lines, durable when it returns; `instance` becomes a tag."""
+        """`append` journals lines, durable when it returns; `instance` becomes a tag."""
         self._append = append
         self._catalog = catalog
         self._instance = instance
 
-    async def refreshed(self, news: RegistryUpdate) -> None:
-        """Journal the points; a journal that takes none costs this one refresh."""
-        devices, entities = _concerned(news)
-        there = {device.id: device for device in news.now.devices}
-        counts = Counter(entity.device_id for entity in news.now.entities)
-        time_ns = nanoseconds(news.at)
+    async def refreshed(self, update: RegistryUpdate) -> None:
+        """Journal the points; if that fails, this refresh is missing from the history."""
+        devices, entities = _concerned(update)
+        there = {device.id: device for device in update.now.devices}
+        counts = Counter(entity.device_id for entity in update.now.entities)
+        time_ns = nanoseconds(update.at)
         try:
             for device_rows in _sliced(devices):
                 device_points = [
@@ -91,26 +90,26 @@ def _device_point(device: DeviceRow, *, entity_count: int) -> DevicePoint:
     )
 
 
-def _concerned(news: RegistryUpdate) -> tuple[Sequence[DeviceRow], Sequence[EntityRow]]:
-    """Return what gets a point: nothing when nothing changed."""
-    devices = difference(news.former, news.now, "device")
-    entities = difference(news.former, news.now, "entity")
-    if news.whole:
+def _concerned(update: RegistryUpdate) -> tuple[Sequence[DeviceRow], Sequence[EntityRow]]:
+    """Return the devices and entities that get a point; none when nothing changed."""
+    devices = difference(update.former, update.now, "device")
+    entities = difference(update.former, update.now, "entity")
+    if update.whole:
         something = devices.changed or devices.removed or entities.changed or entities.removed
-        return (news.now.devices, news.now.entities) if something else ((), ())
-    # An entity may be where its device is, and a device has as many entities as name it.
+        return (update.now.devices, update.now.entities) if something else ((), ())
+    # An entity may inherit the area of its device, and a device counts its entities.
     changed_devices, changed_entities = set(devices.changed), set(entities.changed)
     touched = {
         row.device_id
-        for registries in (news.former, news.now)
+        for registries in (update.former, update.now)
         for row in registries.entities
         if row.entity_id in changed_entities or row.entity_id in entities.removed
     }
     return (
-        [row for row in news.now.devices if row.id in changed_devices or row.id in touched],
+        [row for row in update.now.devices if row.id in changed_devices or row.id in touched],
         [
             row
-            for row in news.now.entities
+            for row in update.now.entities
             if row.entity_id in changed_entities or row.device_id in changed_devices
         ],
     )

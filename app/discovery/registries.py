@@ -1,8 +1,8 @@
 """Home Assistant's registries, as its WebSocket API lists them.
 
-Of each row only what is used here is read, and nothing but ids is required: the fields differ
-from version to version (2024.3.3 has no labels of devices, 2026.11 added parent devices). The
-row as it came is kept beside, for whoever stores or passes on all of it.
+Only the fields used here are decoded, and only ids are required, because fields differ between
+versions (2024.3.3 has no labels of devices, 2026.11 added parent devices). `Registries.raw` has
+each row as received, to be stored and sent.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from app.runtime.errors import CommandFailed, SourceProtocolError
 from app.runtime.tolerant_json import UNREADABLE, repaired
 
 Kind = Literal["config_entry", "device", "entity", "area", "floor", "label"]
-"""Of what a registry is."""
+"""The kinds of registries."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _ROWS_PER_SLICE = 200
-"""Read without a pause: less than a millisecond."""
+"""Decoded without yielding to the event loop: less than a millisecond."""
 
 
 class ConfigEntryRow(msgspec.Struct, frozen=True, gc=False):
-    """What a person set up; `domain` is the integration."""
+    """A config entry; `domain` is the integration."""
 
     entry_id: str
     domain: str | None = None
 
 
 class DeviceRow(msgspec.Struct, frozen=True, gc=False):
-    """A device; `manufacturer`, `model` and `sw_version` are whatever its integration wrote."""
+    """A device; `manufacturer`, `model` and `sw_version` may have any type."""
 
     id: str
     area_id: str | None = None
@@ -51,7 +51,7 @@ class DeviceRow(msgspec.Struct, frozen=True, gc=False):
 
 
 class EntityRow(msgspec.Struct, frozen=True, gc=False):
-    """An entity; `platform` is the integration that made it."""
+    """An entity; `platform` is its integration."""
 
     entity_id: str
     area_id: str | None = None
@@ -59,9 +59,9 @@ class EntityRow(msgspec.Struct, frozen=True, gc=False):
     platform: str | None = None
     name_by_user: str | None = None
     name: str | None = None
-    """The name people gave it."""
+    """The user's name for it."""
     original_name: str | None = None
-    """The name its integration gave it."""
+    """The integration's name for it."""
     labels: tuple[str, ...] = ()
     unique_id: object = None
     modified_at: object = None
@@ -102,7 +102,7 @@ class Registries(msgspec.Struct, frozen=True, kw_only=True):
     floors: tuple[FloorRow, ...] = ()
     labels: tuple[LabelRow, ...] = ()
     raw: Mapping[Kind, Mapping[str, bytes]] = {}
-    """Each row as Home Assistant wrote it, JSON, by its id."""
+    """Each row as received, in JSON, by its id."""
 
 
 Row: TypeAlias = ConfigEntryRow | DeviceRow | EntityRow | AreaRow | FloorRow | LabelRow
@@ -115,10 +115,10 @@ class _Registry(NamedTuple):
     command: str
     row: type[Row]
     member: str
-    """Its name in `Registries`."""
+    """Its attribute in `Registries`."""
     id_name: str
     optional: bool = False
-    """An older Home Assistant does not have it, or a read-only user may not see it."""
+    """Older versions of Home Assistant lack it, and read-only users may not list it."""
 
 
 _REGISTRIES: Mapping[Kind, _Registry] = {
@@ -138,8 +138,8 @@ async def list_registries(
 ) -> Registries:
     """List the registries with `call`, which sends a command and returns its result.
 
-    Those that are not among `kinds` stay as in `former`. Megabytes are read in slices, so that
-    the event loop is never kept for more than a few milliseconds.
+    Those not in `kinds` stay as in `former`. Rows are decoded in slices, so that the event loop
+    is blocked for a few milliseconds at most.
 
     Raises:
         SourceError: what `call` raised for devices, entities or areas; try again later.
@@ -162,7 +162,7 @@ async def list_registries(
 
 
 def read_registries(raw: Mapping[Kind, Iterable[bytes]]) -> Registries:
-    """Return the registries of rows that were kept as they came.
+    """Return the registries from stored rows.
 
     Raises:
         one of UNREADABLE: a row is not a JSON object.
@@ -190,7 +190,7 @@ async def _list(call: Call, registry: _Registry) -> list[msgspec.Raw]:
 
 
 class _Reading:
-    """Reads the rows of one registry, a slice at each step."""
+    """Decodes the rows of one registry, one slice per step."""
 
     def __init__(self, kind: Kind, rows: list[msgspec.Raw]) -> None:
         self._kind: Kind = kind
@@ -202,10 +202,10 @@ class _Reading:
         registry = _REGISTRIES[self._kind]
         decode = msgspec.json.Decoder(registry.row).decode
         for number, raw in enumerate(self._rows, start=1):
-            # A copy: what came is a part of the whole answer, and would keep it in memory.
+            # A copy: the slice would keep the whole response in memory.
             data = bytes(raw)
             try:
-                _DOCUMENT.decode(data)  # all of it is stored and sent on, not only what is read
+                _DOCUMENT.decode(data)  # the whole row is stored and sent
                 row: Row | None = decode(data)
             except UNREADABLE:
                 data = repaired(data)
@@ -219,7 +219,7 @@ class _Reading:
                 yield
 
     def onto(self, registries: Registries) -> Registries:
-        """Return the registries with this one in its place."""
+        """Return the registries with this one replaced."""
         members: dict[str, Any] = {_REGISTRIES[self._kind].member: tuple(self._read)}
         raw = {**registries.raw, self._kind: self._raw}
         return msgspec.structs.replace(registries, raw=raw, **members)
@@ -229,7 +229,7 @@ _DOCUMENT = msgspec.json.Decoder(dict[str, object])
 
 
 def _readable(raw: bytes, row: type[Row]) -> Row | None:
-    """Read what can be read of a row with an id: one odd field must not cost all others."""
+    """Decode the valid fields of a row with an id; an invalid one does not cost the others."""
     types = get_type_hints(row)
     members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
     values = {}
@@ -243,7 +243,7 @@ def _readable(raw: bytes, row: type[Row]) -> Row | None:
 
 
 def read_device(raw: bytes) -> DeviceRow | None:
-    """Return what can be read of one device.
+    """Return the valid fields of a device.
 
     Raises:
         msgspec.DecodeError: it is not a JSON object.
@@ -261,7 +261,7 @@ def domains_of(registries: Registries) -> dict[str, str | None]:
 
 
 def integration_of(device: DeviceRow, domains: Mapping[str, str | None]) -> str | None:
-    """Return the integration of a device; `domains` has that of each config entry, by its id."""
+    """Return the integration of a device; `domains` maps config entries to integrations."""
     candidates = (device.primary_config_entry, device.config_entry_id, *device.config_entries)
     found = (domains.get(entry_id) for entry_id in candidates if entry_id)
     return next((domain for domain in found if domain), None)

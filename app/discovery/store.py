@@ -1,8 +1,8 @@
-"""The catalog on disk: `metadata.db`, with the tables that users of the predecessor read.
+"""The catalog on disk: `metadata.db`, with the tables of HomeIQ's data API.
 
-`registry` holds the rows of this Home Assistant as they came: the next start reads them before
-the first event, so that no tag changes because of a restart. `devices` and `entities` hold what
-is served, and also what other instances sent.
+`registry` holds the rows of this Home Assistant as received. A start reads them before the first
+event, so that tags do not change because of a restart. `devices` and `entities` are what the API
+serves, including rows that other instances sent.
 """
 
 from __future__ import annotations
@@ -137,27 +137,27 @@ _MIGRATIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentPage:
-    """Some rows, by their ids in order."""
+    """Rows, ordered by id."""
 
     documents: Sequence[Document]
     next_cursor: str | None
-    """Asks for the page after this one; None when there is none."""
+    """Requests the next page; None after the last."""
 
 
 class Names(Protocol):
-    """Knows the class, the unit and the name that each entity was last seen with."""
+    """Keeps the last known class, unit and name of each entity."""
 
     def restore(self, names: Mapping[str, LastNames]) -> None:
-        """Set what an earlier process knew."""
+        """Set the names that an earlier process stored."""
         ...
 
     def last_names(self) -> Mapping[str, LastNames]:
-        """Return those that hold now."""
+        """Return the current ones."""
         ...
 
 
 class CatalogStore:
-    """The catalog on disk. Use as `async with`; a damaged file is set aside and begun anew."""
+    """The catalog on disk. Use as `async with`; a damaged file is set aside and replaced."""
 
     def __init__(
         self, path: Path, *, catalog: Catalog, source: str, names: Names | None = None
@@ -177,7 +177,7 @@ class CatalogStore:
         self._names = names
         self._stored_names: Mapping[str, LastNames] = {}
         self._stored = Registries()
-        """What the file is known to hold."""
+        """The registries that are in the file."""
         self._database = Database(path, migrations=_MIGRATIONS, check=_check)
 
     async def __aenter__(self) -> Self:
@@ -193,29 +193,27 @@ class CatalogStore:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the write at hand, store what the entities are like, and close the file."""
+        """Finish the current write, store the last known names, and close the file."""
         await self._store_names()
         await self._database.__aexit__()
 
-    async def refreshed(self, news: RegistryUpdate) -> None:
-        """Keep what has changed; what fails is tried again with the next refresh."""
-        work = partial(
-            _keep, before=self._stored, news=news, moment=news.at.isoformat(), source=self._source
-        )
+    async def refreshed(self, update: RegistryUpdate) -> None:
+        """Store what changed; after a failure the next refresh stores it."""
+        work = partial(_store_update, before=self._stored, update=update, source=self._source)
         try:
             await self._database.write(work)
         except StorageError as exc:
             if isinstance(exc, StorageDamaged):
                 self.damage = f"{self._database.path.name} is damaged ({exc}). {RESTART_ADVICE}"
-            limited_log.warning("The catalog was not kept, it is tried again: %s", exc)
+            limited_log.warning("The catalog was not stored; the next refresh stores it: %s", exc)
         else:
-            limited_log.resolved("The catalog is kept again")
-            self._stored = news.now
-        if news.whole:
+            limited_log.resolved("The catalog is stored again")
+            self._stored = update.now
+        if update.whole:
             await self._store_names()
 
     async def _store_names(self) -> None:
-        """Store what has changed; after a crash, what an entity was like up to an interval ago."""
+        """Store changed names; a crash loses those since the last full refresh."""
         if self._names is None:
             return
         names, stored = self._names.last_names(), self._stored_names
@@ -224,16 +222,16 @@ class CatalogStore:
         if not changed and not removed:
             return
         try:
-            await self._database.write(partial(_keep_names, changed=changed, removed=removed))
+            await self._database.write(partial(_store_names, changed=changed, removed=removed))
         except StorageError as exc:
             limited_log.warning("The last known classes and units were not stored: %s", exc)
         else:
             self._stored_names = names
 
     async def upsert(self, table: TableName, rows: Sequence[bytes]) -> int:
-        """Take rows of another sender, JSON each, and return how many had an id.
+        """Store the JSON rows of another sender; return how many had an id.
 
-        Columns that a row does not know stay as they are.
+        Columns that a row does not have keep their values.
 
         Raises:
             StorageError: nothing was changed.
@@ -259,7 +257,7 @@ class CatalogStore:
         limit: int = 100,
         cursor: str | None = None,
     ) -> DocumentPage:
-        """Return the devices that fit; None means any. `platform` is an integration."""
+        """Return the devices that match; None means any. `platform` is an integration."""
         conditions: dict[str, Value] = {
             "manufacturer = ?": manufacturer,
             "model = ?": model,
@@ -278,7 +276,7 @@ class CatalogStore:
         limit: int = 100,
         cursor: str | None = None,
     ) -> DocumentPage:
-        """Return the entities that fit; None means any. `label` is one of the entity's own."""
+        """Return the entities that match; None means any. `label` is one of the entity's own."""
         conditions: dict[str, Value] = {
             "domain = ?": domain,
             "platform = ?": platform,
@@ -288,15 +286,15 @@ class CatalogStore:
         return await self._page(ENTITIES, conditions, limit=limit, cursor=cursor)
 
     async def device(self, device_id: str) -> Document | None:
-        """Return one device, also one that was removed; None when there never was one."""
+        """Return a device, including a removed one; None when unknown."""
         return await self._database.read(partial(_one, table=DEVICES, row_id=device_id))
 
     async def entity(self, entity_id: str) -> Document | None:
-        """Return one entity, also one that was removed; None when there never was one."""
+        """Return an entity, including a removed one; None when unknown."""
         return await self._database.read(partial(_one, table=ENTITIES, row_id=entity_id))
 
     async def entity_ids(self) -> list[str]:
-        """Return all entities of this Home Assistant, also those that were removed."""
+        """Return all entities of this Home Assistant, including removed ones."""
         return await self._database.read(partial(_entity_ids, source=self._source))
 
     async def _page(
@@ -318,7 +316,7 @@ class CatalogStore:
             self._catalog.restore(self._stored, last_refresh=last_refresh)
 
 
-# All below runs in the database's own threads.
+# The functions below run in the database's own threads.
 
 
 def _check(connection: Connection) -> None:
@@ -354,20 +352,20 @@ def _load_names(connection: Connection) -> dict[str, LastNames]:
     return {entity_id: LastNames(*names) for entity_id, *names in found}
 
 
-def _keep_names(
+def _store_names(
     connection: Connection, changed: Sequence[Sequence[Value]], removed: Sequence[Sequence[Value]]
 ) -> None:
     connection.executemany("REPLACE INTO last_names VALUES (?, ?, ?, ?)", changed)
     connection.executemany("DELETE FROM last_names WHERE entity_id = ?", removed)
 
 
-def _keep(
-    connection: Connection, before: Registries, news: RegistryUpdate, moment: str, source: str
+def _store_update(
+    connection: Connection, before: Registries, update: RegistryUpdate, source: str
 ) -> None:
-    domains = domains_of(news.now)
+    domains, moment = domains_of(update.now), update.at.isoformat()
     for kind in KINDS:
-        found = difference(before, news.now, kind)
-        rows = news.now.raw.get(kind, {})
+        found = difference(before, update.now, kind)
+        rows = update.now.raw.get(kind, {})
         connection.executemany(
             "REPLACE INTO registry (kind, id, row) VALUES (?, ?, ?)",
             ((kind, row_id, rows[row_id]) for row_id in found.changed),
@@ -377,16 +375,16 @@ def _keep(
             ((kind, row_id) for row_id in found.removed),
         )
         if table := _PUBLISHED.get(kind):
-            told = (
+            changed = (
                 row_to_send(kind, rows[row_id], domains=domains, source=source)
                 for row_id in found.changed
             )
-            _upsert(connection, table, told, moment=moment)
+            _upsert(connection, table, changed, moment=moment)
             connection.executemany(
                 f"UPDATE {table.name} SET removed_at = ? WHERE {table.key} = ?",  # noqa: S608 - names of ours
                 ((moment, row_id) for row_id in found.removed),
             )
-    if news.whole:
+    if update.whole:
         connection.execute(_ALL_SEEN, (moment,))
         connection.execute("REPLACE INTO refreshes (number, at) VALUES (1, ?)", (moment,))
 

@@ -1,4 +1,4 @@
-"""Dead letters: lines a sink refused for good, with its reason, until a person decides."""
+"""Dead letters: lines that a sink rejected permanently, stored with the reason."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class RefusedPoint:
     """One dead letter."""
 
     id: int
-    """Grows with the order in which points were put aside."""
+    """Increases in the order in which points were rejected."""
     sink: str
     sequence: int
     """Its number in the journal when it was refused."""
@@ -65,9 +65,9 @@ class RefusedPoint:
 
 
 class DeadLetters:
-    """Points put aside, in a file of their own; at the bound the oldest go.
+    """Store of rejected points in its own file; at the bound the oldest are discarded.
 
-    Use as `async with`. Every method but `count` and `discarded` may raise `StorageError`.
+    Use as `async with`. Every method may raise `StorageError`.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class DeadLetters:
         max_points: int = 100_000,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """Take the bound in points; `clock` gives seconds since the epoch."""
+        """`clock` returns seconds since the epoch."""
         self.damage: str | None = None
         """One sentence when the file was damaged."""
         self._path = path
@@ -87,10 +87,10 @@ class DeadLetters:
         self.count = 0
         """How many dead letters there are."""
         self.discarded = 0
-        """How many went at the bound since the start of the process."""
+        """How many were discarded at the bound since the start of the process."""
 
     async def __aenter__(self) -> Self:
-        """Open, or create, the file; of one that is damaged, what can be read is saved.
+        """Open, or create, the file; save what can be read of a damaged one.
 
         Raises:
             StorageNewer: a newer version of this service wrote the file.
@@ -108,7 +108,7 @@ class DeadLetters:
         await self._database.__aexit__()
 
     async def insert(self, sink: str, *, sequence: int, line: bytes, reason: str) -> None:
-        """Store a line durably; the same line of the same number is stored once."""
+        """Store a line durably; the same line with the same number is stored once."""
         await self.insert_all(sink, first=sequence, lines=[line], reason=reason)
 
     async def insert_all(
@@ -162,11 +162,11 @@ class DeadLetters:
     async def retry(
         self, append: Callable[[Lines], Awaitable[None]], *, sink: str | None = None
     ) -> int:
-        """Hand every dead letter back to `append`, then delete it; return how many.
+        """Pass every dead letter to `append`, then delete it; return how many.
 
-        `append` must be durable when it returns. A crash between the two hands a line back
-        twice, which no database notices. What is refused again comes back as a new dead
-        letter, which this call leaves alone.
+        `append` must be durable when it returns. A crash between the two sends a line twice,
+        which changes nothing in the database. A line that is rejected again becomes a new dead
+        letter, which this call ignores.
         """
         retried, last_id = 0, 0
         through_id = await self._database.read(_newest_id)
@@ -198,7 +198,7 @@ class DeadLetters:
             raise
 
     async def _replace(self, cause: StorageDamaged) -> None:
-        """Begin a new file with what can be read of the damaged one, which is kept."""
+        """Set a damaged file aside and begin a new one with what can be read of it."""
         aside, saved = await replace_damaged(
             self._path, migrations=_MIGRATIONS, fill=partial(_save, path=self._path)
         )
@@ -235,7 +235,7 @@ def _check(connection: Connection) -> None:
 
 
 def _save(connection: Connection, path: Path) -> Steps[int]:
-    """Copy what the pages of a damaged file hold, also what was deleted not long ago."""
+    """Copy the rows in the pages of a damaged file, including recently deleted ones."""
     columns = tables_of(_MIGRATIONS)["dead_letters"].columns
     for view in sqlite_pages.views(path):
         connection.executemany(

@@ -1,4 +1,4 @@
-"""The embedded store: every event in one SQLite file, to be had without any database."""
+"""The embedded store: event history in one SQLite file, without a database server."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ _CURSOR = re.compile(r"(-?[0-9]{1,19})_([0-9]{1,18})")
 _MAX_TIME_NS = 2**63 - 1
 _NS_PER_DAY = 86_400 * SECOND_NS
 _DISTRUST_S = 86_400.0
-"""How long nothing is deleted when more than a day's events are too old at once."""
+"""How long nothing is deleted when the events of more than a day expire at once."""
 _BETWEEN_STEPS_S = 3_600.0
-"""How long after that each day's events may take to be deleted."""
-# Batches of 5000 touch the index of every entity: 58,000 rows/s against 40,000 with less.
+"""Afterwards, the interval at which the events of one day are deleted."""
+# Batches of 5000 touch the index of every entity: 58,000 rows/s, against 40,000 with less.
 _CACHE_BYTES = 32_000_000
 _WAL_BYTES = 32_000_000
 _ROWS_PER_STEP = 500
@@ -94,10 +94,10 @@ Text: TypeAlias = str | None
 
 
 class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"duration_s": "duration"}):
-    """One event of the past, as the API returns it; None where nothing was known.
+    """A stored event, as the API returns it; None where nothing was known.
 
-    The one list of what is stored: each name is a column, a tag or field of a line (`_SOURCES`
-    has the two that differ), and documented in OpenAPI.
+    The only list of what is stored: each name is a column and a tag or field of a line, apart
+    from those in `_SOURCES`. OpenAPI documents the events from it.
     """
 
     entity_id: Annotated[str, Meta(examples=["sensor.kitchen_temperature"])]
@@ -142,11 +142,10 @@ _COLUMNS = (
     *_CONTEXT,
 )
 _SOURCES = {"state": "state_value", "duration_s": "duration_in_state_seconds"}
-"""Columns that have another name than their field; `attr_*` stand in `attributes` already."""
+"""Columns with another name than their field. `attr_*` fields are in `attributes` already."""
 _READ = tuple(_SOURCES.get(name, name) for name in _COLUMNS[1:])
 
-# A second write of one point adds what it knows and takes nothing away, as InfluxDB does
-# with the fields of a point.
+# A second write of a point adds fields and removes none, as in InfluxDB.
 _ON_CONFLICT = f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET " + ", ".join(
     f"{name} = coalesce(excluded.{name}, {name})" for name in _COLUMNS if name not in _KEY
 )
@@ -154,18 +153,15 @@ _ON_CONFLICT = f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET " + ", ".join(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Some events, newest first."""
+    """Events, newest first."""
 
     events: Sequence[StoredEvent]
     next_cursor: str | None
-    """Asks for the page after this one; None when there is none."""
+    """Requests the next page; None after the last."""
 
 
 class EmbeddedStore:
-    """A sink that keeps the events itself, for some days, and can be asked for them.
-
-    Use as `async with`.
-    """
+    """Sink that stores events for some days and serves their history. Use as `async with`."""
 
     name = "embedded"
 
@@ -181,22 +177,22 @@ class EmbeddedStore:
         prune_every_s: float = 60.0,
         prune_step_s: float = 0.1,
     ) -> None:
-        """Take what reads a line, and how many days an event is kept.
+        """Assign the parser and the retention.
 
-        `parse` raises `ValueError` for a line it cannot read; it is called in a thread.
-        `clock` gives seconds since the epoch, `monotonic` seconds since any moment.
+        `parse` is called in a thread; it raises `ValueError` for a line it cannot read. `clock`
+        returns seconds since the epoch, `monotonic` seconds that only increase.
         """
         self.damage: str | None = None
         """One sentence when the file was damaged at the start."""
         self._path = path
         self._suspect = path.with_name(path.name + ".suspect")
-        """A file that is there when the next start has to read the whole database."""
+        """Exists when the next start must check the whole database."""
         self._parse = parse
         self._retention_ns = int(retention_days * _NS_PER_DAY)
         self._clock = clock
         self._monotonic = monotonic
         self._distrusted_since: float | None = None
-        """When more than a day's events came to be too old at once, which a wrong date does."""
+        """When the events of more than a day expired at once, as a wrong date makes them."""
         self._steps_taken = 0
         self._step_through_ns = 0
         self._sleep = sleep
@@ -235,7 +231,7 @@ class EmbeddedStore:
         except StorageFull as exc:
             return Held(reason=str(exc), advice=f"Free space on the disk of {self._path}.")
         except StorageDamaged as exc:
-            # Reading the whole file at every start could take minutes: only after this.
+            # Checking the whole file can take minutes, so a start does it only after this.
             with contextlib.suppress(OSError):
                 await asyncio.to_thread(self._suspect.touch)
             return Held(reason=str(exc), advice=f"Check the disk of {self._path} and restart.")
@@ -244,7 +240,7 @@ class EmbeddedStore:
         return Accepted()
 
     async def ping(self) -> bool:
-        """Say that the store is there: it is part of this process."""
+        """Return True: the store is part of this process."""
         return True
 
     async def events(
@@ -258,7 +254,7 @@ class EmbeddedStore:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page:
-        """Return the newest events that fit; None means any.
+        """Return the newest events that match; None means any.
 
         Args:
             entity_id: Of this entity only.
@@ -266,8 +262,8 @@ class EmbeddedStore:
             end_ns: Nanoseconds since the epoch, exclusive.
             domain: Of entities of this domain only.
             area_id: Of this area only, at the time of the event.
-            limit: At most so many events.
-            cursor: The `next_cursor` of the page before, all else unchanged.
+            limit: At most this many events.
+            cursor: The `next_cursor` of the previous page, all else unchanged.
 
         Raises:
             ValueError: the cursor is not one of ours.
@@ -291,23 +287,25 @@ class EmbeddedStore:
         return await self._database.read(_entity_ids)
 
     async def run(self) -> None:
-        """Delete what is older than the retention, for ever, in steps that stall no write."""
+        """Delete expired events indefinitely, in steps that do not stall a write."""
         while True:
             more = False
             try:
                 more = await self.prune()
             except StorageError as exc:
-                limited_log.warning("Old events were not deleted, it is tried again: %s", exc)
+                limited_log.warning(
+                    "Old events were not deleted; next attempt in a minute: %s", exc
+                )
             else:
                 limited_log.resolved("Old events are deleted again")
             await self._sleep(self._prune_step_s if more else self._prune_every_s)
 
     async def prune(self) -> bool:
-        """Delete a few hundred events that are too old; return whether there are more.
+        """Delete a few hundred expired events; return whether there are more.
 
-        The date must be plausible: events were stored that happened at most a day before. When
-        more than a day's events are too old at once, nothing is deleted for a day, and then one
-        day's events an hour: by then a machine that started with a wrong date has the right one.
+        The clock may be wrong after a start. It counts at most one day beyond the newest event.
+        When the events of more than a day expire at once, nothing is deleted for a day, then the
+        events of one day each hour: by then the date has been corrected.
         """
         oldest_ns, newest_ns = await self._database.read(_ends)
         if oldest_ns is None or newest_ns is None:
@@ -326,7 +324,7 @@ class EmbeddedStore:
         return deleted == _ROWS_PER_STEP
 
     def _trusted(self, before_ns: int, *, oldest_ns: int) -> int:
-        """Return before which moment events may be deleted now."""
+        """Return the moment before which events may be deleted now."""
         if before_ns <= oldest_ns + _NS_PER_DAY:
             self._distrusted_since = None
             return before_ns
@@ -335,7 +333,7 @@ class EmbeddedStore:
             self._distrusted_since, self._steps_taken, self._step_through_ns = now_s, 0, oldest_ns
             logger.warning(
                 "Events of %d days are older than EMBEDDED_RETENTION_DAYS at once; the date may be"
-                " wrong. They stay for a day, and are then deleted one day's events an hour",
+                " wrong. They are kept for a day, then the events of one day are deleted each hour",
                 (before_ns - oldest_ns) // _NS_PER_DAY,
             )
         waited_s = now_s - self._distrusted_since - _DISTRUST_S
@@ -345,7 +343,7 @@ class EmbeddedStore:
         return min(before_ns, self._step_through_ns)
 
     async def _trust(self) -> None:
-        """Forget that the file was suspect: it was checked while it was opened."""
+        """Clear the suspicion: the file was checked while it was opened."""
         with contextlib.suppress(OSError):
             self._suspect.unlink(missing_ok=True)
 
@@ -357,29 +355,29 @@ class EmbeddedStore:
 
 
 class _Unreadable(Exception):
-    """A batch holds a line that is no event."""
+    """A batch contains a line that is not an event."""
 
 
-# All below runs in the database's own threads.
+# The functions below run in the database's own threads.
 
 
 def _insert(connection: Connection, batch: Batch, parse: Callable[[bytes], StoredPoint]) -> None:
     try:
         points = map(parse, batch.lines())
         rows = [_row(point) for point in points if not _is_of_the_catalog(point)]
-        # Many rows in one statement: between two statements the loop takes the interpreter's
-        # lock, and does not give it back for 5 ms while it is busy.
+        # Many rows in one statement: between two statements the event loop may take the GIL and
+        # keep it for 5 ms.
         for start in range(0, len(rows), _ROWS_PER_INSERT):
             part = rows[start : start + _ROWS_PER_INSERT]
             connection.execute(_insertion(len(part)), list(chain.from_iterable(part)))
     except StorageDamaged as exc:
-        # The journal's bytes, not this file: delivery takes the batch apart and sees.
+        # The journal's row is damaged, not this file: delivery splits the batch and finds out.
         raise _Unreadable(str(exc)) from exc
     except (ValueError, OverflowError) as exc:
         raise _Unreadable(f"not an event: {exc}"[:_MAX_REASON]) from exc
 
 
-@functools.lru_cache(maxsize=8)  # full ones, and some of what is left over
+@functools.lru_cache(maxsize=8)  # the full size, and some remainders
 def _insertion(rows: int) -> str:
     row = f"({', '.join('?' * len(_COLUMNS))})"
     return (
@@ -389,7 +387,7 @@ def _insertion(rows: int) -> str:
 
 
 def _is_of_the_catalog(point: StoredPoint) -> bool:
-    """Whether it is of the device history: `metadata.db` has what is true now."""
+    """Whether it belongs to the device history; `metadata.db` has the current state."""
     return point.measurement in _CATALOG and "event_type" not in point.tags
 
 
@@ -426,7 +424,7 @@ def _select(
 
 
 def _entity_ids(connection: Connection) -> list[str]:
-    # One step through the index for each entity: DISTINCT would read the whole of it.
+    # One step in the index for each entity; DISTINCT would read all of it.
     found = connection.execute(
         "WITH RECURSIVE found (name) AS (SELECT min(entity_id) FROM events UNION ALL SELECT"
         " (SELECT min(entity_id) FROM events WHERE entity_id > name) FROM found"
@@ -466,7 +464,7 @@ def _position(cursor: str) -> tuple[int, int]:
 
 def _ends(connection: Connection) -> tuple[int | None, int | None]:
     """Return when the oldest and the newest event happened."""
-    # Two statements: SQLite uses the index for one of both only.
+    # Two statements: SQLite uses the index for only one min or max.
     (oldest_ns,) = connection.execute("SELECT min(time_ns) FROM events").fetchone()
     (newest_ns,) = connection.execute("SELECT max(time_ns) FROM events").fetchone()
     if not isinstance(oldest_ns, int | None) or not isinstance(newest_ns, int | None):
@@ -475,7 +473,7 @@ def _ends(connection: Connection) -> tuple[int | None, int | None]:
 
 
 def _prune(connection: Connection, before_ns: int) -> int:
-    """Delete some events from before a moment; return how many."""
+    """Delete some events before a moment; return how many."""
     deleted = connection.execute(
         "DELETE FROM events WHERE id IN"
         " (SELECT id FROM events WHERE time_ns < ? ORDER BY time_ns LIMIT ?)",

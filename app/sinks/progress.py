@@ -1,10 +1,9 @@
-"""How far a sink has come: what was sent to it, and what it is sure to keep.
+"""The position of a sink in the journal: what it accepted, and what is on its disk.
 
-Most databases acknowledge a write when it is on disk; then both are the same, and the cursor of
-the journal moves with every acknowledgement. Some acknowledge earlier: what they accepted in
-their last seconds is gone when their process is killed. For these the cursor stays behind until
-the flush interval has passed and the same process still runs. After a restart of the database,
-reading begins again at the cursor.
+Most databases acknowledge a write when it is on disk; then both are the same, and the cursor
+moves with every acknowledgement. Others lose the points of their last seconds when their process
+is killed. For these the cursor follows once the flush interval has passed and the same process
+still runs. After a restart of the database, reading begins again at the cursor.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from app.model import Row
 from app.sinks.outcomes import ServerProcess
 
 _ON_DISK = ServerProcess()
-_ASKED_AGAIN_S = 1.0
+_RETRY_S = 1.0
 
 
 class PendingPoints(Protocol):
-    """What a sink has not accepted yet."""
+    """Points that a sink has not accepted yet."""
 
     @property
     def points(self) -> int:
@@ -44,7 +43,7 @@ class Log(Protocol):
         ...
 
     def cursor(self, sink: str) -> int:
-        """Return the last sequence number the sink is done with."""
+        """Return the last sequence number that the sink has acked."""
         ...
 
     def ack(self, sink: str, through: int) -> None:
@@ -52,11 +51,11 @@ class Log(Protocol):
         ...
 
     def pending(self, sink: str, *, after: int = 0) -> PendingPoints:
-        """Return what comes after the cursor and `after`."""
+        """Return the points after the cursor and `after`."""
         ...
 
     async def grown(self, sink: str, *, points: int) -> None:
-        """Wait until at least so many points come after the cursor."""
+        """Wait until there are at least this many points after the cursor."""
         ...
 
 
@@ -75,7 +74,7 @@ class Span(Protocol):
 
 
 Count = Callable[[int], None]
-"""Counts points of a span in the telemetry, once they are done with."""
+"""Counts the points of a span in the telemetry, when they are acked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class Progress:
         clock: Callable[[], float],
         process: Callable[[], Awaitable[ServerProcess | None]] | None = None,
     ) -> None:
-        """`process` asks the database which process it runs in; None means on disk at once."""
+        """`process` returns the database's process; None: accepted points are on disk at once."""
         self._journal = journal
         self._sink = sink
         self._clock = clock
@@ -113,13 +112,13 @@ class Progress:
 
     @property
     def position(self) -> int:
-        """Sequence number of the last point that was accepted, or is done with otherwise."""
+        """Sequence number of the last point that was accepted, dropped or dead-lettered."""
         cursor = self._journal.cursor(self._sink)
         return max(cursor, self._retained[-1].last) if self._retained else cursor
 
     @property
     def retained_points(self) -> int:
-        """How many points were accepted and may not be on the database's disk yet."""
+        """How many accepted points may not be on the database's disk yet."""
         if not self._retained:
             return 0
         cursor = self._journal.cursor(self._sink)
@@ -133,13 +132,13 @@ class Progress:
         return await self._journal.read(self._sink, max_points=max_points, after=after)
 
     def pending(self) -> PendingPoints:
-        """Return what comes after the position."""
+        """Return the points after the position."""
         if not self._retained:
             return self._journal.pending(self._sink)
         return self._journal.pending(self._sink, after=self.position)
 
     async def grown(self, *, points: int) -> None:
-        """Wait until at least so many points come after the position."""
+        """Wait until there are at least this many points after the position."""
         await self._journal.grown(self._sink, points=points + self.retained_points)
 
     def done(self, span: Span, count: Count) -> None:
@@ -151,13 +150,13 @@ class Progress:
             self._retained.append(done)
 
     def connection_lost(self) -> None:
-        """Remember that the database may have restarted, or may turn out to be another one."""
+        """Note that the database may have restarted, or been replaced."""
         on_disk = self._process is not None and not self._process.flush_s
         self._connection_lost = on_disk or bool(self._retained)
 
     @property
     def check_in_s(self) -> float | None:
-        """Seconds until `check` has something to do; None when it has nothing."""
+        """Seconds until `check` is due; None when it is not needed."""
         if self._ask is None:
             return None
         if self._process is None or self._connection_lost:
@@ -175,15 +174,15 @@ class Progress:
         """
         if self._ask is None:
             return 0
-        asked_at_s = self._clock()
+        requested_s = self._clock()
         found = await self._ask()
         if found is None:
-            self._next_check_s = self._clock() + _ASKED_AGAIN_S
+            self._next_check_s = self._clock() + _RETRY_S
             return 0
         known, self._process = self._process, found
         lost, self._connection_lost = self._connection_lost, False
         if not found.flush_s:
-            self._ack_until(asked_at_s)
+            self._ack_until(requested_s)
             return 0
         is_same = known is not None and (
             known.started == found.started if found.started else not lost
@@ -192,8 +191,8 @@ class Progress:
             points = self.retained_points
             self._retained.clear()
             return points
-        self._ack_until(asked_at_s - found.flush_s)
-        # Twice in an interval, so that a steady stream costs no question per batch.
+        self._ack_until(requested_s - found.flush_s)
+        # Twice per interval, so that a steady stream does not cost a request per batch.
         self._next_check_s = self._clock() + found.flush_s / 2
         return 0
 
@@ -202,7 +201,7 @@ class Progress:
             self._ack(self._retained.popleft())
 
     def _ack(self, done: _Done) -> None:
-        # Fewer than the span holds when the journal has meanwhile dropped, and counted, some.
+        # Fewer than the span holds if the journal has dropped, and counted, some in between.
         points = _points_after(self._journal.cursor(self._sink), done)
         if points:
             self._journal.ack(self._sink, done.last)

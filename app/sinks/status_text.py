@@ -1,4 +1,4 @@
-"""Words for people: what a sink's trouble is, since when, and when a backlog will be gone."""
+"""Status texts of a sink: its problem, since when, and when the backlog will be gone."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ _TITLES = {"influxdb": "InfluxDB", "embedded": "The embedded store"}
 _SMOOTHED_OVER_S = 10.0
 _EXPIRED_SHOWN_S = 3600.0
 _QUOTED_POINT = re.compile(r""",\w+=.*|\b\w+=".*""", re.DOTALL)
-"""From the first tag, or the first field of text, to the end: values may hold anything."""
+"""From the first tag or text field to the end, because values may hold any text."""
 
 
 def impersonal(words: str) -> str:
-    """Cut off the point that a database quotes: log and health have many readers.
+    """Remove the point that a database quotes, which the log and `/health` must not show.
 
-    The whole of it stands beside the dead letters.
+    The dead letter keeps the whole reason.
     """
     return _QUOTED_POINT.sub("…", words)
 
 
 def title(sink: str) -> str:
-    """Return what a person calls a sink."""
+    """Return the displayed name of a sink."""
     return _TITLES.get(sink, f"Sink {sink}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SinkProblem:
-    """Why points are not leaving for a sink."""
+    """Why a sink accepts no points."""
 
     sink: str
     condition: Literal["waiting", "holding", "refusing"]
     since_s: float
-    """When it began, on the caller's clock, whatever the condition was then."""
+    """When it began, on the caller's clock, in whatever condition."""
     said: str
     """The last thing the sink answered."""
     advice: str | None = None
 
     def sentence(self, now_s: float) -> str:
-        """Say what is wrong, for how long, and what a person can do."""
+        """Return what is wrong, for how long, and what a person can do."""
         subject, lasted = self._title, spoken(now_s - self.since_s)
         said = self.said.rstrip(". ")
         match self.condition:
@@ -55,13 +55,13 @@ class SinkProblem:
             case _:
                 verb = "has been refusing every point"
                 advice = (
-                    f"{self.advice or 'Mend what the reason names.'} Points wait in the journal;"
+                    f"{self.advice or 'Fix what the reason names.'} Points wait in the journal;"
                     " the first ones refused wait as dead letters to be retried."
                 )
         return f"{subject} {verb} for {lasted}: {said}. {advice}"
 
     def ended(self) -> str:
-        """Say that it is over."""
+        """Return the message for its end."""
         return f"{self._title} takes writes again"
 
     @property
@@ -74,7 +74,7 @@ class Expired:
 
     def __init__(self) -> None:
         self.retention_s: float | None = None
-        """How long the database keeps points; None when it did not say."""
+        """How long the database retains points; None when unknown."""
         self._points = 0
         self._last_s = -math.inf
 
@@ -88,7 +88,7 @@ class Expired:
         return now_s - self._last_s > _EXPIRED_SHOWN_S
 
     def sentence(self, sink: str, now_s: float) -> str | None:
-        """Return what a person should read, for an hour after the last of them."""
+        """Return the warning, for an hour after the last of them."""
         if self.is_over(now_s):
             return None
         kept = f" of {spoken(self.retention_s)}" if self.retention_s else ""
@@ -100,14 +100,14 @@ class Expired:
 
 
 class DrainRate:
-    """How fast a backlog shrinks, smoothed over some seconds."""
+    """Rate at which a backlog shrinks, smoothed over some seconds."""
 
     def __init__(self) -> None:
         self._mark: tuple[float, int] | None = None
         self._per_s: float | None = None
 
     def reset(self) -> None:
-        """Forget: nothing is moving."""
+        """Forget the rate: nothing is being written."""
         self._mark = self._per_s = None
 
     def sample(self, now_s: float, *, held: int) -> None:

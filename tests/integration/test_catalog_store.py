@@ -418,7 +418,7 @@ async def test_a_catalog_that_cannot_be_kept_is_kept_later(
     """A file that cannot be written costs nothing but the next start."""
     execute(tmp_path, "ALTER TABLE registry RENAME TO elsewhere")
     await refresh(metadata, HOME)
-    assert "The catalog was not kept, it is tried again: no such table" in caplog.text
+    assert "The catalog was not stored; the next refresh stores it: no such table" in caplog.text
     execute(tmp_path, "ALTER TABLE elsewhere RENAME TO registry")
 
     await refresh(metadata, HOME, whole=False)

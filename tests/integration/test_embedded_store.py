@@ -637,7 +637,7 @@ async def test_a_question_costs_what_its_answer_holds(tmp_path: Path) -> None:
     assert crowded <= alone + 100
 
 
-async def test_retention_survives_a_sick_disk(
+async def test_retention_survives_a_failing_disk(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Old events may stay for another minute; the loop goes on."""

@@ -35,7 +35,7 @@ def test_a_sentence_says_who_since_when_why_and_what_to_do() -> None:
     [
         ("waiting", "has not been taking writes for 5 s: 401 unauthorized. Points wait in the"),
         ("holding", "has been refusing writes for 5 s: 401 unauthorized. Points wait in the"),
-        ("refusing", "has been refusing every point for 5 s: 401 unauthorized. Mend what"),
+        ("refusing", "has been refusing every point for 5 s: 401 unauthorized. Fix what"),
     ],
 )
 def test_every_condition_has_an_advice(
