@@ -172,6 +172,7 @@ class CatalogStore:
         """
         self.damage: str | None = None
         """One sentence when the file was damaged at the start."""
+        self._path = path
         self._catalog = catalog
         self._source = source
         self._names = names
@@ -204,7 +205,7 @@ class CatalogStore:
             await self._database.write(work)
         except StorageError as exc:
             if isinstance(exc, StorageDamaged):
-                self.damage = f"{self._database.path.name} is damaged ({exc}). {RESTART_ADVICE}"
+                self.damage = f"{self._path.name} is damaged ({exc}). {RESTART_ADVICE}"
             limited_log.warning("The catalog was not stored; the next refresh stores it: %s", exc)
         else:
             limited_log.resolved("The catalog is stored again")

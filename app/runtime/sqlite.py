@@ -350,6 +350,7 @@ async def open_or_replace(
         await opened()
     except StorageDamaged as exc:
         path = database.path
+        assert path is not None, "a database in memory is not damaged"
         aside = set_aside(path)
         reason = f"{path.name} was damaged ({exc}) and is kept as {aside}. {consequence}"
         logger.error("%s", reason)  # noqa: TRY400 - the cause is in the line
