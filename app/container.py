@@ -22,6 +22,8 @@ from app.discovery.store import CatalogStore
 from app.fanout.hub import Hub
 from app.health_collector import HealthCollector
 from app.homeassistant.connection import HomeAssistantSource
+from app.homeassistant.endpoint import Endpoint
+from app.homeassistant.reconnect import ReconnectPolicy
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
 from app.model import Lines
@@ -205,18 +207,23 @@ class Container(containers.DeclarativeContainer):
 
     hub = providers.Singleton(Hub)
     catalog = providers.Singleton(Catalog)
-    source = providers.Singleton(
-        HomeAssistantSource,
+    endpoint = providers.Singleton(
+        Endpoint,
         _home_assistant_settings.url,
         token=_home_assistant_settings.token.get_secret_value.call(),
         ssl_verify=_home_assistant_settings.ssl_verify,
         headers=_home_assistant_settings.headers_by_name,
         client_cert=_home_assistant_settings.client_cert,
         client_key=_home_assistant_settings.client_key,
+    )
+    reconnect = providers.Singleton(
+        ReconnectPolicy,
         backoff=providers.Factory(Backoff, max_s=settings.provided.resilience.max_retry_delay_s),
         breaker=providers.Factory(_breaker, "Home Assistant"),
-        telemetry=telemetry,
         max_retries=settings.provided.resilience.max_retries,
+    )
+    source = providers.Singleton(
+        HomeAssistantSource, endpoint, reconnect=reconnect, telemetry=telemetry
     )
     normalizer = providers.Singleton(Normalizer, catalog.provided.placements)
     metadata = providers.Singleton(

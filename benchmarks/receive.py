@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry
 
 from app.homeassistant.connection import HomeAssistantSource
+from app.homeassistant.endpoint import Endpoint
 from app.homeassistant.messages import Event
+from app.homeassistant.reconnect import ReconnectPolicy
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
 from benchmarks.peers import HELPER_TOKEN, Peer, Where, peer
@@ -55,11 +57,10 @@ async def measure_receiving(*, events: int, per_frame: int, rounds: int) -> tupl
     arguments = ("--events", str(events), "--per-frame", str(per_frame))
     async with peer("benchmarks.flood", *arguments) as flood:
         source = HomeAssistantSource(
-            (await flood.ask(Where, "where")).url,
-            token=HELPER_TOKEN,
-            ssl_verify=True,
-            backoff=Backoff(max_s=1),
-            breaker=Breaker("Home Assistant", threshold=5, reset_s=1),
+            Endpoint((await flood.ask(Where, "where")).url, token=HELPER_TOKEN, ssl_verify=True),
+            reconnect=ReconnectPolicy(
+                backoff=Backoff(max_s=1), breaker=Breaker("Home Assistant", threshold=5, reset_s=1)
+            ),
             telemetry=Telemetry(CollectorRegistry()),
         )
         counter = Counter()

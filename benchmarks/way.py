@@ -21,6 +21,8 @@ from app.backfill.last_states import LastStates
 from app.discovery.catalog import Catalog
 from app.fanout.hub import Hub
 from app.homeassistant.connection import HomeAssistantSource
+from app.homeassistant.endpoint import Endpoint
+from app.homeassistant.reconnect import ReconnectPolicy
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
 from app.normalize.changes import Normalizer
@@ -98,11 +100,11 @@ async def _way(
             )
             pipeline.placed()
             source = HomeAssistantSource(
-                home_assistant,
-                token=HELPER_TOKEN,
-                ssl_verify=True,
-                backoff=Backoff(max_s=1),
-                breaker=Breaker("Home Assistant", threshold=5, reset_s=1),
+                Endpoint(home_assistant, token=HELPER_TOKEN, ssl_verify=True),
+                reconnect=ReconnectPolicy(
+                    backoff=Backoff(max_s=1),
+                    breaker=Breaker("Home Assistant", threshold=5, reset_s=1),
+                ),
                 telemetry=telemetry,
             )
             delivery = Delivery(

@@ -27,6 +27,8 @@ from app.discovery.catalog import Catalog
 from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
 from app.homeassistant.connection import HomeAssistantSource
+from app.homeassistant.endpoint import Endpoint
+from app.homeassistant.reconnect import ReconnectPolicy
 from app.homeassistant.recorder import Call
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
@@ -121,13 +123,12 @@ class Process:
             overflow="drop_new",
         )
         self.source = HomeAssistantSource(
-            fake.url,
-            token=TOKEN,
-            ssl_verify=True,
-            backoff=Backoff(first_s=0.01, max_s=0.01),
-            breaker=Breaker("Home Assistant", threshold=100, reset_s=0.01),
+            Endpoint(fake.url, token=TOKEN, ssl_verify=True),
+            reconnect=ReconnectPolicy(
+                backoff=Backoff(first_s=0.01, max_s=0.01),
+                breaker=Breaker("Home Assistant", threshold=100, reset_s=0.01),
+            ),
             telemetry=self.telemetry,
-            max_retries=-1,
             readiness_poll_s=0.01,
         )
         self.catalog = catalog = Catalog()

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -18,7 +19,9 @@ from prometheus_client import CollectorRegistry
 from websockets.asyncio.server import ServerConnection, serve
 
 from app.homeassistant.connection import HomeAssistantSource
+from app.homeassistant.endpoint import Endpoint
 from app.homeassistant.messages import Event
+from app.homeassistant.reconnect import ReconnectPolicy
 from app.runtime.errors import (
     CommandFailed,
     SourceAuthRejected,
@@ -73,18 +76,28 @@ class Parts:
         self.breaker = Breaker("Home Assistant", threshold=3, reset_s=reset_s)
         self.telemetry = Telemetry(CollectorRegistry())
 
-    def source(self, url: str, *, token: str = TOKEN, **options: float) -> HomeAssistantSource:
-        """Return a source for this address."""
+    def source(
+        self,
+        url: str,
+        *,
+        token: str = TOKEN,
+        max_retries: int = -1,
+        auth_retry_s: float = 300.0,
+        steady_s: float = 30.0,
+        **options: Any,
+    ) -> HomeAssistantSource:
+        """Return a source for this address; `options` are those of its Endpoint."""
         return HomeAssistantSource(
-            url,
-            token=token,
-            ssl_verify=False,
-            backoff=self.backoff,
-            breaker=self.breaker,
+            Endpoint(url, token=token, **{"ssl_verify": False, **options}),
+            reconnect=ReconnectPolicy(
+                backoff=self.backoff,
+                breaker=self.breaker,
+                max_retries=max_retries,
+                auth_retry_s=auth_retry_s,
+            ),
             telemetry=self.telemetry,
-            max_retries=int(options.pop("max_retries", -1)),
-            max_message_bytes=int(options.pop("max_message_bytes", 64 * 1024 * 1024)),
-            **{"readiness_poll_s": 0.001, **options},  # type: ignore[arg-type]
+            steady_s=steady_s,
+            readiness_poll_s=0.001,
         )
 
 
@@ -849,8 +862,7 @@ async def test_certificates_are_verified_unless_told_otherwise(
 ) -> None:
     """A home's own certificate needs HA_SSL_VERIFY=false."""
     async with FakeHomeAssistant(house, token=TOKEN, tls=tls) as fake:
-        source = parts.source(fake.url)
-        source._ssl_verify = ssl_verify
+        source = parts.source(fake.url, ssl_verify=ssl_verify)
         if ssl_verify:
             with pytest.raises(SourceUnavailable, match="CERTIFICATE_VERIFY_FAILED"):
                 async with source.commands():

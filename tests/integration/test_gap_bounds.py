@@ -188,7 +188,7 @@ async def test_our_own_clock_decides_nothing(
         process.journal.ack("influxdb", process.journal._cursors.tail)
         await all_filled(process, 1)
         monkeypatch.setattr(time, "time", plain)
-        process.source._backoff.reset()
+        process.source._reconnect.streaming()
         fake.abort()
         await process.until(lambda: not process.pipeline.streaming.is_set())
         counter.count(5)

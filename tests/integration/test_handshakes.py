@@ -24,6 +24,8 @@ from websockets.http11 import Request, Response
 
 from app.commands.doctor import command
 from app.homeassistant.connection import HomeAssistantSource
+from app.homeassistant.endpoint import Endpoint
+from app.homeassistant.reconnect import ReconnectPolicy
 from app.model import Row
 from app.runtime.errors import SourceUnavailable
 from app.runtime.metrics import Telemetry
@@ -75,14 +77,13 @@ def doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any
 def source_of(url: str, **options: Any) -> HomeAssistantSource:
     """Return a source with waits of next to nothing."""
     return HomeAssistantSource(
-        url,
-        token=TOKEN,
-        ssl_verify=options.pop("ssl_verify", True),
-        backoff=Backoff(max_s=1.0, first_s=0.001, chance=lambda: 0.5),
-        breaker=Breaker("Home Assistant", threshold=3, reset_s=0.0),
+        Endpoint(url, token=TOKEN, **{"ssl_verify": True, **options}),
+        reconnect=ReconnectPolicy(
+            backoff=Backoff(max_s=1.0, first_s=0.001, chance=lambda: 0.5),
+            breaker=Breaker("Home Assistant", threshold=3, reset_s=0.0),
+        ),
         telemetry=Telemetry(CollectorRegistry()),
         readiness_poll_s=0.001,
-        **options,
     )
 
 

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator, Mapping
 
 import pytest
 
-from app.homeassistant.connection import HomeAssistantSource
-from app.runtime.retry import Backoff, Breaker
+from app.homeassistant.commands import open_commands
+from app.homeassistant.endpoint import Endpoint
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.contracts.home_assistant import Home, HomeAssistantContract
-from tests.fakes.points import new_telemetry
 from tests.fakes.recordings import recording
 from tests.fakes.still_house import StillHouse, now
 
@@ -32,16 +31,12 @@ async def home() -> AsyncIterator[Home]:
         house.remove(entity_id)
 
     async with FakeHomeAssistant(house, token=TOKEN) as fake:
-        source = HomeAssistantSource(
+        endpoint = Endpoint(
             fake.url,
             token=TOKEN,
             ssl_verify=True,
-            backoff=Backoff(max_s=1.0),
-            breaker=Breaker("Home Assistant", threshold=5, reset_s=1.0),
-            telemetry=new_telemetry(),
-            max_retries=0,
         )
-        async with source.commands() as commands:
+        async with open_commands(endpoint) as commands:
             yield Home(call=commands.call, set_state=set_state, remove=remove)
 
 

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from app.commands.doctor import command
 from app.commands.service_api import service_api
 from app.discovery.data_api import DataApi
-from app.homeassistant.connection import HomeAssistantSource
+from app.homeassistant.commands import open_commands
+from app.homeassistant.endpoint import Endpoint
 from app.model import Row
 from app.runtime.errors import SourceUnavailable, StorageLocked
-from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
 from app.settings import load_settings, variables
 from app.sinks.batches import WholeRows
@@ -56,16 +55,13 @@ async def two_origins(status: int, path: str, scheme: str = "http") -> AsyncIter
             yield [front, other]
 
 
-def source_of(url: str) -> HomeAssistantSource:
-    """Return a source with everything that must not be given away."""
-    return HomeAssistantSource(
+def endpoint_of(url: str) -> Endpoint:
+    """Return an endpoint with every secret that a server elsewhere must not get."""
+    return Endpoint(
         url.replace("//", "//ada:pass@") + "/api/websocket",
         token=TOKEN,
         ssl_verify=False,
         headers=HEADERS,
-        backoff=Backoff(max_s=1.0),
-        breaker=Breaker("Home Assistant", threshold=3, reset_s=1.0),
-        telemetry=Telemetry(CollectorRegistry()),
     )
 
 
@@ -75,7 +71,7 @@ async def test_home_assistant_does_not_send_the_token_elsewhere(status: int, sch
     """The library would follow: the token is sent to whatever has accepted the connection."""
     async with two_origins(status, "/api/websocket?of=hush", scheme) as (front, other):
         with pytest.raises(SourceUnavailable) as caught:
-            async with source_of(front.url("ws")).commands():
+            async with open_commands(endpoint_of(front.url("ws"))):
                 pass
 
     assert len(front.requests) == 1
@@ -89,7 +85,7 @@ async def test_a_redirect_to_another_path_of_home_assistant_is_followed() -> Non
     """It is the same server, so it may have the token and the headers."""
     async with Front(307, headers={"Location": "/behind/websocket"}).serving() as front:
         with pytest.raises(SourceUnavailable, match="redirects to"):
-            async with source_of(front.url("ws")).commands():
+            async with open_commands(endpoint_of(front.url("ws"))):
                 pass
 
     assert [each.path for each in front.requests] == ["/api/websocket", "/behind/websocket"]
@@ -104,7 +100,7 @@ async def test_an_odd_redirect_is_an_error_like_others(location: str) -> None:
     """Whatever a server writes there."""
     async with Front(302, headers={"Location": location}).serving() as front:
         with pytest.raises(SourceUnavailable):
-            async with source_of(front.url("ws")).commands():
+            async with open_commands(endpoint_of(front.url("ws"))):
                 pass
 
 
@@ -112,7 +108,7 @@ async def test_home_assistant_behind_https_is_explained() -> None:
     """The same host with TLS is what should be written in the setting."""
     async with Front(301, headers={"Location": "https://127.0.0.1/api/websocket"}).serving() as it:
         with pytest.raises(SourceUnavailable, match=r"redirects to https:// \(301\)") as caught:
-            async with source_of(it.url("ws")).commands():
+            async with open_commands(endpoint_of(it.url("ws"))):
                 pass
 
     assert caught.value.advice == "Write https://127.0.0.1 in HOME_ASSISTANT_URL."
@@ -252,7 +248,7 @@ async def test_the_log_of_a_redirect_has_no_secret(caplog: pytest.LogCaptureFixt
     caplog.set_level(logging.DEBUG)
     async with two_origins(302, "/login?state=hush") as (front, _):
         with pytest.raises(SourceUnavailable):
-            async with source_of(front.url("ws")).commands():
+            async with open_commands(endpoint_of(front.url("ws"))):
                 pass
 
     shown = [record for record in caplog.records if record.name.startswith("app")]

@@ -10,6 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from app.homeassistant.connection import HomeAssistantSource
+from app.homeassistant.endpoint import Endpoint
+from app.homeassistant.reconnect import ReconnectPolicy
 from app.runtime.addresses import websocket_url
 from app.runtime.errors import SourceAuthRejected, SourceUnavailable
 from app.runtime.metrics import Telemetry
@@ -37,12 +39,11 @@ def source_to(
 ) -> HomeAssistantSource:
     """Return a source for it."""
     return HomeAssistantSource(
-        websocket_url(server.url + path),
-        token=token,
-        ssl_verify=True,
-        headers=headers,
-        backoff=Backoff(max_s=1.0),
-        breaker=Breaker("Home Assistant", threshold=3, reset_s=1.0),
+        Endpoint(websocket_url(server.url + path), token=token, ssl_verify=True, headers=headers),
+        reconnect=ReconnectPolicy(
+            backoff=Backoff(max_s=1.0),
+            breaker=Breaker("Home Assistant", threshold=3, reset_s=1.0),
+        ),
         telemetry=Telemetry(CollectorRegistry()),
         readiness_poll_s=0.1,
     )

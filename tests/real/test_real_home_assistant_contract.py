@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Mapping
 import httpx
 import pytest
 
-from app.homeassistant.connection import HomeAssistantSource
-from app.runtime.retry import Backoff, Breaker
+from app.homeassistant.commands import open_commands
+from app.homeassistant.endpoint import Endpoint
 from tests.contracts.home_assistant import Home, HomeAssistantContract
-from tests.fakes.points import new_telemetry
 from tests.real.servers import HomeAssistant
 
 # The first test waits for Home Assistant to start, which takes minutes on a busy machine.
@@ -21,18 +20,14 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 async def home(home_assistant: HomeAssistant) -> AsyncIterator[Home]:
     """Home Assistant with its demo devices; a user who may only read asks."""
     owner = {"Authorization": f"Bearer {home_assistant.token}"}
-    source = HomeAssistantSource(
+    endpoint = Endpoint(
         home_assistant.url.replace("http", "ws", 1) + "/api/websocket",
         token=home_assistant.read_only_token,
         ssl_verify=True,
-        backoff=Backoff(max_s=1.0),
-        breaker=Breaker("Home Assistant", threshold=5, reset_s=1.0),
-        telemetry=new_telemetry(),
-        max_retries=0,
     )
     async with (
         httpx.AsyncClient(base_url=home_assistant.url, headers=owner, timeout=30) as client,
-        source.commands() as commands,
+        open_commands(endpoint) as commands,
     ):
 
         async def set_state(entity_id: str, state: str, attributes: Mapping[str, object]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from app.api.connections import Connections
 from app.container import Container
 from app.main import _components, configure_logs
-from app.runtime.errors import SourceUnavailable
+from app.runtime.errors import SourceAuthRejected, SourceUnavailable
 from app.settings import _Section, load_settings
 from app.sinks.delivery import Delivery
 from tests.fakes.influx import FakeInflux
@@ -219,8 +219,9 @@ def test_the_patience_with_home_assistant_is_the_promised_one(build: Build) -> N
     """A dead connection is noticed within 30 s, megabytes are read, a bad token tried slowly."""
     source = build({}).source()
 
-    assert source._ping_interval_s + source._ping_timeout_s <= 30
-    assert source._max_message_bytes >= 64 * 1024 * 1024
-    assert source._auth_retry_s >= 300
-    assert source._auth_timeout_s <= 10
-    assert source._command_timeout_s <= 30
+    endpoint = source._endpoint
+    assert endpoint._ping_interval_s + endpoint._ping_timeout_s <= 30
+    assert endpoint._max_message_bytes >= 64 * 1024 * 1024
+    assert endpoint._auth_timeout_s <= 10
+    assert endpoint.command_timeout_s <= 30
+    assert source._reconnect.delay_s(SourceAuthRejected(), has_streamed=False) == 300

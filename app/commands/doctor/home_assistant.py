@@ -8,21 +8,19 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
 from app.commands.doctor import checks
 from app.commands.doctor.checks import CurrentUser, Recent, RecorderInfo
 from app.commands.doctor.report import Finding, failed, ok
-from app.homeassistant.connection import HomeAssistantSource
+from app.homeassistant.commands import open_commands
+from app.homeassistant.endpoint import Endpoint
 from app.runtime.connection_errors import HOME_ASSISTANT, limited_mode
 from app.runtime.errors import CommandFailed, SourceAuthRejected, SourceError, SourceProtocolError
 from app.runtime.logging import shown_url
-from app.runtime.metrics import Telemetry
-from app.runtime.retry import Backoff, Breaker
 from app.runtime.tolerant_json import UNREADABLE
 
 if TYPE_CHECKING:
-    from app.homeassistant.connection import Commands
+    from app.homeassistant.commands import Commands
     from app.settings import Settings
 
 NAMES = ("home_assistant", "token", "version", "ha_clock", "recorder", "rights")
@@ -45,7 +43,7 @@ async def examined(
     answers = checks.reached(url, ssl_verify=chosen.home_assistant.ssl_verify)
     is_connected = False
     try:
-        async with _source(chosen).commands() as commands:
+        async with open_commands(_endpoint(chosen)) as commands:
             is_connected = True
             yield answers
             yield ok("token", "Home Assistant accepts the token.")
@@ -62,17 +60,14 @@ async def examined(
             yield checks.not_reached(NAMES[0], HOME_ASSISTANT, url, exc)
 
 
-def _source(chosen: Settings) -> HomeAssistantSource:
-    return HomeAssistantSource(
+def _endpoint(chosen: Settings) -> Endpoint:
+    return Endpoint(
         chosen.home_assistant.url,
         token=chosen.home_assistant.token.get_secret_value(),
         ssl_verify=chosen.home_assistant.ssl_verify,
         headers=chosen.home_assistant.headers_by_name,
         client_cert=chosen.home_assistant.client_cert,
         client_key=chosen.home_assistant.client_key,
-        backoff=Backoff(max_s=1.0),
-        breaker=Breaker("Home Assistant", threshold=1, reset_s=1.0),
-        telemetry=Telemetry(CollectorRegistry()),
         open_timeout_s=_CONNECT_S,
         auth_timeout_s=_CONNECT_S,
         command_timeout_s=_ANSWER_S,
