@@ -20,6 +20,7 @@ import httpx
 from app.container import Container
 from app.main import create_app
 from app.runtime.addresses import origin, redirect_target
+from app.runtime.connection_errors import SERVICE, obstacle
 from app.runtime.errors import SettingsError, StorageLocked
 from app.settings import Settings
 
@@ -76,7 +77,8 @@ class ServiceApi:
             yield
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
             raise StorageLocked(
-                f"another process uses DATA_DIR and does not answer at {self._url}{path}: {exc}."
+                f"another process uses DATA_DIR and does not answer at {self._url}{path}:"
+                f" {obstacle(SERVICE, exc, url=self._url).why}."
                 " Check WEBSOCKET_INGESTION_HOST and WEBSOCKET_INGESTION_PORT, or set --url"
             ) from exc
 

@@ -22,7 +22,7 @@ from app.discovery.columns import Row, difference, row_to_send
 from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import Kind, domains_of
 from app.health import BreakerStatus, DataApiStatus
-from app.runtime.connection_errors import DATA_API, is_os_error, obstacle, redirect, sentence
+from app.runtime.connection_errors import DATA_API, obstacle, redirect
 from app.runtime.errors import IngestError
 from app.runtime.logging import RateLimitedLog, shown_url
 from app.runtime.retry import Backoff, Breaker, contained, until_success
@@ -258,7 +258,7 @@ def _reason(answer: _Answer) -> str:
     """Return why rows were not accepted, in one line."""
     if answer.location is None:
         return reason_of(answer.status, answer.text)
-    return sentence(redirect(DATA_API, answer.url, location=answer.location, status=answer.status))
+    return str(redirect(DATA_API, answer.url, location=answer.location, status=answer.status))
 
 
 async def _post(client: httpx.AsyncClient, path: str, rows: bytes) -> _Answer:
@@ -278,13 +278,9 @@ def _why_unanswered(exc: Exception, url: str) -> str:
     """Return why there was no response."""
     if isinstance(exc, httpx.TimeoutException):
         return "no answer in time"
-    if is_os_error(exc):
-        return obstacle(DATA_API, exc, url=url).why
     if isinstance(exc, httpx.RemoteProtocolError):
         return "the response is incomplete or not HTTP"
-    if not str(exc):  # as when the server hangs up during the TLS handshake
-        return "the connection is cut at once"
-    return f"{type(exc).__name__} {exc}"
+    return obstacle(DATA_API, exc, url=url).why
 
 
 def reason_of(status: int, text: bytes) -> str:

@@ -180,7 +180,7 @@ async def test_nothing_new_sends_nothing() -> None:
 async def test_what_could_not_be_sent_is_sent_later(caplog: pytest.LogCaptureFixture) -> None:
     """With growing waits, and one line for each reason and for the end."""
     answers: list[httpx.Response | Exception] = [
-        httpx.ConnectError("refused"),
+        httpx.ConnectTimeout("late"),
         httpx.Response(503),
         httpx.Response(401),
         httpx.Response(200),
@@ -196,7 +196,7 @@ async def test_what_could_not_be_sent_is_sent_later(caplog: pytest.LogCaptureFix
     assert devices.call_count == 4
     said = [record.message for record in caplog.records if "data API" in record.message]
     assert said == [
-        "The data API at http://data-api:8006 does not take rows: ConnectError refused",
+        "The data API at http://data-api:8006 does not take rows: no answer in time",
         "The data API at http://data-api:8006 does not take rows: 503 Service Unavailable",
         "The data API at http://data-api:8006 does not take rows: 401 Unauthorized",
         "The data API takes rows again (failed 3 times in 0 s)",

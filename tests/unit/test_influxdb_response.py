@@ -216,7 +216,8 @@ def test_retry_after_is_seconds_or_a_date_or_nonsense(text: str, seconds: float 
         (TimeoutError(), TimedOut(reason="no answer in time")),
         (aiohttp.SocketTimeoutError(), TimedOut(reason="no answer in time")),
         (aiohttp.ConnectionTimeoutError(), Unavailable(reason="no connection in time")),
-        (ConnectionResetError("peer\nreset"), Unavailable(reason="peer reset")),
+        (ConnectionResetError("peer\nreset"), Unavailable(reason="the connection is cut at once")),
+        (aiohttp.ClientOSError(32, "Broken pipe"), Unavailable(reason="Broken pipe")),
         (aiohttp.ServerDisconnectedError(""), Unavailable(reason="ServerDisconnectedError")),
     ],
 )

@@ -5,7 +5,6 @@ All versions of InfluxDB agree on the statuses; the dialect knows which variable
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ import aiohttp
 
 from app.model import http_date
 from app.runtime.addresses import is_upgrade, origin, redirect_target
-from app.runtime.connection_errors import DATABASE, is_tls_failure, obstacle, sentence
+from app.runtime.connection_errors import DATABASE, is_tls_failure, obstacle
 from app.runtime.text import one_line
 from app.sinks.influxdb.dialects import Dialect
 from app.sinks.influxdb.http import Reply, message
@@ -92,9 +91,7 @@ def failure(exc: Exception) -> TimedOut | Unavailable | Held:
     """Return the outcome of a request without a response."""
     match exc:
         case aiohttp.ClientConnectorCertificateError():  # which is a ValueError, too
-            cause = exc.certificate_error
-            why = getattr(cause, "verify_message", None) or str(cause)
-            return Unavailable(reason=one_line(f"the certificate of {exc.host} is refused: {why}"))
+            return Unavailable(reason=str(obstacle(DATABASE, exc.certificate_error)))
         case ValueError():
             # Its text may hold what must not be shown: a password in the address, the token.
             return Held(
@@ -112,16 +109,16 @@ def failure(exc: Exception) -> TimedOut | Unavailable | Held:
 def _no_response(exc: Exception) -> str:
     closed_in_tls = isinstance(exc, aiohttp.ClientConnectorError) and exc.strerror is None
     if closed_in_tls or is_tls_failure(exc):
-        return sentence(obstacle(DATABASE, exc, url="https:"))
+        return str(obstacle(DATABASE, exc, url="https:"))
     match exc:
         case aiohttp.ClientConnectorError():
             return f"no connection to {exc.host}:{exc.port}: {obstacle(DATABASE, exc).why}"
         case aiohttp.ServerDisconnectedError() if not isinstance(exc.message, str):
             return "the server disconnected in the middle of its response"
-        case OSError(errno=errno.ECONNRESET):
-            return "the connection was reset"
         case aiohttp.ClientResponseError() | aiohttp.ClientPayloadError():
             return "the response is incomplete or not HTTP"
+        case OSError():
+            return obstacle(DATABASE, exc).why
         case _:
             return one_line(str(exc)) or type(exc).__name__
 
