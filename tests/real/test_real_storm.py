@@ -88,6 +88,7 @@ async def test_after_a_storm_influxdb_has_every_row_of_the_recorder(
         sys.stdout.write(f"storm: {storm.done.total()} faults, {result.summary()}\n")
 
     assert not result.differences, report
+    assert "Unhandled error" not in (tmp_path / "output.txt").read_text(), report
     assert health["status"] == "healthy", report
     assert health["gaps"]["unfillable"] == 0, report
     assert health["gaps"]["filled"] >= 3, report
