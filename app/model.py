@@ -246,6 +246,15 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """What one sink has not acked yet."""
+
+    points: int
+    oldest_at: float | None
+    """When the oldest of them was received, in seconds since the epoch; None without points."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPoint:
     """A line of line protocol, parsed back."""
 

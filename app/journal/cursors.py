@@ -4,22 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from app.runtime.metrics import Telemetry
 
 Overflow = Literal["drop_oldest", "drop_new"]
 """What is dropped at the bound: the oldest points of the slowest sink, or new points for all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pending:
-    """What one sink has not acked yet."""
-
-    points: int
-    oldest_at: float | None
-    """When the oldest of them was received, in seconds since the epoch; None without points."""
 
 
 class Span(NamedTuple):

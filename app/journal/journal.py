@@ -18,7 +18,7 @@ from typing import Self
 from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
 from app.health import JournalStatus
-from app.journal.cursors import Cursors, Overflow, Pending, Span
+from app.journal.cursors import Cursors, Overflow, Span
 from app.journal.repair import Repair, check_contents, repair
 from app.journal.rows import RecentRows, compress, numbered
 from app.journal.transactions import (
@@ -33,7 +33,7 @@ from app.journal.transactions import (
     tidy_block,
     times_around,
 )
-from app.model import LastState, Lines, Row, Times, spanned
+from app.model import LastState, Lines, Pending, Row, Times, spanned
 from app.runtime.errors import JournalFull, StorageDamaged, StorageError
 from app.runtime.logging import RateLimitedLog
 from app.runtime.metrics import Telemetry

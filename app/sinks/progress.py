@@ -14,25 +14,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.model import Row
-from app.sinks.outcomes import ServerProcess
+from app.model import Pending, Row
+from app.sinks.outcomes import Batch, ServerProcess
 
 _ON_DISK = ServerProcess()
 _RETRY_S = 1.0
-
-
-class PendingPoints(Protocol):
-    """Points that a sink has not accepted yet."""
-
-    @property
-    def points(self) -> int:
-        """How many points."""
-        ...
-
-    @property
-    def oldest_at(self) -> float | None:
-        """When the oldest was received, in seconds since the epoch; None without points."""
-        ...
 
 
 class Log(Protocol):
@@ -50,26 +36,12 @@ class Log(Protocol):
         """Move the cursor forward."""
         ...
 
-    def pending(self, sink: str, *, after: int = 0) -> PendingPoints:
+    def pending(self, sink: str, *, after: int = 0) -> Pending:
         """Return the points after the cursor and `after`."""
         ...
 
     async def grown(self, sink: str, *, points: int) -> None:
         """Wait until there are at least this many points after the cursor."""
-        ...
-
-
-class Span(Protocol):
-    """Consecutive points of the journal."""
-
-    @property
-    def first(self) -> int:
-        """Sequence number of the first point."""
-        ...
-
-    @property
-    def last(self) -> int:
-        """Sequence number of the last point."""
         ...
 
 
@@ -131,7 +103,7 @@ class Progress:
             return await self._journal.read(self._sink, max_points=max_points)
         return await self._journal.read(self._sink, max_points=max_points, after=after)
 
-    def pending(self) -> PendingPoints:
+    def pending(self) -> Pending:
         """Return the points after the position."""
         if not self._retained:
             return self._journal.pending(self._sink)
@@ -141,7 +113,7 @@ class Progress:
         """Wait until there are at least this many points after the position."""
         await self._journal.grown(self._sink, points=points + self.retained_points)
 
-    def done(self, span: Span, count: Count) -> None:
+    def done(self, span: Batch, count: Count) -> None:
         """Move the position behind a span; it is counted when the cursor follows."""
         done = _Done(span.first, span.last, self._clock(), count)
         if self._process is not None and not self._process.flush_s:

@@ -5,17 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from app.model import Row
-
-
-@dataclass(frozen=True, slots=True)
-class FakePending:
-    """What a sink has not acked."""
-
-    points: int
-    oldest_at: float | None
+from app.model import Pending, Row
 
 
 class FakeJournal:
@@ -76,12 +67,12 @@ class FakeJournal:
         """Move the cursor as `drop_oldest` does."""
         self.acked = max(self.acked, through)
 
-    def pending(self, sink: str, *, after: int = 0) -> FakePending:
+    def pending(self, sink: str, *, after: int = 0) -> Pending:
         """Return what is not acked."""
         after = max(after, self.acked)
         held = [row for row in self.rows if row.last > after]
         points = sum(row.last - max(row.first - 1, after) for row in held)
-        return FakePending(points, held[0].received_at if held else None)
+        return Pending(points=points, oldest_at=held[0].received_at if held else None)
 
     async def grown(self, sink: str, *, points: int) -> None:
         """Wait until so many points are pending."""

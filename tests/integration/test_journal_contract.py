@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from app.journal.cursors import Overflow, Pending
+from app.journal.cursors import Overflow
 from app.journal.journal import SqliteJournal
-from app.model import Lines, Row
+from app.model import Lines, Pending, Row
 from app.runtime.errors import JournalFull
 from app.runtime.metrics import Telemetry
 from tests.fakes.points import new_telemetry, numbered_lines, numbers_in

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.model import Row
+from app.sinks.batches import WholeRows
 from app.sinks.influxdb.detect import server_process
 from app.sinks.influxdb.http import Reply as HttpReply
 from app.sinks.outcomes import ServerProcess
@@ -49,7 +50,7 @@ class Bench:
     async def accept(self) -> Row:
         """Let the database accept the next row."""
         row = (await self.progress.read(max_points=1))[0]
-        self.progress.done(row, self.counted.append)
+        self.progress.done(WholeRows((row,)), self.counted.append)
         return row
 
 

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.journal.batcher import Batcher
-from app.journal.cursors import Overflow, Pending, Span
+from app.journal.cursors import Overflow, Span
 from app.journal.journal import SqliteJournal
-from app.model import Lines, Row
+from app.model import Lines, Pending, Row
 from app.runtime.errors import JournalFull, StorageError
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
