@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from prometheus_fastapi_instrumentator import Instrumentator
 from starlette.middleware.cors import CORSMiddleware
 
@@ -28,7 +28,7 @@ from app.api.access import METHODS, AccessMiddleware
 from app.api.connections import ConnectionsCollector
 from app.api.dependencies import Components
 from app.api.middleware import GuardMiddleware, security_headers
-from app.api.problems import handle_problems
+from app.api.problems import handle_problems, refuse_unknown_parameters
 
 MAX_BODY_BYTES = 1_000_000
 MAX_ROWS_BYTES = 32_000_000
@@ -55,20 +55,10 @@ def build_api(
     )
     app.state.components = components
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
-    parts = (
-        health,
-        metrics,
-        live,
-        events,
-        gaps,
-        catalog,
-        filter_stats,
-        dead_letters,
-        diagnostics,
-        pages,
-    )
-    for part in parts:
+    for part in (health, metrics, live, pages):
         app.include_router(part.router)
+    for part in (events, gaps, catalog, filter_stats, dead_letters, diagnostics):
+        app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
     pages.mount_files(app)
     handle_problems(app, headers=security_headers("/api"))
     _stand_before(app, components)

@@ -1,4 +1,4 @@
-"""What routes need, and how they ask for it."""
+"""The components that routes use, as FastAPI dependencies."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from starlette.requests import HTTPConnection
 
 from app.api.access import AccessRules
 from app.api.connections import Connections
-from app.api.stores import DeadLetterBox, EventStore
 from app.api.throttle import AuthThrottle, Challenges
 from app.backfill.coverage import Coverage
 from app.discovery.catalog import Catalog
@@ -24,6 +23,8 @@ from app.health import Snapshot
 from app.model import Lines
 from app.normalize.entity_filter import EntityFilter
 from app.runtime.metrics import Telemetry
+from app.sinks.dead_letters import DeadLetters
+from app.sinks.embedded import EmbeddedStore
 
 
 async def _no_entities(_: Collection[str]) -> Sequence[str]:
@@ -32,15 +33,15 @@ async def _no_entities(_: Collection[str]) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Components:
-    """The parts of the service that the API shows."""
+    """The components of the service that the API uses."""
 
     snapshot: Callable[[], Snapshot]
     hub: Hub
     telemetry: Telemetry
     registry: CollectorRegistry
-    event_store: EventStore | None
+    event_store: EmbeddedStore | None
     """None when EMBEDDED_STORE is off."""
-    dead_letters: DeadLetterBox
+    dead_letters: DeadLetters
     coverage: Coverage
     access: AccessRules
     catalog: Catalog
@@ -49,18 +50,18 @@ class Components:
     entity_filter: EntityFilter | None
     """None when there is no filter."""
     takes_rows: bool
-    """Whether this instance is a data API: it is not while it has one itself."""
+    """Whether this instance is a data API: not while it sends to one itself."""
     diagnostics: Callable[[], Mapping[str, object]]
     append: Callable[[Lines], Awaitable[None]]
     """Journals lines again; durable when it returns."""
     unknown_entities: Callable[[Collection[str]], Awaitable[Sequence[str]]] = _no_entities
-    """Returns which of some entity ids nothing knows."""
+    """Returns those of some entity ids that are unknown."""
     key_attempts: AuthThrottle = field(default_factory=AuthThrottle)
     challenges: Challenges = field(default_factory=Challenges)
     upserting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the rows of one request are processed."""
     connections: Connections = field(default_factory=Connections)
-    """Connections of clients, for /metrics."""
+    """Client connections, for `/metrics`."""
 
 
 async def components_of(connection: HTTPConnection) -> Components:

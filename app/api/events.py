@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from datetime import datetime
 from typing import Annotated
 
@@ -9,11 +10,11 @@ import msgspec
 from fastapi import APIRouter, Path, Query, Response
 from pydantic import AwareDatetime
 
-from app.api.dependencies import ComponentsDep
+from app.api.dependencies import Components, ComponentsDep
 from app.api.models import EventPage, ProblemDocument
 from app.api.problems import Problem, ProblemRaised
-from app.api.stores import EventStore
 from app.model import nanoseconds
+from app.sinks.embedded import EmbeddedStore, Page
 
 router = APIRouter(
     prefix="/api/v1/events",
@@ -30,13 +31,13 @@ _STORE_OFF = Problem(
     status=409,
     code="embedded_store_off",
     detail="History is served from the embedded store, which is off. Set EMBEDDED_STORE=on, or"
-    " ask InfluxDB.",
+    " query InfluxDB.",
 )
 
 _NO_CURSOR = Problem(
     status=422,
     code="invalid_cursor",
-    detail="The cursor is not one of this service; begin again without it.",
+    detail="The cursor is invalid; start again without one.",
 )
 
 Start = Annotated[
@@ -69,14 +70,14 @@ async def events(
 ) -> Response:
     """Return a page of events, newest first."""
     return await _page(
-        _store_of(components),
-        entity_id=None,
-        start=start,
-        end=end,
-        domain=domain,
-        area=area,
-        limit=limit,
-        cursor=cursor,
+        _store_of(components).events(
+            start_ns=_ns(start),
+            end_ns=_ns(end),
+            domain=domain,
+            area_id=area,
+            limit=limit,
+            cursor=cursor,
+        )
     )
 
 
@@ -90,46 +91,27 @@ async def events_of_entity(
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response:
-    """Return a page of events, newest first; an entity that is not known has none."""
+    """Return a page of events, newest first; an unknown entity has none."""
     return await _page(
-        _store_of(components),
-        entity_id=entity_id,
-        start=start,
-        end=end,
-        domain=None,
-        area=None,
-        limit=limit,
-        cursor=cursor,
+        _store_of(components).events(
+            entity_id=entity_id,
+            start_ns=_ns(start),
+            end_ns=_ns(end),
+            limit=limit,
+            cursor=cursor,
+        )
     )
 
 
-def _store_of(components: ComponentsDep) -> EventStore:
+def _store_of(components: Components) -> EmbeddedStore:
     if components.event_store is None:
         raise ProblemRaised(_STORE_OFF)
     return components.event_store
 
 
-async def _page(
-    store: EventStore,
-    *,
-    entity_id: str | None,
-    start: datetime | None,
-    end: datetime | None,
-    domain: str | None,
-    area: str | None,
-    limit: int,
-    cursor: str | None,
-) -> Response:
+async def _page(query: Awaitable[Page]) -> Response:
     try:
-        page = await store.events(
-            entity_id=entity_id,
-            start_ns=_ns(start),
-            end_ns=_ns(end),
-            domain=domain,
-            area_id=area,
-            limit=limit,
-            cursor=cursor,
-        )
+        page = await query
     except ValueError as exc:
         raise ProblemRaised(_NO_CURSOR) from exc
     body = {"events": page.events, "count": len(page.events), "next_cursor": page.next_cursor}

@@ -357,8 +357,10 @@ class FilterStats(BaseModel):
     )
 
 
-class DeadLetter(BaseModel):
-    """One point that a database refused for good."""
+class DeadLetterDocument(BaseModel):
+    """A point that a database rejected permanently."""
+
+    model_config = ConfigDict(title="DeadLetter")
 
     id: int = Field(examples=[17])
     sink: str = Field(examples=["influxdb"])
@@ -373,7 +375,7 @@ class DeadLetter(BaseModel):
 class DeadLetterPage(BaseModel):
     """A page of dead letters, newest first."""
 
-    dead_letters: list[DeadLetter]
+    dead_letters: list[DeadLetterDocument]
     count: int = Field(examples=[1], description="How many there are in all")
     next_cursor: int | None = Field(
         examples=[None], description="Where the next page begins; null after the last"

@@ -21,7 +21,7 @@ _PIECE_BYTES = 65_536
 router = APIRouter(include_in_schema=False)
 
 
-class Page(FileResponse):
+class ClosedFile(FileResponse):
     """A file that is closed while it is sent.
 
     A client that reads slowly, or not at all, costs a descriptor for its connection only.
@@ -48,7 +48,7 @@ class Page(FileResponse):
         await send({"type": "http.response.body", "body": b""})
 
 
-class Pages(StaticFiles):
+class ClosedFolder(StaticFiles):
     """A folder of files that are closed while they are sent."""
 
     def file_response(
@@ -59,7 +59,7 @@ class Pages(StaticFiles):
         status_code: int = 200,
     ) -> Response:
         """Return a file, or that it has not changed."""
-        page = Page(full_path, status_code=status_code, stat_result=stat_result)
+        page = ClosedFile(full_path, status_code=status_code, stat_result=stat_result)
         if self.is_not_modified(page.headers, Headers(scope=scope)):
             return NotModifiedResponse(page.headers)
         return page
@@ -71,20 +71,20 @@ def _content(path: str, _modified_ns: int, _size: int) -> bytes:
 
 
 @router.get("/")
-async def first_page() -> Page:
+async def first_page() -> ClosedFile:
     """Return the dashboard; its modules are in `app/web`, `app.js` first."""
-    return Page(WEB / "index.html")
+    return ClosedFile(WEB / "index.html")
 
 
 @router.get("/docs")
-async def docs() -> Page:
+async def docs() -> ClosedFile:
     """Return Swagger UI over `/openapi.json`."""
-    return Page(WEB / "docs.html")
+    return ClosedFile(WEB / "docs.html")
 
 
 def mount_files(app: FastAPI) -> None:
     """Serve what the pages load."""
     # The package only brings Swagger UI's own files; none of its code is imported.
-    swagger = Pages(packages=[("fastapi_swagger", "resources")])
+    swagger = ClosedFolder(packages=[("fastapi_swagger", "resources")])
     app.mount("/static/swagger", swagger, name="swagger")
-    app.mount("/static", Pages(directory=WEB), name="static")
+    app.mount("/static", ClosedFolder(directory=WEB), name="static")

@@ -110,6 +110,22 @@ _UNFORESEEN = Problem(
 _UNREADABLE = Problem(status=400, code=_CODES[400], detail="The body is incomplete.")
 
 
+async def refuse_unknown_parameters(request: Request) -> None:
+    """Refuse query parameters that a route of `/api/v1` does not have, as a dependency.
+
+    A misspelt filter that is ignored returns, or deletes, more than was asked for. Routes of the
+    predecessor keep ignoring them.
+    """
+    route = request.scope["route"]
+    if not route.path.startswith("/api/v1/"):
+        return
+    known = {field.alias for field in route.dependant.query_params}
+    if unknown := sorted(request.query_params.keys() - known):
+        raise RequestValidationError(
+            [{"loc": ("query", name), "msg": "Unknown parameter"} for name in unknown]
+        )
+
+
 async def _raised(_: Request, exc: Exception) -> Response:
     assert isinstance(exc, ProblemRaised)
     return problem_response(exc.problem)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from app.api.models import DeadLetter, DeadLetterPage, Deleted, Retried
+from app.api.models import DeadLetterDocument, DeadLetterPage, Deleted, Retried
 from app.commands.command_line import OK
 from app.commands.service_api import ServiceApi, service_api
 from app.container import Container
@@ -95,7 +95,7 @@ async def _export(api: ServiceApi, out: BinaryIO, *, file: Path | None, sink: st
                 target.write(block)
 
 
-def _lines(letter: DeadLetter) -> bytes:
+def _lines(letter: DeadLetterDocument) -> bytes:
     moment = letter.refused_at.isoformat(timespec="seconds")
     head = f"{letter.id}  {moment}  {letter.sink}  point {letter.sequence}: {letter.reason}"
     # Names in a home may contain control sequences that a terminal would obey.

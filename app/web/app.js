@@ -2,14 +2,14 @@
 
 import { byId, make, notify, setText } from "./dom.js";
 import { Entity } from "./entity.js";
-import { Home } from "./home.js";
-import { Letters } from "./letters.js";
+import { HomeStore } from "./store.js";
+import { DeadLetters } from "./dead_letters.js";
 import { Live } from "./live.js";
 import { Overview } from "./overview.js";
-import { Rooms } from "./rooms.js";
-import { Refused, askHealth, key } from "./service.js";
+import { HomeView } from "./home_view.js";
+import { Refused, askHealth, key } from "./api.js";
 import { Stream } from "./stream.js";
-import { amount, short, span } from "./words.js";
+import { amount, short, span } from "./format.js";
 
 const HEALTH_EVERY_MS = 5_000;
 const PAINT_EVERY_MS = 250;
@@ -18,11 +18,11 @@ const RESTARTED_MS = 1_000; // more than what is read of two clocks in one answe
 
 const TITLES = { overview: "Overview", live: "Live", home: "Home", entity: "Entity", letters: "Dead letters" };
 
-const home = new Home();
+const home = new HomeStore();
 const overview = new Overview();
-const rooms = new Rooms(home);
+const homeView = new HomeView(home);
 const entity = new Entity(home);
-const letters = new Letters({ onChange: () => look() });
+const letters = new DeadLetters({ onChange: () => look() });
 const live = new Live(home, { onPause: () => showLine() });
 const stream = new Stream({ onMessages: take, onState: heed });
 
@@ -204,7 +204,7 @@ setInterval(paint, PAINT_EVERY_MS);
 setInterval(() => {
   live.tick();
   if (document.hidden) return;
-  if (view === "home") rooms.paint();
+  if (view === "home") homeView.paint();
   if (view === "entity") entity.paint();
 }, 1_000);
 

@@ -2,8 +2,8 @@
 
 import { Band, Plot } from "./chart.js";
 import { byId, make, setText } from "./dom.js";
-import { ask } from "./service.js";
-import { ago, clock, count, nameOf, span, stateOf } from "./words.js";
+import { ask } from "./api.js";
+import { ago, clock, count, nameOf, span, stateOf } from "./format.js";
 
 const HOUR_MS = 3_600_000;
 const RANGES = [["1 h", HOUR_MS], ["6 h", 6 * HOUR_MS], ["24 h", 24 * HOUR_MS], ["7 days", 168 * HOUR_MS]];

@@ -2,7 +2,7 @@
 // stays quick however many there are.
 
 import { byId, make, setChoices, setText } from "./dom.js";
-import { amount, clock, count, stateOf } from "./words.js";
+import { amount, clock, count, stateOf } from "./format.js";
 
 const MAX_ROWS = 150;
 const KEPT = 2_000;

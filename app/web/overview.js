@@ -3,8 +3,8 @@
 import { Plot } from "./chart.js";
 import { byId, make, setText } from "./dom.js";
 import { between, boundOf, bucketsOf, meanOf, samplesOf, totalOf, valueOf } from "./metrics.js";
-import { ask, askText, has } from "./service.js";
-import { VERDICT, ago, amount, clock, count, homeAssistantStep, journalStep, lostEvents, short, sinkStep, span, stateOf } from "./words.js";
+import { ask, askText, has } from "./api.js";
+import { VERDICT, ago, amount, clock, count, homeAssistantStep, journalStep, lostEvents, short, sinkStep, span, stateOf } from "./format.js";
 
 const BIN_S = 5;
 const WINDOW_S = 15 * 60;

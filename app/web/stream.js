@@ -1,7 +1,7 @@
 // The live stream: one WebSocket that comes back by itself, and that knows whether the service
 // asks for a key.
 
-import { key } from "./service.js";
+import { key } from "./api.js";
 
 const FIRST_WAIT_MS = 1_000;
 const MAX_WAIT_MS = 15_000;

@@ -115,7 +115,7 @@ async def test_without_a_journal_nothing_is_retried_nor_lost(letters: DeadLetter
 
 @pytest.mark.parametrize(
     ("query", "left"),
-    [("", []), ("?sink=influxdb", [9]), ("?id=1&id=3&id=99", [8])],
+    [("?all=true", []), ("?sink=influxdb", [9]), ("?id=1&id=3&id=99", [8])],
 )
 async def test_they_are_deleted(letters: DeadLetters, query: str, left: list[int]) -> None:
     """All, all of one sink, or single ones; the answer says how many there were."""
@@ -125,6 +125,18 @@ async def test_they_are_deleted(letters: DeadLetters, query: str, left: list[int
 
     assert response.json() == {"deleted": 3 - len(left)}
     assert [letter["sequence"] for letter in page["dead_letters"]] == left
+
+
+@pytest.mark.parametrize("query", ["", "?all=false", "?sin=influxdb", "?ids=1", "?sink=a&al=true"])
+async def test_a_deletion_without_a_criterion_or_with_a_misspelt_one_is_refused(
+    letters: DeadLetters, query: str
+) -> None:
+    """All are deleted only when the request says so."""
+    async with api_client(components(dead_letters=letters)) as client:
+        response = await client.delete(f"/api/v1/dead-letters{query}")
+
+    assert (response.status_code, response.json()["code"]) == (422, "invalid_request")
+    assert letters.count == 3
 
 
 async def test_a_page_elsewhere_deletes_nothing(letters: DeadLetters) -> None:

@@ -40,6 +40,10 @@ def _is_problem(response: httpx.Response) -> bool:
         ("GET", "/api/v1/events?limit=0", 422, "invalid_request"),
         ("GET", "/api/v1/events?start=yesterday", 422, "invalid_request"),
         ("GET", "/api/v1/events?start=2026-11-23T00:00:00", 422, "invalid_request"),
+        ("GET", "/api/v1/events?entity=sensor.a", 422, "invalid_request"),
+        ("GET", "/api/v1/gaps?limit=1", 422, "invalid_request"),
+        ("GET", "/api/v1/diagnostics?_=1", 422, "invalid_request"),
+        ("POST", "/api/v1/dead-letters/retry?sinks=influxdb", 422, "invalid_request"),
         ("GET", "/api/v1/events", 409, "embedded_store_off"),
         ("GET", "/api/v1/events/sensor.kitchen", 409, "embedded_store_off"),
         ("GET", "/ws", 426, "upgrade_required"),
@@ -61,6 +65,26 @@ async def test_the_missing_store_is_named() -> None:
         response = await client.get("/api/v1/events")
 
     assert "EMBEDDED_STORE" in response.json()["detail"]
+
+
+async def test_an_unknown_parameter_is_named() -> None:
+    """A misspelt filter that is ignored would return more than was asked for."""
+    async with api_client() as client:
+        response = await client.get("/api/v1/events?entity=sensor.a&domian=light&limit=1")
+
+    assert response.json()["errors"] == [
+        {"location": "query.domian", "message": "Unknown parameter"},
+        {"location": "query.entity", "message": "Unknown parameter"},
+    ]
+
+
+async def test_the_predecessors_routes_ignore_unknown_parameters() -> None:
+    """Its clients may send some."""
+    async with api_client() as client:
+        areas = await client.get("/api/areas?include=all")
+        health = await client.get("/health?_=1")
+
+    assert (areas.status_code, health.status_code) == (200, 200)
 
 
 async def test_an_invalid_value_is_placed_but_not_repeated() -> None:

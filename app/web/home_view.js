@@ -2,12 +2,12 @@
 
 import { byId, make, setChoices, setText } from "./dom.js";
 import { fits } from "./live.js";
-import { amount, count, day, stateOf } from "./words.js";
+import { amount, count, day, stateOf } from "./format.js";
 
 // On the page at once: above that areas are closed, and open so many rows at a time.
 const ROWS = 500;
 
-export class Rooms {
+export class HomeView {
   constructor(home) {
     this._home = home;
     this._rows = new Map(); // entity_id -> its row on the page

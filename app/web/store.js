@@ -2,13 +2,13 @@
 // the live stream, from the history of the embedded store, and from the catalog where the
 // service has one.
 
-import { ask, has } from "./service.js";
-import { nameOf } from "./words.js";
+import { ask, has } from "./api.js";
+import { nameOf } from "./format.js";
 
 const PAGES = 3;
 const PAGE = 1_000;
 
-export class Home {
+export class HomeStore {
   constructor() {
     this.entities = new Map();
     this.devices = new Map();

@@ -1,12 +1,12 @@
 // Dead letters: what a database refused for good, why, and sending it again.
 
 import { byId, make, setText } from "./dom.js";
-import { ask } from "./service.js";
-import { clock, count, sinkName } from "./words.js";
+import { ask } from "./api.js";
+import { clock, count, sinkName } from "./format.js";
 
 const PAGE = 50;
 
-export class Letters {
+export class DeadLetters {
   constructor({ onChange }) {
     this._onChange = onChange;
     this._cursor = null;
@@ -58,7 +58,7 @@ export class Letters {
     await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
     if (dialog.returnValue !== "yes") return;
     await this._do(byId("delete"), async () => {
-      const { deleted } = await ask("api/v1/dead-letters", { method: "DELETE" });
+      const { deleted } = await ask("api/v1/dead-letters?all=true", { method: "DELETE" });
       await this.load();
       return `${count(deleted, "dead letter is", "dead letters are")} deleted.`;
     });

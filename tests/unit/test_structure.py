@@ -1,0 +1,52 @@
+"""Names in `app/`: one class has one name, and few files share theirs."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.fakes.documents import ROOT
+
+_APP = ROOT / "app"
+_MOST_FILES_OF_ONE_NAME = 2
+"""A package and the routes or the command for it."""
+
+_SHARED_CLASS_NAMES = {"Commands", "EventMessage", "Journal"}
+"""Public class names still used twice. Only ever remove from this list."""
+_SHARED_FILE_NAMES = {"dead_letters.py"}
+"""File names still used three times or more. Only ever remove from this list."""
+
+
+def _public_classes() -> Iterator[tuple[str, Path]]:
+    for file in _APP.rglob("*.py"):
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield node.name, file.relative_to(ROOT)
+
+
+def test_no_two_public_classes_of_app_share_a_name() -> None:
+    """A search for a class finds one class."""
+    files = defaultdict(list)
+    for name, file in _public_classes():
+        files[name].append(str(file))
+    shared = {name: sorted(where) for name, where in files.items() if len(where) > 1}
+
+    assert {name: where for name, where in shared.items() if name not in _SHARED_CLASS_NAMES} == {}
+    assert _SHARED_CLASS_NAMES - set(shared) == set(), "no longer shared: remove them above"
+
+
+def test_no_three_files_of_app_share_a_name() -> None:
+    """Except `__init__.py`; a file is recognized by its name alone."""
+    folders = defaultdict(list)
+    for file in _APP.rglob("*.py"):
+        folders[file.name].append(str(file.parent.relative_to(ROOT)))
+    shared = {
+        name: sorted(where)
+        for name, where in folders.items()
+        if len(where) > _MOST_FILES_OF_ONE_NAME and name != "__init__.py"
+    }
+
+    assert {name: where for name, where in shared.items() if name not in _SHARED_FILE_NAMES} == {}
+    assert _SHARED_FILE_NAMES - set(shared) == set(), "no longer shared: remove them above"
