@@ -1,12 +1,12 @@
-// Questions to the service, with the API key of this tab when there is one. All addresses are
-// relative to the page, so that it works below a path.
+// Requests to the service, with this tab's API key if there is one. Addresses are relative to the
+// page, so that it works below a path.
 
 const KEY = "websocket-ingestion.api_key";
 
-/** The service answered, but not with what was asked for. */
+/** The service returned an error. */
 export class Refused extends Error {
   constructor(status, problem) {
-    super(problem.detail ?? `The service answered ${status}.`);
+    super(problem.detail ?? `The service returned status ${status}.`);
     this.status = status;
     this.code = problem.code ?? "";
   }
@@ -18,7 +18,7 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
-/** Return the JSON of an address; throws `Refused`, or a TypeError when nobody answers. */
+/** Return the JSON of an address; throws `Refused`, or a TypeError without a response. */
 export async function ask(address, { method = "GET" } = {}) {
   const response = await asked(address, method);
   const body = await response.json();
@@ -26,19 +26,12 @@ export async function ask(address, { method = "GET" } = {}) {
   return body;
 }
 
-/** Return the report of /health; a broken service tells it with a 503. */
+/** Return the body of /health, which a broken service sends with status 503. */
 export async function askHealth() {
   const response = await asked("health", "GET");
   const body = await response.json();
   if (!("reasons" in body)) throw new Refused(response.status, body);
   return body;
-}
-
-/** Return a text, such as /metrics. */
-export async function askText(address) {
-  const response = await asked(address, "GET");
-  if (!response.ok) throw new Refused(response.status, {});
-  return response.text();
 }
 
 function asked(address, method) {
@@ -49,14 +42,14 @@ function asked(address, method) {
 
 let document_ = null;
 
-/** Say whether this version of the service has a route: asking for one that is not there
-    would put an error into the console of everyone who looks. */
+/** Return whether the service has a route: requesting a missing one would log an error in the
+    browser's console. */
 export async function has(route) {
   document_ ??= ask("openapi.json");
   try {
     return route in (await document_).paths;
   } catch {
-    document_ = null; // asked again the next time
+    document_ = null; // retried the next time
     return false;
   }
 }

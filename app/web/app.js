@@ -1,4 +1,4 @@
-// The dashboard: which view is shown, what each is given, and when it is asked to paint.
+// The dashboard: routes between views, loads their data and paints them.
 
 import { byId, make, notify, setText } from "./dom.js";
 import { Entity } from "./entity.js";
@@ -13,8 +13,8 @@ import { amount, short, span } from "./format.js";
 
 const HEALTH_EVERY_MS = 5_000;
 const PAINT_EVERY_MS = 250;
-const LOAD_EVERY = 2; // looks at /health, for what is larger
-const RESTARTED_MS = 1_000; // more than what is read of two clocks in one answer may differ
+const LOAD_EVERY = 2; // polls of /health, for larger data
+const RESTARTED_MS = 1_000; // more than two clocks in one response may differ
 
 const TITLES = { overview: "Overview", live: "Live", home: "Home", entity: "Entity", letters: "Dead letters" };
 
@@ -27,7 +27,7 @@ const live = new Live(home, { onPause: () => showLine() });
 const stream = new Stream({ onMessages: take, onState: heed });
 
 let health = null;
-let startedAt = null; // of the service, by its own words
+let startedAt = null; // of the service
 let looks = 0;
 let view = "overview";
 let waitFor_s = 0;
@@ -54,7 +54,7 @@ function showView({ isFirst = false } = {}) {
     else link.removeAttribute("aria-current");
   }
   document.title = `${which ?? TITLES[name]} · websocket-ingestion`;
-  if (name === "entity") entity.show(which, isKept()).catch(excuse);
+  if (name === "entity") entity.show(which, hasStore()).catch(excuse);
   if (!isFirst) {
     scrollTo(0, 0);
     document.querySelector(`#view-${name} h1`).focus({ preventScroll: true });
@@ -63,7 +63,7 @@ function showView({ isFirst = false } = {}) {
   paint();
 }
 
-/** Ask for what the view shows and the stream does not bring; nothing while the key is missing. */
+/** Load what the view shows beyond the stream; nothing while the key is missing. */
 function load() {
   if (!isOpen()) return;
   const asked = {
@@ -75,10 +75,10 @@ function load() {
 }
 
 const isOpen = () => stream.state === "live";
-const isKept = () => health === null || health.sinks.some(({ name }) => name === "embedded");
+const hasStore = () => health === null || health.sinks.some(({ name }) => name === "embedded");
 
 function excuse(problem) {
-  // A service that went away is told by /health and the stream, each in its place.
+  // /health and the stream each report a service that is down.
   if (problem instanceof Refused && [401, 429].includes(problem.status)) lock(problem.message);
 }
 
@@ -88,7 +88,6 @@ async function look() {
   try {
     health = await askHealth();
     overview.showHealth(health);
-    await overview.look();
     showAbout();
     noteRestart();
     stream.hurry();
@@ -97,11 +96,11 @@ async function look() {
   }
 }
 
-async function lookForEver() {
+async function pollForever() {
   await look();
   looks += 1;
   if (looks % LOAD_EVERY === 0 && !document.hidden && view !== "letters") load();
-  setTimeout(lookForEver, HEALTH_EVERY_MS);
+  setTimeout(pollForever, HEALTH_EVERY_MS);
 }
 
 function showAbout() {
@@ -110,7 +109,7 @@ function showAbout() {
     `Version ${health.version}, running for ${span(health.uptime_seconds)}, `
       + `${amount(Math.round(health.performance.memory_mb))} MB of memory.`,
   );
-  const refused = overview.deadLetters;
+  const refused = health.dead_letters;
   byId("letters-badge").hidden = !refused;
   setText(byId("letters-badge"), short(refused));
 }
@@ -118,9 +117,9 @@ function showAbout() {
 function noteRestart() {
   const started = Date.parse(health.timestamp) - 1_000 * health.uptime_seconds;
   if (startedAt !== null && started - startedAt.at > RESTARTED_MS) {
-    const reload = startedAt.version === health.version ? null : make("a", { href: "" }, "Load the new page");
+    const reload = startedAt.version === health.version ? null : make("a", { href: "" }, "Reload the page");
     const version = reload ? ` with version ${health.version}` : "";
-    notify("restart", `The service was restarted ${span(health.uptime_seconds)} ago${version}; this page is connected again.`, reload);
+    notify("restart", `The service restarted ${span(health.uptime_seconds)} ago${version}; this page is connected again.`, reload);
   }
   startedAt = { at: started, version: health.version };
 }
@@ -155,23 +154,23 @@ function showLine() {
   const [words, mood] = {
     connecting: ["Connecting…", ""],
     live: live.isPaused && view === "live" ? ["Paused", "warn"] : ["Live", "good"],
-    waiting: [`Lost; trying again in ${waitFor_s} s`, "bad"],
+    waiting: [`Disconnected, retrying in ${waitFor_s} s`, "bad"],
     locked: ["Locked", "warn"],
   }[stream.state];
   setText(byId("line"), words);
   byId("line").className = `pill ${mood}`;
 }
 
-/** Fill the home from what is stored, once: from then on the stream keeps it current. */
+/** Fill the home from stored data once; then the stream keeps it current. */
 async function askHome() {
   if (isHomeAsked) return;
   isHomeAsked = true;
   try {
     health ??= await askHealth();
     await home.lookUp();
-    if (isKept()) await home.remember();
+    if (hasStore()) await home.remember();
   } catch {
-    isHomeAsked = false; // with the next connection
+    isHomeAsked = false; // retried with the next connection
   }
 }
 
@@ -179,7 +178,7 @@ async function askHome() {
 
 function lock(words) {
   key.forget();
-  setText(byId("key-note"), words ? `${words.replace(/\.$/, "")}.` : "It is kept in this tab until you close it.");
+  setText(byId("key-note"), words ? `${words.replace(/\.$/, "")}.` : "Stored in this tab until you close it.");
   byId("key-note").classList.toggle("wrong", Boolean(words));
   byId("key-form").hidden = false;
   byId("key").focus();
@@ -215,5 +214,5 @@ document.addEventListener("visibilitychange", () => {
 });
 
 showView({ isFirst: true });
-lookForEver();
+pollForever();
 stream.open();

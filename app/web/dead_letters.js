@@ -1,4 +1,4 @@
-// Dead letters: what a database refused for good, why, and sending it again.
+// Dead letters: points a database rejected permanently, with the reason; retry and delete.
 
 import { byId, make, setText } from "./dom.js";
 import { ask } from "./api.js";
@@ -15,7 +15,7 @@ export class DeadLetters {
     byId("letters-more").addEventListener("click", () => this._more());
   }
 
-  /** Ask for the newest ones and show them. */
+  /** Load and show the newest. */
   async load() {
     const page = await this._page("");
     byId("letters").replaceChildren(...page.dead_letters.map(letterItem));
@@ -45,14 +45,14 @@ export class DeadLetters {
     await this._do(byId("retry"), async () => {
       const { retried } = await ask("api/v1/dead-letters/retry", { method: "POST" });
       await this.load();
-      return `${count(retried, "point is", "points are")} in the journal again; what is refused once more comes back here.`;
+      return `${count(retried, "point is", "points are")} in the journal again. Any that are rejected again return here.`;
     });
   }
 
   async _delete() {
     const dialog = byId("confirm");
     setText(byId("confirm-title"), `Delete ${count(this._count, "dead letter", "dead letters")}?`);
-    setText(byId("confirm-words"), "They were never written, and cannot be had back.");
+    setText(byId("confirm-words"), "This permanently deletes points that were never written.");
     dialog.returnValue = "";
     dialog.showModal();
     await new Promise((done) => dialog.addEventListener("close", done, { once: true }));
@@ -60,7 +60,7 @@ export class DeadLetters {
     await this._do(byId("delete"), async () => {
       const { deleted } = await ask("api/v1/dead-letters?all=true", { method: "DELETE" });
       await this.load();
-      return `${count(deleted, "dead letter is", "dead letters are")} deleted.`;
+      return `${count(deleted, "dead letter", "dead letters")} deleted.`;
     });
   }
 
@@ -71,7 +71,7 @@ export class DeadLetters {
       setText(byId("letters-note"), words);
       this._onChange();
     } catch (problem) {
-      setText(byId("letters-note"), `That did not work: ${problem.message}`);
+      setText(byId("letters-note"), `That failed: ${problem.message}`);
     } finally {
       button.disabled = false;
     }

@@ -1,9 +1,9 @@
-// One entity: its state now, and its history as a chart, from the embedded store.
+// One entity: its current state, and its history from the embedded store as a chart.
 
 import { Band, Plot } from "./chart.js";
 import { byId, make, setText } from "./dom.js";
 import { ask } from "./api.js";
-import { ago, clock, count, nameOf, span, stateOf } from "./format.js";
+import { ago, clock, count, span, stateOf } from "./format.js";
 
 const HOUR_MS = 3_600_000;
 const RANGES = [["1 h", HOUR_MS], ["6 h", 6 * HOUR_MS], ["24 h", 24 * HOUR_MS], ["7 days", 168 * HOUR_MS]];
@@ -17,7 +17,7 @@ export class Entity {
     this._home = home;
     this._id = null;
     this._range_ms = HOUR_MS;
-    this._asked = 0;
+    this._requests = 0;
     this._kind = null;
     byId("ranges").append(
       ...RANGES.map(([words, ms]) => {
@@ -29,10 +29,10 @@ export class Entity {
     );
   }
 
-  /** Show an entity; `isKept` says whether there is an embedded store to ask. */
-  async show(entity_id, isKept) {
+  /** Show an entity; `hasStore` says whether there is an embedded store. */
+  async show(entity_id, hasStore) {
     this._id = entity_id;
-    this._isKept = isKept;
+    this._hasStore = hasStore;
     this._kind = null;
     byId("entity-plot").replaceChildren();
     byId("changes").replaceChildren();
@@ -41,7 +41,7 @@ export class Entity {
     await this.load();
   }
 
-  /** Show the state of now. */
+  /** Show the current state. */
   paint() {
     const entity = this._home.entities.get(this._id);
     const name = entity?.name || this._id;
@@ -55,17 +55,17 @@ export class Entity {
     setText(byId("entity-since"), isKnown ? `updated ${ago(entity.time)}` : "not seen yet");
   }
 
-  /** Ask for its history and draw it. */
+  /** Load the history and draw it. */
   async load() {
-    if (!this._isKept) {
-      setText(byId("entity-note"), "Its history is in InfluxDB. To see it here too, set EMBEDDED_STORE=on.");
+    if (!this._hasStore) {
+      setText(byId("entity-note"), "Its history is in InfluxDB. To see it here, set EMBEDDED_STORE=on.");
       return;
     }
-    const number = (this._asked += 1);
+    const number = (this._requests += 1);
     const to = Date.now();
     const from = to - this._range_ms;
     const { events, isWhole } = await this._history(from);
-    if (number !== this._asked) return; // something else was asked for meanwhile
+    if (number !== this._requests) return; // superseded
     this._draw(events, isWhole ? from : Date.parse(events[0].time), to);
     this._list(events);
     setText(byId("entity-note"), this._words(events, isWhole));
@@ -76,10 +76,10 @@ export class Entity {
     for (const [index, button] of [...byId("ranges").children].entries()) {
       button.setAttribute("aria-pressed", String(RANGES[index][1] === ms));
     }
-    this.load().catch(() => setText(byId("entity-note"), "Its history could not be read; try again."));
+    this.load().catch(() => setText(byId("entity-note"), "The history could not be loaded; try again."));
   }
 
-  /** Return the events of the range, oldest first, begun by the one before it. */
+  /** Return the events of the range, oldest first, preceded by the one before it. */
   async _history(from) {
     const address = `api/v1/events/${encodeURIComponent(this._id)}`;
     const begin = new Date(from).toISOString();
@@ -118,7 +118,7 @@ export class Entity {
       const label = `${name}, ${count(values.length, "value", "values")}: from ${Math.min(...values)} to ${Math.max(...values)} ${unit}`;
       this._chart.draw({ points, from, to, label });
     } else {
-      this._chart.draw({ spans: spansOf(events, from, to), from, to, say: span, label: `${name}: which state held when` });
+      this._chart.draw({ spans: spansOf(events, from, to), from, to, say: span, label: `${name}: states over time` });
     }
   }
 
@@ -132,7 +132,7 @@ export class Entity {
           "tr",
           {},
           make("td", {}, clock(event.time)),
-          make("td", {}, make("b", {}, stateOf(event)), event.backfilled ? make("small", {}, "read back") : null),
+          make("td", {}, make("b", {}, stateOf(event)), event.backfilled ? make("small", {}, "backfilled") : null),
           make("td", {}, event.previous_state ?? ""),
           make("td", {}, event.duration ? span(event.duration) : ""),
         ),
@@ -141,12 +141,12 @@ export class Entity {
   }
 
   _words(events, isWhole) {
-    if (events.length === 0) return `No change of it is in the embedded store (${nameOf(this._id.split(".", 1)[0]).toLowerCase()}).`;
-    return isWhole ? "" : `It changes often: these are its newest ${count(events.length, "change", "changes")}.`;
+    if (events.length === 0) return "The embedded store has no changes of this entity.";
+    return isWhole ? "" : `Changes often: showing the newest ${count(events.length, "change", "changes")}.`;
   }
 }
 
-/** Return which state held when, as [from, to, state], oldest first. */
+/** Return the states as [from, to, state], oldest first. */
 function spansOf(events, from, to) {
   const spans = [];
   for (const [index, event] of events.entries()) {

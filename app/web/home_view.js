@@ -4,7 +4,7 @@ import { byId, make, setChoices, setText } from "./dom.js";
 import { fits } from "./live.js";
 import { amount, count, day, stateOf } from "./format.js";
 
-// On the page at once: above that areas are closed, and open so many rows at a time.
+// Rows on the page at once: with more, areas are collapsed and open this many at a time.
 const ROWS = 500;
 
 export class HomeView {
@@ -19,7 +19,7 @@ export class HomeView {
     filters.addEventListener("reset", () => setTimeout(() => this.build()));
   }
 
-  /** Show what changed since the last time; build all anew only when something came or moved. */
+  /** Show what changed; rebuild only when something was added or moved. */
   paint() {
     const changed = this._home.takeChanged();
     if (this._shape !== this._home.shape) {
@@ -48,13 +48,13 @@ export class HomeView {
     this._rows = new Map();
     this._cards(byArea(wanted, home), isLarge);
     const known = home.entities.size;
-    const hint = isLarge ? " Open an area to see what is in it, or search." : "";
+    const hint = isLarge ? " Open an area, or search." : "";
     setText(byId("home-note"), known ? `${count(wanted.length, "entity", "entities")} of ${amount(known)}.${hint}` : "");
     byId("home-empty").hidden = wanted.length > 0;
-    if (known && !wanted.length) setText(byId("home-empty"), "Nothing fits these filters.");
+    if (known && !wanted.length) setText(byId("home-empty"), "Nothing matches these filters.");
   }
 
-  /** Put a card for each area on the page; what has the focus keeps it. */
+  /** Show a card for each area; keep the focus. */
   _cards(areas, isLarge) {
     const focused = document.activeElement?.dataset.area;
     const cards = areas.map(([area_id, entities]) => this._card(area_id, entities, isLarge));
@@ -78,7 +78,7 @@ export class HomeView {
     return card;
   }
 
-  /** Return the button that opens an area; rows of a closed one are not on the page at all. */
+  /** Return the button that opens an area; a closed area has no rows on the page. */
   _fold(area_id, name, entities, content) {
     const fold = make("button", { type: "button", className: "fold" }, name);
     fold.dataset.area = area_id ?? "";
@@ -103,12 +103,12 @@ export class HomeView {
       const shown = this._opened.get(area_id);
       this._opened.set(area_id, shown + ROWS);
       show();
-      content.querySelectorAll("li a")[shown].focus(); // the first of those that are new
+      content.querySelectorAll("li a")[shown].focus(); // the first new row
     });
     return more;
   }
 
-  /** Show the first rows of an area, by device; paint no others. */
+  /** Show the first rows of an area, by device. */
   _fill(content, entities, most) {
     for (const { entity_id } of entities) this._rows.delete(entity_id);
     let left = most;
@@ -131,14 +131,14 @@ export class HomeView {
   }
 }
 
-/** Return [id, entities] of each area, by name; those without an area come last. */
+/** Return [id, entities] of each area, by name; entities without an area come last. */
 function byArea(entities, home) {
   const areas = grouped(entities, ({ area_id }) => area_id);
   return [...areas]
     .sort(([one], [other]) => (one === null) - (other === null) || home.areaName(one).localeCompare(home.areaName(other)));
 }
 
-/** Return [name or null, entities] of each device; what belongs to none comes first. */
+/** Return [name or null, entities] of each device; entities without a device come first. */
 function byDevice(entities, home) {
   const devices = grouped(entities, ({ device_id }) => (device_id ? home.deviceName(device_id) : null));
   return [...devices]
@@ -158,7 +158,7 @@ function grouped(entities, keyOf) {
 
 const nameIn = ({ name, entity_id }) => name || entity_id;
 
-/** Leave the area out of a name that begins with it: the card says it already. */
+/** Remove the area from a name that begins with it: the card shows it. */
 function nameWithin(entity, home) {
   const name = nameIn(entity);
   const area = entity.area_id === null ? "" : `${home.areaName(entity.area_id)} `;

@@ -1,5 +1,4 @@
-// The live view: the newest events that fit the filters. It shows what a person can follow and
-// stays quick however many there are.
+// The live view: the newest events that match the filters, at a bounded cost per second.
 
 import { byId, make, setChoices, setText } from "./dom.js";
 import { amount, clock, count, stateOf } from "./format.js";
@@ -13,8 +12,8 @@ export class Live {
   constructor(home, { onPause }) {
     this._home = home;
     this._onPause = onPause;
-    this._kept = []; // the newest events, oldest first, whatever the filters
-    this._waiting = []; // of them those not painted yet, and drops
+    this._kept = []; // the newest events, oldest first, unfiltered
+    this._waiting = []; // events and drops not painted yet
     this._pressed = false;
     this._touched = false;
     this._arrived = 0;
@@ -41,7 +40,7 @@ export class Live {
     if (this._waiting.length > 2 * KEPT) this._waiting = this._waiting.slice(-KEPT);
   }
 
-  /** Put what waits on the page; nothing moves under the pointer or while paused. */
+  /** Show waiting events; nothing moves under the pointer or while paused. */
   paint() {
     if (this.isPaused || this._waiting.length === 0) return;
     const arrived = this._waiting;
@@ -54,7 +53,7 @@ export class Live {
       if (message.type === "dropped") rows.push(lostRow(message));
       else if (this._fits(message.event)) rows.push(eventRow(message.event));
     }
-    // A few are lit up as they come; many would only flicker.
+    // Highlight a few; many would flicker.
     if (rows.length <= MOST_LIT) for (const row of rows) row.classList.add("new");
     const body = byId("events");
     body.prepend(...rows);
@@ -62,12 +61,12 @@ export class Live {
     this._showEmpty();
   }
 
-  /** Once a second: the pace, and the choices of the filters. */
+  /** Update the rate and the filter choices, once a second. */
   tick() {
     this._rate = this._arrived - this._seen;
     this._seen = this._arrived;
     const held = this.isPaused && this._waiting.length ? ` ${count(this._waiting.length, "event waits", "events wait")}.` : "";
-    const pace = `${amount(this._rate)} per second, ${amount(this._arrived)} since this page watches.`;
+    const pace = `${amount(this._rate)} per second, ${amount(this._arrived)} since this page was opened.`;
     setText(byId("live-note"), this.isPaused ? `Paused.${held}` : pace);
     if (this._shape === this._home.shape) return;
     this._shape = this._home.shape;
@@ -79,7 +78,7 @@ export class Live {
 
   _press() {
     this._pressed = !this._pressed;
-    setText(byId("pause"), this._pressed ? "Go on" : "Pause");
+    setText(byId("pause"), this._pressed ? "Resume" : "Pause");
     byId("pause").setAttribute("aria-pressed", String(this._pressed));
     this._paused();
   }
@@ -93,7 +92,7 @@ export class Live {
   _watchTouch() {
     for (const [name, isOn] of [["pointerenter", true], ["pointerleave", false], ["focusin", true], ["focusout", false]]) {
       byId("stream").addEventListener(name, (happened) => {
-        // A finger leaves no pointer behind that would end the pause.
+        // Touch leaves no pointer whose leaving would end the pause.
         if (happened.pointerType === "touch") return;
         this._touched = isOn;
         this._paused();
@@ -120,11 +119,11 @@ export class Live {
   _showEmpty() {
     const isEmpty = byId("events").rows.length === 0;
     byId("live-empty").hidden = !isEmpty;
-    if (isEmpty && this._kept.length) setText(byId("live-empty"), "No event fits these filters yet.");
+    if (isEmpty && this._kept.length) setText(byId("live-empty"), "No event matches these filters yet.");
   }
 }
 
-/** Return a test of events, or of entities of the home. */
+/** Return a predicate for events, or for entities of the home. */
 export function fits({ words, area_id, domain, entity_id = "", home }) {
   const wanted = words.trim().toLowerCase().split(/\s+/).filter(Boolean);
   const glob = entity_id.trim() ? globbed(entity_id.trim()) : null;
@@ -141,7 +140,7 @@ export function fits({ words, area_id, domain, entity_id = "", home }) {
   };
 }
 
-/** A part of an id is enough; with a star or a question mark it is all of it. */
+/** Matches part of an id; with `*` or `?` the pattern must match all of it. */
 function globbed(text) {
   const escaped = text.replace(/[.+^${}()|[\]\\]/g, "\\$&");
   if (!/[*?]/.test(text)) return new RegExp(escaped, "i");
@@ -152,7 +151,7 @@ function eventRow(event) {
   const link = make("a", { href: `#/entity/${encodeURIComponent(event.entity_id)}` }, event.friendly_name || event.entity_id);
   const place = event.area_name ?? event.area_id ?? "";
   const time = clock(event.time);
-  // On a narrow page the time and the area stand here instead of in columns, and the id nowhere.
+  // On a narrow page, time and area are shown here instead of in columns, and the id is hidden.
   const below = make(
     "small",
     {},
@@ -170,5 +169,5 @@ function eventRow(event) {
 }
 
 function lostRow({ count: lost }) {
-  return make("tr", {}, make("td", { colSpan: 4, className: "lost" }, `This page was too slow for ${count(lost, "event", "events")}.`));
+  return make("tr", {}, make("td", { colSpan: 4, className: "lost" }, `This page was too slow and missed ${count(lost, "event", "events")}.`));
 }

@@ -1,35 +1,25 @@
-// The first view: whether all is well, and if not, which sentence to act on.
+// The overview: status, what needs attention, totals, event rate and latest events.
 
 import { Plot } from "./chart.js";
 import { byId, make, setText } from "./dom.js";
-import { between, boundOf, bucketsOf, meanOf, samplesOf, totalOf, valueOf } from "./metrics.js";
-import { ask, askText, has } from "./api.js";
-import { VERDICT, ago, amount, clock, count, homeAssistantStep, journalStep, lostEvents, short, sinkStep, span, stateOf } from "./format.js";
+import { ask, has } from "./api.js";
+import { VERDICT, ago, amount, clock, count, droppedOf, homeAssistantStep, journalStep, short, sinkStep, span, stateOf } from "./format.js";
 
 const BIN_S = 5;
 const WINDOW_S = 15 * 60;
 const LEAST_WINDOW_S = 2 * 60;
 const LATEST = 7;
 const LATE_S = 30; // much more than a batch waits, or a slow database takes
-// Latencies are those since the oldest look at /metrics that is kept: the last five minutes.
-const LOOKS = 60;
 
 export class Overview {
   constructor() {
     this._plot = new Plot(byId("rate-plot"), {
       say: ([at, events]) => `${clock(at)}: ${amount(Math.round(events * 10) / 10)}/s`,
     });
-    this._looks = [];
-    this._samples = [];
     this._latest = [];
     this._reasons = null;
     this._health = null;
     this._answered = 0;
-  }
-
-  /** How many dead letters there are, as of the last look. */
-  get deadLetters() {
-    return valueOf(this._samples, "ingest_dead_letters");
   }
 
   // --- health ------------------------------------------------------------------------------
@@ -37,17 +27,17 @@ export class Overview {
   showHealth(health) {
     this._health = health;
     this._answered = Date.now();
-    const [words, mood] = this._judged(health);
+    const [words, mood] = verdictOf(health);
     this._verdict(words, mood, this._note(health));
     this._showReasons(health.reasons);
     this._showTiles(health);
-    this._showWay(health);
+    this._showPipeline(health);
     byId("view-overview").classList.remove("old");
   }
 
   showNoAnswer() {
-    const last = this._answered ? ` What you see is ${span(Math.round((Date.now() - this._answered) / 1_000))} old.` : "";
-    this._verdict("No answer", "bad", `The service does not answer; this page asks again by itself.${last}`);
+    const last = this._answered ? ` This page shows the state of ${span(Math.round((Date.now() - this._answered) / 1_000))} ago.` : "";
+    this._verdict("No response", "bad", `The service does not respond; this page retries automatically.${last}`);
     this._showReasons([]);
     byId("view-overview").classList.add("old");
   }
@@ -58,27 +48,15 @@ export class Overview {
     setText(byId("verdict-note"), note);
   }
 
-  /** Nothing may be wrong now, and yet all is not well: what was lost stays lost. */
-  _judged(health) {
-    const dropped = this._dropped(health);
-    if (health.status === "healthy" && dropped) return [`Running, but ${count(dropped, "change was", "changes were")} lost`, "warn"];
-    return VERDICT[health.status] ?? [health.status, "bad"];
-  }
-
-  _dropped({ sinks, ...health }) {
-    const ofSink = ({ name }) => valueOf(this._samples, "ingest_sink_points_dropped_total", name);
-    return sinks.reduce((total, sink) => total + ofSink(sink), lostEvents(health));
-  }
-
   _note({ status, connection, subscription, uptime_seconds: uptime }) {
-    if (status !== "healthy") return "Capturing goes on where it can. What to look at, worst first:";
+    if (status !== "healthy") return "The service keeps capturing what it can. Needs attention, worst first:";
     const events = count(subscription.total_events_received, "change", "changes");
     const version = connection.ha_version ? ` ${connection.ha_version}` : "";
-    return `Listening to Home Assistant${version}. ${events} since the start, ${span(uptime)} ago.`;
+    return `Connected to Home Assistant${version}. ${events} in ${span(uptime)}.`;
   }
 
   _showReasons(reasons) {
-    // Untouched when nothing changed: a screen reader would say them again and again.
+    // Unchanged reasons stay untouched: a screen reader would repeat them.
     if (this._reasons === reasons.join("\n")) return;
     this._reasons = reasons.join("\n");
     byId("reasons").replaceChildren(...reasons.map(reasonItem));
@@ -89,56 +67,28 @@ export class Overview {
     const { sinks, journal } = health;
     const held = sinks.reduce((total, sink) => total + sink.held, 0);
     const written = sinks.reduce((total, sink) => total + sink.points_written, 0);
-    const letters = this.deadLetters;
-    const dropped = this._dropped(health);
+    const letters = health.dead_letters;
+    const dropped = droppedOf(health);
     const oldest = Math.max(0, ...sinks.map((sink) => sink.lag_seconds));
     const isBehind = oldest > LATE_S || sinks.some(({ state }) => state !== "ok");
     byId("tiles").replaceChildren(
-      tile("Written", short(written), sinks.length > 1 ? `points, to ${sinks.length} sinks` : "points"),
-      tile("Held", short(held), held ? `the oldest for ${span(oldest)}` : "nothing waits", held && isBehind ? "warn" : ""),
-      tile("Dead letters", short(letters), letters ? "refused by the database" : "none refused", letters ? "warn" : ""),
-      tile("Dropped", short(dropped), dropped ? "lost at a bound" : "nothing lost", dropped ? "bad" : ""),
-      this._latencyTile("Durable", "ingest_commit_delay_seconds"),
-      this._latencyTile("In the database", "ingest_sink_delay_seconds"),
+      tile("Written", short(written), sinks.length > 1 ? `points to ${sinks.length} sinks` : "points"),
+      tile("Buffered", short(held), held ? `oldest ${span(oldest)}` : "nothing buffered", held && isBehind ? "warn" : ""),
+      tile("Dead letters", short(letters), letters ? "rejected by the database" : "none rejected", letters ? "warn" : ""),
+      tile("Dropped", short(dropped), dropped ? "lost" : "nothing lost", dropped ? "bad" : ""),
+      delayTile("Time to journal", [journal.last_commit_delay_seconds]),
+      delayTile("Time to database", sinks.map((sink) => sink.last_delay_seconds)),
       tile("Journal", short(journal.pending_points), journal.pending_points ? "events to commit" : "all committed"),
       gapTile(health.gaps),
     );
   }
 
-  _latencyTile(name, histogram) {
-    const before = this._looks[0] ?? [];
-    const mean_s = meanOf(before, this._samples, histogram);
-    if (mean_s === null) return tile(name, "–", "no figure yet");
-    const most_s = boundOf(between(bucketsOf(before, histogram), bucketsOf(this._samples, histogram)), 0.99);
-    const most = most_s === Infinity ? "over an hour at times" : `99\u00a0% within ${span(most_s)}`;
-    return tile(name, span(mean_s), `on average; ${most}`);
-  }
-
-  _showWay(health) {
-    const books = ({ name }) => ({
-      deadLettered: valueOf(this._samples, "ingest_sink_points_dead_lettered_total", name),
-      dropped: totalOf(this._samples, "ingest_sink_points_dropped_total", name),
-    });
-    const steps = [
-      homeAssistantStep(health),
-      journalStep(health),
-      ...health.sinks.map((sink) => sinkStep(sink, books(sink))),
-    ];
-    byId("way").replaceChildren(...steps.map(stepItem));
+  _showPipeline(health) {
+    const steps = [homeAssistantStep(health), journalStep(health), ...health.sinks.map(sinkStep)];
+    byId("pipeline").replaceChildren(...steps.map(stepItem));
   }
 
   // --- what needs the key --------------------------------------------------------------------
-
-  async look() {
-    const text = await askText("metrics");
-    this._samples = samplesOf(text);
-    this._looks.push(this._samples.filter(({ name }) => /_(bucket|sum|count)$/.test(name)));
-    // The first look has nothing to compare with, and shows all since the start.
-    if (this._looks.length === 1) this._looks.unshift([]);
-    else if (this._looks.length === 3 && this._looks[0].length === 0) this._looks.shift();
-    if (this._looks.length > LOOKS) this._looks.shift();
-    if (this._health) this._showTiles(this._health);
-  }
 
   async showRate() {
     const { seconds, events_per_minute: perMinute } = await ask("api/v1/event-rate");
@@ -172,7 +122,7 @@ export class Overview {
     if (!(await has("/api/v1/gaps"))) return;
     const { gaps } = await ask("api/v1/gaps");
     byId("gaps-card").hidden = gaps.length === 0;
-    setText(byId("gaps-note"), "Spans of time in which nothing was captured, and what became of them.");
+    setText(byId("gaps-note"), "Times when nothing was captured, and whether they were filled from Home Assistant's history.");
     byId("gaps").replaceChildren(
       ...gaps.slice(0, 50).map((gap) =>
         make("tr", {}, ...[clock(gap.start), gap.end ? clock(gap.end) : "now", gap.state, count(gap.changes ?? 0, "change", "changes"), gap.detail ?? gap.reason ?? ""].map((text) => make("td", {}, text))),
@@ -180,9 +130,9 @@ export class Overview {
     );
   }
 
-  // --- just now ------------------------------------------------------------------------------
+  // --- latest ------------------------------------------------------------------------------
 
-  /** Take events, oldest first; they are shown with the next `paint`. */
+  /** Add events, oldest first; the next `paint` shows them. */
   take(events) {
     if (events.length === 0) return;
     this._latest = [...this._latest, ...events.slice(-LATEST)].slice(-LATEST);
@@ -197,7 +147,14 @@ export class Overview {
   }
 }
 
-/** Return a reason, with a way to the view that can do something about it. */
+/** What was lost stays lost, so a healthy service that dropped events is not shown as all well. */
+function verdictOf(health) {
+  const dropped = droppedOf(health);
+  if (health.status === "healthy" && dropped) return [`Running, but ${count(dropped, "change was", "changes were")} lost`, "warn"];
+  return VERDICT[health.status] ?? [health.status, "bad"];
+}
+
+/** Return a reason, with a link to the view that helps. */
 function reasonItem(reason) {
   const item = make("li", {}, reason);
   if (reason.includes("dead letter")) item.append(" ", make("a", { href: "#/dead-letters" }, "See the dead letters"));
@@ -208,8 +165,14 @@ function tile(name, value, note, mood = "") {
   return make("div", { className: `tile ${mood}` }, make("dt", {}, name), make("dd", {}, make("b", {}, value), make("span", {}, note)));
 }
 
+/** Return the slowest of the last delays from receipt until a point was stored. */
+function delayTile(name, delays) {
+  const known = delays.filter((delay) => delay !== null);
+  return known.length ? tile(name, span(Math.max(...known)), "last batch") : tile(name, "–", "no data yet");
+}
+
 function gapTile({ open, filled, unfillable }) {
-  if (open) return tile("Gaps", amount(open), "to be read back", "warn");
+  if (open) return tile("Gaps", amount(open), "to be filled", "warn");
   if (unfillable) return tile("Gaps", amount(unfillable), "could not be filled", "warn");
   return tile("Gaps", filled ? amount(filled) : "0", filled ? "all filled" : "none found");
 }

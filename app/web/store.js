@@ -1,6 +1,5 @@
-// What is known of the home: entities with their last state, devices and areas. It comes from
-// the live stream, from the history of the embedded store, and from the catalog where the
-// service has one.
+// The home as known to this page: entities with their last state, devices and areas, from the live
+// stream, the embedded store and the catalog.
 
 import { ask, has } from "./api.js";
 import { nameOf } from "./format.js";
@@ -13,13 +12,13 @@ export class HomeStore {
     this.entities = new Map();
     this.devices = new Map();
     this.areas = new Map();
-    /** Ids of entities that changed since somebody last took them. */
+    /** Ids of entities that changed since the last `takeChanged`. */
     this.changed = new Set();
-    /** Grows when there is a new entity, device or area, or one has moved. */
+    /** Increases when an entity, device or area is added or moves. */
     this.shape = 0;
   }
 
-  /** Take a state change, of now or of the past: the newest wins. */
+  /** Add a state change, live or stored; the newest wins. */
   take(event) {
     const known = this.entities.get(event.entity_id);
     if (known !== undefined && known.time !== null && known.time > event.time) return;
@@ -49,7 +48,7 @@ export class HomeStore {
     this.changed.add(event.entity_id);
   }
 
-  /** Return and forget the ids of what changed since the last time. */
+  /** Return and clear the ids of changed entities. */
   takeChanged() {
     const changed = this.changed;
     this.changed = new Set();
@@ -60,13 +59,13 @@ export class HomeStore {
     return area_id === null ? "No area" : this.areas.get(area_id) ?? nameOf(area_id);
   }
 
-  /** Say what a device is called, with its model; null when nothing is known of it. */
+  /** Return the name or model of a device; null when unknown. */
   deviceName(device_id) {
     const device = this.devices.get(device_id);
     return device ? device.name ?? device.model : null;
   }
 
-  /** Return [id, name] of every area that an entity is in, by name; those without come last. */
+  /** Return [id, name] of every area that has an entity, by name. */
   areaChoices() {
     const ids = new Set([...this.entities.values()].map(({ area_id }) => area_id));
     return [...ids]
@@ -80,7 +79,7 @@ export class HomeStore {
     return [...domains].sort().map((domain) => [domain, domain]);
   }
 
-  /** Ask for the newest states of the past, so that a quiet home is not an empty one. */
+  /** Load the newest stored events, so that a quiet home is not empty. */
   async remember() {
     let cursor = null;
     for (let page = 0; page < PAGES; page += 1) {
@@ -92,12 +91,12 @@ export class HomeStore {
     }
   }
 
-  /** Ask the catalog, where the service has one, for names and places. */
+  /** Load names and areas from the catalog. */
   async lookUp() {
     if (!(await has("/api/devices"))) return;
     const { areas = [] } = (await has("/api/areas")) ? await ask("api/areas") : {};
     for (const area of areas) this.areas.set(area.area_id ?? area.id, area.name);
-    // Page by page, devices first: no page is long enough to keep the tab busy.
+    // In pages, devices first: no page blocks the tab for long.
     for await (const devices of pages("devices")) devices.forEach((device) => this._takeDevice(device));
     for await (const entities of pages("entities")) {
       for (const entity of entities) this._takeEntity(entity, this.devices.get(entity.device_id));
@@ -117,7 +116,7 @@ export class HomeStore {
     if (entity.disabled) return;
     const known = this.entities.get(entity.entity_id);
     this.entities.set(entity.entity_id, {
-      state: undefined, // not known: it has not changed since this page watches
+      state: undefined, // unknown: no change seen yet
       unit_of_measurement: entity.unit_of_measurement ?? null,
       removed: false,
       time: null,
@@ -132,7 +131,7 @@ export class HomeStore {
   }
 }
 
-/** Yield all devices, or entities, of the catalog, a page at a time. */
+/** Yield the devices or entities of the catalog in pages. */
 async function* pages(kind) {
   let more = "";
   while (more !== null) {
@@ -142,7 +141,7 @@ async function* pages(kind) {
   }
 }
 
-/** Say who made it and what it is, the maker once. */
+/** Return manufacturer and model, without repeating the manufacturer. */
 function modelOf({ manufacturer, model }) {
   if (!manufacturer || model?.startsWith(manufacturer)) return model ?? null;
   return model ? `${manufacturer} ${model}` : manufacturer;

@@ -1,5 +1,4 @@
-// The live stream: one WebSocket that comes back by itself, and that knows whether the service
-// asks for a key.
+// The live stream: a WebSocket that reconnects, and authenticates when the service asks for a key.
 
 import { key } from "./api.js";
 
@@ -8,7 +7,7 @@ const MAX_WAIT_MS = 15_000;
 const TICK_MS = 250;
 
 /**
- * Watches `/ws` until the page is closed.
+ * Streams `/ws` until the page is closed.
  *
  * `onMessages` gets the events and drops of a frame, `onState` gets `connecting`, `live`,
  * `waiting` (with the seconds to the next try) or `locked` (with what the service said of the
@@ -25,7 +24,7 @@ export class Stream {
     this.state = "connecting";
   }
 
-  /** Connect now, in place of any connection there is. */
+  /** Connect now, replacing any connection. */
   open() {
     clearTimeout(this._timer);
     const old = this._socket;
@@ -46,7 +45,7 @@ export class Stream {
     };
   }
 
-  /** Try at once instead of waiting: something says that the service is back. */
+  /** Reconnect now instead of waiting: the service seems to be back. */
   hurry() {
     if (this.state === "waiting") this.open();
   }

@@ -67,7 +67,7 @@ async def test_the_dashboard_shows_a_living_home(browser: Browser, tmp_path: Pat
         page = shown.page
         await expect(page.locator("#verdict")).to_have_text("All is well")
         await expect(page.locator("#line")).to_have_text("Live")
-        await expect(page.locator("#way .step.good")).to_have_count(3)
+        await expect(page.locator("#pipeline .step.good")).to_have_count(3)
         await expect(page.locator("#rate-plot .line")).to_have_attribute("d", re.compile("M.+H"))
         await expect(page.locator("#latest li")).not_to_have_count(0)
         await _grows(page, lambda: number_in(page, "#tiles b"))
@@ -97,7 +97,7 @@ async def _filters_hold(page: Page) -> None:
     await page.locator("#live-search").fill("")
     await page.locator("#live-area").select_option("garage")
     await expect(rows).to_have_count(0)
-    await expect(page.locator("#live-empty")).to_have_text("No event fits these filters yet.")
+    await expect(page.locator("#live-empty")).to_have_text("No event matches these filters yet.")
     await page.get_by_role("button", name="Clear").click()
     await expect(rows).not_to_have_count(0)
     await page.get_by_role("button", name="Pause").click()
@@ -106,7 +106,7 @@ async def _filters_hold(page: Page) -> None:
     before = await page.locator("#events").inner_text()
     await expect(page.locator("#live-note")).to_contain_text("wait")
     assert before == await page.locator("#events").inner_text()
-    await page.get_by_role("button", name="Go on").click()
+    await page.get_by_role("button", name="Resume").click()
     await expect(page.locator("#line")).to_have_text("Live")
 
 
@@ -116,7 +116,7 @@ async def _home_is_shown(page: Page) -> None:
     power = hallway.locator("li", has_text="Electricity meter Power")
     await expect(power.locator("b")).to_contain_text("W")
     await page.locator("#home-search").fill("no such thing")
-    await expect(page.locator("#home-empty")).to_have_text("Nothing fits these filters.")
+    await expect(page.locator("#home-empty")).to_have_text("Nothing matches these filters.")
     await page.locator("#home-search").fill("electricity power")
     await expect(page.locator(".entities li", has_not_text="Electricity")).to_have_count(0)
     await power.get_by_role("link").click()
@@ -325,10 +325,10 @@ async def test_an_outage_of_the_database_is_told_and_so_is_its_end(
         page = shown.page
         await expect(page.locator("#verdict")).to_have_text("All is well")
         faults.script.extend([DOWN] * 10_000)
-        await expect(page.locator("#verdict")).to_have_text("Needs a look")
+        await expect(page.locator("#verdict")).to_have_text("Needs attention")
         await expect(page.locator("#reasons li").first).to_contain_text("InfluxDB")
         await expect(page.locator(".step", has_text="InfluxDB")).to_contain_text("Waiting")
-        await expect(page.locator(".tile", has_text="Held")).to_contain_text("the oldest for")
+        await expect(page.locator(".tile", has_text="Buffered")).to_contain_text("oldest")
         during = await shown.violations()
         faults.script.clear()
         await expect(page.locator("#verdict")).to_have_text("All is well")
@@ -389,9 +389,9 @@ async def test_dead_letters_are_shown_with_their_reason_and_sent_again(
         await expect(page.locator(".letter")).to_contain_text("no sevens")
         await expect(page.locator("#letters-badge")).to_have_text("1")
         await page.get_by_role("button", name="Delete all…").click()
-        await expect(page.get_by_role("dialog")).to_contain_text("cannot be had back")
+        await expect(page.get_by_role("dialog")).to_contain_text("permanently deletes")
         asked = await shown.violations()
-        await page.get_by_role("button", name="Keep them").click()
+        await page.get_by_role("button", name="Cancel").click()
         influx.refuses = lambda _: None
         await page.get_by_role("button", name="Send all again").click()
         await expect(page.locator("#letters-note")).to_contain_text("1 point is in the journal")
@@ -421,7 +421,7 @@ async def test_the_key_is_asked_for_and_a_wrong_one_is_refused(
     """Health is shown without it; nothing else is, until the right one was given."""
     async with _demo(tmp_path, API_KEY=KEY) as running, tab(browser, running.url) as shown:
         page = shown.page
-        await expect(page.get_by_label("This service asks for its API key")).to_be_focused()
+        await expect(page.get_by_label("This service needs its API key")).to_be_focused()
         await expect(page.locator("#verdict")).to_have_text("All is well")
         await expect(page.locator("#line")).to_have_text("Locked")
         locked = await shown.violations()
@@ -429,7 +429,7 @@ async def test_the_key_is_asked_for_and_a_wrong_one_is_refused(
         await page.keyboard.press("Enter")
         await expect(page.locator("#key-note")).to_contain_text("The key is not the API_KEY")
         hidden = await page.locator("#latest li").count()
-        await page.get_by_label("This service asks for its API key").fill(KEY)
+        await page.get_by_label("This service needs its API key").fill(KEY)
         await page.get_by_role("button", name="Unlock").click()
         await expect(page.locator("#line")).to_have_text("Live")
         await expect(page.locator("#key-form")).to_be_hidden()
@@ -458,12 +458,12 @@ async def test_it_comes_back_after_a_restart_and_says_so(browser: Browser, tmp_p
             await expect(page.locator("#verdict")).to_have_text("All is well")  # it knows the first
             before = shown.complaints.copy()
             await first.stop()
-        await expect(page.locator("#line")).to_contain_text("trying again in")
-        await expect(page.locator("#verdict")).to_have_text("No answer")
+        await expect(page.locator("#line")).to_contain_text("retrying in")
+        await expect(page.locator("#verdict")).to_have_text("No response")
         async with _demo(tmp_path, WEBSOCKET_INGESTION_PORT=port):
             await expect(page.locator("#line")).to_have_text("Live")
             await expect(page.locator("#verdict")).to_have_text("All is well")
-            await expect(page.locator(".notice")).to_contain_text("The service was restarted")
+            await expect(page.locator(".notice")).to_contain_text("The service restarted")
             await page.get_by_role("button", name="Dismiss").click()
             await expect(page.locator(".notice")).to_have_count(0)
             await _grows(page, lambda: number_in(page, "#tiles b"))
