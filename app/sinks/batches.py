@@ -47,6 +47,11 @@ class WholeRows:
         return self.last - self.first + 1
 
     @property
+    def numbers(self) -> range:
+        """Sequence numbers of the points."""
+        return range(self.first, self.last + 1)
+
+    @property
     def received_at(self) -> float:
         """When the oldest point was received, in seconds since the epoch."""
         return self.rows[0].received_at
@@ -88,16 +93,22 @@ class WholeRows:
 class CutLines:
     """Lines cut from rows, compressed once."""
 
-    first: int
+    numbers: Sequence[int]
+    """Sequence numbers of the points, rising; only `picked` leaves some out."""
     cut: tuple[bytes, ...]
     gzip: bytes
     received_at: float
     """That of the oldest point of the batch they were cut from."""
 
     @property
+    def first(self) -> int:
+        """Sequence number of the first point."""
+        return self.numbers[0]
+
+    @property
     def last(self) -> int:
         """Sequence number of the last point."""
-        return self.first + len(self.cut) - 1
+        return self.numbers[-1]
 
     @property
     def points(self) -> int:
@@ -159,8 +170,17 @@ def cut(part: Part, start: int, stop: int) -> CutLines:
     Raises:
         StorageDamaged: a row cannot be unpacked.
     """
-    lines = part.lines()[start:stop]
-    return _compressed(lines, first=part.first + start, received_at=part.received_at)
+    return _compressed(part, part.numbers[start:stop], part.lines()[start:stop])
+
+
+def picked(part: Part, indices: Sequence[int]) -> CutLines:
+    """Return the lines with the indices; blocks.
+
+    Raises:
+        StorageDamaged: the part cannot be taken apart.
+    """
+    numbers, lines = part.numbers, part.lines()
+    return _compressed(part, [numbers[i] for i in indices], [lines[i] for i in indices])
 
 
 def line_from(part: Part, number: int, conflict: FieldName | None = None) -> CutLines | None:
@@ -218,11 +238,11 @@ def _unpacked(row: Row) -> list[bytes]:
     return lines
 
 
-def _compressed(lines: Sequence[bytes], *, first: int, received_at: float) -> CutLines:
+def _compressed(part: Part, numbers: Sequence[int], lines: Sequence[bytes]) -> CutLines:
     data = b"".join([line + b"\n" for line in lines])
     return CutLines(
-        first=first,
+        numbers=numbers,
         cut=tuple(lines),
         gzip=gzip_stream.compressed(data),
-        received_at=received_at,
+        received_at=part.received_at,
     )

@@ -23,6 +23,7 @@ from app.runtime.sqlite import (
     replace_damaged,
     tables_of,
 )
+from app.sinks.outcomes import RefusedLine
 
 logger = logging.getLogger(__name__)
 
@@ -107,16 +108,10 @@ class DeadLetters:
         """Close the file."""
         await self._database.__aexit__()
 
-    async def insert(self, sink: str, *, sequence: int, line: bytes, reason: str) -> None:
-        """Store a line durably; the same line with the same number is stored once."""
-        await self.insert_all(sink, first=sequence, lines=[line], reason=reason)
-
-    async def insert_all(
-        self, sink: str, *, first: int, lines: Sequence[bytes], reason: str
-    ) -> None:
-        """Store consecutive lines durably, in one transaction."""
+    async def insert(self, sink: str, refused: Sequence[RefusedLine]) -> None:
+        """Store lines durably, in one transaction; the same line with the same number only once."""
         now = self._clock()
-        rows = [(sink, first + place, line, reason, now) for place, line in enumerate(lines)]
+        rows = [(sink, sequence, line, reason, now) for sequence, line, reason in refused]
 
         def work(connection: Connection) -> tuple[int, int]:
             connection.executemany(

@@ -7,8 +7,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Protocol, TypeVar
 
@@ -27,6 +29,7 @@ from app.sinks.batches import (
     line_from,
     whole_rows,
 )
+from app.sinks.limit_search import LimitSearch, by_series, series_in
 from app.sinks.outcomes import (
     Accepted,
     Busy,
@@ -35,6 +38,7 @@ from app.sinks.outcomes import (
     Outcome,
     OutOfBounds,
     Refused,
+    RefusedLine,
     ServerProcess,
     Sink,
     TimedOut,
@@ -50,6 +54,7 @@ from app.sinks.retry_policy import (
     DeliveryState,
     Limits,
     Split,
+    SplitBySeries,
     Wait,
     blamed,
     needs_ping,
@@ -64,18 +69,15 @@ limited_log = RateLimitedLog(logger)
 
 Taken = TypeVar("Taken")
 
+_MOST_SERIES = 100_000
+"""Accepted series remembered at most; with more, all are forgotten and searched for again."""
+
 
 class DeadLetterStore(Protocol):
-    """Where lines go that no retry will get into the sink."""
+    """Stores permanently rejected lines."""
 
-    async def insert(self, sink: str, *, sequence: int, line: bytes, reason: str) -> None:
-        """Store a line durably; doing so twice stores it once."""
-        ...
-
-    async def insert_all(
-        self, sink: str, *, first: int, lines: Sequence[bytes], reason: str
-    ) -> None:
-        """Store consecutive lines durably, in one transaction."""
+    async def insert(self, sink: str, refused: Sequence[RefusedLine]) -> None:
+        """Store lines durably, in one transaction; doing so twice stores them once."""
         ...
 
 
@@ -128,6 +130,10 @@ class Delivery:
         self._state = DeliveryState.starting(self._limits)
         self._parts: deque[Part] = deque()
         """What is in hand: read from the journal and not yet accepted, in order."""
+        self._search: LimitSearch | None = None
+        """Of the first part in hand, once a limit refused some of its points."""
+        self._accepted_series: set[int] = set()
+        """Hashes. A wrong one costs a request and never a point."""
         self._held_at_start = 0
         self._last_accepted: Part | None = None
         self._finishing = False
@@ -236,6 +242,8 @@ class Delivery:
         attempt = Attempt(
             points=part.points, last=part.last, now_s=self._clock(), is_probe=probe is not None
         )
+        if (search := self._search) is not None:
+            attempt = replace(attempt, splits=search.splits, batch_points=search.points)
         if needs_ping(self._state, answer, attempt, self._limits):
             attempt = replace(attempt, alive=await self._sink.ping())
         if self._state.conflicts and isinstance(answer, Accepted):
@@ -251,15 +259,17 @@ class Delivery:
                 is_first = bool(expired) and self._expired.is_over(self._clock())
                 if expired:
                     self._log_expired(answer, expired)
-                self._advance(part, seconds=seconds, expired=expired)
+                await self._advance(part, seconds=seconds, expired=expired)
                 if is_first and self._retention_s is not None:
                     self._expired.retention_s = await self._retention_s()
             case Split(wait=wait):
-                await self._halve()
+                await self._replace_front(halves)
                 if wait:
                     await self._pause(0.0)
+            case SplitBySeries():
+                await self._split_by_series()
             case DeadLetter(reason=reason):
-                await self._put_aside(part, reason)
+                await self._put_aside(part, reason, seconds=seconds)
             case Wait(at_least_s=at_least_s):
                 await self._pause(at_least_s)
             case _:
@@ -268,6 +278,7 @@ class Delivery:
     async def _check_progress(self) -> None:
         if points := await self._progress.check():
             self._parts.clear()
+            self._search = None
             limited_log.warning(
                 "%s may have restarted: %d points that it may have lost are sent again",
                 title(self.name),
@@ -281,6 +292,7 @@ class Delivery:
         # At its bound the journal drops the oldest points, also those in hand.
         while self._parts and self._parts[0].last <= position:
             self._parts.popleft()
+            self._search = None
         if not self._parts:
             rows = await self._progress.read(max_points=self._state.target)
             if not rows:
@@ -292,15 +304,22 @@ class Delivery:
 
     async def _fitting(self, head: Part) -> Part | None:
         position = self._progress.position
+        if head.first <= position or refusing(self._state, self._limits):
+            self._search = None
         if head.first <= position:
             if (unacked := await self._apart(lambda part: after(part, position))) is None:
                 return None
             head = self._parts[0] = unacked
         if refusing(self._state, self._limits):
             return await self._probe(head)
-        while self._parts and self._parts[0].points > self._state.target:
-            await self._halve()
-        return self._parts[0] if self._parts else None
+        while self._front and self._front[0].points > self._state.target:
+            await self._replace_front(halves)
+        return self._front[0] if self._front else None
+
+    @property
+    def _front(self) -> deque[Part]:
+        """What is sent next: pieces of the first part in hand, or that part."""
+        return self._parts if self._search is None else self._search.pieces
 
     async def _probe(self, head: Part) -> Part | None:
         """Return the line that shows whether a refusing database takes any."""
@@ -337,14 +356,30 @@ class Delivery:
         except StorageDamaged:
             return None  # it is found when its turn comes
 
-    async def _halve(self) -> None:
-        if (pair := await self._apart(halves)) is not None:
-            self._parts.popleft()
-            self._parts.extendleft(reversed(pair))
+    async def _split_by_series(self) -> None:
+        if self._search is None:
+            await self._remember(self._last_accepted)
+            head = self._parts[0]
+            self._search = LimitSearch(points=head.points, pieces=deque([head]))
+        self._search.splits += 1
+        await self._replace_front(partial(by_series, accepted=self._accepted_series))
+
+    async def _remember(self, part: Part | None) -> None:
+        """Remember the series of an accepted part."""
+        with suppress(StorageDamaged):
+            if part is not None:
+                self._accepted_series |= await asyncio.to_thread(series_in, part)
+        if len(self._accepted_series) > _MOST_SERIES:
+            self._accepted_series.clear()
+
+    async def _replace_front(self, split: Callable[[Part], tuple[Part, Part]]) -> None:
+        if (pair := await self._apart(split)) is not None:
+            self._front.popleft()
+            self._front.extendleft(reversed(pair))
 
     async def _apart(self, take: Callable[[Part], Taken]) -> Taken | None:
-        """Take something from the first part in hand, in a thread; None when it is damaged."""
-        head = self._parts[0]
+        """Take something from what is sent next, in a thread; None when it is damaged."""
+        head = self._front[0]
         try:
             return await asyncio.to_thread(take, head)
         except StorageDamaged as exc:
@@ -352,6 +387,7 @@ class Delivery:
             return None
 
     def _give_up(self, part: Part, exc: StorageDamaged) -> None:
+        self._search = None
         if isinstance(part, WholeRows) and len(part.rows) > 1:
             self._parts.popleft()
             self._parts.extendleft(WholeRows((row,)) for row in reversed(part.rows))
@@ -366,46 +402,83 @@ class Delivery:
             topic=f"{self.name} losses",
         )
 
-    def _advance(self, part: Part, *, seconds: float, expired: int) -> None:
-        # A part that is retained until it is on disk must not keep its lines in memory.
-        received_at = part.received_at
-
-        def count(points: int) -> None:
-            dropped = min(expired, points)
-            if dropped:
-                self._telemetry.points_expired(self.name, dropped)
-            if points > dropped or not dropped:
-                self._telemetry.batch_written(
-                    self.name, points - dropped, seconds=seconds, received_at=received_at
-                )
-
-        self._done(part, count)
+    async def _advance(self, part: Part, *, seconds: float, expired: int) -> None:
         if not expired:
             self._last_accepted = part
-        self._pace.sample(self._clock(), held=self._progress.pending().points)
+            if self._search is not None:
+                await self._remember(part)
+        await self._settle(part, seconds=seconds, expired=expired)
 
-    async def _put_aside(self, part: Part, reason: str) -> None:
+    async def _put_aside(self, part: Part, reason: str, *, seconds: float) -> None:
         if (lines := await self._apart(lambda head: head.lines())) is None:
             return
-        # Durable first: if the process dies between the two, the line is refused again and
-        # stored again, which keeps it once.
-        if len(lines) == 1:
-            await self._dead_letters.insert(
-                self.name, sequence=part.first, line=lines[0], reason=reason
-            )
-        else:
-            await self._dead_letters.insert_all(
-                self.name, first=part.first, lines=lines, reason=reason
-            )
-        self._done(part, lambda points: self._telemetry.points_dead_lettered(self.name, points))
-        which = f"Point {part.first} is a dead letter"
-        if part.points > 1:
-            which = f"Points {part.first} to {part.last} are dead letters"
+        numbered = zip(part.numbers, lines, strict=True)
+        refused = [RefusedLine(number, line, reason) for number, line in numbered]
+        if self._search is not None:
+            self._accepted_series -= await asyncio.to_thread(series_in, part)
+        await self._settle(part, seconds=seconds, refused=refused)
+
+    async def _settle(
+        self,
+        part: Part,
+        *,
+        seconds: float,
+        expired: int = 0,
+        refused: Sequence[RefusedLine] = (),
+    ) -> None:
+        """Move the position behind a part, or behind a whole batch with its last piece."""
+        if (search := self._search) is not None:
+            search.pieces.popleft()
+            search.expired += expired
+            search.refused += refused
+            if search.pieces:
+                return
+            self._search = None
+            part, expired, refused = self._parts[0], search.expired, sorted(search.refused)
+        # Durable first: if the process dies between the two, the lines are refused again and
+        # stored again, which keeps them once.
+        if refused:
+            await self._dead_letters.insert(self.name, refused)
+        # A part that is retained until it is on disk must not keep its lines in memory.
+        self._done(part, self._counts(part, refused, seconds=seconds, expired=expired))
+        if refused:
+            self._log_refused(refused)
+        self._pace.sample(self._clock(), held=self._progress.pending().points)
+
+    def _counts(
+        self, part: Part, refused: Sequence[RefusedLine], *, seconds: float, expired: int
+    ) -> Callable[[int], None]:
+        """Return what counts a part, which must not keep its lines in memory."""
+        numbers = [line.sequence for line in refused]
+        last, received_at = part.last, part.received_at
+
+        def count(points: int) -> None:
+            # The journal may have dropped, and counted, the oldest ones meanwhile.
+            dead = sum(number > last - points for number in numbers)
+            dropped = min(expired, points - dead)
+            written = points - dead - dropped
+            if dead:
+                self._telemetry.points_dead_lettered(self.name, dead)
+            if dropped:
+                self._telemetry.points_expired(self.name, dropped)
+            if written or not (numbers or expired):
+                self._telemetry.batch_written(
+                    self.name, written, seconds=seconds, received_at=received_at
+                )
+
+        return count
+
+    def _log_refused(self, refused: Sequence[RefusedLine]) -> None:
+        first, last = refused[0], refused[-1]
+        which = f"Point {first.sequence} is a dead letter"
+        if len(refused) > 1:
+            points = f"{len(refused)} points between {first.sequence} and {last.sequence}"
+            which = f"{points} are dead letters"
         limited_log.error(
             "%s of %s: %r",
             which,
             self.name,
-            impersonal(reason),
+            impersonal(first.reason),
             kind="dead letter",
             topic=f"{self.name} losses",
         )

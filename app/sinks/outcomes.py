@@ -8,11 +8,14 @@ exception that leaves `write` is a defect of ours.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 
 class Batch(Protocol):
-    """Consecutive points of the journal, at least one, to be written in one request."""
+    """Points of the journal in order, at least one, to be written in one request.
+
+    They are consecutive, but for pieces of a batch that a limit of the database refused in part.
+    """
 
     @property
     def first(self) -> int:
@@ -21,7 +24,7 @@ class Batch(Protocol):
 
     @property
     def last(self) -> int:
-        """Sequence number of the last point: `first + points - 1`."""
+        """Sequence number of the last point."""
         ...
 
     @property
@@ -159,6 +162,16 @@ Outcome: TypeAlias = (
     | Unavailable
     | ServerFailed
 )
+
+
+class RefusedLine(NamedTuple):
+    """A line that becomes a dead letter."""
+
+    sequence: int
+    """Its number in the journal."""
+    line: bytes
+    reason: str
+    """The database's own words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,10 @@ none accepted between     waits one line is tried, until one is accepted
 type of one field         have the field
 OutOfBounds: retention    the points that the database dropped are counted as dropped, the
                           others as written; without a number: halve
-OutOfBounds: limit        halve; what is refused as a whole becomes dead letters
+OutOfBounds: limit        what is refused as a whole becomes dead letters; else split by series:
+                          those known to be accepted, and the others. After 50 splits of one
+                          batch, or one for 20 of its points if that is more, what is refused
+                          in part becomes dead letters too
 Held                      `holding`: the same again after growing waits of up to 60 s
 Busy                      wait for the longer of what was asked (at most 300 s) and ours
 TimedOut                  wait; the next batch is half as large (at least 100)
@@ -24,6 +27,10 @@ for 10 minutes
 How many requests it takes to find the bad lines. Halving visits a binary tree of depth
 ceil(log2 n); only a span with a bad line in it is cut, so k bad lines among n cost at most
 `1 + 2·k·ceil(log2 n)` requests: 21 for one in 1,000.
+
+For a limit it takes three when all accepted series are known: the batch, these, the others. A
+split takes two, so no batch takes more than 101, or a tenth of its points. What is accepted in
+such a batch is known from then on.
 
 What `refusing` means for the lines before it. The first 99 lines of the run are dead letters
 already: each became one before anyone could know that it was not the line's fault. They keep
@@ -64,6 +71,7 @@ from app.sinks.outcomes import (
 )
 
 _GOLDEN = 0.618033988749895
+_UNTRIED = "; this point may be stored: not every series of its batch was tried alone"
 _MOST_CONFLICTS = 20
 """Fields whose refusals are counted at the same time."""
 
@@ -84,6 +92,10 @@ class Limits:
     """How long a line may fail while others are accepted, in seconds."""
     max_busy_s: float = 300.0
     """The longest wait that a sink may ask for, in seconds."""
+    splits: int = 50
+    """How often any batch may be split by series; smaller ones never need more."""
+    points_per_split: int = 20
+    """Larger batches may be split once for so many points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +147,10 @@ class Attempt:
     """Whether it was another line than the one that keeps failing."""
     carried: frozenset[FieldName] = frozenset()
     """Which fields of `State.conflicts` the lines have; only known of accepted ones."""
+    splits: int = 0
+    """How often the batch it is a piece of was split by series."""
+    batch_points: int = 0
+    """How many points that batch has; 0 when it was not split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +173,14 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitBySeries:
+    """Send two pieces one after the other, neither of which has a part of a series.
+
+    Of a single series the two halves.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class DeadLetter:
     """Store what was sent as dead letters, durably, then move the cursor behind it."""
 
@@ -171,7 +195,7 @@ class Advance:
     """How many of the points are older than the database's retention, and were not stored."""
 
 
-Action: TypeAlias = Send | Wait | Split | DeadLetter | Advance
+Action: TypeAlias = Send | Wait | Split | SplitBySeries | DeadLetter | Advance
 
 
 def step(  # noqa: PLR0911 - a table: a row each
@@ -292,13 +316,23 @@ def _out_of_bounds(
         return replace(state, condition="refusing", probes=state.probes + 1), Wait()
     state = _with_next_in_hand(replace(state, condition="ok"))
     dropped = 1 if attempt.points == 1 else answer.dropped or 0
-    if dropped == attempt.points and answer.cause == "limit":
-        return state, DeadLetter(answer.reason)
-    if 0 < dropped <= attempt.points and answer.cause == "retention":
+    if answer.cause == "limit":
+        return state, _over_limit(answer, attempt, limits, dropped=dropped)
+    if 0 < dropped <= attempt.points:
         if dropped < attempt.points:
             state = replace(state, refused_in_a_row=0)
         return state, Advance(expired=dropped)
     return state, Split()
+
+
+def _over_limit(
+    answer: OutOfBounds, attempt: Attempt, limits: Limits, *, dropped: int
+) -> DeadLetter | SplitBySeries:
+    if dropped == attempt.points:
+        return DeadLetter(answer.reason)
+    if attempt.splits >= max(limits.splits, attempt.batch_points // limits.points_per_split):
+        return DeadLetter(answer.reason + _UNTRIED)
+    return SplitBySeries()
 
 
 def _failed(

@@ -105,6 +105,8 @@ class FakeInflux:
         """What is answered then; None for what this version answers."""
         self.most_series: int | None = None
         """Series that one database may have; None for no limit."""
+        self.most_tag_values: int | None = None
+        """Values that a tag may have; None for no limit."""
         self.takes_gzip = True
         """Whether gzipped bodies are unpacked, or answered with `gzip_refusal`."""
         self.gzip_refusal = Reply(status=415, body="Unsupported Media Type")
@@ -264,12 +266,12 @@ class FakeInflux:
         return self._rules.verdict(faults, lines, partial=self.partial) if faults else OK
 
     def _faults(self, lines: Sequence[bytes]) -> list[Fault]:
-        types, series = dict(self._types), set(self._series)
+        types, over = dict(self._types), self._over_limits(lines)
         faults = []
         for number, line in enumerate(lines, start=1):
             reason, is_conflict = self.refuses(line), False
             if reason is None:
-                reason = self._over_limit(line, series)
+                reason = over.get(line.split(b" ", 1)[0])
             if reason is None:
                 reason, is_conflict = _flaw(line, types, self._rules)
             if reason is not None:
@@ -277,14 +279,29 @@ class FakeInflux:
                 faults.append(fault)
         return faults
 
-    def _over_limit(self, line: bytes, series: set[bytes]) -> str | None:
-        key = line.split(b" ", 1)[0]
-        if self.most_series is None or key in series:
-            return None
-        if len(series) >= self.most_series:
-            return f"max-series-per-database limit exceeded: ({self.most_series})"
-        series.add(key)
-        return None
+    def _over_limits(self, lines: Sequence[bytes]) -> dict[bytes, str]:
+        """Say which series are refused, as InfluxDB 1 does, which looks once per request.
+
+        All that a request would start are refused when there is no room for all of them. Any
+        number of new values of a tag is taken while the tag has fewer than it may have.
+        """
+        started = {line.split(b" ", 1)[0] for line in lines} - self._series
+        most, most_values = self.most_series, self.most_tag_values
+        if most is not None and len(self._series) + len(started) > most:
+            return dict.fromkeys(started, f"max-series-per-database limit exceeded: ({most})")
+        if most_values is None:
+            return {}
+        values: dict[bytes, set[bytes]] = {}
+        for tag in (tag for series in self._series for tag in series.split(b",")[1:]):
+            values.setdefault(tag.split(b"=")[0], set()).add(tag)
+        full = {key: tags for key, tags in values.items() if len(tags) >= most_values}
+        return {
+            series: f"max-values-per-tag limit exceeded ({len(full[key])}/{most_values}):"
+            f' measurement="{series.split(b",")[0].decode()}" tag="{key.decode()}" value="…"'
+            for series in started
+            for tag in series.split(b",")[1:]
+            if (key := tag.split(b"=")[0]) in full and tag not in full[key]
+        }
 
     def _keep(self, lines: Sequence[bytes]) -> None:
         if self.forgets:
@@ -437,10 +454,10 @@ class RulesOf1:
         return _error_of_1(413, "Request Entity Too Large")
 
     def verdict(self, faults: Sequence[Fault], lines: Sequence[bytes], *, partial: bool) -> Reply:
-        """Keep the good lines; tell of conflicts first."""
+        """Keep the good lines; a limit hides conflicts, and both hide what cannot be parsed."""
         conflicts = [fault for fault in faults if fault.is_conflict]
-        told = "\n".join(fault.reason for fault in (conflicts[:1] or faults))
         limited = [fault for fault in faults if "limit exceeded" in fault.reason]
+        told = "\n".join(fault.reason for fault in (limited[:1] or conflicts[:1] or faults))
         if not conflicts and not limited and len(faults) == len(lines):
             return _error_of_1(400, told)
         dropped = len(conflicts) + len(limited)

@@ -9,6 +9,7 @@ import pytest
 
 from app.model import Lines
 from app.sinks.dead_letters import DeadLetters
+from app.sinks.outcomes import RefusedLine
 from tests.fakes.service import api_client, components
 from tests.fakes.snapshots import NOON
 
@@ -25,7 +26,7 @@ async def letters(tmp_path: Path) -> AsyncIterator[DeadLetters]:
     async with DeadLetters(tmp_path / "dead_letters.db", clock=NOON.timestamp) as box:
         for sequence, line in enumerate(LINES, start=7):
             sink = "embedded" if sequence == 9 else "influxdb"
-            await box.insert(sink, sequence=sequence, line=line, reason="422 no")
+            await box.insert(sink, [RefusedLine(sequence, line, "422 no")])
         yield box
 
 
@@ -81,7 +82,7 @@ async def test_a_long_export_is_whole(tmp_path: Path) -> None:
     """More than fits one block."""
     async with DeadLetters(tmp_path / "dead_letters.db") as box:
         for sequence in range(600):
-            await box.insert("influxdb", sequence=sequence, line=b"m x=1 %d" % sequence, reason="")
+            await box.insert("influxdb", [RefusedLine(sequence, b"m x=1 %d" % sequence, "")])
         async with api_client(components(dead_letters=box)) as client:
             response = await client.get("/api/v1/dead-letters/export")
 

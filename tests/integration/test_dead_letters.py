@@ -11,6 +11,7 @@ import pytest
 from app.model import Lines
 from app.runtime.errors import StorageFull
 from app.sinks.dead_letters import DeadLetters, RefusedPoint
+from app.sinks.outcomes import RefusedLine
 
 SINK = "influxdb"
 
@@ -26,7 +27,7 @@ def letters_in(folder: Path, *, max_points: int = 100_000) -> DeadLetters:
 async def fill(letters: DeadLetters, count: int, *, sink: str = SINK) -> None:
     """Put the lines 1 to `count` aside."""
     for number in range(1, count + 1):
-        await letters.insert(sink, sequence=number, line=b"m v=%d 1" % number, reason="bad")
+        await letters.insert(sink, [RefusedLine(number, b"m v=%d 1" % number, "bad")])
 
 
 async def fill_fast(letters: DeadLetters, count: int) -> None:
@@ -44,7 +45,7 @@ async def fill_fast(letters: DeadLetters, count: int) -> None:
 async def test_a_dead_letter_is_kept_with_its_reason(tmp_path: Path) -> None:
     """With everything a person needs to decide; also after a restart."""
     async with letters_in(tmp_path) as letters:
-        await letters.insert(SINK, sequence=7, line=b'm v="a\nb" 1', reason="field type conflict")
+        await letters.insert(SINK, [RefusedLine(7, b'm v="a\nb" 1', "field type conflict")])
         assert letters.count == 1
 
     async with letters_in(tmp_path) as letters:
@@ -68,7 +69,7 @@ async def test_the_same_line_of_the_same_number_is_kept_once(tmp_path: Path) -> 
         assert letters.count == 1
 
         await fill(letters, 1, sink="embedded")
-        await letters.insert(SINK, sequence=1, line=b"m v=2 1", reason="bad")
+        await letters.insert(SINK, [RefusedLine(1, b"m v=2 1", "bad")])
         assert letters.count == 3
 
 
@@ -156,7 +157,7 @@ async def test_what_is_refused_again_is_left_for_the_next_retry(tmp_path: Path) 
 
         async def append(lines: Lines) -> None:
             for number, line in enumerate(lines.split(), start=100):
-                await letters.insert(SINK, sequence=number, line=line, reason="bad again")
+                await letters.insert(SINK, [RefusedLine(number, line, "bad again")])
 
         assert await letters.retry(append) == 2
         assert [point.reason for point in await letters.newest(limit=9)] == ["bad again"] * 2

@@ -20,6 +20,7 @@ from app.runtime.errors import SettingsError, StorageLocked
 from app.runtime.sqlite import owned_folder
 from app.settings import Settings, load_settings, variables
 from app.sinks.dead_letters import DeadLetters
+from app.sinks.outcomes import RefusedLine
 from tests.fakes.service import components, serving
 
 LINES = [
@@ -47,7 +48,7 @@ async def letters(chosen: Settings) -> AsyncIterator[DeadLetters]:
     async with DeadLetters(chosen.journal.data_dir / "dead_letters.db", clock=lambda: 0.0) as box:
         for sequence, line in enumerate(LINES, start=7):
             sink = "embedded" if sequence == 9 else "influxdb"
-            await box.insert(sink, sequence=sequence, line=line, reason="422 no")
+            await box.insert(sink, [RefusedLine(sequence, line, "422 no")])
         yield box
 
 

@@ -28,7 +28,9 @@ from app.sinks.outcomes import (
     Busy,
     Held,
     Outcome,
+    OutOfBounds,
     Refused,
+    RefusedLine,
     ServerFailed,
     TimedOut,
     TooLarge,
@@ -47,6 +49,16 @@ def lines(first: int, last: int) -> list[bytes]:
     return [b"m v=%d %d" % (number, number) for number in range(first, last + 1)]
 
 
+def series(first: int, last: int) -> list[bytes]:
+    """Return a line for every number, of four series in turn."""
+    return [b"m,e=%d v=1 %d" % (number % 4, number) for number in range(first, last + 1)]
+
+
+def is_over_limit(line: bytes) -> bool:
+    """Whether the line is of the fourth of these series."""
+    return line.startswith(b"m,e=3 ")
+
+
 class FakeSink:
     """Answers from a script, then accepts whatever has no bad line in it."""
 
@@ -59,6 +71,8 @@ class FakeSink:
         """A body with a bad line breaks it, instead of being refused."""
         self.alive = True
         self.pings = 0
+        self.has_limit = False
+        """Whether it has no room for the fourth series."""
         self.accepted: list[bytes] = []
         self.sizes: list[int] = []
         self.before_answer: Callable[[], Awaitable[None]] | None = None
@@ -69,6 +83,8 @@ class FakeSink:
         try:
             found = batch.lines()
         except StorageDamaged:
+            if self.script:
+                return self.script.pop(0)
             return Refused(reason="gzip: invalid header", status=400)
         if self.before_answer is not None:
             await self.before_answer()
@@ -78,6 +94,8 @@ class FakeSink:
         return answer
 
     def _judge(self, found: list[bytes]) -> Outcome:
+        if self.has_limit and (over := sum(map(is_over_limit, found))):
+            return OutOfBounds(cause="limit", reason="limit exceeded", dropped=over)
         if not self.bad.intersection(found):
             return Accepted()
         return ServerFailed(reason="panic", status=500) if self.breaks else REFUSED
@@ -96,20 +114,14 @@ class FakeDeadLetters:
         self.errors: list[Exception] = []
         self.seen: Callable[[], None] | None = None
 
-    async def insert(self, sink: str, *, sequence: int, line: bytes, reason: str) -> None:
-        """Keep a line once."""
+    async def insert(self, sink: str, refused: Sequence[RefusedLine]) -> None:
+        """Keep each line once."""
         if self.seen is not None:
             self.seen()
         if self.errors:
             raise self.errors.pop(0)
-        self.kept[sink, sequence, line] = reason
-
-    async def insert_all(
-        self, sink: str, *, first: int, lines: Sequence[bytes], reason: str
-    ) -> None:
-        """Store consecutive lines."""
-        for sequence, line in enumerate(lines, start=first):
-            await self.insert(sink, sequence=sequence, line=line, reason=reason)
+        for sequence, line, reason in refused:
+            self.kept[sink, sequence, line] = reason
 
 
 class Clock:
@@ -683,6 +695,100 @@ async def test_a_dead_letter_the_journal_dropped_meanwhile_is_not_counted_again(
     await bench.drain()
 
     assert bench.delivery.status().points_dead_lettered == 0
+
+
+@pytest.mark.parametrize("dropped", [50, 100])
+async def test_points_that_the_journal_drops_in_a_search_are_not_sent_any_more(
+    dropped: int,
+) -> None:
+    """Pieces of a batch are forgotten with the batch; what is left of it is searched again."""
+    bench = Bench()
+    bench.journal.add(series(1, 100))
+    bench.journal.add(series(101, 120))
+    bench.sink.has_limit = True
+
+    async def drop() -> None:
+        if len(bench.sink.sizes) == 3:
+            bench.journal.drop(dropped)
+        if len(bench.sink.sizes) == 4:
+            bench.sink.accepted.clear()
+
+    bench.sink.before_answer = drop
+    bench.delivery = bench.another(max_batch_points=100)
+    await bench.drain()
+
+    left = series(dropped + 1, 120)
+    over = [line for line in left if is_over_limit(line)]
+    assert {*bench.sink.accepted} == {*left} - {*over}
+    assert [key[2] for key in bench.dead_letters.kept] == over
+    assert bench.books == (len(left) - len(over), len(over), 0, 0)
+
+
+async def test_a_series_that_is_refused_after_it_was_accepted_costs_a_search_only_once() -> None:
+    """Afterwards three requests: the batch, the accepted series, the others."""
+    bench = Bench()
+    async with bench.running():
+        for first in (1, 101, 201):
+            bench.sink.has_limit = first > 1
+            bench.sink.sizes.clear()
+            await bench.journal.append(series(first, first + 99))
+            await bench.until(lambda: bench.journal.pending(NAME).points == 0)
+
+    assert bench.sink.sizes == [100, 75, 25]
+
+
+async def test_a_damaged_row_in_a_search_costs_only_itself() -> None:
+    """The batch is taken apart by rows before anything else."""
+    bench = Bench()
+    bench.journal.add(series(1, 100))
+    damaged = bench.journal.add(series(101, 120))
+    bench.journal.rows[-1] = Row(damaged.first, damaged.points, b"garbage", 0.0)
+    bench.journal.add(series(121, 140))
+    bench.sink.has_limit = True
+    bench.sink.script = [OutOfBounds(cause="limit", reason="limit exceeded", dropped=30)]
+
+    await bench.drain()
+
+    good = [*series(1, 100), *series(121, 140)]
+    assert {*bench.sink.accepted} == {line for line in good if not is_over_limit(line)}
+    assert bench.books == (90, 30, 20, 0)
+
+
+async def test_points_that_the_journal_drops_at_the_end_of_a_search_are_not_counted_again() -> None:
+    """Of the points over a limit only those that it still had."""
+    bench = Bench()
+    bench.journal.add(series(1, 100))
+    bench.sink.has_limit = True
+    bench.dead_letters.seen = lambda: bench.journal.drop(97)
+
+    await bench.drain()
+
+    assert bench.books == (2, 1, 0, 0)
+
+
+async def test_a_database_that_begins_to_refuse_everything_in_a_search_gets_every_other_point() -> (
+    None
+):
+    """The search is given up: what it took for bad lines was not yet a dead letter."""
+    bench = Bench()
+    everything = series(1, 1_000)
+    bench.journal.add(everything)
+    bench.sink.has_limit = True
+
+    async def refuse() -> None:
+        if len(bench.sink.sizes) == 2:
+            bench.sink.bad = {line for line in everything if not is_over_limit(line)}
+
+    bench.sink.before_answer = refuse
+    async with bench.running():
+        await bench.until(lambda: bench.delivery.status().state == "refusing")
+        refused_while_refusing = dict(bench.dead_letters.kept)
+        bench.sink.bad = set()
+        await bench.until(lambda: bench.journal.pending(NAME).points == 0)
+
+    assert refused_while_refusing == {}
+    assert [key[2] for key in bench.dead_letters.kept] == [*filter(is_over_limit, everything)]
+    assert bench.books == (750, 250, 0, 0)
 
 
 async def test_a_damaged_row_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -154,6 +155,151 @@ async def test_points_over_a_series_limit_are_dead_letters_and_hold_up_nothing(
     assert "max-series-per-database limit exceeded" in letters[0].reason
     assert books == (101, 3_100, 0, 0)
     assert slept_s < 5
+
+
+LIMITS = ["most_series", "most_tag_values"]
+
+
+class Numbered:
+    """Makes lines whose time is the next number."""
+
+    def __init__(self) -> None:
+        self.last = 0
+
+    def lines(self, names: Sequence[str]) -> Lines:
+        """Return a line for each entity."""
+        first, self.last = self.last + 1, self.last + len(names)
+        lines = [f"m,entity_id={name} v=1 {n}\n" for n, name in enumerate(names, start=first)]
+        return Lines("".join(lines).encode(), len(lines))
+
+
+async def journaled(parts: House, points: Numbered, names: Sequence[str]) -> None:
+    """Append points in commits of a thousand."""
+    for start in range(0, len(names), 1000):
+        commit = points.lines(names[start : start + 1000])
+        await parts.journal.append(commit, received_at=time.time())
+
+
+def is_new(line: bytes) -> bool:
+    """Whether the line is of a series that was never accepted."""
+    return line.startswith(b"m,entity_id=new")
+
+
+@asynccontextmanager
+async def limited(limit: str, most: int) -> AsyncIterator[FakeInflux]:
+    """Serve an InfluxDB 1 with a limit."""
+    async with FakeInflux(version="v1", username="u", password="p").serving() as server:
+        setattr(server, limit, most)
+        yield server
+
+
+KNOWN = [f"known{number}" for number in range(100)]
+WORST = [f"new{n}" if n % 2 else KNOWN[n // 2 % 100] for n in range(10_000)]
+"""Every second point starts a series over the limit."""
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("restarted", [False, True], ids=["running", "restarted"])
+async def test_points_over_a_limit_do_not_delay_the_points_among_and_behind_them(
+    tmp_path: Path, limit: str, *, restarted: bool
+) -> None:
+    """10,000 points, half of them dead letters, take tens of requests and not 20,000."""
+    points = Numbered()
+    async with limited(limit, len(KNOWN)) as server, AsyncExitStack() as stack:
+        parts = await stack.enter_async_context(house(tmp_path, server, max_batch_points=5_000))
+        await journaled(parts, points, KNOWN)
+        await parts.delivered()
+        if restarted:
+            await stack.aclose()
+            parts = await stack.enter_async_context(house(tmp_path, server, max_batch_points=5_000))
+        server.requests.clear()
+        await journaled(parts, points, [*WORST, *KNOWN])
+        await parts.delivered()
+        letters, books = await parts.letters(), parts.books
+
+    written = 5_100 if restarted else 5_200
+    assert books == (written, 5_000, 0, 0)
+    assert len(server.requests) <= 3 * 11 + (30 if restarted else 0)
+    assert [number_of(letter.line) for letter in letters] == [*range(102, 10_101, 2)]
+    assert all(letter.sequence == number_of(letter.line) for letter in letters)
+    assert len(server.points()) == 5_200
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+async def test_the_search_for_points_over_a_limit_takes_a_tenth_as_many_requests_at_most(
+    tmp_path: Path, limit: str
+) -> None:
+    """Series that come once each and were never seen: the rest becomes dead letters, untried.
+
+    Some of these are stored all the same, and their reason says so.
+    """
+    known = [f"known{number}" for number in range(500)]
+    mixed = [f"new{n}" if n % 2 else known[n // 2] for n in range(1_000)]
+    points = Numbered()
+    async with limited(limit, len(known)) as server:
+        async with house(tmp_path, server) as parts:
+            await journaled(parts, points, known)
+            await parts.delivered()
+        server.requests.clear()
+        async with house(tmp_path, server) as parts:
+            await journaled(parts, points, [*mixed, *known])
+            await parts.delivered()
+            letters, (written, dead, dropped, held) = await parts.letters(), parts.books
+
+    untried = [letter for letter in letters if "may be stored" in letter.reason]
+    assert (written + dead, dropped, held) == (1_500, 0, 0)
+    assert len(server.requests) <= 101 + len(known) // 1000 + 1
+    assert {letter.line for letter in letters if is_new(letter.line)} == {
+        f"m,entity_id={name} v=1 {number}".encode()
+        for number, name in enumerate(mixed, start=501)
+        if name.startswith("new")
+    }
+    assert all("may be stored" in letter.reason for letter in letters if not is_new(letter.line))
+    assert len(untried) < dead
+    assert len(server.points()) == 1_500
+
+
+async def test_points_of_one_series_keep_their_order_while_a_limit_is_searched(
+    tmp_path: Path,
+) -> None:
+    """The newest of points with the same time is the one a query finds."""
+    names = [["known0", "known1", f"new{n}"][n % 3] for n in range(300)]
+    lines = [f"m,entity_id={name} v={n} 7\n" for n, name in enumerate(names)]
+    async with limited("most_series", 2) as server, house(tmp_path, server) as parts:
+        await parts.journal.append(
+            Lines(b"m,entity_id=known0 v=0 1\nm,entity_id=known1 v=0 1\n", 2),
+            received_at=time.time(),
+        )
+        await parts.delivered()
+        await parts.journal.append(Lines("".join(lines).encode(), 300), received_at=time.time())
+        await parts.delivered()
+        books = parts.books
+
+    found = {p.tags["entity_id"]: p.fields["v"] for p in server.points() if p.time_ns == 7}
+    assert books == (202, 100, 0, 0)
+    assert found == {"known0": 297, "known1": 298}
+
+
+async def test_bad_lines_and_old_points_among_points_over_a_limit_are_told_apart(
+    tmp_path: Path,
+) -> None:
+    """A limit hides the other reasons: every point still gets its own outcome."""
+    points = Numbered()
+    async with limited("most_series", 2) as server, house(tmp_path, server) as parts:
+        await journaled(parts, points, ["known0", "known1"])
+        await parts.delivered()
+        server.refuses = lambda line: "unable to parse" if number_of(line) == 30 else None
+        server.oldest_ns = 10
+        await journaled(parts, points, [["known0", "new", "known1"][n % 3] for n in range(90)])
+        await parts.delivered()
+        letters, books = await parts.letters(), parts.books
+
+    old, over, bad = range(3, 10), range(10, 93, 3), 30
+    reasons = {number_of(letter.line): letter.reason for letter in letters}
+    assert [*reasons] == sorted([*over, bad])
+    assert "unable to parse" in reasons.pop(bad)
+    assert all("max-series-per-database" in reason for reason in reasons.values())
+    assert books == (92 - len(old) - len(over) - 1, len(over) + 1, len(old), 0)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.975, 0.3])

@@ -29,6 +29,7 @@ from app.model import Lines, Pending, Row
 from app.runtime.errors import JournalFull, StorageError
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
+from app.sinks.batches import CutLines, WholeRows
 from app.sinks.delivery import Delivery
 from app.sinks.outcomes import (
     Accepted,
@@ -36,7 +37,9 @@ from app.sinks.outcomes import (
     Busy,
     Held,
     Outcome,
+    OutOfBounds,
     Refused,
+    RefusedLine,
     ServerFailed,
     TimedOut,
     TooLarge,
@@ -57,7 +60,8 @@ IN_CI = bool(os.environ.get("CI"))
 
 def line_of(number: int) -> bytes:
     """Return a line that carries its number and takes 500 bytes however it is compressed."""
-    return b'm v="%s" %d' % (random.Random(number).randbytes(500).hex().encode(), number)
+    text = random.Random(number).randbytes(500).hex().encode()
+    return b'm,e=%d v="%s" %d' % (number % 7, text, number)
 
 
 def number_of(line: bytes) -> int:
@@ -70,9 +74,19 @@ def is_refused(sink: str, number: int) -> bool:
     return number % 17 == 5 if sink == "a" else number % 23 in {7, 8}
 
 
+def is_over_limit(sink: str, number: int) -> bool:
+    """Whether the line is of a series for which the database of a sink has no room."""
+    return sink == "b" and number % 7 == 3
+
+
 def breaks(sink: str, number: int) -> bool:
     """Whether the database of a sink breaks down over a line."""
     return sink == "a" and number % 71 == 11
+
+
+def is_bad(sink: str, number: int) -> bool:
+    """Whether a line never gets into the database of a sink."""
+    return is_refused(sink, number) or is_over_limit(sink, number) or breaks(sink, number)
 
 
 def never_written(holes: Sequence[Span], cursor: int, through: int) -> int:
@@ -109,7 +123,7 @@ class Database:
         A probe is a single line that may be ahead of its turn.
         """
         for sequence, number in self.points_of(batch):
-            if partly and (is_refused(self.name, number) or breaks(self.name, number)):
+            if partly and is_bad(self.name, number):
                 continue
             if sequence not in self.stored:
                 assert sequence > self.newest, "a point arrived behind a newer one"
@@ -119,9 +133,10 @@ class Database:
 
     def points_of(self, batch: Batch) -> list[tuple[int, int]]:
         """Return (sequence, number) of a batch, which must be what the journal took there."""
+        assert isinstance(batch, WholeRows | CutLines)
         found = [number_of(line) for line in batch.lines()]
-        assert found == self._log[batch.first - 1 : batch.last], "not what was journaled there"
-        return list(zip(range(batch.first, batch.last + 1), found, strict=True))
+        assert found == [self._log[n - 1] for n in batch.numbers], "not what was journaled there"
+        return list(zip(batch.numbers, found, strict=True))
 
     def forget_numbers_after(self, tail: int) -> None:
         """Take it that later numbers were never given out: the next life gives them out again."""
@@ -129,19 +144,13 @@ class Database:
         self.dead = {sequence for sequence in self.dead if sequence <= tail}
         self.newest = min(self.newest, tail)
 
-    async def insert(self, sink: str, *, sequence: int, line: bytes, reason: str) -> None:
-        """Keep a dead letter; durable at once."""
-        number = number_of(line)
-        assert self._log[sequence - 1] == number
-        assert is_refused(sink, number) or breaks(sink, number), f"{reason}: it is a good line"
-        self.dead.add(sequence)
-
-    async def insert_all(
-        self, sink: str, *, first: int, lines: Sequence[bytes], reason: str
-    ) -> None:
-        """Store consecutive dead letters."""
-        for sequence, line in enumerate(lines, start=first):
-            await self.insert(sink, sequence=sequence, line=line, reason=reason)
+    async def insert(self, sink: str, refused: Sequence[RefusedLine]) -> None:
+        """Keep dead letters; durable at once."""
+        for sequence, line, reason in refused:
+            number = number_of(line)
+            assert self._log[sequence - 1] == number
+            assert is_bad(sink, number), f"{reason}: it is a good line"
+            self.dead.add(sequence)
 
 
 class Sink:
@@ -196,6 +205,9 @@ class Sink:
         numbers = [number for _, number in self._database.points_of(self.asked)]
         if any(breaks(self.name, number) for number in numbers):
             self._answer(ServerFailed(reason="panic", status=500), alive=True)
+        elif over := sum(is_over_limit(self.name, number) for number in numbers):
+            self._database.store(self.asked, partly=True, is_probe=self.is_probed)
+            self._answer(OutOfBounds(cause="limit", reason="limit exceeded", dropped=over))
         elif any(is_refused(self.name, number) for number in numbers):
             if stores_partly:
                 self._database.store(self.asked, partly=True, is_probe=self.is_probed)
@@ -530,8 +542,7 @@ class MemoryMachine(RuleBasedStateMachine):
             assert not database.stored & database.dead
             for sequence in set(passed) - lost:
                 number = self.model.log[sequence - 1]
-                is_bad = is_refused(name, number) or breaks(name, number)
-                assert is_bad == (sequence in database.dead)
+                assert is_bad(name, number) == (sequence in database.dead)
 
     def teardown(self) -> None:
         """Let everything be well at last; then nothing is held and nothing is missing."""

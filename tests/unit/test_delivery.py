@@ -32,6 +32,7 @@ from app.sinks.retry_policy import (
     Limits,
     Send,
     Split,
+    SplitBySeries,
     Wait,
     blamed,
     needs_ping,
@@ -388,7 +389,9 @@ def test_a_line_with_the_field_that_is_accepted_ends_its_count() -> None:
         (OutOfBounds(cause="retention", reason="r", dropped=0), 10, Split()),
         (OutOfBounds(cause="retention", reason="r"), 10, Split()),
         (OutOfBounds(cause="retention", reason="r"), 1, Advance(expired=1)),
-        (OutOfBounds(cause="limit", reason="r", dropped=3), 10, Split()),
+        (OutOfBounds(cause="limit", reason="r", dropped=3), 10, SplitBySeries()),
+        (OutOfBounds(cause="limit", reason="r", dropped=11), 10, SplitBySeries()),
+        (OutOfBounds(cause="limit", reason="r"), 10, SplitBySeries()),
         (OutOfBounds(cause="limit", reason="r", dropped=10), 10, DeadLetter("r")),
         (OutOfBounds(cause="limit", reason="r"), 1, DeadLetter("r")),
     ],
@@ -404,6 +407,20 @@ def test_a_refusal_for_age_or_a_limit_concerns_those_points_only(
     assert action == taken
     assert not refusing(state, LIMITS)
     assert state.condition == "ok"
+
+
+@pytest.mark.parametrize(
+    ("batch_points", "splits"), [(100, 50), (1_000, 50), (5_000, 250), (50_000, 2_500)]
+)
+def test_a_batch_is_split_by_series_only_so_often(batch_points: int, splits: int) -> None:
+    """What a limit refuses in part after that becomes dead letters, which may be stored."""
+    answer = OutOfBounds(cause="limit", reason="r", dropped=3)
+    last = replace(attempt_of(10), splits=splits - 1, batch_points=batch_points)
+
+    assert step(START, answer, last, LIMITS)[1] == SplitBySeries()
+    _, action = step(START, answer, replace(last, splits=splits), LIMITS)
+    assert isinstance(action, DeadLetter)
+    assert action.reason.startswith("r; this point may be stored")
 
 
 @pytest.mark.parametrize("points", [1, 2])
