@@ -42,7 +42,7 @@ _LISTED_FOR: Mapping[str, tuple[Kind, ...]] = {
 }
 
 
-class Commands(Protocol):
+class RegistryCommands(Protocol):
     """A connection for commands."""
 
     async def call(self, command: str) -> msgspec.Raw:
@@ -88,7 +88,7 @@ class Discovery:
     def __init__(
         self,
         *,
-        ask: Callable[[], AbstractAsyncContextManager[Commands]],
+        ask: Callable[[], AbstractAsyncContextManager[RegistryCommands]],
         catalog: Catalog,
         listeners: Sequence[RefreshListener] = (),
         backoff: Backoff,
