@@ -46,7 +46,7 @@ class AccessRules:
     """How long a `/ws` client may take to send its key."""
 
     def is_key(self, offered: str) -> bool:
-        """Compare with the API key, in a time that does not tell how much was right."""
+        """Compare with the API key in constant time."""
         return self.api_key is not None and hmac.compare_digest(
             # Half a surrogate pair can come in JSON, and escaped bytes in a header.
             offered.encode(errors="surrogatepass"),
@@ -56,13 +56,13 @@ class AccessRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What of a request the decision looks at."""
+    """The parts of a request that the decision depends on."""
 
     websocket: bool = False
     method: str = "GET"
     http_version: str = "1.1"
     path: str
-    """Below the path that the service is mounted at."""
+    """Below the prefix that the service is mounted at."""
     peer: str | None = None
     """Address at the other end of the connection; None for a UNIX socket."""
     headers: Mapping[str, Sequence[str]] = field(default_factory=dict, repr=False)
@@ -71,7 +71,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Allow:
-    """Answer it."""
+    """Pass the request on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Challenge:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """Answer with a problem only."""
+    """Answer with a problem."""
 
     problem: Problem
 
@@ -90,7 +90,7 @@ Decision: TypeAlias = Allow | Challenge | Refuse
 
 
 def decide(rules: AccessRules, asked: Asked) -> Decision:
-    """Say what to do with a request."""
+    """Return what to do with a request."""
     if asked.path in _ALWAYS_OPEN and not asked.websocket:
         return Allow()
     if _is_foreign(rules, asked):
@@ -118,7 +118,7 @@ def _holds_no_data(asked: Asked) -> bool:
 
 
 def _is_foreign(rules: AccessRules, asked: Asked) -> bool:
-    """Whether a page of another origin asks for what changes things, or for events."""
+    """Whether a page of another origin requests a change, or events."""
     if not asked.websocket and asked.method in _SAFE_METHODS:
         return False
     hosts = {host.lower() for host in asked.headers.get("host", ())}
@@ -199,7 +199,7 @@ def _api_key_needed(reason: str) -> Problem:
 
 
 class AccessMiddleware:
-    """Carries out the decision for every HTTP request and WebSocket."""
+    """Applies the decision to every HTTP request and WebSocket."""
 
     def __init__(self, app: ASGIApp, *, rules: AccessRules, attempts: AuthThrottle) -> None:
         self._app = app
@@ -251,16 +251,16 @@ def _address_in(scope: Scope) -> str | None:
 
 
 def _is_from_header(scope: Scope) -> bool:
-    """Whether uvicorn took the address from X-Forwarded-For: it gives it the port 0.
+    """Whether uvicorn took the address from X-Forwarded-For, which it marks with port 0.
 
-    `python -m app` does not let it, but `uvicorn app.main:app` believes every local program.
+    `python -m app` disables that, but `uvicorn app.main:app` trusts every local program.
     """
     client = scope.get("client")
     return client is not None and client[1] == 0
 
 
 def path_in(scope: Scope) -> str:
-    """Return the path that the router sees, without what the service is mounted at."""
+    """Return the path below the prefix that the service is mounted at."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     if root and path.startswith(f"{root}/"):

@@ -1,4 +1,4 @@
-"""The FastAPI application: routes, errors, and what stands before them."""
+"""The FastAPI application: routes, error handlers and middleware."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def build_api(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        # A redirect would put the asked path, with an entity's name in it, into /metrics.
+        # A redirect would put the requested path, which may name an entity, into /metrics.
         redirect_slashes=False,
     )
     app.state.components = components
@@ -61,13 +61,13 @@ def build_api(
         app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
     pages.mount_files(app)
     handle_problems(app, headers=security_headers("/api"))
-    _stand_before(app, components)
+    _add_middleware(app, components)
     components.registry.register(metrics.SnapshotCollector(components.snapshot))
     components.registry.register(ConnectionsCollector(components.connections))
     return app
 
 
-def _stand_before(app: FastAPI, components: Components) -> None:
+def _add_middleware(app: FastAPI, components: Components) -> None:
     """Add the middleware, innermost first."""
     access = components.access
     app.add_middleware(AccessMiddleware, rules=access, attempts=components.key_attempts)

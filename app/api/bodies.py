@@ -14,7 +14,7 @@ class BodyBudget:
         self._left = max_bytes
 
     def take(self, size: int) -> bool:
-        """Take so many bytes, or return False when there are not as many left."""
+        """Reserve bytes; return False when there are not enough left."""
         if size > self._left:
             return False
         self._left -= size

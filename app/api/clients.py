@@ -1,4 +1,4 @@
-"""Addresses of clients: which count as one, and which one stands behind a proxy."""
+"""Addresses of clients: how they are grouped, and which client is behind a proxy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOPBACK: tuple[Network, ...] = (
 
 _UNIX_SOCKET = "a UNIX socket"
 _PREFIX_V6 = 64
-"""The smallest network that a household or server gets: all of it is one client."""
+"""The smallest network that providers assign: all of it counts as one client."""
 
 
 def parse_address(text: str) -> Address | None:
@@ -35,7 +35,7 @@ def is_in(peer: str | None, networks: Iterable[Network]) -> bool:
 
 
 def client_group(peer: str | None) -> str:
-    """Return what limits are counted by: the IPv4 address, or the /64 of an IPv6 address."""
+    """Return the key that limits are counted by: the IPv4 address, or the /64 of an IPv6 one."""
     address = parse_address(peer or "")
     if address is None:
         return peer or _UNIX_SOCKET
@@ -49,8 +49,8 @@ def client_behind(
 ) -> str | None:
     """Return the address of the client that trusted proxies forward.
 
-    That is the right-most address of `X-Forwarded-For` that is no trusted proxy: what stands
-    left of it was written by the client. Without a trusted proxy it is the peer.
+    That is the right-most address of `X-Forwarded-For` that is not a trusted proxy: anything left
+    of it may be forged. Without a trusted proxy it is the peer.
     """
     if not is_in(peer, trusted_proxies):
         return peer

@@ -1,7 +1,7 @@
-"""Limits on client connections: how many there are, and how long a client may keep one waiting.
+"""Limits on the number of client connections, and on how long they wait for their client.
 
-A connection that waits for its client may be closed to make room for a new one; one that the
-service works for may not. So idle connections, however many, never keep out a probe.
+A connection that waits for its client may be closed to make room for a new one; one that is being
+served may not. So idle connections, however many, never block a health probe.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Connection(Protocol):
         ...
 
     def waiting_since(self) -> float | None:
-        """Return since when it waits for its client; None while the service works for it."""
+        """Return since when it waits for its client; None while it is being served."""
         ...
 
     def is_overdue(self, now_s: float) -> bool:
@@ -134,12 +134,12 @@ class Connections:
         return True
 
     def replace(self, key: object, connection: Connection) -> None:
-        """Let another protocol speak for an open connection."""
+        """Replace the protocol of an open connection."""
         if key in self._open:
             self._open[key] = connection
 
     def closed(self, key: object) -> None:
-        """Forget a connection; one that is not counted is no error."""
+        """Forget a connection, if it was counted."""
         connection = self._open.pop(key, None)
         if connection is not None:
             self._by_group[connection.group] -= 1
@@ -205,7 +205,7 @@ class Connections:
 
 
 class ConnectionsCollector(Collector):
-    """Renders the numbers of client connections for Prometheus."""
+    """Prometheus metrics of client connections."""
 
     def __init__(self, connections: Connections) -> None:
         self._connections = connections

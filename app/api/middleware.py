@@ -33,7 +33,7 @@ _MAX_DIGITS = 19
 _MAX_HEADERS = 100
 
 _KNOWN_METHODS = frozenset((*METHODS, "QUERY", "TRACE"))
-"""No route has the last two, but they are no strangers: the answer is 405 as for any other."""
+"""No route has the last two, but they are standard methods: the answer is 405."""
 
 _UNKNOWN_METHOD = Problem(
     status=501, code="unknown_method", detail="This service does not know the method."
@@ -49,7 +49,7 @@ _TOO_MANY_HEADERS = Problem(
 
 
 class GuardMiddleware:
-    """Refuses what no route should see, and adds the security headers to every answer."""
+    """Refuses malformed and oversized requests, and adds security headers to every answer."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class GuardMiddleware:
         self._budget = BodyBudget(max_total_bytes)
         self._max_body_bytes = max_body_bytes
         self._larger = dict(larger or {})
-        """Other bounds, by how a path begins."""
+        """Larger bounds, by path prefix."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with a problem."""
@@ -77,7 +77,7 @@ class GuardMiddleware:
         safe = _with_headers(send, path)
         larger = (size for prefix, size in self._larger.items() if path.startswith(prefix))
         max_body_bytes = next(larger, self._max_body_bytes)
-        # An unknown method would become a label of /metrics, one for each name one can think of.
+        # Each unknown method would become a label of /metrics.
         if scope["method"] not in _KNOWN_METHODS:
             await refuse(_UNKNOWN_METHOD, scope, receive, safe)
         elif len(scope["headers"]) > _MAX_HEADERS:
@@ -93,11 +93,11 @@ class GuardMiddleware:
 
 
 def security_headers(path: str) -> dict[str, str]:
-    """Return the headers that keep a browser from doing harm with the answer of a path."""
+    """Return the security headers for the response of a path."""
     headers = dict(_HEADERS)
     if path == "/docs":
         headers["Content-Security-Policy"] = _DOCS_CONTENT_POLICY
-    # Pages ask again whether a file changed; data is never kept.
+    # Browsers revalidate pages, and never store data.
     is_page = path in {"/", "/docs"} or path.startswith("/static/")
     headers["Cache-Control"] = "no-cache" if is_page else "no-store"
     return headers
@@ -115,7 +115,7 @@ def _with_headers(send: Send, path: str) -> Send:
 
 
 class _BoundedBody:
-    """A body that is counted while it is read: its length may not have been announced."""
+    """Counts a body while it is read: its length may not have been announced."""
 
     def __init__(self, receive: Receive, *, max_bytes: int, budget: BodyBudget) -> None:
         self._receive = receive

@@ -31,7 +31,7 @@ _EVERYWHERE = {
     "403": "Not answered without an API_KEY, or to a page of another origin",
     "422": "A value of the request cannot be used",
     "429": "Too many wrong keys came from this address; `Retry-After` says how long to wait",
-    "500": "This service made a mistake; its log says more",
+    "500": "Internal server error; see the service log",
 }
 
 

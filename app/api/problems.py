@@ -1,4 +1,4 @@
-"""What went wrong, told to a client as a problem document.
+"""Errors as problem documents.
 
 https://www.rfc-editor.org/rfc/rfc9457
 """
@@ -83,9 +83,9 @@ def problem_response(problem: Problem) -> Response:
 
 
 def handle_problems(app: FastAPI, *, headers: Mapping[str, str]) -> None:
-    """Make every error of the application, foreseen or not, a problem document.
+    """Turn every error of the application into a problem document.
 
-    The answer to an unforeseen one passes no middleware, so it takes its `headers` here.
+    The answer to an unforeseen one passes no middleware, so its `headers` are set here.
     """
 
     async def unforeseen(_: Request, __: Exception) -> Response:
@@ -103,7 +103,7 @@ def handle_problems(app: FastAPI, *, headers: Mapping[str, str]) -> None:
 _UNFORESEEN = Problem(
     status=500,
     code=_CODES[500],
-    detail="This service made a mistake; its log says more.",
+    detail="Internal server error; see the service log.",
 )
 
 
@@ -132,7 +132,7 @@ async def _raised(_: Request, exc: Exception) -> Response:
 
 
 async def _left(_: Request, __: Exception) -> Response:
-    """Answer a client that left in the middle of its body; nobody reads it."""
+    """Answer a client that disconnected in the middle of its body."""
     return problem_response(_UNREADABLE)
 
 

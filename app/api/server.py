@@ -1,4 +1,4 @@
-"""The HTTP server: uvicorn's, with limits on what a client may cost.
+"""uvicorn's HTTP server, with limits on the resources that a client may use.
 
 uvicorn has no limit on the time that a client takes for its headers or its body, on unread
 responses, or on the number of WebSocket messages. The protocols here add them.
@@ -33,7 +33,7 @@ MAX_HEADER_BYTES = 16_384
 MAX_MESSAGE_BYTES = 65_536
 
 _READ_BYTES = 16_384
-"""Read at once: a head that comes in one piece is bounded by this, and the time to parse it."""
+"""Read at once: bounds a head that arrives in one piece, and the time to parse it."""
 _GRACE_S = 10.0
 _MIN_BYTES_PER_S = 10_000.0
 """After the grace period a request must have arrived at this rate on average."""
@@ -68,7 +68,7 @@ def server_config(app: FastAPI, connections: Connections) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        # Only the access rules decide whose X-Forwarded-For is believed (TRUSTED_PROXIES).
+        # Only the access rules decide whose X-Forwarded-For is trusted (TRUSTED_PROXIES).
         proxy_headers=False,
         backlog=connections.limits.at_once,
         http=partial(HttpConnection, connections=connections),  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then call `on_started`."""
-        logging.getLogger("uvicorn.error").addFilter(_repeated_once)
+        logging.getLogger("uvicorn.error").addFilter(_is_not_repeated)
         await super().startup(sockets=sockets)
         self._on_started()
 
@@ -119,8 +119,8 @@ else:
     _Base = object
 
 
-class _Watched(_Base):
-    """What both protocols know of their connection: who it is, and whether the client reads."""
+class _ClientState(_Base):
+    """State that both protocols share: who the client is, and whether it reads."""
 
     transport: asyncio.Transport
     _connections: Connections
@@ -134,7 +134,7 @@ class _Watched(_Base):
         self._closing_since: float | None = None
 
     def unread_bytes(self) -> int:
-        """Return how much the client has not read yet."""
+        """Return the number of bytes that the client has not read yet."""
         return self.transport.get_write_buffer_size()
 
     def abort(self) -> None:
@@ -142,12 +142,12 @@ class _Watched(_Base):
         self.transport.abort()
 
     def pause_writing(self) -> None:
-        """Notice that the client does not read."""
+        """Record that the client does not read."""
         self._stalled_since = self._connections.clock()
         super().pause_writing()
 
     def resume_writing(self) -> None:
-        """Notice that the client reads again."""
+        """Record that the client reads again."""
         self._stalled_since = None
         super().resume_writing()
 
@@ -159,7 +159,7 @@ class _Watched(_Base):
         return self._stalled_since is not None and now_s - self._stalled_since > _STALLED_S
 
 
-class HttpConnection(_Watched, H11Protocol):
+class HttpConnection(_ClientState, H11Protocol):
     """An HTTP connection whose client must keep up."""
 
     def __init__(self, *args: object, connections: Connections, **options: object) -> None:
@@ -189,7 +189,7 @@ class HttpConnection(_Watched, H11Protocol):
             super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Count what came, then parse it."""
+        """Count the bytes, then parse them."""
         self._received_bytes += len(data)
         super().data_received(data)
 
@@ -217,7 +217,7 @@ class HttpConnection(_Watched, H11Protocol):
         """Answer a malformed request, unless a response has begun, and close."""
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is not None and not cycle.response_complete:
-            # The route learns it as it learns that a client has left.
+            # The route sees the same as when a client disconnects.
             cycle.disconnected = True
             cycle.message_event.set()
         if self.conn.our_state in {h11.IDLE, h11.SEND_RESPONSE}:
@@ -225,7 +225,7 @@ class HttpConnection(_Watched, H11Protocol):
         self.transport.close()
 
     def shutdown(self) -> None:
-        """Stop at once what waits for its client, else when the response is complete."""
+        """Close now if it waits for its client, else when the response is complete."""
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None or cycle.response_complete:
             self.transport.close()
@@ -246,11 +246,11 @@ class HttpConnection(_Watched, H11Protocol):
         return self.conn.their_state is h11.SEND_BODY and not self.flow.read_paused
 
     def _ignores_body(self) -> bool:
-        """Whether the response is complete and what still comes is thrown away."""
+        """Whether the response is complete and further bytes are discarded."""
         return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
 
 
-class WebSocketConnection(_Watched, WebSocketsSansIOProtocol):
+class WebSocketConnection(_ClientState, WebSocketsSansIOProtocol):
     """A WebSocket whose client must keep up, and send no more than a person could mean."""
 
     def __init__(self, *args: object, connections: Connections, **options: object) -> None:
@@ -260,7 +260,7 @@ class WebSocketConnection(_Watched, WebSocketsSansIOProtocol):
         self._counted_at = connections.clock()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection over from the HTTP protocol."""
+        """Replace the HTTP protocol of the connection."""
         self.identify(transport)
         self._connections.replace(transport, self)
         super().connection_made(transport)
@@ -284,33 +284,33 @@ class WebSocketConnection(_Watched, WebSocketsSansIOProtocol):
         return self._does_not_read(now_s)
 
     def shutdown(self) -> None:
-        """Close, at once when the client does not read."""
+        """Close; abort when the client does not read."""
         if self._stalled_since is None:
             super().shutdown()
         else:
             self.abort()
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Send a message; once the connection closes, the application is told so.
+        """Send a message, or raise ClientDisconnected once the connection closes.
 
-        uvicorn would ignore that it accepts a closing connection, and fail at what it sends then.
+        uvicorn would let the application accept a closing connection, and fail when it sends.
         """
         if self.transport.is_closing() and not self.handshake_complete:
             raise ClientDisconnected
         await super().send(message)
 
     def handle_text(self, event: Frame) -> None:
-        """Take the first frame of a text message."""
+        """Process the first frame of a text message."""
         if self._may_send():
             super().handle_text(event)
 
     def handle_bytes(self, event: Frame) -> None:
-        """Take the first frame of a binary message."""
+        """Process the first frame of a binary message."""
         if self._may_send():
             super().handle_bytes(event)
 
     def handle_cont(self, event: Frame) -> None:
-        """Take another frame of a message."""
+        """Process another frame of a message."""
         if len(self.frames) >= _MAX_FRAGMENTS:
             self._fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
         elif self._may_send():
@@ -322,12 +322,12 @@ class WebSocketConnection(_Watched, WebSocketsSansIOProtocol):
             super().handle_ping()
 
     def handle_pong(self, event: Frame) -> None:
-        """Take the answer to our ping."""
+        """Process a pong."""
         if self._may_send():
             super().handle_pong(event)
 
     def send_receive_event_to_app(self) -> None:
-        """Pass a message on; a text that is not UTF-8 ends the connection."""
+        """Pass a message to the application; text that is not UTF-8 ends the connection."""
         if self.curr_msg_data_type == "text":
             try:
                 b"".join(self.frames).decode()
@@ -347,7 +347,7 @@ class WebSocketConnection(_Watched, WebSocketsSansIOProtocol):
         self.transport.close()
 
     def _may_send(self) -> bool:
-        """Count a frame, and return whether the connection still takes frames."""
+        """Count a frame; return whether the connection still accepts frames."""
         if self.close_sent or self.transport.is_closing():
             return False
         now_s = self._connections.clock()
@@ -378,8 +378,8 @@ def _response_bytes(problem: Problem) -> bytes:
     return f"{head}\r\n".encode("ascii") + body
 
 
-def _repeated_once(record: logging.LogRecord) -> bool:
-    """Sum up uvicorn's warnings about malformed requests: a client can send any number."""
+def _is_not_repeated(record: logging.LogRecord) -> bool:
+    """Rate-limit uvicorn's warnings about malformed requests."""
     if record.msg not in _REPEATED:
         return True
     limited_log.warning("%s", record.msg, kind=str(record.msg))

@@ -1,8 +1,8 @@
-"""Wrong API keys by client, and clients that have not sent a key yet.
+"""Limits on wrong API keys per client, and on clients that have not sent a key yet.
 
-A right key is always accepted, however many wrong ones came from the same address before: many
-clients share one address, and one of them must not lock the others out. What keeps a key from
-being guessed is its length (docs/decisions/0017).
+A correct key is always accepted, however many wrong ones came from the same address: many clients
+share one address, and one of them must not lock out the others. A key's length protects it from
+being guessed (docs/decisions/0017).
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _ALL_OTHERS = "all other addresses"
 
 
 class AuthThrottle:
-    """Counts wrong keys by client, and answers those that send too many with 429."""
+    """Allows each client `most` wrong keys at once, and as many again over `per_s` seconds.
+
+    More than `max_peers` clients at a time share one count.
+    """
 
     def __init__(
         self,
@@ -35,20 +38,16 @@ class AuthThrottle:
         max_peers: int = 1_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Allow `most` wrong keys at once, and as many again over `per_s` seconds.
-
-        More than `max_peers` clients at a time share one count.
-        """
         self._most = most
         self._per_s = per_s
         self._refill_per_s = most / per_s
         self._max_peers = max_peers
         self._clock = clock
         self._left: dict[str, tuple[float, float]] = {}
-        """By client: how many wrong keys were allowed at a moment. The oldest failure is first."""
+        """By client: wrong keys left at a time. The oldest failure is first."""
 
     def wait_s(self, peer: str | None) -> float:
-        """Return how long this client may send no more wrong keys; 0 when it may now."""
+        """Return the seconds until this client may send another wrong key."""
         group = self._counted_as(client_group(peer))
         return max(0.0, (1 - self._allowed(group)) / self._refill_per_s)
 
@@ -71,7 +70,7 @@ class AuthThrottle:
         self._forget_refilled()
         if group in self._left or len(self._left) < self._max_peers:
             return group
-        # Nobody is forgotten to make room: who guesses from many addresses gains nothing.
+        # No client is forgotten to make room: guessing from many addresses gains nothing.
         return _ALL_OTHERS
 
     def _forget_refilled(self) -> None:
@@ -90,7 +89,11 @@ class AuthThrottle:
 
 
 class Challenges:
-    """WebSocket clients that were asked for their key and have not sent it yet."""
+    """WebSocket clients that have not sent their key yet: a bound on how many wait.
+
+    At most `total` clients wait, and `per_client` of one address that is not shared. Beyond that
+    a new client replaces the one that has waited longest: a client with the key sends it at once.
+    """
 
     def __init__(
         self,
@@ -99,28 +102,23 @@ class Challenges:
         per_client: int = 10,
         shared: Sequence[Network] = LOOPBACK,
     ) -> None:
-        """Wait for at most `total` clients, and `per_client` of one address that is not shared.
-
-        A new client beyond that takes the place of the one that has waited longest: a client
-        that has the key sends it at once.
-        """
         self._total = total
         self._per_client = per_client
         self._shared = shared
         self._waiting: dict[asyncio.Timeout, str] = {}
-        """By deadline: the client. The one that has waited longest is first."""
+        """Client by deadline, the longest wait first."""
 
     @property
     def waiting(self) -> int:
-        """How many clients have not sent their key yet."""
+        """Number of clients that have not sent their key yet."""
         return len(self._waiting)
 
     @asynccontextmanager
     async def waiting_for_key(self, peer: str | None, *, timeout_s: float) -> AsyncIterator[None]:
-        """Let the block wait for the key of a client.
+        """Bound the time that the block waits for the key of a client.
 
         Raises:
-            TimeoutError: it took too long, or others needed the place.
+            TimeoutError: it took too long, or newer clients replaced it.
         """
         group = client_group(peer)
         of_client = [deadline for deadline, other in self._waiting.items() if other == group]
@@ -141,7 +139,7 @@ class Challenges:
 
 
 def too_many(wait_s: float) -> Problem:
-    """Return the answer to a client that has to wait so many seconds."""
+    """Return the problem for a client that must wait this many seconds."""
     seconds = math.ceil(wait_s)
     return Problem(
         status=429,

@@ -47,13 +47,13 @@ def is_printable(text: str, *, multi_line: bool = False) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Values by upper-case name. Each is cleaned, and an empty one counts as unset."""
+    """Cleaned values by upper-case name; an empty one counts as unset."""
 
     sources: Sequence[Mapping[str, str]]
     """The environment, then the `.env` file."""
 
     unparsed: Sequence[tuple[int, str]] = ()
-    """Number and text of each line of the `.env` file that is no assignment."""
+    """Number and text of each line of the `.env` file that is not an assignment."""
 
     def find(self, names: Sequence[str]) -> tuple[str, str] | None:
         """Return the first name that is set, in the first source that has one, and its value."""
@@ -61,12 +61,12 @@ class Environment:
         return next(((name, value) for name, value in pairs if value), None)
 
     def names(self) -> set[str]:
-        """Return the name of everything that is set, empty or not."""
+        """Return all names, also those set to nothing."""
         return {name for source in self.sources for name in source}
 
 
 class UnusableFile(ValueError):
-    """A file cannot be used; the message goes on after `it`."""
+    """A file cannot be used; the message is a sentence without its subject."""
 
 
 def read_text(path: Path, *, max_bytes: int) -> str:

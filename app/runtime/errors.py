@@ -1,17 +1,17 @@
 """Every error this service raises on purpose, split by what to do about it.
 
 * IngestError
-    * SettingsError            fatal: a person must mend the environment; exit status 2
-    * FilterInvalid            fatal at start; later the filter before stays in use
+    * SettingsError            fatal: a setting must be fixed; exit status 2
+    * FilterInvalid            fatal at start; later the previous filter stays in use
     * SourceError              reconnect
         * SourceUnavailable    Home Assistant cannot be reached or hung up
-        * SourceAuthRejected   a person must mend the token; retry slowly
+        * SourceAuthRejected   the token must be replaced; retry slowly
         * SourceProtocolError  the peer broke the protocol, or did not answer in time
         * CommandFailed        Home Assistant answered a command with an error
-    * Unforeseen               one input broke our own code: log it, count it, go on with the next
-    * StorageError             a local database could not do it; nothing was changed
+    * Unforeseen               a bug: log it, count it, continue with the next input
+    * StorageError             a local database operation failed; nothing was changed
         * StorageFull          the disk or the configured bound is reached
-            * JournalFull      the journal is at its bound and drops what is new; count it
+            * JournalFull      the journal is at its bound and drops new points; count them
         * StorageDamaged       the file cannot be read as a database
         * StorageNewer         a newer version of this service wrote the file
         * StorageLocked        another process owns the folder; exit status 2
@@ -26,9 +26,9 @@ class SettingsError(IngestError):
     """A setting is missing or unusable; the message is one line for a person."""
 
     def __init__(self, *problems: str) -> None:
-        """Take what is wrong, a sentence for each mistake."""
         super().__init__("; ".join(problems))
         self.problems = problems
+        """A sentence for each."""
 
 
 class FilterInvalid(IngestError):
@@ -36,11 +36,11 @@ class FilterInvalid(IngestError):
 
 
 class Unforeseen(IngestError):
-    """An exception that is none of these: `app.runtime.retry.contained` raises it in its place."""
+    """A bug; `app.runtime.retry.contained` raises it in place of an unforeseen exception."""
 
 
 class SourceError(IngestError):
-    """The connection to Home Assistant is of no more use; make a new one."""
+    """The connection to Home Assistant is unusable; reconnect."""
 
 
 class SourceUnavailable(SourceError):
@@ -53,7 +53,7 @@ class SourceUnavailable(SourceError):
 
 
 class SourceAuthRejected(SourceError):
-    """Home Assistant refused the token; trying again soon will not help."""
+    """Home Assistant refused the token; retry slowly."""
 
 
 class SourceProtocolError(SourceError):
@@ -70,15 +70,15 @@ class CommandFailed(SourceError):
 
 
 class StorageError(IngestError):
-    """A local database could not do what it was asked; nothing was changed."""
+    """An operation on a local database failed; nothing was changed."""
 
 
 class StorageFull(StorageError):
-    """The disk, or the bound set for the file, is reached."""
+    """The disk is full, or the file has reached its bound."""
 
 
 class JournalFull(StorageFull):
-    """The journal is at its bound and its policy refuses new points: they are lost."""
+    """The journal is at its bound and its policy drops new points."""
 
 
 class StorageDamaged(StorageError):
@@ -90,4 +90,4 @@ class StorageNewer(StorageError):
 
 
 class StorageLocked(StorageError):
-    """Another process works in the same folder."""
+    """Another process uses the same folder."""

@@ -1,4 +1,4 @@
-"""Extra HTTP headers from a setting, as Cloudflare Access and other proxies require. Pure."""
+"""Parses the extra HTTP headers that Cloudflare Access and other proxies require. Pure."""
 
 from __future__ import annotations
 

@@ -192,8 +192,8 @@ class RateLimitedLog:
         exc_info: BaseException | None = None,
     ) -> None:
         """Log a message or count it: `kind` makes it news, `topic` is what `resolved` ends."""
-        said = _Message(level, message, args, exc_info)
-        repeats.count((self._logger, topic), kind, said).log(self._logger)
+        occurrence = _Message(level, message, args, exc_info)
+        repeats.count((self._logger, topic), kind, occurrence).log(self._logger)
 
     info = partialmethod(log, logging.INFO)
     warning = partialmethod(log, logging.WARNING)

@@ -1,4 +1,4 @@
-"""Loops that must not die quietly."""
+"""Supervision of the service's loops: one that ends early stops the service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import TypeAlias
 Loop: TypeAlias = Callable[[], Awaitable[None]]
 
 _CLOSING_S = 1.5
-"""What is kept back of the time to stop, at most: files must be closed, too."""
+"""At most this much of the time for stopping is reserved for closing files."""
 _FAILURE_S = 5.0
 """How long the service may take to end after a loop did."""
 
@@ -22,17 +22,19 @@ logger = logging.getLogger(__name__)
 
 
 def ask_to_stop() -> None:
-    """Ask this process to stop as an operator would, so that everything is closed in order."""
+    """Send SIGTERM to this process, so that everything is closed in order."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 class Supervisor:
-    """Runs named loops; one that ends before its block is left stops the service."""
+    """Runs named loops; stops the service when one ends before its block is left.
+
+    `grace_s` is the time for stopping: for all loops together, and for closing files.
+    """
 
     def __init__(self, *, grace_s: float, on_failure: Callable[[], None] = ask_to_stop) -> None:
-        """Take the seconds that stopping may take: for all loops together, and for closing."""
         self.failures: dict[str, str] = {}
-        """Loops that ended early, with why."""
+        """Loops that ended early, with the reason."""
         self._grace_s = grace_s
         self._on_failure = on_failure
         self._stop_by: float | None = None
@@ -40,16 +42,16 @@ class Supervisor:
 
     @property
     def remaining_s(self) -> float:
-        """How much longer loops may take to finish; only once a stop has begun."""
+        """Seconds left for loops to finish; only after `begin_stop`."""
         assert self._stop_by is not None
         return max(0.0, self._stop_by - time.monotonic())
 
     def begin_stop(self) -> None:
-        """Start the clock of the grace period; later calls change nothing."""
+        """Start the grace period; later calls change nothing."""
         self._stop_within(self._grace_s)
 
     def cancel(self, name: str) -> None:
-        """End one loop now, ahead of its block; an unknown name is none of ours any more."""
+        """Cancel one loop before its block is left; an unknown name is ignored."""
         task = self._tasks.get(name)
         if task is not None:
             task.remove_done_callback(self._ended_early)
@@ -61,8 +63,8 @@ class Supervisor:
     ) -> AsyncIterator[None]:
         """Run the loops, by name, for as long as the block lasts.
 
-        On leaving, `finish` tells them that no more work comes and they have what is left of
-        the grace period to end by themselves; without `finish` they are cancelled.
+        On leaving, `finish` signals that no more work comes, and the loops have the rest of the
+        grace period to end by themselves; without `finish` they are cancelled.
         """
         tasks = {asyncio.create_task(_awaited(loop), name=name) for name, loop in loops.items()}
         for task in tasks:

@@ -1,4 +1,4 @@
-"""TLS of a client: verification, and a client certificate that may be renewed while it runs."""
+"""TLS for clients: verification, and client certificates that may be renewed at run time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ _Stamp: TypeAlias = tuple[tuple[int, int, int], ...]
 
 
 class ClientTls:
-    """The TLS settings of the connections to one server."""
+    """TLS settings of the connections to one server.
+
+    `verify` says whether the server's certificate and name are checked; `client_cert` is a PEM
+    file that may hold the key, too; `client_key` has no passphrase. Files are read when a
+    connection is made.
+    """
 
     def __init__(
         self,
@@ -20,13 +25,6 @@ class ClientTls:
         client_cert: Path | None = None,
         client_key: Path | None = None,
     ) -> None:
-        """Keep the settings; nothing is read until the first connection.
-
-        Args:
-            verify: whether the server's certificate and name are checked.
-            client_cert: the client certificate, as PEM; it may hold the key, too.
-            client_key: its key, as PEM without a passphrase.
-        """
         self.verify = verify
         self._client_cert = client_cert
         self._client_key = client_key
@@ -34,11 +32,11 @@ class ClientTls:
         self._loaded: _Stamp | None = None
 
     def context(self) -> ssl.SSLContext:
-        """Return the context for a new connection, with the client certificate as it is now.
+        """Return the context for a new connection, with the current client certificate.
 
-        It is always the same object, so that connections made by a pool see a renewal. A renewed
-        certificate that cannot be used, perhaps because only one of two files has been replaced,
-        leaves the previous one in use and is read again the next time.
+        It is always the same object, so that a pool's connections see a renewal. While a renewed
+        pair cannot be used, perhaps because only one file has been replaced, the previous one
+        stays in use.
 
         Raises:
             OSError: no usable client certificate has been read yet.

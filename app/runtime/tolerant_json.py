@@ -1,4 +1,4 @@
-"""Reading JSON that is not quite JSON: what decoding raises, and a repair."""
+"""Decoding of invalid JSON: the errors it raises, and a repair."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import math
 import re
 
 UNREADABLE = (ValueError, RecursionError)
-"""What decoding foreign JSON raises: `msgspec.DecodeError`, `UnicodeDecodeError` and
-`json.JSONDecodeError` are ValueErrors, and JSON that is nested too deep is a RecursionError."""
+"""`msgspec.DecodeError`, `UnicodeDecodeError` and `json.JSONDecodeError` are ValueErrors; JSON that
+is nested too deep raises a RecursionError."""
 
 MAX_REPAIRED_BYTES = 8_000_000
-"""Longer JSON is not repaired: that would keep the event loop busy for seconds."""
+"""Repairing longer JSON would block the event loop for seconds."""
 
 MAX_DIGITS = 4_000
 """Python's own parser refuses integers of more than 4,300 digits."""
@@ -20,11 +20,10 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
 def repaired(raw: bytes, *, control_characters: bool = True) -> bytes:
-    """Return what Python's more tolerant parser reads as compact JSON that every parser reads.
+    """Return as valid compact JSON what Python's more tolerant parser reads.
 
     NaN, numbers outside a float's range and integers of thousands of digits become null; invalid
-    UTF-8 and lone surrogates become U+FFFD. With `control_characters` these
-    may stand in strings as they are.
+    UTF-8 and lone surrogates become U+FFFD. `control_characters` permits them in strings.
 
     Raises:
         ValueError: it is not JSON, or too long to be repaired.
