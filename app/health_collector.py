@@ -158,7 +158,7 @@ class HealthCollector:
             ),
             dead_letters=self._dead_letters.count,
             dead_letters_discarded=self._dead_letters.discarded,
-            clients=self._hub.watchers,
+            clients=self._hub.subscribers,
             failures=failures,
             damage=[file.damage for file in self._local_files if file and file.damage],
             data_api=self._data_api.status() if self._data_api else None,

@@ -266,11 +266,11 @@ class _Watch:
             asyncio.events.Handle._run = plain  # type: ignore[method-assign] # noqa: SLF001
 
     async def run(self, hub: Hub) -> None:
-        with hub.watching(Selection()) as watcher:
+        with hub.subscribed(Selection()) as watcher:
             while True:
                 await watcher.filled()
                 now = time.time()
-                for message in watcher.take(1_000):
+                for message in watcher.drain(1_000):
                     at = msgspec.json.decode(message, type=_Message).event.time
                     self._ms.append(1_000 * (now - at.timestamp()))
 

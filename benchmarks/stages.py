@@ -236,14 +236,14 @@ def _compress(commits: Sequence[Lines]) -> None:
 
 
 def _fan_out(batches: Sequence[Sequence[Change]], watchers: int) -> None:
-    hub = Hub(max_watchers=max(_WATCHERS))
+    hub = Hub(max_subscribers=max(_WATCHERS))
     with contextlib.ExitStack() as stack:
-        watching = [stack.enter_context(hub.watching(Selection())) for _ in range(watchers)]
+        watching = [stack.enter_context(hub.subscribed(Selection())) for _ in range(watchers)]
         for some in _blocks(batches, _FRAMES_PER_TAKE):
             for changes in some:
                 hub.publish(changes)
             for watcher in watching:
-                watcher.take(_FRAMES_PER_TAKE * EVENTS_PER_FRAME)
+                watcher.drain(_FRAMES_PER_TAKE * EVENTS_PER_FRAME)
 
 
 async def _commit(material: Material, folder: Path) -> _Times:

@@ -125,7 +125,7 @@ async def live(
             area_id=tuple(area_id),
             device_class=tuple(device_class),
         )
-        with hub.watching(selection) as watcher:
+        with hub.subscribed(selection) as subscriber:
             await _say(
                 socket,
                 type="hello",
@@ -133,7 +133,7 @@ async def live(
                 version=__version__,
                 coalesce=coalesce,
             )
-            await _converse(socket, watcher, coalesce=coalesce)
+            await _converse(socket, subscriber, coalesce=coalesce)
 
 
 async def _authenticated(socket: WebSocket, components: Components) -> bool:
@@ -166,26 +166,26 @@ def _refusal_of(
     return problem.detail if problem else "The key is not the API_KEY"
 
 
-async def _converse(socket: WebSocket, watcher: Subscriber, *, coalesce: bool) -> None:
+async def _converse(socket: WebSocket, subscriber: Subscriber, *, coalesce: bool) -> None:
     send = _send_coalesced if coalesce else _send_one_by_one
     async with asyncio.TaskGroup() as tasks:
-        sending = tasks.create_task(send(socket, watcher), name="live.send")
+        sending = tasks.create_task(send(socket, subscriber), name="live.send")
         # Reading is how we notice a hang-up, even on a quiet day; without it a stopping
         # server waits for this handler for ever. What it answers goes through the sender:
         # a client that does not read must not keep us from noticing that it left.
         with contextlib.suppress(WebSocketDisconnect):
             while True:
-                watcher.answer(_answer(await _received(socket)))
+                subscriber.answer(_answer(await _received(socket)))
         sending.cancel()
 
 
-async def _send_coalesced(socket: WebSocket, watcher: Subscriber) -> None:
+async def _send_coalesced(socket: WebSocket, subscriber: Subscriber) -> None:
     clock = asyncio.get_running_loop().time
     with contextlib.suppress(WebSocketDisconnect):
         while True:
-            await watcher.filled()
+            await subscriber.filled()
             began_s = clock()
-            messages = watcher.take(_FRAME_EVENTS)
+            messages = subscriber.drain(_FRAME_EVENTS)
             if len(messages) > 1:
                 # Brackets around the ends, not around the frame: it would be copied once more.
                 messages[0] = f"[{messages[0]}"
@@ -194,11 +194,11 @@ async def _send_coalesced(socket: WebSocket, watcher: Subscriber) -> None:
             await asyncio.sleep(max(0.0, began_s + FRAME_INTERVAL_S - clock()))
 
 
-async def _send_one_by_one(socket: WebSocket, watcher: Subscriber) -> None:
+async def _send_one_by_one(socket: WebSocket, subscriber: Subscriber) -> None:
     with contextlib.suppress(WebSocketDisconnect):
         while True:
-            await watcher.filled()
-            for message in watcher.take(_TURN_EVENTS):
+            await subscriber.filled()
+            for message in subscriber.drain(_TURN_EVENTS):
                 await socket.send_text(message)
             # Sending to a fast client never suspends: without this the reader would wait.
             await asyncio.sleep(0)

@@ -1,6 +1,6 @@
-"""Live events for many watchers: each encoded once, no watcher waits for another.
+"""Live events for many subscribers: each is encoded once, and none waits for another.
 
-The JSON of one event is `EventBody`; on the wire it stands in `{"type":"event","event":…}`.
+The JSON of an event is `EventBody`; it is sent as `{"type":"event","event":…}`.
 """
 
 from __future__ import annotations
@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
-import fnmatch
 import functools
-import re
+import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ from dataclasses import dataclass
 import msgspec
 
 from app.model import Change, Context, iso_time
+from app.runtime.globs import glob_matcher
 
 _MAX_VERDICTS = 10_000
 _MAX_ANSWERS = 16
-_LONG_TEXT = 64
 
 
 class EventBody(msgspec.Struct, frozen=True, gc=False):
-    """One state change as watchers read it; unknown values are null, no key is ever missing."""
+    """A state change as subscribers get it; unknown values are null, and no key is missing."""
 
     entity_id: str
     domain: str
@@ -58,7 +57,7 @@ class EventMessage(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag=
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which events a watcher wants: globs, any of a kind, and every kind that is given."""
+    """The events that a subscriber wants: any glob of a kind, and every kind that is given."""
 
     entity_id: tuple[str, ...] = ()
     domain: tuple[str, ...] = ()
@@ -66,156 +65,132 @@ class Selection:
     device_class: tuple[str, ...] = ()
 
     def compiled(self) -> Callable[[Change], bool] | None:
-        """Return the test of one change, or None when everything is wanted.
-
-        The verdict is remembered per entity, area and class: a house has few of them, and
-        four regular expressions per event would cost more than sending it.
-        """
-        matches = [
-            (_matcher(globs), index)
-            for index, globs in enumerate(
-                (self.entity_id, self.domain, self.area_id, self.device_class)
-            )
-            if globs
-        ]
-        if not matches:
+        """Return the test of a change; None when everything is wanted."""
+        kinds = (self.entity_id, self.domain, self.area_id, self.device_class)
+        if not any(kinds):
             return None
-        verdicts: dict[tuple[str, str | None, str | None], bool] = {}
+        matchers = [glob_matcher(globs) if globs else None for globs in kinds]
 
-        def wanted(change: Change) -> bool:
-            key = (change.entity_id, change.placement.area_id, change.device_class)
-            verdict = verdicts.get(key)
-            if verdict is None:
-                if len(verdicts) >= _MAX_VERDICTS:
-                    verdicts.clear()
-                values = (key[0], change.domain, key[1], key[2])
-                verdict = all(match(values[index] or "") for match, index in matches)
-                verdicts[key] = verdict
-            return verdict
+        @functools.lru_cache(maxsize=_MAX_VERDICTS)
+        def matches(*values: str | None) -> bool:
+            pairs = zip(matchers, values, strict=True)
+            return all(matcher is None or matcher(value or "") for matcher, value in pairs)
 
-        return wanted
+        return lambda change: matches(
+            change.entity_id, change.domain, change.placement.area_id, change.device_class
+        )
 
 
 class Subscriber:
-    """One client's place in the hub: a bounded queue of what it is to be sent."""
+    """A client of the hub: a bounded queue of what to send to it."""
 
     def __init__(self, selection: Selection, *, max_events: int) -> None:
         self._wanted = selection.compiled()
-        self._cells: deque[_Cell] = deque(maxlen=max_events)
+        self._events: deque[_QueuedEvent] = deque(maxlen=max_events)
         self._answers: deque[str] = deque(maxlen=_MAX_ANSWERS)
-        self._lost = 0
+        self._dropped = 0
         self._filled = asyncio.Event()
 
     async def filled(self) -> None:
-        """Wait until there is something to take."""
+        """Wait until there is something to send."""
         await self._filled.wait()
 
-    def take(self, max_events: int) -> list[str]:
-        """Return the messages to send now, as JSON in ASCII; empty when there are none.
-
-        Answers come first, then how many events were lost, if any, then the oldest events.
-        An event's message is the same object for all watchers.
-        """
-        cells = self._cells
-        if len(cells) <= max_events:
-            taken = list(cells)
-            cells.clear()
-            self._filled.clear()
-        else:
-            taken = [cells.popleft() for _ in range(max_events)]
-        messages = list(self._answers)
-        self._answers.clear()
-        if self._lost:
-            messages.append(f'{{"type":"dropped","count":{self._lost}}}')
-            self._lost = 0
-        messages += [cell.message or _encoded(cell) for cell in taken]
-        return messages
+    def push(self, events: Sequence[_QueuedEvent]) -> None:
+        """Queue the events that this client wants; when full, the oldest are dropped."""
+        if self._wanted is not None:
+            events = [event for event in events if self._wanted(event.change)]
+            if not events:
+                return
+        before = len(self._events)
+        self._events.extend(events)
+        self._dropped += before + len(events) - len(self._events)
+        self._filled.set()
 
     def answer(self, message: str) -> None:
-        """Send this client a message of its own; of too many unsent ones the oldest is lost."""
+        """Queue a message for this client only; when there are too many, the oldest is dropped."""
         self._answers.append(message)
         self._filled.set()
 
-    def offer(self, cells: Sequence[_Cell]) -> None:
-        """Take what this watcher wants; for what there is no room, the oldest is lost."""
-        wanted = self._wanted
-        if wanted is not None:
-            cells = [cell for cell in cells if wanted(cell.change)]
-            if not cells:
-                return
-        queue = self._cells
-        before = len(queue)
-        queue.extend(cells)  # the bound is the deque's own, which forgets the oldest in C
-        self._lost += before + len(cells) - len(queue)
-        self._filled.set()
+    def drain(self, max_events: int) -> list[str]:
+        """Return the messages to send now, as JSON in ASCII.
+
+        Answers come first, then the number of dropped events, if any, then the oldest events.
+        """
+        messages = list(self._answers)
+        self._answers.clear()
+        if self._dropped:
+            messages.append(f'{{"type":"dropped","count":{self._dropped}}}')
+            self._dropped = 0
+        count = min(max_events, len(self._events))
+        messages += [self._events.popleft().encoded() for _ in range(count)]
+        if not self._events:
+            self._filled.clear()
+        return messages
 
 
 class Hub:
-    """Hands every change to every watcher that wants it."""
+    """Publishes every change to every subscriber that wants it."""
 
-    def __init__(self, *, max_watchers: int = 100, max_events: int = 5_000) -> None:
-        """Take the number of watchers served at once, and of events kept for a slow one.
+    def __init__(self, *, max_subscribers: int = 100, max_events: int = 5_000) -> None:
+        """Store the number of subscribers served at once, and of events queued for each.
 
-        Watchers share the events they keep, so the slow ones together hold about as many in
-        memory as one of them.
+        Subscribers share the queued events, so many slow ones need little more memory than one.
         """
-        self._max_watchers = max_watchers
+        self._max_subscribers = max_subscribers
         self._max_events = max_events
-        self._watchers: set[Subscriber] = set()
+        self._subscribers: set[Subscriber] = set()
 
     @property
-    def watchers(self) -> int:
-        """How many watch now."""
-        return len(self._watchers)
+    def subscribers(self) -> int:
+        """The number of subscribers."""
+        return len(self._subscribers)
 
     @property
     def full(self) -> bool:
-        """Whether no more watchers are served."""
-        return len(self._watchers) >= self._max_watchers
+        """Whether no more subscribers are served."""
+        return len(self._subscribers) >= self._max_subscribers
 
     def publish(self, changes: Sequence[Change]) -> None:
-        """Offer the changes, in order, to everyone who watches; never waits."""
-        if not self._watchers or not changes:
+        """Push the changes, in order, to all subscribers; never waits."""
+        if not self._subscribers or not changes:
             return
-        # A cell per event costs 0.1 µs once. After it an unfiltered watcher costs a
-        # deque.extend and a join, 0.1 to 0.2 µs, and each glob verdict 0.2 µs; the 2 to 5 µs
-        # of encoding are paid once, and only for what somebody takes (benchmarks/README.md).
-        cells = [_Cell(change) for change in changes]
-        for watcher in self._watchers:
-            watcher.offer(cells)
+        # Encoding costs 2 to 5 µs, is paid once for all subscribers, and only when one drains;
+        # each further subscriber costs 0.1 to 0.2 µs an event (benchmarks/README.md).
+        events = [_QueuedEvent(change) for change in changes]
+        for subscriber in self._subscribers:
+            subscriber.push(events)
 
     @contextlib.contextmanager
-    def watching(self, selection: Selection) -> Iterator[Subscriber]:
-        """Watch for as long as the block lasts."""
-        watcher = Subscriber(selection, max_events=self._max_events)
-        self._watchers.add(watcher)
+    def subscribed(self, selection: Selection) -> Iterator[Subscriber]:
+        """Subscribe for as long as the block lasts."""
+        subscriber = Subscriber(selection, max_events=self._max_events)
+        self._subscribers.add(subscriber)
         try:
-            yield watcher
+            yield subscriber
         finally:
-            self._watchers.discard(watcher)
+            self._subscribers.discard(subscriber)
 
 
-class _Cell(msgspec.Struct, gc=False):
-    """One event on its way to many: encoded by the first who takes it."""
+class _QueuedEvent(msgspec.Struct, gc=False):
+    """An event in the queues of all subscribers, encoded when the first one drains it."""
 
     change: Change
     message: str = ""
+
+    def encoded(self) -> str:
+        if not self.message:
+            self.message = encode_event(self.change)
+        return self.message
 
 
 _encode = msgspec.json.Encoder().encode
 
 
-def _encoded(cell: _Cell) -> str:
-    cell.message = encode_event(cell.change)
-    return cell.message
-
-
 def encode_event(change: Change) -> str:
-    """Return the message of one change as JSON in ASCII.
+    """Return the message of a change as JSON in ASCII.
 
-    Every watcher's frame is joined and encoded anew; what is not ASCII, a `°C` for example,
-    makes CPython's encoder leave its fast path, which costs each of them 3 µs per event.
-    Escaping it here costs less, and once.
+    Each subscriber's frame is encoded to bytes again, and CPython does so 3 µs faster per event
+    if it is ASCII, so other characters (the `°` of `°C`) are escaped once.
     """
     placement = change.placement
     message = _encode(
@@ -241,29 +216,14 @@ def encode_event(change: Change) -> str:
             )
         )
     ).decode()
-    return message if message.isascii() else message.encode("ascii", _ESCAPED).decode("ascii")
+    return message if message.isascii() else message.encode("ascii", _JSON_ESCAPES).decode()
 
 
-def _escape(error: UnicodeError) -> tuple[str, int]:
+def _escaped(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
-    characters = error.object[error.start : error.end]
-    # A house repeats itself, °C and the words of its names, but not its long texts.
-    escapes = _known_escapes if len(characters) <= _LONG_TEXT else _escapes
-    return escapes(characters), error.end
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
-def _escapes(characters: str) -> str:
-    """Return the JSON escapes of characters that are not ASCII; only strings hold any."""
-    units = characters.encode("utf-16-be")
-    return "".join(
-        f"\\u{high:02x}{low:02x}" for high, low in zip(units[::2], units[1::2], strict=True)
-    )
-
-
-_known_escapes = functools.lru_cache(maxsize=4096)(_escapes)
-_ESCAPED = "websocket_ingestion.json"
-codecs.register_error(_ESCAPED, _escape)
-
-
-def _matcher(globs: Sequence[str]) -> Callable[[str], object]:
-    return re.compile("|".join(fnmatch.translate(glob) for glob in globs)).match
+# Ten times faster than a regular expression, which would look at each character.
+_JSON_ESCAPES = "json_escapes"
+codecs.register_error(_JSON_ESCAPES, _escaped)

@@ -182,8 +182,8 @@ async def test_a_client_that_leaves_is_forgotten() -> None:
     async with serving(components(hub=hub)) as service:
         async with service.watching() as socket:
             await received(socket)
-            inside = hub.watchers
-        await _until(lambda: hub.watchers == 0)
+            inside = hub.subscribers
+        await _until(lambda: hub.subscribers == 0)
 
     assert inside == 1
 
@@ -195,11 +195,11 @@ async def test_a_client_that_breaks_off_is_forgotten() -> None:
         socket = await service.watching()
         await received(socket)
         socket.transport.abort()
-        while hub.watchers:
+        while hub.subscribers:
             hub.publish([change()])
             await asyncio.sleep(0)
 
-    assert hub.watchers == 0
+    assert hub.subscribers == 0
 
 
 async def test_a_stopping_server_does_not_wait_for_its_clients() -> None:
@@ -220,12 +220,12 @@ async def test_a_stopping_server_does_not_wait_for_its_clients() -> None:
         took = time.monotonic() - began
 
     assert took < 3
-    assert parts.hub.watchers == 0
+    assert parts.hub.subscribers == 0
 
 
 async def test_no_more_clients_than_the_limit() -> None:
     """The next one is refused with a problem before its WebSocket opens."""
-    hub = Hub(max_watchers=1)
+    hub = Hub(max_subscribers=1)
     async with serving(components(hub=hub)) as service, service.watching() as socket:
         await received(socket)
         with pytest.raises(InvalidStatus) as refused:
@@ -255,7 +255,7 @@ async def test_the_key_may_come_in_the_first_message() -> None:
     ):
         asked = await received(socket)
         hub.publish([change()])
-        before = hub.watchers
+        before = hub.subscribers
         await socket.send(json.dumps({"type": "auth", "api_key": KEY}))
         hello = await received(socket)
 
@@ -344,13 +344,13 @@ async def test_a_client_may_leave_instead_of_sending_its_key() -> None:
     async with serving(parts) as service, service.watching() as socket:
         await received(socket)
 
-    assert parts.hub.watchers == 0
+    assert parts.hub.subscribers == 0
 
 
 async def test_the_last_place_may_be_taken_while_a_client_looks_for_its_key() -> None:
     """Then it is told to try again later."""
     access = AccessRules(api_key=KEY)
-    parts = components(access=access, hub=Hub(max_watchers=1))
+    parts = components(access=access, hub=Hub(max_subscribers=1))
     async with serving(parts) as service, service.watching() as late:
         await received(late)
         async with service.watching(headers={"X-API-Key": KEY}) as first:

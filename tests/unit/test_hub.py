@@ -23,7 +23,7 @@ def _states(messages: list[str]) -> list[str]:
 
 
 def test_an_event_is_told_whole() -> None:
-    """Every value a watcher may need is in it, under the words of Home Assistant."""
+    """Every value a subscriber may need is in it, under the words of Home Assistant."""
     placed = msgspec.structs.replace(
         change(), placement=Placement("d1", "kitchen", "Kitchen", "mqtt")
     )
@@ -104,94 +104,94 @@ def test_the_documented_event_is_the_one_sent() -> None:
     assert [*Context.__struct_fields__] == [*EventContext.model_fields]
 
 
-def test_without_watchers_nothing_is_kept() -> None:
+def test_without_subscribers_nothing_is_kept() -> None:
     """A hub that nobody watches costs nothing, and who comes later sees only what is new."""
     hub = Hub()
 
     hub.publish([change()])
 
-    with hub.watching(EVERYTHING) as watcher:
-        assert watcher.take(10) == []
+    with hub.subscribed(EVERYTHING) as subscriber:
+        assert subscriber.drain(10) == []
 
 
-def test_every_watcher_sees_every_change_in_order() -> None:
-    """Two watchers take the same messages, each encoded once."""
+def test_every_subscriber_sees_every_change_in_order() -> None:
+    """Two subscribers drain the same messages, each encoded once."""
     hub = Hub()
-    with hub.watching(EVERYTHING) as one, hub.watching(EVERYTHING) as other:
+    with hub.subscribed(EVERYTHING) as one, hub.subscribed(EVERYTHING) as other:
         hub.publish([change(state="1"), change(state="2")])
         hub.publish([])
         hub.publish([change(state="3")])
 
-        taken, same = one.take(10), other.take(10)
+        taken, same = one.drain(10), other.drain(10)
 
     assert _states(taken) == ["1", "2", "3"]
     assert all(left is right for left, right in zip(taken, same, strict=True))
 
 
 def test_taking_leaves_what_is_too_much() -> None:
-    """No more than asked for is taken; the rest keeps the watcher filled."""
+    """No more than asked for is taken; the rest keeps the subscriber filled."""
     hub = Hub()
-    with hub.watching(EVERYTHING) as watcher:
+    with hub.subscribed(EVERYTHING) as subscriber:
         hub.publish([change(state=str(number)) for number in range(5)])
 
-        turns = [_states(watcher.take(2)) for _ in range(4)]
+        turns = [_states(subscriber.drain(2)) for _ in range(4)]
 
     assert turns == [["0", "1"], ["2", "3"], ["4"], []]
 
 
-def test_a_slow_watcher_loses_its_oldest_and_is_told() -> None:
+def test_a_slow_subscriber_loses_its_oldest_and_is_told() -> None:
     """At the bound the newest stay; the number of the lost ones comes before them, once."""
     hub = Hub(max_events=3)
-    with hub.watching(EVERYTHING) as watcher:
+    with hub.subscribed(EVERYTHING) as subscriber:
         hub.publish([change(state=str(number)) for number in range(2)])
         hub.publish([change(state=str(number)) for number in range(2, 7)])
-        dropped, *events = watcher.take(10)
+        dropped, *events = subscriber.drain(10)
         hub.publish([change(state="7")])
-        later = watcher.take(10)
+        later = subscriber.drain(10)
 
     assert json.loads(dropped) == {"type": "dropped", "count": 4}
     assert _states(events) == ["4", "5", "6"]
     assert _states(later) == ["7"]
 
 
-def test_a_slow_watcher_costs_no_other_one_anything() -> None:
+def test_a_slow_subscriber_costs_no_other_one_anything() -> None:
     """What one loses the other still sees."""
     hub = Hub(max_events=2)
-    with hub.watching(EVERYTHING), hub.watching(EVERYTHING) as quick:
+    with hub.subscribed(EVERYTHING), hub.subscribed(EVERYTHING) as quick:
         seen = []
         for number in range(6):
             hub.publish([change(state=str(number))])
-            seen += _states(quick.take(10))
+            seen += _states(quick.drain(10))
 
     assert [str(number) for number in range(6)] == seen
 
 
-async def test_a_watcher_wakes_when_there_is_something() -> None:
+async def test_a_subscriber_wakes_when_there_is_something() -> None:
     """Waiting ends with an event or an answer, and begins again after all was taken."""
     hub = Hub()
     async with asyncio.timeout(5):
-        with hub.watching(EVERYTHING) as watcher:
-            waiting = asyncio.create_task(watcher.filled())
+        with hub.subscribed(EVERYTHING) as subscriber:
+            waiting = asyncio.create_task(subscriber.filled())
             await asyncio.sleep(0)
             hub.publish([change()])
             await waiting
-            watcher.take(10)
-            again = asyncio.create_task(watcher.filled())
+            subscriber.drain(10)
+            again = asyncio.create_task(subscriber.filled())
             await asyncio.sleep(0)
 
             assert not again.done()
-            watcher.answer('{"type":"pong"}')
+            subscriber.answer('{"type":"pong"}')
             await again
-            assert watcher.take(10) == ['{"type":"pong"}']
+            assert subscriber.drain(10) == ['{"type":"pong"}']
 
 
 def test_unsent_answers_are_bounded() -> None:
     """A client that pings without reading cannot fill the memory."""
-    with Hub().watching(EVERYTHING) as watcher:
+    with Hub().subscribed(EVERYTHING) as subscriber:
         for number in range(1_000):
-            watcher.answer(str(number))
+            subscriber.answer(str(number))
 
-        assert [str(number) for number in range(984, 1_000)] == watcher.take(10)
+        assert [str(number) for number in range(984, 1_000)] == subscriber.drain(10)
 
 
 @pytest.mark.parametrize(
@@ -218,11 +218,11 @@ def test_a_selection_is_all_kinds_and_any_of_a_kind(
         change("sensor.hall", area_id="hall"),
         change("sensor.attic"),
     ]
-    with hub.watching(selection) as watcher:
+    with hub.subscribed(selection) as subscriber:
         hub.publish(changes)
         hub.publish(changes)
 
-        taken = [json.loads(message)["event"]["entity_id"] for message in watcher.take(10)]
+        taken = [json.loads(message)["event"]["entity_id"] for message in subscriber.drain(10)]
 
     assert taken == wanted + wanted
 
@@ -230,11 +230,11 @@ def test_a_selection_is_all_kinds_and_any_of_a_kind(
 def test_an_entity_that_moves_is_judged_anew() -> None:
     """Verdicts are of an entity in its area and class."""
     hub = Hub()
-    with hub.watching(Selection(area_id=("hall",))) as watcher:
+    with hub.subscribed(Selection(area_id=("hall",))) as subscriber:
         for area in ("hall", "attic", "hall"):
             hub.publish([change(area_id=area)])
 
-        assert len(watcher.take(10)) == 2
+        assert len(subscriber.drain(10)) == 2
 
 
 def test_verdicts_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,13 +248,13 @@ def test_verdicts_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch)
     assert [number in {1, 10, 11, 12} for number in (*range(13), *range(13))] == verdicts
 
 
-def test_the_hub_is_full_at_its_number_of_watchers() -> None:
+def test_the_hub_is_full_at_its_number_of_subscribers() -> None:
     """Who leaves makes room."""
-    hub = Hub(max_watchers=1)
-    with hub.watching(EVERYTHING):
-        inside = (hub.watchers, hub.full)
+    hub = Hub(max_subscribers=1)
+    with hub.subscribed(EVERYTHING):
+        inside = (hub.subscribers, hub.full)
 
-    assert [inside, (hub.watchers, hub.full)] == [(1, True), (0, False)]
+    assert [inside, (hub.subscribers, hub.full)] == [(1, True), (0, False)]
 
 
 def test_a_selection_has_the_query_parameters_of_the_websocket() -> None:

@@ -234,9 +234,9 @@ async def test_what_the_filter_holds_back_is_in_the_books(
         filter_fanout=filter_fanout,
     )
     rig.pipeline.finish()
-    with rig.hub.watching(Selection()) as watcher:
+    with rig.hub.subscribed(Selection()) as subscriber:
         rig.pipeline.changed([event("light.a"), event("sensor.a")])
-        messages = watcher.take(10)
+        messages = subscriber.drain(10)
 
     assert len(await rig.journaled()) == 1
     assert rig.telemetry.filtered == 1
