@@ -405,3 +405,47 @@ async def test_a_table_that_was_changed_by_hand_does_not_prevent_the_start(
     run(folder, statement)
 
     await check(corpus, folder, corpus.stopped, must_notice=statement not in _HARMLESS)
+
+
+async def delivered_after(corpus: Corpus, folder: Path, statement: str) -> list[int]:
+    """Return what sink a gets from a journal that a statement has damaged."""
+    shutil.copytree(corpus.stopped, folder)
+    run(folder, statement)
+    rig = Rig(folder)
+    async with rig.journal:
+        assert "The journal file was damaged" in str(rig.journal.status().reason)
+        return await rig.delivered("a")
+
+
+@pytest.mark.parametrize("column", ["checksum = checksum + 1", "received_at = received_at + 1"])
+async def test_a_damaged_row_whose_points_are_readable_keeps_its_place(
+    corpus: Corpus, tmp_path: Path, column: str
+) -> None:
+    """No other row has its numbers, so its points are delivered in order."""
+    statement = f"UPDATE journal_rows SET {column} WHERE first = 1501"
+    delivered = await delivered_after(corpus, tmp_path / "data", statement)
+
+    assert delivered == [*range(ACKED["a"] + 1, POINTS + 1)]
+
+
+async def test_a_readable_row_that_lost_its_numbers_is_delivered_at_the_end(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    """Out of order, which is better than not at all."""
+    statement = "UPDATE journal_rows SET first = first + (1 << 50) WHERE first = 1501"
+    delivered = await delivered_after(corpus, tmp_path / "data", statement)
+
+    moved = range(1501, 1501 + ROW_POINTS)
+    others = [number for number in range(ACKED["a"] + 1, POINTS + 1) if number not in moved]
+    assert delivered == [*others, *moved]
+
+
+@pytest.mark.parametrize("moved_by", [-100, 100])
+async def test_the_lower_of_two_contradicting_cursors_counts(
+    corpus: Corpus, tmp_path: Path, moved_by: int
+) -> None:
+    """A point may be delivered twice, but none is skipped."""
+    statement = f"UPDATE cursors SET settled = settled + {moved_by} WHERE sink = 'a'"
+    delivered = await delivered_after(corpus, tmp_path / "data", statement)
+
+    assert delivered == [*range(ACKED["a"] + min(0, moved_by) + 1, POINTS + 1)]
