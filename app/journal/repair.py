@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -60,7 +60,7 @@ def check_contents(connection: Connection) -> None:
     """Check a journal's file: its structure, its rows, and the numbers that go with them.
 
     Raises:
-        StorageDamaged: something in it cannot be right.
+        StorageDamaged: something in it is impossible.
     """
     quick_check(connection)
     version = pragma(connection, "user_version")
@@ -76,22 +76,22 @@ def _check_tail(connection: Connection, *, is_older: bool) -> int:
     columns = "tail, ~tail, 0" if is_older else "tail, tail_check, states_through"
     found = connection.execute(f"SELECT {columns} FROM journal").fetchall()  # noqa: S608 - names of ours
     if len(found) != 1:
-        raise StorageDamaged(f"it says {len(found)} times where it ends")
+        raise StorageDamaged(f"the table journal has {len(found)} rows, not one")
     tail, tail_check, states_through = found[0]
     if not 0 <= tail < MAX_NUMBER or tail_check != ~tail:
-        raise StorageDamaged(f"the number of its newest point, {tail}, cannot be right")
+        raise StorageDamaged(f"the number of the newest point, {tail}, is impossible")
     if not 0 <= states_through <= tail:
         raise StorageDamaged(f"the last states are of number {states_through}, after the newest")
     return int(tail)
 
 
 def _check_cursors(connection: Connection, tail: int, *, is_older: bool) -> int:
-    """Return the last number that every sink has."""
+    """Return the last number that every sink has acked."""
     check = "NULL" if is_older else "settled_check"
     cursors = connection.execute(f"SELECT sink, settled, {check} FROM cursors").fetchall()  # noqa: S608 - names of ours
     for sink, settled, found in cursors:
         if not 0 <= settled <= tail or found not in (None, settled_check(sink, settled)):
-            raise StorageDamaged(f"the cursor of {sink}, {settled}, cannot be right")
+            raise StorageDamaged(f"the cursor of {sink}, {settled}, is impossible")
     if not is_older:
         (expected,) = connection.execute("SELECT sinks FROM journal").fetchone()
         if expected != len(cursors):
@@ -103,21 +103,26 @@ def _check_coverage(connection: Connection, *, is_older: bool) -> None:
     saved = load(connection)
     for entity_id, state in saved.states.items():
         if not is_time_ns(state.time_ns) or not is_time_ns(state.changed_ns or 0):
-            raise StorageDamaged(f"the last state of {entity_id} has a time that cannot be right")
+            raise StorageDamaged(f"the last state of {entity_id} has an impossible time")
     if is_older:
         return
     ends = connection.execute("SELECT through_ns, through_check FROM covered").fetchall()
     if len(ends) > 1 or any(check != ~through_ns for through_ns, check in ends):
-        raise StorageDamaged("the end of the time that it covers cannot be right")
+        raise StorageDamaged("the end of the covered time is impossible")
     (has_covered,) = connection.execute("SELECT has_covered FROM journal").fetchone()
     if has_covered and not ends:
-        raise StorageDamaged("the time that it covers is missing")
+        raise StorageDamaged("the covered time is missing")
 
 
 def _check_rows(connection: Connection, *, settled: int, tail: int, is_older: bool) -> None:
-    rows = stored_rows(connection, after=settled, is_older=is_older)
+    checksum = "NULL" if is_older else "checksum"
+    found = connection.execute(
+        f"SELECT first, points, received_at, gzip, {checksum} FROM journal_rows"  # noqa: S608 - names of ours
+        " WHERE first + points - 1 > ? ORDER BY first",
+        (settled,),
+    )
     present, before = [], 0
-    for stored in rows:
+    for stored in (StoredRow(*columns) for columns in found):
         if not stored.is_whole():
             if is_older:
                 raise StorageDamaged(f"the row at number {stored.first} cannot be read")
@@ -125,35 +130,16 @@ def _check_rows(connection: Connection, *, settled: int, tail: int, is_older: bo
         if stored.first <= before or stored.row.last > tail:
             raise StorageDamaged(f"the row at number {stored.first} has numbers of another one")
         before = stored.row.last
-        present.append((stored.first, before))
+        present.append(Span(stored.first, before))
     if is_older:
-        return  # it does not say which numbers are known to be missing
-    known = known_holes(connection)
-    if any(not 0 < first <= last <= tail for first, last in known):
-        raise StorageDamaged("a hole has numbers that cannot be right")
-    lost = missing([*present, *known], after=settled, through=tail)
-    if lost:
-        count = sum(last - first + 1 for first, last in lost)
-        raise StorageDamaged(f"{count} points cannot be read, from number {lost[0][0]} on")
-
-
-def stored_rows(
-    connection: Connection, *, after: int = 0, is_older: bool = False
-) -> Iterator[StoredRow]:
-    """Yield the rows that end after a number, in order."""
-    checksum_column = "NULL" if is_older else "checksum"
-    found = connection.execute(
-        f"SELECT first, points, received_at, gzip, {checksum_column} FROM journal_rows"  # noqa: S608 - names of ours
-        " WHERE first + points - 1 > ? ORDER BY first",
-        (after,),
-    )
-    return (StoredRow(*columns) for columns in found)
-
-
-def known_holes(connection: Connection) -> list[Span]:
-    """Return the numbers that are known to be missing."""
-    found = connection.execute("SELECT first, points FROM holes ORDER BY first")
-    return [Span(first, first + points - 1) for first, points in found]
+        return  # it does not list which numbers are known to be missing
+    holes = connection.execute("SELECT first, first + points - 1 FROM holes")
+    known = [Span(*hole) for hole in holes]
+    if any(not 0 < hole.first <= hole.last <= tail for hole in known):
+        raise StorageDamaged("a hole has impossible numbers")
+    if lost := missing([*present, *known], after=settled, through=tail):
+        points = sum(span.points for span in lost)
+        raise StorageDamaged(f"{points} points cannot be read, from number {lost[0].first} on")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +161,7 @@ class Repair:
 
 
 class _Number(NamedTuple):
-    """A number that stands in the file twice, once as its complement."""
+    """A number that the file holds twice, the second time in another form."""
 
     values: tuple[int, ...]
     """One, or two that contradict each other; none when neither is possible."""
@@ -184,36 +170,54 @@ class _Number(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Books:
-    """What a damaged file still says about its cursors, its tail, and what it covers."""
+class _SmallTables:
+    """What can be read of a damaged file, without its rows."""
 
     tail: _Number
     cursors: Mapping[str, _Number]
-    known_holes: Sequence[Span]
+    holes: Sequence[Span]
     saved: Saved
 
 
 @dataclass(frozen=True, slots=True)
 class _Numbers:
-    """How the new file goes on."""
+    """Tail and cursors of the new file."""
 
     tail: int
     end: int
-    """Where the points ended; what is between it and the tail was perhaps never given out."""
+    """The last point; numbers between it and the tail may never have been used."""
     cursors: Mapping[str, int]
 
     @property
     def acked(self) -> int:
+        """The last number that every sink has acked."""
         return min(self.cursors.values(), default=self.tail)
+
+
+class _Taken:
+    """Sequence numbers of the new file's rows: spans in order that do not overlap."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+
+    def add(self, span: Span) -> bool:
+        """Add a span; return False when some of its numbers are taken."""
+        at = bisect_left(self.spans, span)
+        if at > 0 and self.spans[at - 1].last >= span.first:
+            return False
+        if at < len(self.spans) and self.spans[at].first <= span.last:
+            return False
+        self.spans.insert(at, span)
+        return True
 
 
 async def repair(
     path: Path, *, migrations: Sequence[str], sinks: Sequence[str], cause: StorageDamaged
 ) -> Repair:
-    """Put a new file in the place of a damaged one, with all that can still be read.
+    """Replace a damaged file by a new one with all that can still be read.
 
-    The damaged file is renamed and kept. Cursors that cannot be read start before the first
-    row saved: a point may be delivered twice, but none is skipped.
+    The damaged file is renamed. A cursor that cannot be read starts before the first row saved:
+    a point may be delivered twice, but none is skipped.
     """
     logger.error("The journal %s is damaged, saving what can be read: %s", path, cause)
     fill = partial(_fill, path=path, tables=sqlite.tables_of(migrations), sinks=sinks)
@@ -227,57 +231,53 @@ def _fill(
     connection: Connection, path: Path, tables: Mapping[str, TableShape], sinks: Sequence[str]
 ) -> Steps[tuple[int, int]]:
     """Copy what can be read; return how many points some sink needs, and how many are missing."""
-    books = _books(path, tables)
+    small = _small_tables(path, tables)
     yield
-    doubtful = yield from _copy_rows(connection, _stored_rows(path, tables["journal_rows"]))
-    spans = _spans_in(connection)
-    numbers = _numbers(books, spans, sinks)
-    unknown = [Span(numbers.end + 1, numbers.tail)] if numbers.end < numbers.tail else []
-    known = [*(span for span in books.known_holes if span[1] <= numbers.tail), *unknown]
-    lost = missing([*spans, *known], after=numbers.acked, through=numbers.tail)
-    placed, left = _placed(doubtful, lost)
+    taken = _Taken()
+    doubtful = yield from _copy_rows(connection, _stored_rows(path, tables["journal_rows"]), taken)
+    numbers = _numbers(small, taken.spans, sinks)
+    unused = [Span(numbers.end + 1, numbers.tail)] if numbers.end < numbers.tail else []
+    known = [*(hole for hole in small.holes if hole.last <= numbers.tail), *unused]
+
+    def lost() -> list[Span]:
+        return missing([*taken.spans, *known], after=numbers.acked, through=numbers.tail)
+
+    placed, left = _placed(doubtful, lost(), taken)
     insert_rows(connection, placed)
-    spans = _spans_in(connection)
-    lost = missing([*spans, *known], after=numbers.acked, through=numbers.tail)
-    _save_coverage(connection, books.saved, known=known, numbers=numbers)
-    _save_states(connection, books, tail=numbers.tail)
+    _save_coverage(connection, small.saved, known=known, numbers=numbers)
+    through = small.saved.states_through
+    save_states(connection, small.saved.states, through if through <= numbers.tail else 0)
 
     at_end = numbered(left, first=numbers.tail + 1, received_at=time.time())
     insert_rows(connection, at_end)
     save_tail(connection, at_end[-1].last if at_end else numbers.tail)
     save_new_cursors(connection, numbers.cursors)
-    save_holes(connection, [Span(*span) for span in [*known, *lost]])
+    save_holes(connection, [*known, *lost()])
     appended = sum(row.points for row in at_end)
-    lost_points = sum(last - first + 1 for first, last in lost)
-    held = sum(max(0, last - max(first - 1, numbers.acked)) for first, last in spans)
-    return held + appended, max(0, lost_points - appended)
+    held = sum(max(0, span.last - max(span.first - 1, numbers.acked)) for span in taken.spans)
+    return held + appended, max(0, sum(span.points for span in lost()) - appended)
 
 
-def _books(path: Path, tables: Mapping[str, TableShape]) -> _Books:
-    """Read all but the rows."""
+def _small_tables(path: Path, tables: Mapping[str, TableShape]) -> _SmallTables:
     ends = _table(path, "journal", tables)
-    # SQLite may see an older state: it reads the log up to the first frame that is damaged.
+    tails = [_number(row["tail"], row["tail_check"], _complement) for row in ends]
+    # SQLite may see an older state: it reads the log up to the first damaged frame.
     in_pages = [
-        _number(row[0], ~check if isinstance(check := row[2], int) else None)
+        _number(row[0], row[2], _complement)
         for view in sqlite_pages.views(path)
         for row in sqlite_pages.rows(view, tables["journal"].columns)
     ]
-    cursors = {
-        sink: _number(row["settled"], settled_by(sink, check) if isinstance(check, int) else None)
-        for row in _table(path, "cursors", tables)
-        for sink, check in [(str(row["sink"]), row["settled_check"])]
-    }
-    tails = [
-        _number(row["tail"], ~check if isinstance(check, int) else None)
-        for row in ends
-        for check in [row["tail_check"]]
-    ]
+    sure = [number for number in (*tails, *in_pages) if number.is_sure]
+    contradicting = tuple(sorted({value for number in tails for value in number.values}))
     through = [row["states_through"] for row in ends]
-    return _Books(
-        tail=_newest([number for number in [*tails, *in_pages] if number.is_sure])
-        or (tails[0] if len(tails) == 1 else _unsure(tails)),
-        cursors=cursors,
-        known_holes=[
+    return _SmallTables(
+        tail=max(sure, default=_Number(contradicting, is_sure=False)),
+        cursors={
+            sink: _number(row["settled"], row["settled_check"], partial(settled_by, sink))
+            for row in _table(path, "cursors", tables)
+            for sink in [str(row["sink"])]
+        },
+        holes=[
             Span(first, first + points - 1)
             for row in _table(path, "holes", tables)
             for first, points in [(row["first"], row["points"])]
@@ -316,137 +316,119 @@ def _by_sql(path: Path, name: str, shape: TableShape) -> list[list[Value]]:
         found = connection.execute(f"SELECT * FROM {name}")  # noqa: S608 - names of ours
         names = tuple(column for column, *_ in found.description)
         if names != shape.names[: len(names)]:
-            raise StorageDamaged("it has other columns than it should")
+            raise StorageDamaged("it has other columns than expected")
         return [list(row) for row in found]
 
 
-def _number(value: Value, again: int | None) -> _Number:
-    """Return the number that is stored as `value` and, in another form, once more."""
+def _complement(check: int) -> int:
+    return ~check
+
+
+def _number(value: Value, check: Value, decode: Callable[[int], int]) -> _Number:
+    """Return the number that is stored as `value` and again as `check`."""
+    again = decode(check) if isinstance(check, int) else None
     values = {each for each in (value, again) if isinstance(each, int) and 0 <= each < MAX_NUMBER}
     return _Number(tuple(sorted(values)), value == again and len(values) == 1)
 
 
-def _newest(numbers: Sequence[_Number]) -> _Number | None:
-    return max(numbers, key=lambda number: number.values, default=None)
-
-
-def _unsure(numbers: Iterable[_Number]) -> _Number:
-    return _Number(tuple(sorted({value for each in numbers for value in each.values})), False)
-
-
-def _numbers(books: _Books, spans: Sequence[Span], sinks: Sequence[str]) -> _Numbers:
-    """Decide how the new file goes on: no number is given out twice, and no point is skipped."""
+def _numbers(small: _SmallTables, spans: Sequence[Span], sinks: Sequence[str]) -> _Numbers:
+    """Return tail and cursors: no number is used twice, and no point is skipped."""
     newest = max((last for _, last in spans), default=0)
-    sure = [number.values[0] for number in books.cursors.values() if number.is_sure]
-    tail = max(newest, *books.tail.values, *sure, 0)
-    if not books.tail.is_sure:
-        tail = max(tail, *(value for each in books.cursors.values() for value in each.values), 0)
+    sure = [number.values[0] for number in small.cursors.values() if number.is_sure]
+    tail = max(newest, *small.tail.values, *sure, 0)
+    if not small.tail.is_sure:
+        tail = max(tail, *(value for each in small.cursors.values() for value in each.values), 0)
     if not tail:
-        # Nothing is known. Dead letters carry numbers, so the new ones are beyond all old ones.
+        # Nothing is known. Dead letters have numbers; the new ones are beyond all old ones.
         tail = int(time.time() * 1000)
     end = newest
-    if books.tail.is_sure:
-        end = max(newest, books.tail.values[0])
-    elif likely := [value for value in books.tail.values if value >= newest]:
+    if small.tail.is_sure:
+        end = max(newest, small.tail.values[0])
+    elif likely := [value for value in small.tail.values if value >= newest]:
         end = min(likely)
     before = min((first for first, _ in spans), default=tail + 1) - 1
-    limit = max(newest, *books.tail.values, 0)
+    limit = max(newest, *small.tail.values, 0)
     cursors = {
         sink: min(
             (value for value in number.values if number.is_sure or value <= limit), default=before
         )
-        for sink, number in books.cursors.items()
+        for sink, number in small.cursors.items()
     }
     return _Numbers(tail, end, dict.fromkeys(sinks, before) | cursors)
 
 
 def _stored_rows(path: Path, shape: TableShape) -> Iterator[StoredRow]:
-    """Yield what the pages hold that looks like a row, the most likely version of each first."""
-    found = False
-    for view in sqlite_pages.views(path):
-        for values in sqlite_pages.rows(view, shape.columns):
-            found = True
-            yield StoredRow(*values)  # type: ignore[arg-type]  # the types are those of the table
-    if found:
-        return
-    without = {"points": 1, "received_at": 2}  # a column that was dropped by hand
-    for index in without.values():
-        columns = (*shape.columns[:index], *shape.columns[index + 1 :])
+    """Yield what in the pages looks like a row, the most likely version of each first."""
+    for dropped in (None, 1, 2):  # `points` or `received_at`, by hand
+        columns = [column for index, column in enumerate(shape.columns) if index != dropped]
+        found = False
         for view in sqlite_pages.views(path):
             for values in sqlite_pages.rows(view, columns):
-                values.insert(index, 0)
-                yield StoredRow(*values)  # type: ignore[arg-type]
+                found = True
+                if dropped is not None:
+                    values.insert(dropped, 0)
+                yield StoredRow(*values)  # type: ignore[arg-type]  # the types are those of the table
+        if found:
+            return
 
 
-def _copy_rows(connection: Connection, found: Iterable[StoredRow]) -> Steps[list[StoredRow]]:
-    """Copy the rows that are whole; return those whose points can be read, but not their numbers.
+def _copy_rows(
+    connection: Connection, found: Iterable[StoredRow], taken: _Taken
+) -> Steps[list[StoredRow]]:
+    """Copy the rows that are whole; return the others.
 
-    Settled rows are copied as well: they tell when a hole began, and what is read back near a
-    gap is compared with them.
+    Acked rows are copied as well: they bound the time of a hole, and what is read back near a gap
+    is compared with them.
     """
-    taken: list[Span] = []
     copied: set[int] = set()
     doubtful: list[StoredRow] = []
     block: list[Row] = []
     for stored in found:
-        digest = hash(stored.gzip)
-        if stored.is_whole() and stored.row.last < MAX_NUMBER:
-            span = Span(stored.first, stored.row.last)
-            at = bisect_left(taken, span)
-            if _overlaps(taken, at, span):
-                doubtful.append(stored)  # or an older version of its page, which was copied
-                continue
-            taken.insert(at, span)
-            copied.add(digest)
-            received_at = stored.received_at if is_time(stored.received_at) else time.time()
-            block.append(replace(stored.row, received_at=float(received_at)))
-            if len(block) == _ROWS_PER_COPY:
-                insert_rows(connection, block)
-                block.clear()
-                yield
-        else:
-            doubtful.append(stored)
+        is_whole = stored.is_whole() and stored.row.last < MAX_NUMBER
+        if not is_whole or not taken.add(Span(stored.first, stored.row.last)):
+            doubtful.append(stored)  # perhaps an older version of a page that was copied
+            continue
+        copied.add(hash(stored.gzip))
+        block.append(replace(stored.row, received_at=_received_at(stored)))
+        if len(block) == _ROWS_PER_COPY:
+            insert_rows(connection, block)
+            block.clear()
+            yield
     insert_rows(connection, block)
     return [stored for stored in doubtful if hash(stored.gzip) not in copied]
 
 
-def _overlaps(taken: Sequence[Span], at: int, span: Span) -> bool:
-    first, last = span
-    before_overlaps = at > 0 and taken[at - 1][1] >= first
-    return before_overlaps or (at < len(taken) and taken[at][0] <= last)
-
-
 def _placed(
-    doubtful: Iterable[StoredRow], lost: Sequence[Span]
+    doubtful: Iterable[StoredRow], lost: Sequence[Span], taken: _Taken
 ) -> tuple[list[Row], list[CompressedChunk]]:
-    """Give numbers to rows whose checksum is wrong and whose points can be read.
+    """Return rows with a wrong checksum and readable points: those with a place, and the others.
 
-    A row keeps its number when all of it lies in a hole. Else it is returned to be put at the end,
-    so that every sink gets it, perhaps once more.
+    A row keeps its numbers when all of them are lost. The others are appended at the end, so that
+    every sink gets them, perhaps once more.
     """
     placed: list[Row] = []
     left: list[CompressedChunk] = []
     seen: set[int] = set()
-    taken: list[Span] = []
     for stored in doubtful:
         points = points_in(stored.gzip, expected=max(0, stored.points))
         if not points or hash(stored.gzip) in seen:
             continue
         seen.add(hash(stored.gzip))
         span = Span(stored.first, stored.first + points - 1)
-        fits = any(first <= span[0] and span[1] <= last for first, last in lost)
-        at = bisect_left(taken, span)
-        if not fits or _overlaps(taken, at, span):
+        fits = any(hole.first <= span.first and span.last <= hole.last for hole in lost)
+        if fits and taken.add(span):
+            placed.append(Row(stored.first, points, stored.gzip, _received_at(stored)))
+        else:
             left.append(CompressedChunk(points, stored.gzip))
-            continue
-        taken.insert(at, span)
-        received_at = stored.received_at if is_time(stored.received_at) else time.time()
-        placed.append(Row(stored.first, points, stored.gzip, float(received_at)))
     return placed, left
 
 
+def _received_at(stored: StoredRow) -> float:
+    return float(stored.received_at) if is_time(stored.received_at) else time.time()
+
+
 def _covered_before(rows: Iterable[Mapping[str, Value]]) -> Covered | None:
-    """Return what the file covered: of two ends that contradict each other, the earlier one."""
+    """Return the covered time; of two ends that contradict each other, the earlier one."""
     for row in rows:
         through_ns, check = row["through_ns"], row["through_check"]
         ends = [through_ns, ~check if isinstance(check, int) else through_ns]
@@ -458,7 +440,7 @@ def _covered_before(rows: Iterable[Mapping[str, Value]]) -> Covered | None:
 
 
 def _gap(row: Mapping[str, Value]) -> Gap | None:
-    """Return a gap as it was, else one of the same time that is open; None when that is unknown."""
+    """Return a gap as it was, else an open one of the same time; None when that is unknown."""
     try:
         return gap_of([row[name] for name in GAP_COLUMNS])
     except StorageDamaged as exc:
@@ -493,16 +475,10 @@ def _states(rows: Iterable[Mapping[str, Value]]) -> dict[str, LastState]:
     return states
 
 
-def _save_states(connection: Connection, books: _Books, *, tail: int) -> None:
-    saved = books.saved
-    through = saved.states_through if saved.states_through <= tail else 0
-    save_states(connection, saved.states, through)
-
-
 def _save_coverage(
     connection: Connection, saved: Saved, *, known: Sequence[Span], numbers: _Numbers
 ) -> None:
-    # A hole that was known before has its gap already: it counts as if it held nothing live.
+    # A known hole has its gap already: it counts as a row without live points.
     holes = [RowTimes(first, last, None, 0.0) for first, last in known]
     spans = sorted([*_row_times(connection), *holes], key=lambda span: span.first)
     gaps, lost_at_end = damage_gaps(spans, saved.covered, acked=numbers.acked, tail=numbers.tail)
@@ -511,27 +487,21 @@ def _save_coverage(
         save_covered(connection, covered)
     else:
         logger.warning(
-            "Since when nothing was captured cannot be known."
-            " To read it back: python -m app backfill --since …"
+            "The start of the gap is unknown. To read it back: python -m app backfill --since …"
         )
     last_id = max((gap.id for gap in saved.gaps), default=0)
     new = [replace(gap, id=last_id + number) for number, gap in enumerate(gaps, start=1)]
     save_gaps(connection, [*saved.gaps, *new])
 
 
-def _spans_in(connection: Connection) -> list[Span]:
-    found = connection.execute("SELECT first, first + points - 1 FROM journal_rows ORDER BY first")
-    return [Span(first, last) for first, last in found]
-
-
 @dataclass(frozen=True, slots=True)
 class RowTimes:
-    """A row that was saved: its numbers, and when what it holds happened."""
+    """Numbers of a saved row, and when its points happened."""
 
     first: int
     last: int
     times: Times | None
-    """None when nothing in it came live from Home Assistant."""
+    """None without live points."""
     received_at: float
 
 
@@ -540,8 +510,8 @@ def damage_gaps(
 ) -> tuple[list[Gap], int]:
     """Return gaps, without ids, for the time of lost points, and how many are lost at the end.
 
-    Those are in no gap: the journal covers no further than the last live row that was saved,
-    and the next connection finds the gap. Without such a row all that was covered is one.
+    Points lost at the end are in no gap: the journal then covers time up to the last live row
+    saved, and the next connection opens the gap. Without such a row all covered time is a gap.
     """
     gaps: list[Gap] = []
     before: RowTimes | None = None
@@ -567,7 +537,7 @@ def damage_gaps(
 def _since_ns(
     spans: Sequence[RowTimes], missing: int, *, before: RowTimes | None, after: Times
 ) -> int:
-    """Return where a hole begins: with the row before, else as the pace of the others says."""
+    """Return where a hole begins: with the row before it, else estimated from the average rate."""
     if before is not None and before.times is not None:
         return min(before.times.newest_ns, after.oldest_ns)
     live = [(span.times, span.last - span.first + 1) for span in spans if span.times]
@@ -594,7 +564,7 @@ def _add(gaps: list[Gap], times: Times, edge_at: float) -> None:
 
 
 def _covered(spans: Sequence[RowTimes], saved: Saved, *, lost_at_end: int) -> Covered | None:
-    """Return what the file covers: no further than the last row, when points after it are lost."""
+    """Return the covered time: up to the last row when points after it are lost."""
     covered, live = saved.covered, [span for span in spans if span.times]
     if covered is not None and not lost_at_end:
         return covered
@@ -608,15 +578,9 @@ def _covered(spans: Sequence[RowTimes], saved: Saved, *, lost_at_end: int) -> Co
 
 
 def _row_times(connection: Connection) -> Iterator[RowTimes]:
-    for row in _saved_rows(connection):
-        lines = Lines(gzip_stream.decompressed(row.gzip), row.points)
-        times = live_times_of(lines)
-        bounded = None if times is None else within_range(times)
-        yield RowTimes(row.first, row.last, bounded, row.received_at)
-
-
-def _saved_rows(connection: Connection) -> Iterator[Row]:
-    for columns in connection.execute(
+    for first, points, gzip, received_at in connection.execute(
         "SELECT first, points, gzip, received_at FROM journal_rows ORDER BY first"
     ):
-        yield Row(*columns)
+        times = live_times_of(Lines(gzip_stream.decompressed(gzip), points))
+        bounded = None if times is None else within_range(times)
+        yield RowTimes(first, first + points - 1, bounded, received_at)
