@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from datetime import datetime
 from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Path, Query, Response
+from msgspec import Meta
 from pydantic import AwareDatetime
 
 from app.api.dependencies import Components, ComponentsDep
-from app.api.models import EventPage, ProblemDocument
+from app.api.models import ProblemDocument
 from app.api.problems import Problem, ProblemRaised
 from app.model import nanoseconds
-from app.sinks.embedded import EmbeddedStore, Page
+from app.sinks.embedded import EmbeddedStore, Page, StoredEvent
+
+
+class EventPage(msgspec.Struct):
+    """A page of history, newest first."""
+
+    events: Sequence[StoredEvent]
+    count: int
+    next_cursor: Annotated[
+        str | None, Meta(description="Cursor of the next page; null after the last")
+    ]
+
+
+_PAGE = {"application/json": {"schema": {"$ref": "#/components/schemas/EventPage"}}}
 
 router = APIRouter(
     prefix="/api/v1/events",
     tags=["events"],
     responses={
-        200: {"model": EventPage, "description": "Newest first"},
+        200: {"content": _PAGE, "description": "Newest first"},
         409: {"model": ProblemDocument, "description": "EMBEDDED_STORE is off"},
     },
 )
@@ -114,7 +128,7 @@ async def _page(query: Awaitable[Page]) -> Response:
         page = await query
     except ValueError as exc:
         raise ProblemRaised(_NO_CURSOR) from exc
-    body = {"events": page.events, "count": len(page.events), "next_cursor": page.next_cursor}
+    body = EventPage(page.events, count=len(page.events), next_cursor=page.next_cursor)
     return Response(msgspec.json.encode(body), media_type="application/json")
 
 

@@ -9,9 +9,19 @@ from typing import Annotated
 import msgspec
 from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 
-from app import __version__
 from app.api.access import MUST_AUTHENTICATE, AccessRules, refuse
 from app.api.dependencies import Components, ComponentsDep
+from app.api.messages import (
+    Auth,
+    AuthInvalid,
+    AuthRequired,
+    ClientMessage,
+    Hello,
+    MessageError,
+    Ping,
+    Pong,
+    ServerMessage,
+)
 from app.api.models import ProblemDocument
 from app.api.problems import Problem, ProblemRaised
 from app.api.throttle import AuthThrottle
@@ -47,14 +57,6 @@ _FULL = Problem(
     detail="As many clients as this service serves at once are connected; try again later.",
     headers={"Retry-After": "10"},
 )
-
-
-class _Incoming(msgspec.Struct):
-    """A client's message; what is not named here is ignored."""
-
-    type: str
-    id: int | None = None
-    api_key: str = ""
 
 
 @router.get(
@@ -126,13 +128,7 @@ async def live(
             device_class=tuple(device_class),
         )
         with hub.subscribed(selection) as subscriber:
-            await _say(
-                socket,
-                type="hello",
-                service="websocket-ingestion",
-                version=__version__,
-                coalesce=coalesce,
-            )
+            await _send(socket, Hello(coalesce=coalesce))
             await _converse(socket, subscriber, coalesce=coalesce)
 
 
@@ -143,12 +139,12 @@ async def _authenticated(socket: WebSocket, components: Components) -> bool:
     first = None
     with contextlib.suppress(TimeoutError):
         async with components.challenges.waiting_for_key(peer, timeout_s=rules.auth_timeout_s):
-            await _say(socket, type="auth_required")
+            await _send(socket, AuthRequired())
             first = await _received(socket)
     refusal = _refusal_of(first, rules, components.key_attempts, peer)
     if refusal is None:
         return True
-    await _say(socket, type="auth_invalid", message=refusal)
+    await _send(socket, AuthInvalid(refusal))
     await socket.close(_POLICY_VIOLATION, "auth_invalid")
     return False
 
@@ -159,8 +155,8 @@ def _refusal_of(
     """Return why the first message of a client does not let it in; None when it does."""
     if first is None:
         return "No key came in time"
-    message = _understood(first)
-    if message is not None and message.type == "auth" and rules.is_key(message.api_key):
+    message = _decoded(first)
+    if isinstance(message, Auth) and rules.is_key(message.api_key):
         return None
     problem = attempts.refusal(peer)
     return problem.detail if problem else "The key is not the API_KEY"
@@ -175,7 +171,7 @@ async def _converse(socket: WebSocket, subscriber: Subscriber, *, coalesce: bool
         # a client that does not read must not keep us from noticing that it left.
         with contextlib.suppress(WebSocketDisconnect):
             while True:
-                subscriber.answer(_answer(await _received(socket)))
+                subscriber.answer(_reply(await _received(socket)))
         sending.cancel()
 
 
@@ -218,24 +214,26 @@ async def _received(socket: WebSocket) -> bytes | str:
     return received
 
 
-def _answer(received: bytes | str) -> str:
-    match _understood(received):
-        case _Incoming(type="ping", id=int(number)):
-            return f'{{"id":{number},"type":"pong"}}'
-        case _Incoming(type="ping"):
-            return '{"type":"pong"}'
-    return '{"type":"error","message":"Only ping is understood here"}'
+def _reply(received: bytes | str) -> str:
+    match _decoded(received):
+        case Ping(id=number):
+            return _encoded(Pong(number))
+    return _encoded(MessageError("Only ping is understood here"))
 
 
-_decoder = msgspec.json.Decoder(_Incoming)
+_decoder: msgspec.json.Decoder[ClientMessage] = msgspec.json.Decoder(ClientMessage)
 
 
-def _understood(received: bytes | str) -> _Incoming | None:
+def _decoded(received: bytes | str) -> ClientMessage | None:
     try:
         return _decoder.decode(received)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
 
 
-async def _say(socket: WebSocket, **message: object) -> None:
-    await socket.send_text(msgspec.json.encode(message).decode())
+def _encoded(message: ServerMessage) -> str:
+    return msgspec.json.encode(message).decode()
+
+
+async def _send(socket: WebSocket, message: ServerMessage) -> None:
+    await socket.send_text(_encoded(message))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin
+from typing import Annotated, Literal
 
-import msgspec
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, create_model
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from app.model import Context, GapReason, GapState
-from app.sinks.embedded import StoredEvent
+from app.model import GapReason, GapState
 
 
 class ProblemError(BaseModel):
@@ -43,115 +40,6 @@ class Ready(BaseModel):
     status: Literal["ready"] = "ready"
 
 
-class EventContext(BaseModel):
-    """Who or what caused a change."""
-
-    id: str | None = Field(examples=["01JQ8T3X5E7W9V0R2M4N6B8C1D"])
-    parent_id: str | None = Field(examples=[None])
-    user_id: str | None = Field(examples=[None])
-
-
-class LiveEvent(BaseModel):
-    """One state change; unknown values are null, no key is ever missing."""
-
-    entity_id: str = Field(examples=["sensor.kitchen_temperature"])
-    domain: str = Field(examples=["sensor"])
-    event_type: str = Field(examples=["state_changed"])
-    time: datetime = Field(
-        examples=["2026-11-23T10:00:00.123456Z"],
-        description="When Home Assistant updated the state; UTC, always six decimals",
-    )
-    state: str | None = Field(examples=["21.5"], description="null when the entity was removed")
-    previous_state: str | None = Field(examples=["21.4"])
-    duration: float | None = Field(
-        examples=[60.0], description="Seconds that the previous state lasted"
-    )
-    removed: bool = Field(examples=[False])
-    attributes: dict[str, object] = Field(examples=[{"state_class": "measurement"}])
-    device_class: str | None = Field(examples=["temperature"])
-    unit_of_measurement: str | None = Field(examples=["°C"])
-    friendly_name: str | None = Field(examples=["Kitchen temperature"])
-    area_id: str | None = Field(examples=["kitchen"])
-    area_name: str | None = Field(examples=["Kitchen"])
-    device_id: str | None = Field(examples=["a1b2c3"])
-    integration: str | None = Field(examples=["mqtt"])
-    context: EventContext | None
-
-
-class AuthRequired(BaseModel):
-    """Sent first when the client gave no key and one is needed: answer with `auth`."""
-
-    type: Literal["auth_required"]
-
-
-class AuthInvalid(BaseModel):
-    """The key was wrong, or did not come in time; the connection is closed."""
-
-    type: Literal["auth_invalid"]
-    message: str
-
-
-class Hello(BaseModel):
-    """Sent first; events follow."""
-
-    type: Literal["hello"]
-    service: Literal["websocket-ingestion"]
-    version: str
-    coalesce: bool
-
-
-class EventMessage(BaseModel):
-    """One state change."""
-
-    type: Literal["event"]
-    event: LiveEvent
-
-
-class Dropped(BaseModel):
-    """The client was too slow and lost this many events, older than those that follow."""
-
-    type: Literal["dropped"]
-    count: int
-
-
-class Pong(BaseModel):
-    """The answer to a ping, with its id."""
-
-    type: Literal["pong"]
-    id: int | None = None
-
-
-class Unknown(BaseModel):
-    """The answer to a message that is not understood."""
-
-    type: Literal["error"]
-    message: str
-
-
-class Auth(BaseModel):
-    """The API key, within ten seconds of `auth_required`."""
-
-    type: Literal["auth"]
-    api_key: str
-
-
-class Ping(BaseModel):
-    """A question whether the service is still there."""
-
-    type: Literal["ping"]
-    id: int | None = None
-
-
-ServerMessage: TypeAlias = Annotated[
-    AuthRequired | AuthInvalid | Hello | EventMessage | Dropped | Pong | Unknown,
-    Field(discriminator="type"),
-]
-"""What `/ws` sends."""
-
-ClientMessage: TypeAlias = Annotated[Auth | Ping, Field(discriminator="type")]
-"""What `/ws` understands."""
-
-
 class Rate(BaseModel):
     """The events received in one second."""
 
@@ -168,41 +56,6 @@ class EventRate(BaseModel):
     events_total: int = Field(examples=[4711], description="Received since the start")
     window_seconds: int = Field(examples=[900])
     seconds: list[Rate] = Field(description="Oldest first; seconds without events are left out")
-
-
-_DOCUMENTED_AS: Mapping[object, object] = {
-    msgspec.Raw: dict[str, object],
-    Context | None: EventContext | None,
-}
-
-
-def _documented(struct: type[msgspec.Struct], name: str, *, title: str) -> type[BaseModel]:
-    """Return a struct as a model for OpenAPI: names, types, examples and descriptions."""
-    fields: dict[str, Any] = {}
-    for field in msgspec.structs.fields(struct):
-        hint, *metas = get_args(field.type) if get_origin(field.type) is Annotated else [field.type]
-        documentation = Field()
-        for meta in metas:
-            documentation = Field(
-                examples=meta.examples,
-                description=meta.description,
-                json_schema_extra=meta.extra_json_schema,
-            )
-        fields[field.encode_name] = (_DOCUMENTED_AS.get(hint, hint), documentation)
-    return create_model(name, __config__=ConfigDict(title=title), **fields)
-
-
-HistoricEventDocument = _documented(StoredEvent, "HistoricEventDocument", title="HistoricEvent")
-
-
-class EventPage(BaseModel):
-    """A page of history, newest first."""
-
-    events: list[HistoricEventDocument]  # type: ignore[valid-type]  # it is made from a struct
-    count: int = Field(examples=[1])
-    next_cursor: str | None = Field(
-        examples=[None], description="Where the next page begins; null after the last"
-    )
 
 
 class Device(BaseModel):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from pydantic import TypeAdapter
 
-from app.api.models import ClientMessage, ProblemDocument, ServerMessage
+from app.api.events import EventPage
+from app.api.messages import ClientMessage, ServerMessage
+from app.api.models import ProblemDocument
 from app.api.problems import MEDIA_TYPE
 
 TAGS = [
@@ -22,7 +24,7 @@ TAGS = [
     {"name": "status", "description": "For people and dashboards."},
 ]
 
-_REF = "#/components/schemas/{model}"
+_SCHEMAS = "#/components/schemas/"
 _FIRST_ERROR = 400
 _OPEN_TAG = "health"
 _UNREADABLE = "The body is not JSON in UTF-8"
@@ -55,17 +57,16 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _add_models(schema: dict[str, Any]) -> None:
+    """Add the models of what is sent as bytes, and remove FastAPI's own of a 422."""
     models = schema["components"]["schemas"]
-    adapters: dict[str, TypeAdapter[Any]] = {
-        "ServerMessage": TypeAdapter(ServerMessage),
-        "ClientMessage": TypeAdapter(ClientMessage),
-        "ProblemDocument": TypeAdapter(ProblemDocument),
-    }
-    for name, adapter in adapters.items():
-        model = adapter.json_schema(ref_template=_REF, mode="serialization")
-        models.update(model.pop("$defs", {}))
-        models[name] = model
-    # FastAPI's own models of a 422, which is a problem document here.
+    (server, client, _), structs = msgspec.json.schema_components(
+        (ServerMessage, ClientMessage, EventPage), ref_template=_SCHEMAS + "{name}"
+    )
+    models.update(structs, ServerMessage=server, ClientMessage=client)
+    models["ProblemDocument"] = ProblemDocument.model_json_schema(
+        ref_template=_SCHEMAS + "{model}", mode="serialization"
+    )
+    models.update(models["ProblemDocument"].pop("$defs"))
     models.pop("HTTPValidationError", None)
     models.pop("ValidationError", None)
 
@@ -98,7 +99,7 @@ def _describe_errors(schema: dict[str, Any]) -> None:
 
 def _make_problem(response: dict[str, Any]) -> None:
     model = response.get("content", {}).get("application/json", {}).get("schema", {})
-    if model.get("$ref") == _REF.format(model="Snapshot"):
+    if model.get("$ref") == f"{_SCHEMAS}Snapshot":
         return
-    problem = {"$ref": _REF.format(model="ProblemDocument")}
+    problem = {"$ref": f"{_SCHEMAS}ProblemDocument"}
     response["content"] = {MEDIA_TYPE: {"schema": problem}}

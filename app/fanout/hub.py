@@ -13,8 +13,10 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from app.model import Change, Context, iso_time
 from app.runtime.globs import glob_matcher
@@ -26,31 +28,41 @@ _MAX_ANSWERS = 16
 class EventBody(msgspec.Struct, frozen=True, gc=False):
     """A state change as subscribers get it; unknown values are null, and no key is missing."""
 
-    entity_id: str
-    domain: str
-    event_type: str
-    time: str
-    """When Home Assistant updated the state: ISO 8601, UTC, always six decimals and a `Z`."""
-    state: str | None
-    """None when the entity was removed."""
-    previous_state: str | None
-    duration: float | None
-    """Seconds that the previous state lasted."""
+    entity_id: Annotated[str, Meta(examples=["sensor.kitchen_temperature"])]
+    domain: Annotated[str, Meta(examples=["sensor"])]
+    event_type: Annotated[str, Meta(examples=["state_changed"])]
+    time: Annotated[
+        str,
+        Meta(
+            examples=["2026-11-23T10:00:00.123456Z"],
+            description="When Home Assistant updated the state; UTC, always six decimals",
+            extra_json_schema={"format": "date-time"},
+        ),
+    ]
+    state: Annotated[
+        str | None, Meta(examples=["21.5"], description="null when the entity was removed")
+    ]
+    previous_state: Annotated[str | None, Meta(examples=["21.4"])]
+    duration: Annotated[
+        float | None, Meta(examples=[60.0], description="Seconds that the previous state lasted")
+    ]
     removed: bool
-    attributes: msgspec.Raw
-    """The JSON object as Home Assistant sent it."""
-    device_class: str | None
-    unit_of_measurement: str | None
-    friendly_name: str | None
-    area_id: str | None
-    area_name: str | None
-    device_id: str | None
-    integration: str | None
+    attributes: Annotated[
+        msgspec.Raw,
+        Meta(examples=[{"state_class": "measurement"}], extra_json_schema={"type": "object"}),
+    ]
+    device_class: Annotated[str | None, Meta(examples=["temperature"])]
+    unit_of_measurement: Annotated[str | None, Meta(examples=["°C"])]
+    friendly_name: Annotated[str | None, Meta(examples=["Kitchen temperature"])]
+    area_id: Annotated[str | None, Meta(examples=["kitchen"])]
+    area_name: Annotated[str | None, Meta(examples=["Kitchen"])]
+    device_id: Annotated[str | None, Meta(examples=["a1b2c3"])]
+    integration: Annotated[str | None, Meta(examples=["mqtt"])]
     context: Context | None
 
 
 class EventMessage(msgspec.Struct, frozen=True, gc=False, tag_field="type", tag="event"):
-    """The message around one event."""
+    """One state change."""
 
     event: EventBody
 

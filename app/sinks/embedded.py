@@ -114,7 +114,10 @@ class StoredEvent(msgspec.Struct, frozen=True, kw_only=True, rename={"duration_s
     ]
     removed: Annotated[bool, Meta(examples=[False])]
     backfilled: Annotated[bool, Meta(examples=[False], description="Read back from the recorder")]
-    attributes: Annotated[msgspec.Raw, Meta(examples=[{"state_class": "measurement"}])]
+    attributes: Annotated[
+        msgspec.Raw,
+        Meta(examples=[{"state_class": "measurement"}], extra_json_schema={"type": "object"}),
+    ]
     device_class: Annotated[Text, Meta(examples=["temperature"])]
     unit_of_measurement: Annotated[Text, Meta(examples=["°C"])]
     event_category: Annotated[Text, Meta(examples=["climate"])]
