@@ -61,9 +61,10 @@ from app.normalize.restarts import (
 )
 from app.runtime import gzip_stream
 from app.runtime.errors import CommandFailed, SourceError, SourceProtocolError, StorageError
-from app.runtime.logging import RateLimitedLog, spoken
+from app.runtime.logging import RateLimitedLog
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, contained
+from app.runtime.text import duration
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
@@ -493,7 +494,7 @@ class Backfill:
         retention_s = await self._retention_s()
         if retention_s is None or age_ns <= retention_s * SECOND_NS:
             return ()
-        return (_NOT_RETAINED.format(spoken(retention_s)),)
+        return (_NOT_RETAINED.format(duration(retention_s)),)
 
     async def _unrecorded(self, gap: Gap, reading: _Reading, captured: _Captured) -> Gap:
         """Journal the newest state of each entity that changed without a row."""

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
+from app.runtime.text import duration
+
 LogFormat = Literal["json", "text"]
 LogOutput = Literal["stdout", "file", "both"]
 
@@ -139,7 +141,7 @@ class Repeats:
             return None
         # INFO messages accompany a failure; don't count them as failures.
         times = sum(seen.count for seen in kinds if seen.message.level > logging.INFO)
-        lasted = spoken(now_s - min(seen.first_s for seen in kinds))
+        lasted = duration(now_s - min(seen.first_s for seen in kinds))
         return f"failed {times:,} times in {lasted}" if times > 1 else f"after {lasted}"
 
     def summarize(self) -> None:
@@ -249,9 +251,9 @@ class _Repeated:
         self._interval_s = min(2 * self._interval_s, max_s)
         self.unreported = 0
         self.is_open = self.resolved_s is None
-        account = f"{self.count:,} times in {spoken(self.last_s - self.first_s)}"
+        account = f"{self.count:,} times in {duration(self.last_s - self.first_s)}"
         if (ago_s := now_s - self.last_s) >= _LONG_AGO_S:
-            account += f", the last {spoken(ago_s)} ago"
+            account += f", the last {duration(ago_s)} ago"
         args = (*self.message.args, account)
         return _Message(self.message.level, f"{self.message.text} (%s)", args)
 
@@ -260,14 +262,6 @@ class _Repeated:
         self.is_open = False
         if is_logged:
             self.unreported = 0
-
-
-def spoken(seconds: float) -> str:
-    """Return a length of time for a person."""
-    for unit, size_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size_s:
-            return f"{seconds / size_s:.0f} {unit}"
-    return f"{max(seconds, 0.0):.0f} s"
 
 
 def shown_url(url: str) -> str:

@@ -1,4 +1,4 @@
-"""Foreign text, made safe to log and to show; pure."""
+"""Text for logs and pages: foreign text made safe, and durations. Pure."""
 
 from __future__ import annotations
 
@@ -22,3 +22,11 @@ def one_line(text: str, secrets: Sequence[str] = (), *, max_chars: int = 500) ->
             text = re.sub(exact if is_long else rf"(?<!\w){exact}(?!\w)", "***", text)
     printable = "".join(char if char.isprintable() else " " for char in text)
     return " ".join(printable.split())[:max_chars]
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time for a person: `90 s`, `5 min`."""
+    for unit, size_s in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size_s:
+            return f"{seconds / size_s:.0f} {unit}"
+    return f"{max(seconds, 0.0):.0f} s"

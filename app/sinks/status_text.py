@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from app.runtime.logging import spoken
+from app.runtime.text import duration
 
 _TITLES = {"influxdb": "InfluxDB", "embedded": "The embedded store"}
 _SMOOTHED_OVER_S = 10.0
@@ -43,7 +43,7 @@ class SinkProblem:
 
     def sentence(self, now_s: float) -> str:
         """Return what is wrong, for how long, and what a person can do."""
-        subject, lasted = self._title, spoken(now_s - self.since_s)
+        subject, lasted = self._title, duration(now_s - self.since_s)
         said = self.said.rstrip(". ")
         match self.condition:
             case "waiting":
@@ -91,7 +91,7 @@ class Expired:
         """Return the warning, for an hour after the last of them."""
         if self.is_over(now_s):
             return None
-        kept = f" of {spoken(self.retention_s)}" if self.retention_s else ""
+        kept = f" of {duration(self.retention_s)}" if self.retention_s else ""
         return (
             f"{title(sink)} did not store {self._points} points that are older than its"
             f" retention{kept}. Raise the retention of INFLUXDB_BUCKET, or lower"

@@ -209,12 +209,12 @@ def test_a_header_of_a_proxy_is_recognized(name: str) -> None:
         "X-Grafana-Org-Id", "X-DataSource-Uid", "Expect", "Keep-Alive", "Authorization",
     ],
 )  # fmt: skip
-def test_headers_of_browsers_and_programs_are_none_of_a_proxy(name: str) -> None:
+def test_headers_of_browsers_and_programs_do_not_look_like_a_proxy(name: str) -> None:
     """A direct request of this machine is answered with them."""
     assert _verdict(OPEN, _asked(headers={name.lower(): ["x"]})) == "allow"
 
 
-def test_a_refusal_says_what_to_do() -> None:
+def test_a_refused_request_says_what_to_do() -> None:
     """Without a key the problem names the setting and the reason; with one, how to send it."""
     without = decide(OPEN, _asked(peer="192.168.1.7"))
     missing = decide(LOCKED, _asked())
@@ -230,7 +230,7 @@ def test_a_refusal_says_what_to_do() -> None:
     ) == (401, "Bearer")
 
 
-def test_a_network_may_be_trusted() -> None:
+def test_a_trusted_network_is_answered_without_a_key() -> None:
     """The bridge of a container host, for example."""
     rules = AccessRules(trusted_peers=(ipaddress.ip_network("172.17.0.0/16"),))
 
@@ -240,14 +240,14 @@ def test_a_network_may_be_trusted() -> None:
     ] == ["allow", "api_key_needed"]
 
 
-def test_the_key_is_in_no_repr() -> None:
+def test_the_repr_of_the_access_rules_hides_the_key() -> None:
     """Neither the rules nor a request can leak it into a log."""
     shown = repr(LOCKED) + repr(_asked(headers={"x-api-key": [KEY]}))
 
     assert KEY not in shown
 
 
-def test_without_a_key_nothing_is_the_key() -> None:
+def test_no_offered_key_is_right_while_none_is_set() -> None:
     """An empty key fits nothing."""
     assert not OPEN.is_key("")
 
@@ -266,7 +266,7 @@ def test_the_path_is_the_one_the_router_sees(path: str, root_path: str, seen: st
     assert seen == path_in({"path": path, "root_path": root_path})
 
 
-def test_a_scope_is_read_whole() -> None:
+def test_a_request_is_read_from_its_scope() -> None:
     """Repeated headers are kept, names are lower-cased, odd bytes do no harm."""
     asked = asked_in(
         {
@@ -284,7 +284,7 @@ def test_a_scope_is_read_whole() -> None:
     )
 
 
-def test_an_address_that_uvicorn_took_from_a_header_is_none() -> None:
+def test_an_address_that_uvicorn_took_from_a_header_is_ignored() -> None:
     """It gives it the port 0: who sends the header could choose it."""
     scope = {"type": "http", "path": "/", "client": ("192.0.2.1", 0), "headers": []}
 

@@ -19,8 +19,8 @@ from app.runtime.logging import (
     TextLine,
     configure,
     repeats,
-    spoken,
 )
+from app.runtime.text import duration
 
 NOISY = ("websockets", "httpx", "httpcore", "uvicorn.access", "asyncio")
 
@@ -75,7 +75,7 @@ def record_of(message: str, *, failed: bool = False) -> logging.LogRecord:
     return record
 
 
-def test_a_record_as_json() -> None:
+def test_a_json_line_holds_a_record_whole() -> None:
     """Programs read it; the message is whole, letters of every language are themselves."""
     line = JsonLine().format(record_of("Lost 'Küche'\nfor a while"))
 
@@ -89,7 +89,7 @@ def test_a_record_as_json() -> None:
     }
 
 
-def test_a_traceback_as_json() -> None:
+def test_a_traceback_is_a_member_of_its_json_line() -> None:
     """It is one more member of the object, on the same line."""
     line = JsonLine().format(record_of("Broke", failed=True))
 
@@ -97,14 +97,14 @@ def test_a_traceback_as_json() -> None:
     assert "ValueError: invalid literal" in json.loads(line)["exception"]
 
 
-def test_a_record_as_text() -> None:
+def test_a_text_line_holds_a_record_with_its_newlines_escaped() -> None:
     """People read it; nothing in a message can fake a second line."""
     line = TextLine().format(record_of("Lost\r\nfor a while"))
 
     assert line == "2026-11-23T12:00:00.123Z WARNING  app.homeassistant: Lost\\r\\nfor a while"
 
 
-def test_a_traceback_as_text() -> None:
+def test_a_traceback_stays_on_its_text_line() -> None:
     """One record is one line, also then."""
     line = TextLine().format(record_of("Broke", failed=True))
 
@@ -150,7 +150,7 @@ def test_records_have_the_chosen_format(
     assert capsys.readouterr().out.startswith(start)
 
 
-def test_the_level_cuts_off_what_is_below(
+def test_records_below_the_level_are_not_logged(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """LOG_LEVEL is the least that is shown."""
@@ -164,7 +164,7 @@ def test_the_level_cuts_off_what_is_below(
 
 @pytest.mark.parametrize("name", NOISY)
 @pytest.mark.parametrize("level", ["DEBUG", "INFO"])
-def test_libraries_are_quiet(tmp_path: Path, name: str, level: str) -> None:
+def test_libraries_log_warnings_only(tmp_path: Path, name: str, level: str) -> None:
     """They print whole frames and URLs at DEBUG, secrets included."""
     configured(tmp_path / "log", level=level)
 
@@ -189,42 +189,42 @@ def test_log_files_rotate(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "log.1", "log.2"]
 
 
-class Hearing:
-    """A trouble, a clock that a test moves, and what was logged."""
+class Repeating:
+    """A problem, a clock that a test moves, and the lines that were logged."""
 
     def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
         self.now_s = 0.0
         self._caplog = caplog
-        self.log = RateLimitedLog(logging.getLogger("hearing"))
-        caplog.set_level(logging.INFO, "hearing")
+        self.log = RateLimitedLog(logging.getLogger("repeating"))
+        caplog.set_level(logging.INFO, "repeating")
 
     def fail_every(self, step_s: float, *, until_s: float, kind: str = "") -> None:
-        """Have it happen again and again, with the look that the service takes in between."""
+        """Log it again and again, with the service's regular summaries in between."""
         while self.now_s < until_s:
             self.log.warning("Lost %s", "it", kind=kind)
             self.now_s += step_s
             repeats.summarize()
 
-    def said(self) -> list[str]:
+    def logged(self) -> list[str]:
         """Return the lines since the last time."""
-        lines = [record.message for record in self._caplog.records if record.name == "hearing"]
+        lines = [record.message for record in self._caplog.records if record.name == "repeating"]
         self._caplog.clear()
         return lines
 
 
 @pytest.fixture
-def hearing(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Hearing:
+def repeating(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Repeating:
     """Return a problem that has not happened yet."""
-    found = Hearing(caplog)
+    found = Repeating(caplog)
     monkeypatch.setattr(repeats, "clock", lambda: found.now_s)
     return found
 
 
-def test_what_repeats_is_summed_up_ever_more_rarely(hearing: Hearing) -> None:
-    """The first is told in full, then how often and for how long, at the latest every 15 min."""
-    hearing.fail_every(1.0, until_s=3_600.0)
+def test_a_repeated_message_is_summarized_at_growing_intervals(repeating: Repeating) -> None:
+    """The first in full, then how often and for how long, at least every 15 minutes."""
+    repeating.fail_every(1.0, until_s=3_600.0)
 
-    assert hearing.said() == [
+    assert repeating.logged() == [
         "Lost it",
         "Lost it (60 times in 59 s)",
         "Lost it (180 times in 3 min)",
@@ -236,108 +236,114 @@ def test_what_repeats_is_summed_up_ever_more_rarely(hearing: Hearing) -> None:
     ]
 
 
-def test_the_end_says_how_often_and_how_long(hearing: Hearing) -> None:
-    """One line when all is well again, and nothing when nothing was wrong."""
-    hearing.log.resolved("It is back")
-    hearing.fail_every(10.0, until_s=30.0)
-    hearing.log.resolved("It is back after %s", "all")
-    hearing.log.resolved("It is back")
-    hearing.now_s = 1_000.0
+def test_the_resolved_line_says_how_often_it_failed_and_for_how_long(repeating: Repeating) -> None:
+    """One line, and none when nothing failed."""
+    repeating.log.resolved("It is back")
+    repeating.fail_every(10.0, until_s=30.0)
+    repeating.log.resolved("It is back after %s", "all")
+    repeating.log.resolved("It is back")
+    repeating.now_s = 1_000.0
     repeats.summarize()
 
-    assert hearing.said() == ["Lost it", "It is back after all (failed 3 times in 30 s)"]
+    assert repeating.logged() == ["Lost it", "It is back after all (failed 3 times in 30 s)"]
 
 
-def test_a_new_trouble_is_told_in_full(hearing: Hearing) -> None:
-    """What was over for a minute has nothing to do with what comes now."""
-    hearing.fail_every(10.0, until_s=300.0)
-    hearing.log.resolved("It is back")
-    hearing.now_s += 60.0
-    hearing.said()
+def test_a_problem_that_was_resolved_for_a_minute_is_logged_in_full_again(
+    repeating: Repeating,
+) -> None:
+    """It is a new problem."""
+    repeating.fail_every(10.0, until_s=300.0)
+    repeating.log.resolved("It is back")
+    repeating.now_s += 60.0
+    repeating.logged()
 
-    hearing.fail_every(10.0, until_s=hearing.now_s + 10.0)
-    hearing.log.resolved("It is back")
+    repeating.fail_every(10.0, until_s=repeating.now_s + 10.0)
+    repeating.log.resolved("It is back")
 
-    assert hearing.said() == ["Lost it", "It is back (after 10 s)"]
-
-
-def test_what_comes_and_goes_is_one_trouble(hearing: Hearing) -> None:
-    """A server that hangs up every second fills no log, neither with its ends."""
-    while hearing.now_s < 3_600.0:
-        hearing.fail_every(1.0, until_s=hearing.now_s + 1.0)
-        hearing.log.resolved("It is back")
-
-    said = hearing.said()
-    assert said[:2] == ["Lost it", "It is back (after 1 s)"]
-    assert "Lost it (1,800 times in 30 min)" in said
-    assert len(said) <= 16
+    assert repeating.logged() == ["Lost it", "It is back (after 10 s)"]
 
 
-def test_what_has_stopped_is_summed_up_all_the_same(hearing: Hearing) -> None:
-    """Five hundred bad messages in five seconds, and none after: their number is told."""
-    hearing.fail_every(0.01, until_s=5.0)
-    hearing.now_s = 65.0
+def test_a_problem_that_comes_and_goes_is_counted_as_one(repeating: Repeating) -> None:
+    """A server that hangs up every second does not fill the log, nor does its recovery."""
+    while repeating.now_s < 3_600.0:
+        repeating.fail_every(1.0, until_s=repeating.now_s + 1.0)
+        repeating.log.resolved("It is back")
+
+    lines = repeating.logged()
+    assert lines[:2] == ["Lost it", "It is back (after 1 s)"]
+    assert "Lost it (1,800 times in 30 min)" in lines
+    assert len(lines) <= 16
+
+
+def test_a_message_that_has_stopped_is_summarized_all_the_same(repeating: Repeating) -> None:
+    """Five hundred bad messages in five seconds and none after: their number is logged."""
+    repeating.fail_every(0.01, until_s=5.0)
+    repeating.now_s = 65.0
     repeats.summarize()
     repeats.summarize()
 
-    first, summary = hearing.said()
+    first, summary = repeating.logged()
     assert first == "Lost it"
     assert re.fullmatch(r"Lost it \(50\d times in 5 s, the last 60 s ago\)", summary)
 
 
-def test_each_kind_is_told_for_itself(hearing: Hearing) -> None:
-    """Another reason is news; too many of them are one."""
+def test_fifty_kinds_are_counted_separately_and_all_others_together(repeating: Repeating) -> None:
+    """Another reason is news, but reasons that differ in a number must not fill the log."""
     for kind in range(1_000):
-        hearing.log.warning("Kind %d", kind, kind=str(kind))
+        repeating.log.warning("Kind %d", kind, kind=str(kind))
 
-    assert [f"Kind {kind}" for kind in range(51)] == hearing.said()
+    assert [f"Kind {kind}" for kind in range(51)] == repeating.logged()
 
 
-def test_the_first_has_the_traceback(hearing: Hearing, caplog: pytest.LogCaptureFixture) -> None:
-    """A bug repeats its traceback for nobody."""
-    for hearing.now_s in (0.0, 60.0):
-        hearing.log.error("Broken", exc_info=ValueError("why"))
+def test_only_the_first_of_a_repeated_error_has_the_traceback(
+    repeating: Repeating, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The summaries have none."""
+    for repeating.now_s in (0.0, 60.0):
+        repeating.log.error("Broken", exc_info=ValueError("why"))
 
     assert [record.exc_info is not None for record in caplog.records] == [True, False]
 
 
-def test_at_debug_each_is_there(hearing: Hearing, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever looks for a pattern can have them all."""
-    caplog.set_level(logging.DEBUG, "hearing")
+def test_every_repeated_message_is_logged_at_debug(
+    repeating: Repeating, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So that a pattern can be seen."""
+    caplog.set_level(logging.DEBUG, "repeating")
 
-    hearing.fail_every(1.0, until_s=3.0)
+    repeating.fail_every(1.0, until_s=3.0)
 
     assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "DEBUG"]
 
 
-def test_topics_of_one_logger_are_resolved_on_their_own(hearing: Hearing) -> None:
+def test_topics_of_one_logger_are_resolved_on_their_own(repeating: Repeating) -> None:
     """A database that answers again says nothing about the points it refused."""
-    hearing.log.warning("Lost it", topic="connection")
-    hearing.log.warning("Refused %d points", 3, topic="points")
+    repeating.log.warning("Lost it", topic="connection")
+    repeating.log.warning("Refused %d points", 3, topic="points")
 
-    hearing.log.resolved("It is back", topic="connection")
-    hearing.log.warning("Refused %d points", 4, topic="points")
+    repeating.log.resolved("It is back", topic="connection")
+    repeating.log.warning("Refused %d points", 4, topic="points")
 
-    assert hearing.said() == ["Lost it", "Refused 3 points", "It is back (after 0 s)"]
+    assert repeating.logged() == ["Lost it", "Refused 3 points", "It is back (after 0 s)"]
 
 
 def test_loggers_with_the_same_words_do_not_share_a_count(
-    hearing: Hearing, caplog: pytest.LogCaptureFixture
+    repeating: Repeating, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What one module logs does not hide the message of another."""
-    hearing.log.warning("Lost it")
+    repeating.log.warning("Lost it")
     RateLimitedLog(logging.getLogger("neighbor")).warning("Lost it")
 
-    assert [record.name for record in caplog.records] == ["hearing", "neighbor"]
+    assert [record.name for record in caplog.records] == ["repeating", "neighbor"]
 
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(-1.0, "0 s"), (119.0, "119 s"), (120.0, "2 min"), (7_200.0, "2 h"), (172_800.0, "2 d")],
 )
-def test_lengths_of_time(seconds: float, words: str) -> None:
-    """No more than a person wants to know."""
-    assert words == spoken(seconds)
+def test_a_duration_has_one_unit(seconds: float, words: str) -> None:
+    """No more precision than a person needs."""
+    assert words == duration(seconds)
 
 
 UNSAFE = [

@@ -103,7 +103,7 @@ async def _settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_head_must_come_in_time(bench: Bench) -> None:
+async def test_a_request_whose_headers_are_late_is_closed(bench: Bench) -> None:
     """More bytes now and then are no excuse: 10 kB/s after ten seconds."""
     bench.http.data_received(b"GET / HTTP/1.1\r\n")
     few = bench.overdue_at(9, 11)
@@ -114,7 +114,7 @@ async def test_a_head_must_come_in_time(bench: Bench) -> None:
     assert bench.http.waiting_since() == 100.0
 
 
-async def test_a_body_must_come_in_time(bench: Bench) -> None:
+async def test_a_request_whose_body_is_late_is_closed(bench: Bench) -> None:
     """It waits for its client, and may be displaced, until the body is complete."""
     bench.http.data_received(HEAD % b"read" + b"Content-Length: 30000\r\n\r\n")
     await _settled()
@@ -142,7 +142,7 @@ async def test_a_body_that_nobody_reads_must_end_soon(bench: Bench) -> None:
     assert bench.overdue_at(9, 11) == [False, True]
 
 
-async def test_a_response_must_be_read(bench: Bench) -> None:
+async def test_a_client_that_does_not_read_its_response_is_closed(bench: Bench) -> None:
     """Within a minute something of it, and within ten seconds all of it once we close."""
     bench.http.data_received(HEAD % b"leave" + b"\r\n")
     bench.now_s = 150.0
@@ -188,7 +188,7 @@ async def test_a_handshake_during_the_shutdown_is_no_error(
     assert "Exception in ASGI application" not in caplog.text
 
 
-async def test_a_connection_without_a_place_is_told_so() -> None:
+async def test_a_connection_beyond_the_limit_gets_a_503() -> None:
     """In a response of its own, before it has asked for anything."""
     bench = Bench()
     bench.http.data_received(HEAD % b"leave" + b"\r\n")

@@ -51,13 +51,13 @@ def test_whatever_address_people_write_becomes_the_websocket_url(written: str, u
 
 
 @pytest.mark.parametrize("written", ["ftp://ha", "http://", "://"])
-def test_an_address_that_is_none_is_refused(written: str) -> None:
+def test_text_that_is_no_address_is_refused(written: str) -> None:
     """The message says what would be one."""
     with pytest.raises(ValueError, match="must be a host, or a URL"):
         websocket_url(written)
 
 
-def test_of_a_pair_the_first_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_of_two_names_of_a_setting_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both names of a pair may be set, for example while moving from one to the other."""
     monkeypatch.setenv("HA_HTTP_URL", "http://other:8123")
     monkeypatch.setenv("HA_TOKEN", "u" * 40)
@@ -68,7 +68,7 @@ def test_of_a_pair_the_first_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.home_assistant.token.get_secret_value() == TOKEN
 
 
-def test_all_that_is_missing_stands_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_mistakes_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody should have to start the service twice to learn of two mistakes."""
     monkeypatch.delenv("HOME_ASSISTANT_URL")
     monkeypatch.delenv("HOME_ASSISTANT_TOKEN")
@@ -105,7 +105,7 @@ def test_all_that_is_missing_stands_in_one_line(monkeypatch: pytest.MonkeyPatch)
         ("BATCH_TIMEOUT", "soon", "should be a valid number"),
     ],
 )
-def test_an_unusable_value_is_named(
+def test_the_error_names_the_variable_with_an_invalid_value(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
     """The line says which variable and why."""
@@ -117,7 +117,7 @@ def test_an_unusable_value_is_named(
     assert name in str(caught.value).partition(":")[0]
 
 
-def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_neither_in_errors_nor_in_the_repr(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither in the error for a bad one nor in the repr of good ones."""
     monkeypatch.setenv("API_KEY", "key-that-is-secret")
     monkeypatch.setenv("INFLUXDB_TOKEN", "influx-that-is-secret")
@@ -130,7 +130,9 @@ def test_no_secret_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     assert TOKEN not in shown
 
 
-def test_events_must_go_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_store_cannot_be_off_without_a_database(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Without InfluxDB the embedded store cannot be off."""
     monkeypatch.setenv("EMBEDDED_STORE", "off")
 
@@ -139,7 +141,7 @@ def test_events_must_go_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("other", ["INFLUXDB_TOKEN", "INFLUXDB_USERNAME"])
-def test_a_database_is_told_one_user(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+def test_a_database_has_one_user(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
     """Two would be no request at all; nothing of what was given is shown."""
     monkeypatch.setenv("INFLUXDB_URL", "http://ada:hush@influxdb:8086")
     assert load_settings().influx.url is not None
@@ -161,7 +163,7 @@ def test_a_database_is_told_one_user(monkeypatch: pytest.MonkeyPatch, other: str
         ("off", "http://influxdb:8086", False),
     ],
 )
-def test_embedded_store_at_each_value(
+def test_the_embedded_store_is_on_when_it_should_be(
     monkeypatch: pytest.MonkeyPatch, store: str, url: str, *, on: bool
 ) -> None:
     """Auto means: on when INFLUXDB_URL is unset; empty counts as unset."""
@@ -182,7 +184,7 @@ def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [str(network) for network in serving.trusted_peers] == ["10.0.0.0/8"]
 
 
-def test_the_environment_goes_before_the_file(
+def test_the_environment_has_precedence_over_the_env_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`.env` fills in what the environment does not set."""
@@ -195,7 +197,7 @@ def test_the_environment_goes_before_the_file(
     assert (batch.size, batch.timeout_s) == (7, 2.0)
 
 
-def test_settings_never_change() -> None:
+def test_settings_cannot_be_changed() -> None:
     """Every section is frozen, not only the outermost."""
     settings = load_settings()
 
@@ -236,7 +238,7 @@ def test_the_log_file_lies_in_the_data_folder_unless_said_otherwise(
     assert load_settings().log_file == Path("/var/log/y")
 
 
-def test_the_example_names_every_setting_with_its_default() -> None:
+def test_the_example_file_has_every_setting_with_its_default() -> None:
     """`.env.example` and the code say the same."""
     example = (Path(__file__).parents[2] / ".env.example").read_text()
     lines = {line.removeprefix("# ") for line in example.splitlines()}
@@ -248,7 +250,7 @@ def test_the_example_names_every_setting_with_its_default() -> None:
     assert expected == {line for line in lines if line.partition("=")[0].isupper() and "=" in line}
 
 
-def test_the_document_names_every_setting() -> None:
+def test_the_document_lists_every_setting_with_its_description() -> None:
     """The table of settings is complete, with the default and the words of the code."""
     document = (Path(__file__).parents[2] / "docs" / "SETTINGS.md").read_text()
     rows = [

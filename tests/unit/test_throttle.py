@@ -28,7 +28,7 @@ def _failed(attempts: AuthThrottle, peer: str | None, times: int) -> None:
         attempts.failed(peer)
 
 
-def test_some_wrong_keys_are_forgiven_and_then_one_must_wait() -> None:
+def test_ten_wrong_keys_are_allowed_and_the_next_must_wait() -> None:
     """Ten at once, then one every six seconds; in a minute all is as before."""
     clock = Clock()
     attempts = AuthThrottle(clock=clock)
@@ -68,7 +68,7 @@ def test_a_guesser_is_the_same_under_each_of_its_addresses(
 
 
 @pytest.mark.parametrize("other", ["192.168.1.8", "2001:db8:1:3::1", None])
-def test_others_do_not_wait(other: str | None) -> None:
+def test_a_client_does_not_wait_for_the_wrong_keys_of_another(other: str | None) -> None:
     """Each peer is counted by itself."""
     attempts = AuthThrottle(most=1)
     attempts.failed("192.168.1.7")
@@ -77,7 +77,7 @@ def test_others_do_not_wait(other: str | None) -> None:
     assert attempts.wait_s(other) == 0.0
 
 
-def test_failures_from_many_addresses_do_not_make_one_forgotten() -> None:
+def test_wrong_keys_from_many_addresses_do_not_reset_the_count_of_one() -> None:
     """Memory is bounded, and still who guesses from 1,100 addresses gains nothing."""
     attempts = AuthThrottle(clock=lambda: 0.0)
     _failed(attempts, "192.168.1.7", 10)
@@ -163,7 +163,7 @@ def test_wrong_keys_are_logged_with_their_peer_once_a_minute(
     ]
 
 
-def test_the_refusal_says_how_long_to_wait() -> None:
+def test_a_refused_wrong_key_says_how_long_to_wait() -> None:
     """In whole seconds, never too few."""
     problem = too_many(5.2)
 
