@@ -1,11 +1,8 @@
-"""The one fake Home Assistant: its WebSocket protocol, played for any house.
+"""A fake Home Assistant: its WebSocket API, for the demo, the tests and the benchmarks.
 
-The demo, the tests and the benchmarks all connect to this; they differ in the house behind it.
-
-A house is anything with the methods of `House`. A house that moves is handed `fire` (the
-bound method `FakeHomeAssistant.fire`, a `Fire`): it changes its own state first, then fires
-the event that says so, so that `get_states` never lags behind the stream. `state_row`,
-`state_changed` and `registry_updated` build rows and events in Home Assistant's own shape.
+They differ in the house behind it: anything with the methods of `House`. A house that changes
+gets `fire` (the bound method `FakeHomeAssistant.fire`). It changes its own state first, then
+fires the event, so that `get_states` never lags behind the stream.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import secrets
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Literal, Protocol, Self, cast, get_args, runtime_checkable
@@ -30,13 +26,13 @@ from websockets.protocol import State
 JsonObject = Mapping[str, object]
 RegistryKind = Literal["device", "entity", "area", "floor", "label"]
 Fire = Callable[[JsonObject], None]
-"""Send one event, `{"event_type": …, "data": …, …}`, to everyone who subscribed to its type."""
-
+"""Sends one event, `{"event_type": …, "data": …, …}`, to everyone who subscribed to its type."""
 
 _PATH = "/api/websocket"
 _EVERYTHING = "*"
 _GOODBYE_S = 1.0
 _ACCEPTING_TURNS = 10
+_PEAK_MESSAGES, _MAX_MESSAGES = 1024, 4096
 _MAX_CLIENT_BYTES = 4 * 1024 * 1024
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
@@ -47,83 +43,56 @@ _ENTITY_ID = re.compile(r"(?!.*__)(?!_)[a-z0-9_]+(?<!_)\.(?!_)[a-z0-9_]+(?<!_)")
 _RUNNING: JsonObject = {"state": "RUNNING"}
 _IDLE_RECORDER: JsonObject = {
     "backlog": 0,
-    "db_in_default_location": True,
     "max_backlog": 65000,
-    "migration_in_progress": False,
-    "migration_is_live": False,
-    "recording": True,
-    "thread_running": True,
+    **dict.fromkeys(("db_in_default_location", "recording", "thread_running"), True),
+    **dict.fromkeys(("migration_in_progress", "migration_is_live"), False),
 }
-# What an ordinary user's token may subscribe to, of the events this service could want.
+# The event types that a token of an ordinary user may subscribe to.
 _NEW_READ_ONLY_EVENTS = frozenset({"floor_registry_updated", "label_registry_updated"})
 _READ_ONLY_EVENTS = _NEW_READ_ONLY_EVENTS | {
-    "state_changed",
-    "device_registry_updated",
-    "entity_registry_updated",
-    "area_registry_updated",
-    "component_loaded",
-    "core_config_updated",
+    *("state_changed", "component_loaded", "core_config_updated"),
+    *("device_registry_updated", "entity_registry_updated", "area_registry_updated"),
 }
-# Each command with the parameters it needs, and those it may have.
-_PARAMETERS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
-    "supported_features": (frozenset({"features"}), frozenset()),
-    "subscribe_events": (frozenset(), frozenset({"event_type"})),
-    "unsubscribe_events": (frozenset({"subscription"}), frozenset()),
+# Commands with the parameters they require, and those they allow.
+_PARAMETERS: Mapping[str, tuple[set[str], set[str]]] = {
+    "supported_features": ({"features"}, set()),
+    "subscribe_events": (set(), {"event_type"}),
+    "unsubscribe_events": ({"subscription"}, set()),
     "history/history_during_period": (
-        frozenset({"start_time", "entity_ids"}),
-        frozenset(
-            {
-                "end_time",
-                "include_start_time_state",
-                "significant_changes_only",
-                "minimal_response",
-                "no_attributes",
-            }
-        ),
+        {"start_time", "entity_ids"},
+        {
+            *("end_time", "include_start_time_state", "significant_changes_only"),
+            *("minimal_response", "no_attributes"),
+        },
     ),
-    "config_entries/get": (frozenset(), frozenset({"domain", "type_filter"})),
-    "logbook/get_events": (
-        frozenset({"start_time"}),
-        frozenset({"end_time", "entity_ids", "device_ids", "context_id"}),
-    ),
-    "recorder/list_statistic_ids": (frozenset(), frozenset({"statistic_type"})),
+    "config_entries/get": (set(), {"domain", "type_filter"}),
+    "logbook/get_events": ({"start_time"}, {"end_time", "entity_ids", "device_ids", "context_id"}),
+    "recorder/list_statistic_ids": (set(), {"statistic_type"}),
     **dict.fromkeys(
-        (
-            "get_states",
-            "auth/current_user",
-            "get_config",
-            "recorder/info",
-            *_LISTS,
-        ),
-        (frozenset(), frozenset()),
+        ("get_states", "auth/current_user", "get_config", "recorder/info", *_LISTS), (set(), set())
     ),
 }
-# Domains whose attributes are news in themselves, so the recorder's answer keeps them.
-_TELLING_DOMAINS = frozenset({"climate", "humidifier", "water_heater"})
+# In these domains a change of attributes alone is significant to the recorder.
+_CLIMATE_DOMAINS = frozenset({"climate", "humidifier", "water_heater"})
 
 
 class House(Protocol):
-    """What stands behind the protocol. Every row has Home Assistant's own shape."""
+    """The home behind the API. Every row has Home Assistant's own shape."""
 
     def states(self) -> Sequence[JsonObject]:
-        """Return the states of all entities: the answer to `get_states`, see `state_row`."""
-        ...
+        """Return the states of all entities, rows of `state_row`, for `get_states`."""
 
     def registry(self, kind: RegistryKind) -> Sequence[JsonObject]:
-        """Return the rows of one registry: the answer to `config/{kind}_registry/list`."""
-        ...
+        """Return the rows of one registry, for `config/{kind}_registry/list`."""
 
     def config(self) -> JsonObject:
-        """Return what `get_config` says beyond `version`; `state` is `RUNNING` when left out."""
-        ...
+        """Return what `get_config` contains beyond `version`; `state` defaults to `RUNNING`."""
 
     def config_entries(self) -> Sequence[JsonObject]:
-        """Return the answer to `config_entries/get`: rows with entry_id, domain and title."""
-        ...
+        """Return rows with entry_id, domain and title, for `config_entries/get`."""
 
     def recorder(self) -> JsonObject:
         """Return what `recorder/info` says beyond an idle recorder, such as `backlog`."""
-        ...
 
     def history(
         self, start: datetime, end: datetime, entity_ids: Sequence[str]
@@ -133,20 +102,17 @@ class House(Protocol):
         The rows are those of `state_row`; a removal is a row whose `state` is None. Entities
         without a row may be left out.
         """
-        ...
 
 
 @runtime_checkable
 class Chronicle(Protocol):
-    """What a house with a logbook and statistics has besides; others refuse the commands."""
+    """A house with a logbook and statistics; other houses refuse these commands."""
 
     def logbook(self, start: datetime, end: datetime) -> Sequence[JsonObject]:
         """Return the logbook's entries with `start < when < end`, oldest first."""
-        ...
 
     def statistics(self) -> Sequence[JsonObject]:
         """Return the answer to `recorder/list_statistic_ids`."""
-        ...
 
 
 def timestamp(moment: datetime) -> str:
@@ -235,36 +201,26 @@ class FakeHomeAssistant:
         peak_s: float = 10.0,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """Take the house and the only valid token.
+        """Assign.
 
-        Args:
-            house: what is asked and told.
-            token: the access token that is accepted.
-            version: Home Assistant's version, for answers that differ.
-            port: the port to listen on; 0 chooses a free one.
-            read_only: whether the token belongs to a user without rights.
-            denied_events: event types nobody may subscribe to.
-            unknown_commands: commands this version does not know.
-            enforce_limits: whether slow clients are cut off.
-            auth_timeout_s: how long a client may take to authenticate.
-            peak_s: how long more than 1,024 messages may wait for a client.
-            tls: serve wss with this context.
+        `port` 0 chooses a free port, `read_only` gives the token to a user without rights, and
+        `peak_s` is how long more than 1,024 messages may wait for a client before it is cut off.
         """
         self.version = version
         self.port = port
         self.refusing = False
         """While True, new connections are answered with 503."""
         self.cut_off = 0
-        """How many clients were too slow."""
+        """How many clients were cut off because they were too slow."""
         self.conversations: deque[list[str]] = deque(maxlen=100)
         """The commands of each connection, oldest connection first."""
         self.unknown_commands = set(unknown_commands)
-        """Commands that are refused as this version did not know them."""
+        """Commands that are refused as unknown."""
         self._house = house
         self._token = token
         self._denied = frozenset(denied_events)
         self._read_only = read_only
-        self._limits = _Limits(peak_s) if enforce_limits else None
+        self._peak_s = peak_s if enforce_limits else None
         self._auth_timeout_s = auth_timeout_s
         self._tls = tls
         self._clients: set[_Client] = set()
@@ -273,7 +229,7 @@ class FakeHomeAssistant:
 
     @property
     def url(self) -> str:
-        """Where to connect."""
+        """The address of the WebSocket API."""
         return f"{'wss' if self._tls else 'ws'}://127.0.0.1:{self.port}{_PATH}"
 
     @property
@@ -291,7 +247,7 @@ class FakeHomeAssistant:
         return max((len(client.pending) for client in self._clients), default=0)
 
     async def __aenter__(self) -> Self:
-        """Listen."""
+        """Start to listen."""
         self._server = await serve(
             self._converse,
             "127.0.0.1",
@@ -325,8 +281,8 @@ class FakeHomeAssistant:
     def fire_many(self, events: Sequence[bytes], *, event_type: str = "state_changed") -> None:
         """Send events of one type that are encoded already.
 
-        They wait in memory until the connections take them: whoever fires more than 4,096
-        without letting the event loop run gets its clients cut off.
+        They wait in memory until the connections take them: more than 4,096 without letting
+        the event loop run, and the clients are cut off.
         """
         for client in tuple(self._clients):
             for command_id, subscribed in client.subscribed.items():
@@ -335,7 +291,7 @@ class FakeHomeAssistant:
                     client.send([b'{"type":"event","event":' + event + end for event in events])
 
     def send_raw(self, message: bytes) -> None:
-        """Send bytes, sense or nonsense, to every subscriber in place of a message."""
+        """Send any bytes to every subscriber in place of a message."""
         for client in tuple(self._clients):
             if client.subscribed:
                 client.send([message])
@@ -345,19 +301,19 @@ class FakeHomeAssistant:
         await asyncio.gather(*(client.socket.close(code) for client in tuple(self._clients)))
 
     def abort(self) -> None:
-        """Reset all connections without a goodbye, as a crash does."""
+        """Reset all connections, as a crash does."""
         for client in tuple(self._clients):
             client.socket.transport.abort()
 
     def fall_silent(self) -> None:
-        """Keep all connections open and say nothing more, not even a pong, nor greet newcomers."""
+        """Keep all connections open, but send nothing more, and answer no new connection."""
         self._silence = asyncio.Event()
         for client in tuple(self._clients):
             client.silence = self._silence
             client.socket.transport.pause_reading()
 
     def speak_again(self) -> None:
-        """End the silence for newcomers; connections that were silenced are aborted."""
+        """End the silence for new connections, and abort those that were silenced."""
         if self._silence is not None:
             self._silence.set()
             self._silence = None
@@ -373,9 +329,9 @@ class FakeHomeAssistant:
         return None
 
     async def _stop_listening(self, server: Server) -> None:
-        """Accept nobody new, and let the loop finish with those it is just accepting.
+        """Accept no new connection, and let the loop finish those that it is accepting.
 
-        CPython 3.11's own close leaves the transports of the latter open for ever.
+        CPython 3.11's own close leaves their transports open forever.
         """
         for listening in server.sockets:
             asyncio.get_running_loop().remove_reader(listening.fileno())
@@ -385,7 +341,7 @@ class FakeHomeAssistant:
     async def _converse(self, socket: ServerConnection) -> None:
         conversation: list[str] = []
         self.conversations.append(conversation)
-        client = _Client(socket, limits=self._limits)
+        client = _Client(socket, peak_s=self._peak_s)
         client.silence = self._silence
         self._clients.add(client)
         try:
@@ -485,12 +441,10 @@ class FakeHomeAssistant:
 
     def _user(self) -> JsonObject:
         is_admin = not self._read_only
-        name = "Owner" if is_admin else "Reader"
         return {
             "id": "0123456789abcdef0123456789abcdef",
-            "name": name,
-            "is_owner": is_admin,
-            "is_admin": is_admin,
+            "name": "Owner" if is_admin else "Reader",
+            **dict.fromkeys(("is_owner", "is_admin"), is_admin),
             "credentials": [{"auth_provider_type": "homeassistant", "auth_provider_id": None}],
             "mfa_modules": [],
         }
@@ -517,9 +471,8 @@ class FakeHomeAssistant:
     def _history(self, parameters: Mapping[str, object]) -> JsonObject:
         entity_ids = cast("Sequence[str]", parameters["entity_ids"])
         start = _moment(parameters, "start_time")
-        end = start + timedelta(days=1)
-        if "end_time" in parameters:
-            end = _moment(parameters, "end_time")
+        has_end = "end_time" in parameters
+        end = _moment(parameters, "end_time") if has_end else start + timedelta(days=1)
         known = {str(row["entity_id"]) for row in self._house.states()}
         if not all(name in known or _ENTITY_ID.fullmatch(name) for name in entity_ids):
             raise _Refused("invalid_entity_ids", "Invalid entity_ids")
@@ -536,19 +489,10 @@ class FakeHomeAssistant:
         return {entity_id: found for entity_id, found in rows.items() if found}
 
 
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """How far a client may lag, in messages, before Home Assistant hangs up."""
-
-    peak_s: float
-    peak_messages: int = 1024
-    max_messages: int = 4096
-
-
 class _Client:
     """One connection: its subscriptions and what waits to be sent to it."""
 
-    def __init__(self, socket: ServerConnection, *, limits: _Limits | None) -> None:
+    def __init__(self, socket: ServerConnection, *, peak_s: float | None) -> None:
         self.socket = socket
         self.coalesce = False
         self.last_id = 0
@@ -557,7 +501,7 @@ class _Client:
         self.pending: deque[bytes] = deque()
         self.silence: asyncio.Event | None = None
         self.too_slow = False
-        self._limits = limits
+        self._peak_s = peak_s
         self._peak: asyncio.TimerHandle | None = None
         self._more = asyncio.Event()
         self.stopped = asyncio.Event()
@@ -566,13 +510,13 @@ class _Client:
         """Queue messages; a client that has too many waiting is cut off instead."""
         self.pending.extend(messages)
         self._more.set()
-        if self._limits is None or len(self.pending) <= self._limits.peak_messages:
+        if self._peak_s is None or len(self.pending) <= _PEAK_MESSAGES:
             return
-        if len(self.pending) > self._limits.max_messages:
+        if len(self.pending) > _MAX_MESSAGES:
             self._cut_off()
         elif self._peak is None:
             loop = asyncio.get_running_loop()
-            self._peak = loop.call_later(self._limits.peak_s, self._check_peak)
+            self._peak = loop.call_later(self._peak_s, self._check_peak)
 
     async def write(self) -> None:
         """Send what waits, in order, until the client is cut off."""
@@ -608,7 +552,7 @@ class _Client:
 
     def _check_peak(self) -> None:
         self._peak = None
-        if self._limits is not None and len(self.pending) > self._limits.peak_messages:
+        if len(self.pending) > _PEAK_MESSAGES:
             self._cut_off()
 
     def _cut_off(self) -> None:
@@ -674,7 +618,7 @@ def _history_rows(
 
 def _is_significant(row: JsonObject) -> bool:
     domain = str(row["entity_id"]).partition(".")[0]
-    return row["last_changed"] == row["last_updated"] or domain in _TELLING_DOMAINS
+    return row["last_changed"] == row["last_updated"] or domain in _CLIMATE_DOMAINS
 
 
 def _moment(parameters: JsonObject, name: str) -> datetime:

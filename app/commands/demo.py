@@ -18,7 +18,7 @@ from app.runtime.errors import SettingsError
 from app.runtime.supervisor import Supervisor
 from app.settings import load_settings
 from simulator.fake_home_assistant import FakeHomeAssistant
-from simulator.house import DemoHouse
+from simulator.home import SimulatedHome
 
 _FOLDER = Path("data/demo")
 _TOKEN = "demo-" + "0" * 32
@@ -30,15 +30,15 @@ _LAST_PORT = 65_535
 async def demo() -> int:
     """Run the service on a simulated home until Ctrl-C, and return the exit status."""
     listen = bound("127.0.0.1", _ports())
-    house = DemoHouse(_FOLDER / "house")
-    home_assistant = FakeHomeAssistant(house, token=_TOKEN)
+    home = SimulatedHome(_FOLDER / "home")
+    home_assistant = FakeHomeAssistant(home, token=_TOKEN)
     with _environment():
         async with home_assistant:
             os.environ["HOME_ASSISTANT_URL"] = home_assistant.url
             chosen = load_settings(None)
             configure_logs(chosen)
             simulation = Supervisor(grace_s=1.0)
-            async with simulation.running({"house": lambda: house.run(home_assistant.fire)}):
+            async with simulation.running({"home": lambda: home.run(home_assistant.fire)}):
                 return await serve(chosen, listen=listen, started=_started, stopped=_stopped)
 
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from simulator.fake_home_assistant import FakeHomeAssistant
-from simulator.house import DemoHouse
+from simulator.home import SimulatedHome
 from tests.real.browser import DESKTOP, PHONE, THEMES, chromium, tab
 from tests.real.servers import PROJECT
 from tests.service.process import TOKEN, Service, service
@@ -52,7 +52,7 @@ async def main() -> None:
 async def _history(folder: Path) -> AsyncIterator[Service]:
     """Let the house live through the last hours in seconds."""
     moments = [time.time() - _HISTORY_S]
-    house = DemoHouse(folder / "house", clock=lambda: moments[-1])
+    house = SimulatedHome(folder / "house", clock=lambda: moments[-1])
     async with _served(folder, house) as (home_assistant, running):
         house.wake()
         fired = 0
@@ -74,7 +74,7 @@ async def _history(folder: Path) -> AsyncIterator[Service]:
 @contextlib.asynccontextmanager
 async def _life(folder: Path) -> AsyncIterator[Service]:
     """Let the house live on, at the pace of life."""
-    house = DemoHouse(folder / "house")
+    house = SimulatedHome(folder / "house")
     async with _served(folder, house) as (home_assistant, running):
         living = asyncio.create_task(house.run(home_assistant.fire), name="house")
         try:
@@ -86,7 +86,7 @@ async def _life(folder: Path) -> AsyncIterator[Service]:
 
 @contextlib.asynccontextmanager
 async def _served(
-    folder: Path, house: DemoHouse
+    folder: Path, house: SimulatedHome
 ) -> AsyncIterator[tuple[FakeHomeAssistant, Service]]:
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
         settings = {

@@ -14,7 +14,7 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from simulator.fake_home_assistant import FakeHomeAssistant
-from simulator.house import DemoHouse
+from simulator.home import SimulatedHome
 from tests.fakes.faults import FaultServer
 from tests.fakes.influx import FakeInflux
 from tests.fakes.prefix import below
@@ -300,7 +300,7 @@ async def _found_among_many(page: Page) -> None:
 @contextlib.asynccontextmanager
 async def _demo_home(folder: Path) -> AsyncIterator[FakeHomeAssistant]:
     """Let the simulated home live in this process."""
-    house = DemoHouse(folder / "house")
+    house = SimulatedHome(folder / "house")
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
         living = asyncio.create_task(house.run(home_assistant.fire), name="house")
         try:

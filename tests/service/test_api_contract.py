@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from simulator.fake_home_assistant import FakeHomeAssistant
-from simulator.house import DemoHouse
+from simulator.home import SimulatedHome
 from tests.fakes.influx import FakeInflux
 from tests.service.process import TOKEN, Service, service
 
@@ -42,7 +42,7 @@ async def influx() -> AsyncIterator[FakeInflux]:
 async def running(tmp_path: Path, influx: FakeInflux) -> AsyncIterator[Service]:
     """Return a service with a key, and with events, dead letters and a catalog to show."""
     moments = [1_795_435_200.0]
-    house = DemoHouse(tmp_path / "house", clock=lambda: moments[-1])
+    house = SimulatedHome(tmp_path / "house", clock=lambda: moments[-1])
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
         settings = {
             "HOME_ASSISTANT_URL": home_assistant.url,

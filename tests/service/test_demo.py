@@ -29,7 +29,7 @@ HOSTILE = {
 async def test_the_demo_streams_a_simulated_home_and_continues_where_it_ended(
     tmp_path: Path,
 ) -> None:
-    """It ignores the environment's neighbors, ends cleanly on Ctrl-C, and keeps its data."""
+    """It ignores the settings of real servers, and reads back what the home did in between."""
     command = ("-m", "app", "demo")
     environment = HOSTILE | {
         "WEBSOCKET_INGESTION_PORT": "",
@@ -66,13 +66,18 @@ async def test_the_demo_streams_a_simulated_home_and_continues_where_it_ended(
 
     async with service(tmp_path, environment, command=command, cwd=tmp_path) as second:
         await second.until(
-            "/health", lambda health: health["sinks"][0]["points_written"] >= 1, timeout_s=60
+            "/health",
+            lambda health: health["gaps"]["filled"] and not health["gaps"]["open"],
+            timeout_s=60,
         )
+        (gap,) = (await second.get("/api/v1/gaps"))["gaps"]
         before = {(event["entity_id"], event["time"]) for event in page["events"]}
         after = await second.get("/api/v1/events?limit=1000")
         status = await second.stop(signal.SIGINT)
 
     assert status == 0
+    assert (gap["reason"], gap["state"]) == ("restart", "filled")
+    assert gap["changes"] > 0
     assert before & {(event["entity_id"], event["time"]) for event in after["events"]}
 
 
@@ -149,14 +154,14 @@ async def test_a_taken_port_is_one_clear_message(tmp_path: Path) -> None:
 
 
 async def test_a_second_demo_beside_the_first_is_refused(tmp_path: Path) -> None:
-    """It says why, and touches nothing of the first one's house."""
+    """It says why, and touches nothing of the first one's home."""
     settings = {"WEBSOCKET_INGESTION_PORT": "", "LOG_LEVEL": "INFO"}
     async with service(tmp_path, settings, command=("-m", "app", "demo"), cwd=tmp_path) as first:
         await first.until("/health", lambda health: health["subscription"]["is_subscribed"])
-        house = tmp_path / "data" / "demo" / "house"
-        before = {path: path.stat().st_mtime_ns for path in house.rglob("*")}
+        home = tmp_path / "data" / "demo" / "home"
+        before = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
         line = await refused(tmp_path, "")
-        after = {path: path.stat().st_mtime_ns for path in house.rglob("*")}
+        after = {path: path.stat().st_mtime_ns for path in home.rglob("*")}
 
     assert "another process already works in DATA_DIR data/demo" in line
     assert before == after
