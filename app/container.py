@@ -28,9 +28,8 @@ from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
 from app.model import Lines
 from app.normalize.changes import Normalizer
-from app.normalize.entity_filter import load_filter
-from app.normalize.transforms import Transforms
-from app.normalize.user_transforms import load_transforms, reporting
+from app.normalize.filter import load_filter
+from app.normalize.transforms import Transforms, load_transforms
 from app.pipeline import Pipeline
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
@@ -278,9 +277,7 @@ class Container(containers.DeclarativeContainer):
     )
     transforms = _if(
         _functions,
-        providers.Singleton(
-            Transforms, _functions, failed=providers.Callable(reporting, telemetry)
-        ),
+        providers.Singleton(Transforms, _functions, telemetry=telemetry),
     )
     pipeline = providers.Singleton(
         Pipeline,
@@ -318,7 +315,7 @@ class Container(containers.DeclarativeContainer):
         ),
         placements=catalog.provided.placements,
         names=normalizer.provided.last_names,
-        keep=pipeline.provided.kept,
+        keep=pipeline.provided.selected,
         telemetry=telemetry,
         backoffs=providers.Object(partial(Backoff, max_s=_DISCOVERY_MAX_WAIT_S)),
         max_hours=settings.provided.backfill.max_hours,

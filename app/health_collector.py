@@ -28,7 +28,7 @@ from app.homeassistant.connection import HomeAssistantSource
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
 from app.model import MEGABYTE
-from app.normalize.entity_filter import EntityFilter
+from app.normalize.filter import EntityFilter
 from app.pipeline import Pipeline
 from app.runtime.logging import RateLimitedLog, repeats
 from app.runtime.metrics import Telemetry
@@ -211,7 +211,7 @@ class HealthCollector:
             filtered=telemetry.filtered,
             malformed=telemetry.malformed.total(),
             dropped=dict(telemetry.dropped),
-            pending=self._intake.pending_points + self._pipeline.held_events,
+            pending=self._intake.pending_points + self._pipeline.waiting_events,
         )
 
     def _journal_status(self) -> JournalStatus:
@@ -219,7 +219,7 @@ class HealthCollector:
         oldest_at = self._intake.oldest_at
         return replace(
             status,
-            pending_points=self._intake.pending_points + self._pipeline.held_events,
+            pending_points=self._intake.pending_points + self._pipeline.waiting_events,
             oldest_pending_seconds=(
                 max(0.0, round(time.time() - oldest_at, 3)) if oldest_at else 0.0
             ),

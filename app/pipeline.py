@@ -1,12 +1,12 @@
-"""Where the packages meet: from Home Assistant's event to journal and watchers."""
+"""The pipeline: from Home Assistant's events to the journal and the subscribers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
@@ -14,9 +14,9 @@ from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
 from app.homeassistant.messages import Event
 from app.journal.batcher import Batcher
-from app.model import Change, Lines, Times
-from app.normalize.changes import MalformedEvent, Normalizer
-from app.normalize.entity_filter import EntityFilter
+from app.model import Change, Times
+from app.normalize.changes import Normalizer
+from app.normalize.filter import EntityFilter
 from app.normalize.transforms import Transforms
 from app.runtime.logging import RateLimitedLog
 from app.runtime.metrics import Telemetry
@@ -27,10 +27,9 @@ limited_log = RateLimitedLog(logger)
 
 
 class Pipeline:
-    """Takes events as they come and hands points to the intake, changes to the watchers.
+    """Normalizes, filters and encodes events; passes lines to the batcher and changes to the hub.
 
-    It is the source's listener: nothing here waits, because Home Assistant cuts off a
-    client that reads too slowly.
+    It is the source's `Listener`, so nothing here waits: Home Assistant disconnects slow clients.
     """
 
     def __init__(
@@ -50,9 +49,10 @@ class Pipeline:
         hold_s: float = 10.0,
         hold_events: int = 20_000,
     ) -> None:
-        """Take the parts, and how long (seconds) and how many events may wait for the catalog.
+        """Store the parts.
 
-        With `filter_fanout` what the filter holds back is still shown to the watchers.
+        `filter_fanout`: whether subscribers also get what the filter leaves out. `hold_s` and
+        `hold_events` bound how long, and how many, events wait for the catalog.
         """
         self._discovery = discovery
         self._normalizer = normalizer
@@ -65,32 +65,23 @@ class Pipeline:
         self._transforms = transforms
         self._filter = entity_filter
         self._filter_fanout = filter_fanout
-        self._hold_s = hold_s
-        self._hold_events = hold_events
         self._is_live = self._has_streamed = False
         self.streaming = asyncio.Event()
         """Set while events stream and the registries were listed over this connection."""
-        # On the very first start nothing is known of areas and devices, and tags are
-        # identity in InfluxDB: events wait here until the registries were listed.
-        self._held: deque[tuple[Sequence[Event], float]] | None = deque()
-        self._held_count = 0
-        self._release: asyncio.TimerHandle | None = None
+        self._waiting = _WaitingEvents(max_s=hold_s, max_events=hold_events)
 
     @property
-    def held_events(self) -> int:
-        """How many events wait for the catalog."""
-        return self._held_count
+    def waiting_events(self) -> int:
+        """The number of events that wait for the catalog."""
+        return self._waiting.count
 
     def changed(self, events: Sequence[Event]) -> None:
-        """Take the state changes of one frame."""
+        """Process the state changes of a frame."""
         received_at = time.time()
-        if self._held is None:
-            self._take(events, received_at)
-            return
-        self._held.append((events, received_at))
-        self._held_count += len(events)
-        if self._held_count > self._hold_events:
-            self._let_go()
+        if self._waiting.is_over:
+            self._process(events, received_at)
+        elif self._waiting.add(events, received_at):
+            self._release()
 
     def registry_updated(self, event: Event) -> None:
         """Have the registry listed again."""
@@ -98,7 +89,7 @@ class Pipeline:
         self._discovery.registry_updated(event)
 
     def connected(self, *, was_absent: bool) -> None:
-        """Begin a span of the journal, and request the registries, now that events stream."""
+        """Begin a covered span, and request the registries, now that events stream."""
         gap = self._coverage.began(
             reason="disconnect" if self._has_streamed else "restart", was_absent=was_absent
         )
@@ -107,90 +98,115 @@ class Pipeline:
         self._is_live = self._has_streamed = True
         self._discovery.connected()
         if self._discovery.known:
-            self._let_go()
-        elif self._held is not None and self._release is None:
-            self._release = asyncio.get_running_loop().call_later(self._hold_s, self._let_go)
+            self._release()
+        else:
+            self._waiting.start_timer(self._release)
 
     def lost(self) -> None:
-        """Stop asking for registries until the next connection."""
+        """Request no registries until the next connection."""
         self._is_live = False
         self.streaming.clear()
         self._discovery.lost()
 
     def placed(self) -> None:
-        """Let go of what waits for the catalog: it is there."""
+        """Process the events that wait for the catalog: it is there."""
         if self._is_live:
             self.streaming.set()
-        self._let_go()
-
-    def kept(self, changes: Sequence[Change]) -> Sequence[Change]:
-        """Return what of these is kept, as the transforms leave it."""
-        return self._selected(changes)[1]
+        self._release()
 
     def finish(self) -> None:
-        """Let go of what still waits for the catalog: nothing more comes."""
-        self._let_go()
+        """Process the events that still wait for the catalog: no more will come."""
+        self._release()
 
-    def _let_go(self) -> None:
-        if self._release is not None:
-            self._release.cancel()
-            self._release = None
-        held, self._held = self._held, None
-        if not held:
-            return
-        if not self._discovery.known:
+    def selected(self, changes: Sequence[Change]) -> Sequence[Change]:
+        """Return the changes to write: transformed and filtered."""
+        return self._select(changes)[1]
+
+    def _release(self) -> None:
+        batches = self._waiting.end()
+        count = sum(len(events) for events, _ in batches)
+        if count and not self._discovery.known:
             logger.warning(
                 "Wrote %d events without areas and devices: no registries within %.0fs",
-                self._held_count,
-                self._hold_s,
+                count,
+                self._waiting.max_s,
             )
-            self._telemetry.events_unplaced(self._held_count)
-        for events, received_at in held:
-            self._held_count -= len(events)
-            self._take(events, received_at)
+            self._telemetry.events_unplaced(count)
+        for events, received_at in batches:
+            self._process(events, received_at)
 
-    def _take(self, events: Sequence[Event], received_at: float) -> None:
+    def _process(self, events: Sequence[Event], received_at: float) -> None:
         try:
             changes, malformed = self._normalizer.changes(events)
-            shown, kept = self._selected(changes)
-            lines = self._encoder.encode(kept)
+            shown, selected = self._select(changes)
+            lines = self._encoder.encode(selected)
         except Exception as exc:  # noqa: BLE001 - the per-event boundary: a bug costs one event
-            if len(events) == 1:
-                self._report_bug(exc)
-                return
-            for event in events:
-                self._take((event,), received_at)
+            self._process_each(events, received_at, exc)
             return
-        for problem in malformed:
-            self._report_malformed(problem)
-        if filtered := len(changes) - len(kept):
+        for event in malformed:
+            self._telemetry.events_malformed(1, kind=event.kind)
+            limited_log.warning(
+                "Malformed event (%s): %s", event.kind, event.excerpt, kind=event.kind
+            )
+        if filtered := len(changes) - len(selected):
             self._telemetry.events_filtered(filtered)
-        if kept:
-            times_ns = [change.time_ns for change in kept]
+        if selected:
+            times_ns = [change.time_ns for change in selected]
             times = Times(min(times_ns), max(times_ns))
             self._coverage.received(times)
             self._last_states.update(changes)
-            self._intake.put(Lines(lines.data, lines.points, times), received_at=received_at)
+            self._intake.put(replace(lines, times=times), received_at=received_at)
         if shown:
             self._hub.publish(shown)
 
-    def _selected(self, changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]]:
-        """Return what watchers see, and what is kept."""
+    def _process_each(self, events: Sequence[Event], received_at: float, exc: Exception) -> None:
+        """Process events one by one, to find the one that our code fails on."""
+        if len(events) == 1:
+            self._telemetry.events_malformed(1, kind="bug")
+            limited_log.error("Unhandled error while processing an event", kind="bug", exc_info=exc)
+            return
+        for event in events:
+            self._process((event,), received_at)
+
+    def _select(self, changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]]:
+        """Return the transformed changes for subscribers, and those to write."""
         shown = changes if self._transforms is None else self._transforms.apply(changes)
         if self._filter is None:
             return shown, shown
-        kept = self._filter.selected(shown)
-        return (shown if self._filter_fanout else kept), kept
+        selected = self._filter.selected(shown)
+        return (shown if self._filter_fanout else selected), selected
 
-    def _report_malformed(self, problem: MalformedEvent) -> None:
-        self._telemetry.events_malformed(1, kind=problem.kind)
-        limited_log.warning(
-            "Malformed event (%s): %s",
-            problem.kind,
-            problem.excerpt,
-            kind=problem.kind,
-        )
 
-    def _report_bug(self, exc: Exception) -> None:
-        self._telemetry.events_malformed(1, kind="bug")
-        limited_log.error("An event broke our own code", kind="bug", exc_info=exc)
+class _WaitingEvents:
+    """Events received before the catalog is known, on the very first start.
+
+    Tags are identity in InfluxDB: without areas and devices these events would start other series.
+    """
+
+    def __init__(self, *, max_s: float, max_events: int) -> None:
+        self.max_s = max_s
+        self.count = 0
+        self.is_over = False
+        """Whether no more events need to wait."""
+        self._max_events = max_events
+        self._batches: list[tuple[Sequence[Event], float]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, events: Sequence[Event], received_at: float) -> bool:
+        """Add events; return whether there are too many now."""
+        self._batches.append((events, received_at))
+        self.count += len(events)
+        return self.count > self._max_events
+
+    def start_timer(self, release: Callable[[], None]) -> None:
+        """Call `release` in `max_s` seconds; only the first call counts."""
+        if not self.is_over and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self.max_s, release)
+
+    def end(self) -> Sequence[tuple[Sequence[Event], float]]:
+        """Return all batches with the time of their receipt; from now on none wait."""
+        if self._timer is not None:
+            self._timer.cancel()
+        batches, self._batches = self._batches, []
+        self.count, self.is_over = 0, True
+        return batches

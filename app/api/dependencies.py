@@ -21,7 +21,7 @@ from app.discovery.store import CatalogStore
 from app.fanout.hub import Hub
 from app.health import Snapshot
 from app.model import Lines
-from app.normalize.entity_filter import EntityFilter
+from app.normalize.filter import EntityFilter
 from app.runtime.metrics import Telemetry
 from app.sinks.dead_letters import DeadLetters
 from app.sinks.embedded import EmbeddedStore

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 
 from app.api.dependencies import ComponentsDep
 from app.api.models import FilterRule, FilterStats
-from app.normalize.filter import Pattern
+from app.normalize.filter_rules import Pattern
 
 router = APIRouter(tags=["status"])
 

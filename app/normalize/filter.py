@@ -1,183 +1,171 @@
-"""The entity filter: which changes are kept. Pure; the format is the predecessor's.
-
-    {"mode": "exclude", "patterns": [{"domain": "sun"}], "exceptions": [{"entity_id": "sun.sun"}]}
-
-`exclude` keeps what no pattern fits, `include` only what one fits; an exception is always kept.
-Within one pattern a single key that fits is enough. Values are globs, or lists of them:
-`entity_id`, `domain`, `device_class`, `area_id`, and, by their ids, `label` and `floor`.
-"""
+"""The entity filter in use: from a setting, or from a file that is read again when it changes."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, TypeAlias
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self, TypeAlias
 
-import msgspec
+from app.model import Change
+from app.normalize.filter_rules import Filter, Rules, read_rules
+from app.runtime.environment import UnusableFile, read_text
+from app.runtime.errors import FilterInvalid, SettingsError
+from app.runtime.logging import RateLimitedLog
+from app.runtime.retry import contained
 
-from app.model import Change, Placement
-from app.runtime.errors import FilterInvalid
-from app.runtime.globs import glob_matcher
-from app.runtime.text import one_line
+_Stamp: TypeAlias = tuple[int, int, int]
 
-_MAX_VERDICTS = 50_000
-_PLACED = re.compile(r"(.*) - at `(\$[^`]*)`", re.DOTALL)
-"""How msgspec says what is wrong where; without a place it is the whole document."""
+_MAX_FILE_BYTES = 16_777_216
 
-Globs: TypeAlias = str | tuple[str, ...]
-
-
-class Pattern(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """One rule: a key that fits is enough."""
-
-    entity_id: Globs = ()
-    domain: Globs = ()
-    device_class: Globs = ()
-    area_id: Globs = ()
-    label: Globs = ()
-    floor: Globs = ()
+logger = logging.getLogger(__name__)
+limited_log = RateLimitedLog(logger)
 
 
-class Rules(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The filter as a person writes it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FilterStatus:
+    """The rules in use, and what the filter has done since the start."""
 
-    mode: Literal["exclude", "include"] = "exclude"
-    patterns: tuple[Pattern, ...] = ()
-    exceptions: tuple[Pattern, ...] = ()
-
-
-def read_rules(text: str) -> Rules:
-    """Return the rules that JSON says.
-
-    Raises:
-        FilterInvalid: the message says where the mistake is and what it is.
-    """
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as exc:
-        raise FilterInvalid(f"line {exc.lineno}, column {exc.colno}: {exc.msg}") from exc
-    except ValueError as exc:  # CPython's bound for digits: such a number has no place here
-        raise FilterInvalid("$: a number in it has too many digits") from exc
-    except RecursionError as exc:
-        raise FilterInvalid("$: it is nested too deep") from exc
-    for place in _halves(document, "$"):
-        raise FilterInvalid(f"{place}: a text holds half a surrogate pair, which fits nothing")
-    try:
-        rules = msgspec.convert(document, Rules)
-    except msgspec.ValidationError as exc:
-        placed = _PLACED.fullmatch(str(exc))
-        what, where = placed.groups() if placed else (str(exc), "$")
-        raise FilterInvalid(f"{where}: {one_line(what)}") from exc
-    for name in ("patterns", "exceptions"):
-        for number, pattern in enumerate(getattr(rules, name)):
-            if not any(getattr(pattern, key) for key in Pattern.__struct_fields__):
-                raise FilterInvalid(f"$.{name}[{number}]: it names nothing, so it fits nothing")
-    if rules.mode == "include" and not rules.patterns and not rules.exceptions:
-        raise FilterInvalid("$.patterns: `include` without a pattern would keep nothing")
-    return rules
+    source: str
+    """The setting, or the file, that holds the rules."""
+    rules: Rules
+    loaded_at: datetime
+    passed: int
+    filtered: int
+    matched: Sequence[int]
+    """How many changes each pattern decided with these rules, then each exception."""
+    problem: str | None
+    """Why the current content of the file is not in use."""
 
 
-def _halves(value: object, place: str) -> Iterator[str]:
-    """Yield where a text cannot be written as UTF-8: JSON's escapes can say what it cannot."""
-    match value:
-        case str():
-            if any("\ud800" <= sign <= "\udfff" for sign in value):
-                yield place
-        case list():
-            for number, inner in enumerate(value):
-                yield from _halves(inner, f"{place}[{number}]")
-        case dict():
-            for key, inner in value.items():
-                yield from _halves(key, place)
-                yield from _halves(inner, f"{place}.{key if key.isidentifier() else '…'}")
-        case _:
-            pass
+class EntityFilter:
+    """Selects changes by the current rules, and counts."""
 
+    def __init__(self, rules: Rules, *, source: str, file: Path | None, poll_s: float) -> None:
+        self._filter = Filter(rules)
+        self._source = source
+        self._file = file
+        self._poll_s = poll_s
+        self._in_use: _Stamp | None = None
+        """The state of the file when it was last read."""
+        self._loaded_at = datetime.now(UTC)
+        self._passed = 0
+        self._filtered = 0
+        self._problem: str | None = None
 
-class Filter:
-    """Judges changes by the rules; remembers its verdict of each entity, within a bound."""
+    @classmethod
+    def of_text(cls, text: str) -> Self:
+        """Return the filter in a setting.
 
-    def __init__(self, rules: Rules) -> None:
-        self.rules = rules
-        self.matched = [0] * (len(rules.patterns) + len(rules.exceptions))
-        """How many changes each pattern decided, and after them each exception."""
-        self._patterns = tuple(map(_compiled, rules.patterns))
-        self._exceptions = tuple(map(_compiled, rules.exceptions))
-        self._verdicts: dict[str, _Verdict] = {}
+        Raises:
+            FilterInvalid: it cannot be used.
+        """
+        return cls(read_rules(text), source="ENTITY_FILTER_CONFIG", file=None, poll_s=0.0)
+
+    @classmethod
+    def of_file(cls, file: Path, *, poll_s: float = 1.0) -> Self:
+        """Return the filter in a file, which `run` checks every `poll_s` seconds.
+
+        Raises:
+            FilterInvalid: it cannot be read or used.
+        """
+        stamp = _stamp(file)
+        entity_filter = cls(read_rules(_content(file)), source=str(file), file=file, poll_s=poll_s)
+        entity_filter._in_use = stamp
+        return entity_filter
 
     def passes(self, change: Change) -> bool:
-        """Whether the change is kept."""
-        return self._verdict(change).passes
+        """Whether a change passes; nothing is counted."""
+        return self._filter.passes(change)
 
     def selected(self, changes: Sequence[Change]) -> list[Change]:
-        """Return the changes that are kept, in order, and count which rules decided."""
-        matched = self.matched
-        kept = []
-        for change in changes:
-            verdict = self._verdict(change)
-            if verdict.rule is not None:
-                matched[verdict.rule] += 1
-            if verdict.passes:
-                kept.append(change)
-        return kept
+        """Return the changes that pass, in order."""
+        passed = self._filter.selected(changes)
+        self._passed += len(passed)
+        self._filtered += len(changes) - len(passed)
+        return passed
 
-    def _verdict(self, change: Change) -> _Verdict:
-        # What is judged stays the same from one change of an entity to the next, and the
-        # catalog hands out the same object until a placement changes.
-        verdict = self._verdicts.get(change.entity_id)
-        if (
-            verdict is None
-            or verdict.placement is not change.placement
-            or verdict.device_class != change.device_class
-        ):
-            if len(self._verdicts) >= _MAX_VERDICTS:
-                self._verdicts.clear()
-            verdict = self._verdicts[change.entity_id] = self._judge(change)
-        return verdict
-
-    def _judge(self, change: Change) -> _Verdict:
-        passes = self.rules.mode == "exclude"
-        rule = next((n for n, fits in enumerate(self._patterns) if fits(change)), None)
-        if rule is not None:
-            passes = not passes
-        for number, fits in enumerate(self._exceptions, start=len(self._patterns)):
-            if fits(change):
-                passes, rule = True, number
-                break
-        return _Verdict(change.placement, change.device_class, passes, rule)
-
-
-class _Verdict(msgspec.Struct, frozen=True, gc=False):
-    """What was decided, and of what."""
-
-    placement: Placement
-    device_class: str | None
-    passes: bool
-    rule: int | None
-    """The index of what decided; None when nothing fitted."""
-
-
-_READ: Mapping[str, Callable[[Change], Sequence[str | None]]] = {
-    "entity_id": lambda change: (change.entity_id,),
-    "domain": lambda change: (change.domain,),
-    "device_class": lambda change: (change.device_class,),
-    "area_id": lambda change: (change.placement.area_id,),
-    "label": lambda change: change.placement.labels,
-    "floor": lambda change: (change.placement.floor_id,),
-}
-
-
-def _compiled(pattern: Pattern) -> Callable[[Change], bool]:
-    keys = [
-        (_READ[key], glob_matcher((globs,) if isinstance(globs, str) else globs))
-        for key in Pattern.__struct_fields__
-        if (globs := getattr(pattern, key))
-    ]
-
-    def fits(change: Change) -> bool:
-        return any(
-            value is not None and matches(value) for read, matches in keys for value in read(change)
+    def status(self) -> FilterStatus:
+        """Return the rules in use and the counts."""
+        return FilterStatus(
+            source=self._source,
+            rules=self._filter.rules,
+            loaded_at=self._loaded_at,
+            passed=self._passed,
+            filtered=self._filtered,
+            matched=tuple(self._filter.matched),
+            problem=self._problem,
         )
 
-    return fits
+    @property
+    def reason(self) -> str | None:
+        """Return a sentence while the current content of the file is not in use, else None."""
+        if self._problem is None:
+            return None
+        return (
+            f"The entity filter in {self._source} cannot be used, the one before stays:"
+            f" {self._problem}. Fix the file."
+        )
+
+    async def run(self) -> None:
+        """Reload the file whenever it has changed, forever."""
+        assert self._file is not None, "only a file can change"
+        seen = self._in_use
+        while True:
+            await asyncio.sleep(self._poll_s)
+            stamp = await asyncio.to_thread(_stamp, self._file)
+            # Only once it is stable: an editor may still be writing it.
+            if stamp != self._in_use and stamp == seen:
+                self._in_use = stamp
+                await self._reload(self._file)
+            seen = stamp
+
+    async def _reload(self, file: Path) -> None:
+        try:
+            with contained("reading the entity filter", error=FilterInvalid):
+                rules = read_rules(await asyncio.to_thread(_content, file))
+                new = Filter(rules)
+        except FilterInvalid as exc:
+            self._problem = str(exc)
+            limited_log.error("%s", self.reason, kind=str(exc))
+            return
+        self._filter = new
+        self._loaded_at = datetime.now(UTC)
+        self._problem = None
+        limited_log.info("The entity filter was read again from %s", file)
+
+
+def load_filter(text: str | None, file: Path | None) -> EntityFilter | None:
+    """Return the filter of the settings, None without one; the text wins over the file.
+
+    Raises:
+        SettingsError: it cannot be read or used.
+    """
+    name = "ENTITY_FILTER_CONFIG" if text is not None else "ENTITY_FILTER_CONFIG_FILE"
+    try:
+        if text is not None:
+            return EntityFilter.of_text(text)
+        return None if file is None else EntityFilter.of_file(file)
+    except FilterInvalid as exc:
+        raise SettingsError(f"{name}: {exc}. See docs/FILTER.md") from exc
+
+
+def _content(file: Path) -> str:
+    try:
+        return read_text(file, max_bytes=_MAX_FILE_BYTES)
+    except FileNotFoundError as exc:
+        raise FilterInvalid(f"cannot be read: {exc.strerror}") from exc
+    except UnusableFile as exc:
+        raise FilterInvalid(f"cannot be used: it {exc}") from exc
+
+
+def _stamp(file: Path) -> _Stamp | None:
+    """Return values that change with the file; None while it does not exist."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -166,7 +166,7 @@ class Process:
             ),
             placements=catalog.placements,
             names=self.normalizer.last_names,
-            keep=self.pipeline.kept,
+            keep=self.pipeline.selected,
             missing_component=lambda: self.source.missing_component,
             renames=catalog.renames,
             retention_s=self._ask_retention_s,

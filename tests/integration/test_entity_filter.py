@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from app.normalize.entity_filter import EntityFilter
+from app.normalize.filter import EntityFilter
 from app.runtime.errors import FilterInvalid
 from tests.fakes.service import api_client, components
 from tests.fakes.snapshots import change

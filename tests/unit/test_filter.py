@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from app.model import Change, Placement
-from app.normalize.filter import Filter, read_rules
+from app.normalize.filter_rules import Filter, read_rules
 from app.runtime.errors import FilterInvalid
 from tests.fakes.snapshots import change
 

@@ -17,7 +17,7 @@ from app.fanout.hub import Selection, encode_event
 from app.homeassistant.protocol import Phase, Session
 from app.model import Change
 from app.normalize.changes import Normalizer
-from app.normalize.filter import Filter, Rules, read_rules
+from app.normalize.filter_rules import Filter, Rules, read_rules
 from app.runtime.errors import FilterInvalid
 from app.schema.homeiq import HomeiqEncoder
 from tests.fakes import hostile
