@@ -6,7 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal, NamedTuple, TypeAlias
@@ -209,9 +209,6 @@ class Lines:
     points: int
     times: Times | None = None
     """When they happened; None for points that did not come live from Home Assistant."""
-    ends: tuple[tuple[int, int], ...] = field(default=(), compare=False)
-    """Where some lines end: how many bytes, and how many points, are before. Nobody has to search
-    for them to cut the whole there; empty when nobody noted any."""
 
     def split(self) -> list[bytes]:
         """Return the lines one by one, without their final newline."""
@@ -235,7 +232,7 @@ class Row:
     """Sequence number of the first point; they count up by one, starting at 1."""
     points: int
     gzip: bytes
-    """One gzip member holding the lines; members may be concatenated."""
+    """One gzip stream with the lines."""
     received_at: float
     """When the oldest point of the row was received, in seconds since the epoch."""
 

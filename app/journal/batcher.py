@@ -226,21 +226,16 @@ class Batcher:
 
     def _merged(self, first: Lines) -> Lines:
         data, points, times = [first.data], first.points, first.times
-        size = len(first.data)
-        ends = [(size, points)]
         while points < _LATE_COMMITS * self._commit_points and not self._queue.empty():
-            batch = self._queue.get_nowait()
-            if batch is None:
+            if (batch := self._queue.get_nowait()) is None:
                 self._queue.put_nowait(None)  # the next call of `_next` has to see it, too
                 break
             lines = batch[0]
             data.append(lines.data)
-            size += len(lines.data)
             points += lines.points
-            ends.append((size, points))
             times = spanned(times, lines.times)
             self._queued_points -= lines.points
-        return Lines(b"".join(data), points, times, tuple(ends)) if len(data) > 1 else first
+        return Lines(b"".join(data), points, times) if len(data) > 1 else first
 
     async def _commit(self, lines: Lines, received_at: float) -> bool:
         """Append once; return False when the batch has to be kept because the commit failed."""

@@ -15,11 +15,8 @@ from app.model import Lines, Row, Times, is_representable
 from app.runtime import gzip_stream
 
 _MOST_ROW_POINTS = 2_500
-"""An append of more is cut, so that whoever reads whole rows has a bound on memory, and that they
-fill a request of 5,000 lines better than by half."""
-
+"""A larger append is cut: this bounds what is read at once, and two rows fit 5,000 lines."""
 _CUT_ROW_POINTS = 2_400
-"""How many points, or a few more, a row has that was cut from more."""
 
 _ROW_OVERHEAD_BYTES = 250
 
@@ -33,16 +30,16 @@ class CompressedChunk:
 
 
 def compress(lines: Lines) -> list[CompressedChunk]:
-    """Compress an append into as many gzip members as it needs; call it in a thread."""
+    """Compress an append into as many gzip streams as it needs; call it in a thread."""
     return [CompressedChunk(part.points, gzip_stream.compressed(part.data)) for part in _cut(lines)]
 
 
-def numbered(members: Sequence[CompressedChunk], *, first: int, received_at: float) -> list[Row]:
+def numbered(chunks: Sequence[CompressedChunk], *, first: int, received_at: float) -> list[Row]:
     """Return the rows of an append whose first point has the sequence number `first`."""
     rows = []
-    for member in members:
-        rows.append(Row(first, member.points, member.gzip, received_at))
-        first += member.points
+    for chunk in chunks:
+        rows.append(Row(first, chunk.points, chunk.gzip, received_at))
+        first += chunk.points
     return rows
 
 
@@ -187,21 +184,9 @@ def take(rows: Iterator[Row], *, max_points: int) -> list[Row]:
 
 
 def _cut(lines: Lines) -> Iterator[Lines]:
-    """Cut what is too much for one row, where its parts ended; finding each line costs more."""
     if lines.points <= _MOST_ROW_POINTS:
         yield lines
         return
-    if not lines.ends:
-        yield from _cut_exactly(lines)
-        return
-    start = before = 0
-    for end, points in lines.ends:
-        if points - before >= _CUT_ROW_POINTS or points == lines.points:
-            yield from _cut(Lines(lines.data[start:end], points - before))
-            start, before = end, points
-
-
-def _cut_exactly(lines: Lines) -> Iterator[Lines]:
     each = lines.split()
     for start in range(0, len(each), _CUT_ROW_POINTS):
         part = each[start : start + _CUT_ROW_POINTS]

@@ -9,7 +9,6 @@ import pytest
 
 from app.model import Row
 from app.runtime.errors import StorageDamaged
-from app.runtime.gzip_stream import compressed
 from app.sinks.batches import WholeRows, after, cut, fields_in, halves, whole_rows
 from app.sinks.outcomes import FieldName
 
@@ -40,20 +39,12 @@ def test_several_rows_are_sent_as_one_gzip_member() -> None:
     assert batch.lines() == LINES
 
 
-def test_what_only_has_to_be_joined_is_at_hand() -> None:
-    """Rows of this version are; those of a version before it, and thousands, belong in a thread."""
-    data = [b"".join(line + b"\n" for line in lines) for lines in (LINES[:4], LINES[4:])]
-    ours = [Row(1, 4, compressed(data[0]), 7.0), Row(5, 6, compressed(data[1]), 9.0)]
-    old = [ours[0], row(5, LINES[4:])]
-    many = [Row(n, 1, compressed(b"m v=1 %d\n" % n), 7.0) for n in range(1, 2_000)]
+def test_the_body_of_a_single_row_needs_no_thread() -> None:
+    """It is sent as it is stored; several rows are compressed again."""
+    only = row(1, LINES[:4])
 
-    assert whole_rows(old[1:]).gzip_at_hand() == old[1].gzip
-    assert whole_rows(old).gzip_at_hand() is None
-    assert whole_rows(many).gzip_at_hand() is None
-    body = whole_rows(ours).gzip_at_hand()
-    assert body == whole_rows(ours).gzip_body()
-    assert body is not None
-    assert gzip.decompress(body) == b"".join(data)
+    assert whole_rows([only]).gzip_at_hand() == only.gzip
+    assert whole_rows([only, row(5, LINES[4:])]).gzip_at_hand() is None
 
 
 def test_a_body_is_not_made_of_a_damaged_row() -> None:
