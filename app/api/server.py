@@ -21,7 +21,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected, get_remote_addr
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import CloseCode, Frame
+from websockets.frames import CloseCode, Frame, Opcode
 
 from app.api.clients import client_group
 from app.api.connections import Connections
@@ -299,32 +299,13 @@ class WebSocketConnection(_ClientState, WebSocketsSansIOProtocol):
             raise ClientDisconnected
         await super().send(message)
 
-    def handle_text(self, event: Frame) -> None:
-        """Process the first frame of a text message."""
-        if self._may_send():
-            super().handle_text(event)
-
-    def handle_bytes(self, event: Frame) -> None:
-        """Process the first frame of a binary message."""
-        if self._may_send():
-            super().handle_bytes(event)
-
-    def handle_cont(self, event: Frame) -> None:
-        """Process another frame of a message."""
-        if len(self.frames) >= _MAX_FRAGMENTS:
-            self._fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
-        elif self._may_send():
-            super().handle_cont(event)
-
-    def handle_ping(self) -> None:
-        """Answer a ping."""
-        if self._may_send():
-            super().handle_ping()
-
-    def handle_pong(self, event: Frame) -> None:
-        """Process a pong."""
-        if self._may_send():
-            super().handle_pong(event)
+    def handle_events(self) -> None:
+        """Process the frames that arrived, as long as the client may send more."""
+        for event in self.conn.events_received():
+            if isinstance(event, Frame) and not self._may_send(event):
+                continue
+            self.conn.events = [event]
+            super().handle_events()
 
     def send_receive_event_to_app(self) -> None:
         """Pass a message to the application; text that is not UTF-8 ends the connection."""
@@ -346,9 +327,14 @@ class WebSocketConnection(_ClientState, WebSocketsSansIOProtocol):
         self.close_sent = True
         self.transport.close()
 
-    def _may_send(self) -> bool:
-        """Count a frame; return whether the connection still accepts frames."""
+    def _may_send(self, frame: Frame) -> bool:
+        """Count a frame; return whether the connection still accepts it."""
+        if frame.opcode is Opcode.CLOSE:
+            return True
         if self.close_sent or self.transport.is_closing():
+            return False
+        if frame.opcode is Opcode.CONT and len(self.frames) >= _MAX_FRAGMENTS:
+            self._fail(CloseCode.MESSAGE_TOO_BIG, "too many fragments")
             return False
         now_s = self._connections.clock()
         refilled = self._frames_left + (now_s - self._counted_at) * _FRAMES_PER_S
