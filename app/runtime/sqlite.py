@@ -202,9 +202,9 @@ def translated_errors() -> Iterator[None]:
     except UnicodeDecodeError as exc:  # a name or an error text, quoted from the file
         raise StorageDamaged(f"a text in it is not UTF-8: {exc}") from exc
     except OSError as exc:
-        if exc.errno == errno.ENOSPC:
-            raise StorageFull(str(exc)) from exc
-        raise StorageError(str(exc)) from exc
+        words = (part for part in (exc.strerror or str(exc), exc.filename) if part)
+        error = StorageFull if exc.errno == errno.ENOSPC else StorageError
+        raise error(": ".join(map(str, words))) from exc
 
 
 @contextlib.contextmanager

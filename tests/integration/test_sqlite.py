@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import sqlite3
 import threading
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from app.runtime.errors import (
     StorageLocked,
     StorageNewer,
 )
-from app.runtime.sqlite import Connection, Database, owned_folder
+from app.runtime.sqlite import Connection, Database, owned_folder, translated_errors
 
 TABLE = "CREATE TABLE numbers (number INTEGER PRIMARY KEY)"
 
@@ -327,3 +328,20 @@ def test_a_folder_that_cannot_be_owned_is_an_error_of_ours(tmp_path: Path) -> No
     (tmp_path / "data").write_text("in the way")
     with pytest.raises(StorageError), owned_folder(tmp_path / "data"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "words"),
+    [
+        (errno.ENOSPC, StorageFull, "No space left on device: /data/x"),
+        (errno.EIO, StorageError, "Input/output error: /data/x"),
+    ],
+)
+def test_an_error_of_the_file_system_is_described_without_its_number(
+    number: int, error: type[StorageError], words: str
+) -> None:
+    """The log and `/health` show it to a person."""
+    with pytest.raises(error) as caught, translated_errors():
+        raise OSError(number, os.strerror(number), "/data/x")
+
+    assert (type(caught.value), str(caught.value)) == (error, words)
