@@ -1,4 +1,4 @@
-"""The catalog: devices, entities and places, and the door for those who send rows."""
+"""The catalog: devices, entities, areas and labels; and the data API for other senders."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from app.runtime.errors import SourceError, StorageError
 router = APIRouter()
 
 _Responses: TypeAlias = dict[int | str, dict[str, Any]]
-"""As FastAPI wants them."""
+"""The type of FastAPI's `responses`."""
 
 _MAX_LIMIT = 10_000
 _TAG = "catalog"
 _FAILED: _Responses = {503: {"model": ProblemDocument, "description": "A local database failed"}}
-_UNKNOWN: _Responses = {404: {"model": ProblemDocument, "description": "There never was one"}}
+_UNKNOWN: _Responses = {404: {"model": ProblemDocument, "description": "Unknown id"}}
 
 Id = Annotated[str, Path(max_length=255)]
 Text = Annotated[str | None, Query(max_length=255)]
@@ -63,12 +63,13 @@ async def devices(
     model: Text = None,
     area_id: Text = None,
     platform: Annotated[
-        str | None, Query(max_length=255, description="Their integration, or that of an entity")
+        str | None,
+        Query(max_length=255, description="Integration of the device or an entity of it"),
     ] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response:
-    """Return a page of the devices that are there now."""
+    """Return a page of the current devices."""
     page = await components.metadata.devices(
         manufacturer=manufacturer,
         model=model,
@@ -88,7 +89,7 @@ async def devices(
     responses={200: {"model": Device, "description": "The device"}, **_UNKNOWN, **_FAILED},
 )
 async def device(components: ComponentsDep, device_id: Id) -> Response:
-    """Return a device, also one that Home Assistant no longer has."""
+    """Return a device, including removed ones."""
     return _document(await components.metadata.device(device_id), "device")
 
 
@@ -106,12 +107,12 @@ async def entities(
     platform: Text = None,
     device_id: Text = None,
     label: Annotated[
-        str | None, Query(max_length=255, description="The id of one of the entity's own labels")
+        str | None, Query(max_length=255, description="A label id of the entity itself")
     ] = None,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response:
-    """Return a page of the entities that are registered now."""
+    """Return a page of the currently registered entities."""
     page = await components.metadata.entities(
         domain=domain,
         platform=platform,
@@ -131,7 +132,7 @@ async def entities(
     responses={200: {"model": Entity, "description": "The entity"}, **_UNKNOWN, **_FAILED},
 )
 async def entity(components: ComponentsDep, entity_id: Id) -> Response:
-    """Return an entity, also one that Home Assistant no longer has."""
+    """Return an entity, including removed ones."""
     return _document(await components.metadata.entity(entity_id), "entity")
 
 
@@ -166,16 +167,16 @@ async def labels(components: ComponentsDep) -> LabelList:
 @router.post(
     "/api/v1/discovery/trigger",
     tags=[_TAG],
-    summary="List everything again, now",
-    responses={503: {"model": ProblemDocument, "description": "Home Assistant cannot be asked"}},
+    summary="Refresh the catalog now",
+    responses={503: {"model": ProblemDocument, "description": "Home Assistant is unavailable"}},
 )
 async def trigger(components: ComponentsDep) -> DiscoveryFound:
-    """Ask Home Assistant for its registries, and answer when the next event carries them."""
+    """Read Home Assistant's registries, and return once new events use them."""
     try:
         found = await components.discovery.trigger()
     except SourceError as exc:
         raise ProblemRaised(
-            Problem(status=503, code="discovery_failed", detail=f"Nothing was listed: {exc}.")
+            Problem(status=503, code="discovery_failed", detail=f"Refresh failed: {exc}.")
         ) from exc
     return DiscoveryFound(
         devices=found.devices,
@@ -198,16 +199,16 @@ _ROWS_SENT = {
     }
 }
 _REFUSALS: _Responses = {
-    409: {"model": ProblemDocument, "description": "DATA_API_URL names another data API"},
+    409: {"model": ProblemDocument, "description": "This service sends to another data API"},
     413: {"model": ProblemDocument, "description": "Too many rows, or a row that is too large"},
-    500: {"model": ProblemDocument, "description": "They were not kept; send them again"},
+    500: {"model": ProblemDocument, "description": "The rows were not stored; retry"},
 }
 
 
 @router.post(
     "/internal/devices/bulk_upsert",
     tags=["data API"],
-    summary="Take devices of another sender",
+    summary="Upsert devices of another sender",
     openapi_extra=_ROWS_SENT,
     responses=_REFUSALS,
 )
@@ -232,7 +233,7 @@ async def _upsert(components: ComponentsDep, request: Request, table: TableName)
     if not components.takes_rows:
         raise ProblemRaised(_NO_DATA_API)
     body = await request.body()
-    # One at a time: rows take more memory than the body that holds them.
+    # One request at a time: rows take more memory than the body.
     async with components.upserting:
         try:
             rows = await asyncio.to_thread(split_rows, body)
@@ -247,21 +248,19 @@ async def _stored(components: Components, table: TableName, rows: Sequence[bytes
     try:
         upserted = await components.metadata.upsert(table, rows)
     except StorageError as exc:
-        # What the contract answers; a sender tries it again.
+        # As the contract has it; senders retry.
         raise ProblemRaised(
-            Problem(status=500, code="storage_failed", detail="The rows could not be kept.")
+            Problem(status=500, code="storage_failed", detail="The rows could not be stored.")
         ) from exc
     return Upserted(upserted=upserted, timestamp=datetime.now(UTC))
 
 
-_TOO_LARGE = Problem(
-    status=413, code="body_too_large", detail="The body is larger than this service reads."
-)
+_TOO_LARGE = Problem(status=413, code="body_too_large", detail="The body is too large.")
 _NO_DATA_API = Problem(
     status=409,
     code="has_data_api",
-    detail="This instance sends its rows to a data API and is none itself. Unset DATA_API_URL"
-    " here, or send to the address it names.",
+    detail="This instance sends its rows to another data API. Unset DATA_API_URL here, or send"
+    " to that address.",
 )
 _NO_ROWS = Problem(
     status=422, code="invalid_request", detail="The body must be a JSON array of rows."

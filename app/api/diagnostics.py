@@ -1,4 +1,4 @@
-"""How many events come in, and what a person who reports a problem should send along."""
+"""The event rate, and diagnostics to attach to a problem report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONG_TOKEN = re.compile(r"\beyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 _REDACTED = "**REDACTED**"
 
 
-@router.get("/event-rate", summary="Events received, per second")
+@router.get("/event-rate", summary="Events received per second")
 async def event_rate(components: ComponentsDep) -> EventRate:
     """Return the last 15 minutes."""
     telemetry = components.telemetry
@@ -54,14 +54,14 @@ async def event_rate(components: ComponentsDep) -> EventRate:
     },
 )
 async def diagnostics(components: ComponentsDep) -> dict[str, object]:
-    """Return what helps to understand a problem; it may be shown to others."""
+    """Return what helps to diagnose a problem; safe to share."""
     shown = redacted(jsonable_encoder(components.diagnostics()))
     assert isinstance(shown, dict)
     return shown
 
 
 def redacted(value: object, name: str = "") -> object:
-    """Return a copy of plain data without anything that looks like a secret."""
+    """Return a copy of JSON-like data with everything that looks like a secret replaced."""
     match value:
         case str() if value and _SECRET_NAME.search(name):
             return _REDACTED

@@ -1,4 +1,4 @@
-"""`/api/v1/filter/stats`: what the entity filter does."""
+"""`/api/v1/filter/stats`: the rules of the entity filter and how often each matched."""
 
 from __future__ import annotations
 
@@ -14,21 +14,11 @@ from app.normalize.filter_rules import Pattern
 router = APIRouter(tags=["status"])
 
 
-@router.get("/api/v1/filter/stats", summary="What the entity filter passed and held back")
+@router.get("/api/v1/filter/stats", summary="Statistics of the entity filter")
 async def filter_stats(components: ComponentsDep) -> FilterStats:
-    """Return the rules in use and how often each decided; without a filter all passes."""
+    """Return the current rules and how many changes each matched."""
     if components.entity_filter is None:
-        return FilterStats(
-            active=False,
-            source=None,
-            mode=None,
-            passed=0,
-            filtered=0,
-            patterns=[],
-            exceptions=[],
-            loaded_at=None,
-            problem=None,
-        )
+        return FilterStats()
     status = components.entity_filter.status()
     first_exception = len(status.rules.patterns)
     return FilterStats(

@@ -1,4 +1,4 @@
-"""Gaps: spans of time in which nothing was captured, and history that a person asks for."""
+"""Gaps: list and acknowledge them, and request history from the recorder."""
 
 from __future__ import annotations
 
@@ -18,26 +18,25 @@ _NO_SPAN = Problem(
 )
 
 
-@router.get("/gaps", summary="Spans of time in which nothing was captured")
+@router.get("/gaps", summary="List gaps: times when nothing was captured")
 async def gaps(components: ComponentsDep) -> GapList:
-    """Return all that are remembered, newest first: what became of each, and why."""
+    """Return all known gaps, newest first, with their state and reason."""
     found = [document_of(gap) for gap in components.coverage.gaps()]
     return GapList(gaps=found, count=len(found))
 
 
-@router.post("/gaps/acknowledge", summary="Acknowledge the gaps that cannot be filled")
+@router.post("/gaps/acknowledge", summary="Acknowledge gaps that cannot be filled")
 async def acknowledge(components: ComponentsDep) -> GapsAcknowledged:
-    """End their message in `/health`. They stay in the list, and can still be requested again."""
+    """Remove their message from `/health`. They stay listed and can still be requested."""
     return GapsAcknowledged(acknowledged=components.coverage.acknowledge())
 
 
-@router.post("/backfill", summary="Read history back from Home Assistant's recorder")
+@router.post("/backfill", summary="Fill a time span from Home Assistant's recorder")
 async def backfill(components: ComponentsDep, wanted: BackfillRequest) -> BackfillStarted:
-    """Open what is not covered in this span; `/api/v1/gaps` shows how far it is filled.
+    """Open gaps for what was not captured in this span; `/api/v1/gaps` shows the progress.
 
-    That is all before the service began to capture, and gaps that were given up; for named
-    entities also gaps that were filled before, because these may have been missing. What was
-    captured is not read again.
+    Includes the time before the service first ran and gaps that were given up; for named
+    entities also gaps filled earlier, from which these may have been missing.
     """
     times = requested_span(wanted, now_ns=components.coverage.now_ns)
     if times.oldest_ns >= times.newest_ns:
@@ -47,8 +46,8 @@ async def backfill(components: ComponentsDep, wanted: BackfillRequest) -> Backfi
             Problem(
                 status=422,
                 code="unknown_entities",
-                detail=f"Nothing knows {', '.join(map(repr, unknown))}: neither Home Assistant and"
-                " its recorder, nor this service.",
+                detail=f"Unknown entities: {', '.join(map(repr, unknown))}. Neither Home Assistant"
+                " nor its recorder nor this service knows them.",
             )
         )
     opened = components.coverage.request(times, entity_ids=wanted.entity_ids)
@@ -56,13 +55,13 @@ async def backfill(components: ComponentsDep, wanted: BackfillRequest) -> Backfi
 
 
 def requested_span(wanted: BackfillRequest, *, now_ns: int) -> Times:
-    """Return the span that is requested, up to now; it is none when the first is not older."""
+    """Return the requested span up to now; empty when it does not begin before it ends."""
     until_ns = now_ns if wanted.until is None else min(nanoseconds(wanted.until), now_ns)
     return Times(nanoseconds(wanted.since), until_ns)
 
 
 def document_of(gap: Gap) -> GapDocument:
-    """Return a gap as the API shows it."""
+    """Return a gap as the API returns it."""
     return GapDocument(
         id=gap.id,
         start=moment_of(gap.start_ns),

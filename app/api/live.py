@@ -1,4 +1,4 @@
-"""`/ws`: live events for whoever is connected."""
+"""`/ws`: live events over WebSocket."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
+from fastapi import APIRouter, Depends, Query, WebSocket, WebSocketDisconnect
 
 from app.api.access import MUST_AUTHENTICATE, AccessRules, refuse
 from app.api.dependencies import Components, ComponentsDep
@@ -30,31 +30,44 @@ from app.fanout.hub import Selection, Subscriber
 router = APIRouter(tags=["live"])
 
 FRAME_INTERVAL_S = 0.04
-"""At most 25 frames a second for a client that coalesces."""
+"""At most 25 frames a second for a client with `coalesce`."""
 
 _FRAME_EVENTS = 1_000
 _TURN_EVENTS = 4
-"""Frames sent one by one before the loop gets a turn.
+"""Frames sent before the event loop gets a turn.
 
-Only then does it learn that a client broke off; asyncio logs the fifth write after that.
+Only then does it notice a lost connection; asyncio logs a warning at the fifth write after that.
 """
 
 _MAX_PATTERNS = 100
 _POLICY_VIOLATION = 1008
 _TRY_AGAIN_LATER = 1013
 
-Globs = Annotated[list[str], Query(max_length=_MAX_PATTERNS)]
+_Globs = Annotated[tuple[str, ...], Query(max_length=_MAX_PATTERNS)]
+
+
+async def _selection(
+    *,
+    entity_id: _Globs = (),
+    domain: _Globs = (),
+    area_id: _Globs = (),
+    device_class: _Globs = (),
+) -> Selection:
+    return Selection(entity_id=entity_id, domain=domain, area_id=area_id, device_class=device_class)
+
+
+SelectionDep = Annotated[Selection, Depends(_selection)]
 
 _UPGRADE_REQUIRED = Problem(
     status=426,
     code="upgrade_required",
-    detail="This address speaks WebSocket: connect to it with ws:// or wss://.",
+    detail="This is a WebSocket: connect with ws:// or wss://.",
     headers={"Upgrade": "websocket", "Connection": "Upgrade"},
 )
 _FULL = Problem(
     status=503,
     code="too_many_clients",
-    detail="As many clients as this service serves at once are connected; try again later.",
+    detail="The maximum number of clients is connected; try again later.",
     headers={"Retry-After": "10"},
 )
 
@@ -75,23 +88,16 @@ _FULL = Problem(
         }
     },
 )
-async def upgrade(
-    *,
-    coalesce: bool = False,  # noqa: ARG001 - documents the WebSocket's parameters
-    entity_id: Globs = [],  # noqa: ARG001, B006
-    domain: Globs = [],  # noqa: ARG001, B006
-    area_id: Globs = [],  # noqa: ARG001, B006
-    device_class: Globs = [],  # noqa: ARG001, B006
-) -> None:
+async def upgrade(*, coalesce: bool = False, selection: SelectionDep) -> None:  # noqa: ARG001 - the WebSocket's
     """Describe the WebSocket at this address, because OpenAPI cannot.
 
     The first message is `hello`, or `auth_required` when a key is needed and none came in a
-    header: answer `{"type":"auth","api_key":…}` within ten seconds. Then each event is one
+    header: reply with `{"type":"auth","api_key":…}` within ten seconds. Then each event is one
     frame `{"type":"event","event":{…}}`. With `coalesce=1` a frame is one message or a list
     of messages, at most 25 frames a second. `entity_id`, `domain`, `area_id` and
-    `device_class` are globs that may be repeated: an event is sent when it fits one of each
-    kind that is given. `{"type":"ping"}` is answered with `pong`. A client that is too slow
-    loses its oldest events and is told how many: `{"type":"dropped","count":n}`.
+    `device_class` are globs that may be repeated: an event must match one of each kind given.
+    `{"type":"ping"}` is answered with `pong`. A client that is too slow misses its oldest
+    events and gets their number: `{"type":"dropped","count":n}`.
 
     The models of all messages are `ServerMessage` and `ClientMessage`.
     """
@@ -102,14 +108,11 @@ async def upgrade(
 async def live(
     socket: WebSocket,
     components: ComponentsDep,
+    selection: SelectionDep,
     *,
     coalesce: bool = False,
-    entity_id: Globs = [],  # noqa: B006 - FastAPI copies defaults
-    domain: Globs = [],  # noqa: B006
-    area_id: Globs = [],  # noqa: B006
-    device_class: Globs = [],  # noqa: B006
 ) -> None:
-    """Send every event that is wanted until the client, or the server, hangs up."""
+    """Send every selected event until the client or the server disconnects."""
     hub = components.hub
     if hub.full:
         await refuse(_FULL, socket.scope, socket.receive, socket.send)
@@ -118,22 +121,16 @@ async def live(
     with contextlib.suppress(WebSocketDisconnect):
         if socket.scope.get(MUST_AUTHENTICATE) and not await _authenticated(socket, components):
             return
-        if hub.full:  # others came while this one was asked for its key
+        if hub.full:  # others connected while this one authenticated
             await socket.close(_TRY_AGAIN_LATER, _FULL.code)
             return
-        selection = Selection(
-            entity_id=tuple(entity_id),
-            domain=tuple(domain),
-            area_id=tuple(area_id),
-            device_class=tuple(device_class),
-        )
         with hub.subscribed(selection) as subscriber:
             await _send(socket, Hello(coalesce=coalesce))
             await _converse(socket, subscriber, coalesce=coalesce)
 
 
 async def _authenticated(socket: WebSocket, components: Components) -> bool:
-    """Ask for the key, as Home Assistant does."""
+    """Request the key, as Home Assistant does, and check it."""
     peer = socket.client.host if socket.client else None
     rules = components.access
     first = None
@@ -152,7 +149,7 @@ async def _authenticated(socket: WebSocket, components: Components) -> bool:
 def _refusal_of(
     first: bytes | str | None, rules: AccessRules, attempts: AuthThrottle, peer: str | None
 ) -> str | None:
-    """Return why the first message of a client does not let it in; None when it does."""
+    """Return why the first message does not authenticate the client; None when it does."""
     if first is None:
         return "No key came in time"
     message = _decoded(first)
@@ -166,9 +163,9 @@ async def _converse(socket: WebSocket, subscriber: Subscriber, *, coalesce: bool
     send = _send_coalesced if coalesce else _send_one_by_one
     async with asyncio.TaskGroup() as tasks:
         sending = tasks.create_task(send(socket, subscriber), name="live.send")
-        # Reading is how we notice a hang-up, even on a quiet day; without it a stopping
-        # server waits for this handler for ever. What it answers goes through the sender:
-        # a client that does not read must not keep us from noticing that it left.
+        # Reading is the only way to notice a disconnect without events; without it a stopping
+        # server waits for this handler forever. Replies go through the sender: a client that
+        # does not read must not block the detection.
         with contextlib.suppress(WebSocketDisconnect):
             while True:
                 subscriber.answer(_reply(await _received(socket)))
@@ -183,7 +180,7 @@ async def _send_coalesced(socket: WebSocket, subscriber: Subscriber) -> None:
             began_s = clock()
             messages = subscriber.drain(_FRAME_EVENTS)
             if len(messages) > 1:
-                # Brackets around the ends, not around the frame: it would be copied once more.
+                # Brackets at the ends, not around the frame: that would copy it once more.
                 messages[0] = f"[{messages[0]}"
                 messages[-1] = f"{messages[-1]}]"
             await socket.send_text(",".join(messages))
@@ -196,7 +193,7 @@ async def _send_one_by_one(socket: WebSocket, subscriber: Subscriber) -> None:
             await subscriber.filled()
             for message in subscriber.drain(_TURN_EVENTS):
                 await socket.send_text(message)
-            # Sending to a fast client never suspends: without this the reader would wait.
+            # Sending to a fast client never suspends: without this the reader would starve.
             await asyncio.sleep(0)
 
 
@@ -204,7 +201,7 @@ async def _received(socket: WebSocket) -> bytes | str:
     """Return the next message, of text or of bytes.
 
     Raises:
-        WebSocketDisconnect: the client or the server hung up.
+        WebSocketDisconnect: the client or the server disconnected.
     """
     message = await socket.receive()
     if message["type"] == "websocket.disconnect":

@@ -1,4 +1,4 @@
-"""What the API says, as models: pydantic at the edge, for the documents of OpenAPI."""
+"""Pydantic models of requests and responses, for validation and for OpenAPI."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from app.model import GapReason, GapState
 
+NextCursor = Annotated[
+    str | None, Field(examples=[None], description="Cursor of the next page; null after the last")
+]
+
 
 class ProblemError(BaseModel):
-    """One value that cannot be used."""
+    """An invalid value."""
 
     location: str = Field(examples=["query.limit"])
     message: str = Field(examples=["Input should be less than or equal to 1000"])
 
 
 class ProblemDocument(BaseModel):
-    """Why a request was refused, as of RFC 9457."""
+    """Why a request was refused (RFC 9457)."""
 
     type: str = Field("about:blank", examples=["about:blank"])
     title: str = Field(examples=["Unauthorized"])
@@ -29,7 +33,7 @@ class ProblemDocument(BaseModel):
 
 
 class Alive(BaseModel):
-    """The process answers."""
+    """The process responds."""
 
     status: Literal["alive"] = "alive"
 
@@ -41,33 +45,33 @@ class Ready(BaseModel):
 
 
 class Rate(BaseModel):
-    """The events received in one second."""
+    """Events received in one second."""
 
     time: datetime = Field(examples=["2026-11-23T10:00:00Z"])
     events: int = Field(examples=[12])
 
 
 class EventRate(BaseModel):
-    """How many events come in."""
+    """The rate of received events."""
 
     events_per_minute: float = Field(
         examples=[17.0], description="Received in the last 60 full seconds"
     )
     events_total: int = Field(examples=[4711], description="Received since the start")
     window_seconds: int = Field(examples=[900])
-    seconds: list[Rate] = Field(description="Oldest first; seconds without events are left out")
+    seconds: list[Rate] = Field(description="Oldest first, without seconds that had no events")
 
 
 class Device(BaseModel):
-    """A device; what no sender knew is null."""
+    """A device; unknown values are null."""
 
     device_id: str = Field(examples=["a1b2c3"])
-    name: str | None = Field(examples=["Lamp"], description="The user's name, else its own")
+    name: str | None = Field(examples=["Lamp"], description="The user's name for it, else its own")
     name_by_user: str | None = Field(examples=[None])
     manufacturer: str | None = Field(examples=["Ikea"])
     model: str | None = Field(examples=["T1"])
     sw_version: str | None = Field(examples=["1.2"])
-    area_id: str | None = Field(examples=["hall"], description="Its own, none that it inherits")
+    area_id: str | None = Field(examples=["hall"], description="Its own, not inherited")
     integration: str | None = Field(examples=["mqtt"])
     entry_type: str | None = Field(examples=[None])
     configuration_url: str | None = Field(examples=[None])
@@ -77,26 +81,24 @@ class Device(BaseModel):
     last_seen: datetime | None = Field(description="When it was last listed")
     created_at: datetime | None
     labels: list[str] | None = Field(examples=[["radio"]])
-    source: str | None = Field(examples=["home_assistant"], description="Who told of it")
+    source: str | None = Field(examples=["home_assistant"], description="Which sender reported it")
     removed_at: datetime | None = Field(
-        examples=[None], description="Since when Home Assistant no longer has it"
+        examples=[None], description="When it was removed from Home Assistant"
     )
     entity_count: int = Field(examples=[3])
 
 
 class DevicePage(BaseModel):
-    """Some devices, by id."""
+    """A page of devices, by id."""
 
     devices: list[Device]
-    count: int = Field(examples=[1], description="How many are on this page")
+    count: int = Field(examples=[1], description="Number on this page")
     limit: int = Field(examples=[100])
-    next_cursor: str | None = Field(
-        examples=[None], description="Where the next page begins; null after the last"
-    )
+    next_cursor: NextCursor
 
 
 class Entity(BaseModel):
-    """An entity; what no sender knew is null."""
+    """An entity; unknown values are null."""
 
     entity_id: str = Field(examples=["light.lamp"])
     device_id: str | None = Field(examples=["a1b2c3"])
@@ -108,7 +110,7 @@ class Entity(BaseModel):
     name: str | None = Field(examples=[None])
     name_by_user: str | None = Field(examples=[None])
     original_name: str | None = Field(examples=["Lamp"])
-    friendly_name: str | None = Field(examples=["Lamp"], description="The best name there is")
+    friendly_name: str | None = Field(examples=["Lamp"], description="The best known name")
     supported_features: int | None = Field(examples=[None])
     capabilities: object = Field(None, examples=[None])
     icon: str | None = Field(examples=[None])
@@ -120,19 +122,17 @@ class Entity(BaseModel):
     labels: list[str] | None = Field(examples=[["night"]])
     source: str | None = Field(examples=[None])
     removed_at: datetime | None = Field(
-        examples=[None], description="Since when Home Assistant no longer has it"
+        examples=[None], description="When it was removed from Home Assistant"
     )
 
 
 class EntityPage(BaseModel):
-    """Some entities, by id."""
+    """A page of entities, by id."""
 
     entities: list[Entity]
-    count: int = Field(examples=[1], description="How many are on this page")
+    count: int = Field(examples=[1], description="Number on this page")
     limit: int = Field(examples=[100])
-    next_cursor: str | None = Field(
-        examples=[None], description="Where the next page begins; null after the last"
-    )
+    next_cursor: NextCursor
 
 
 class Area(BaseModel):
@@ -167,7 +167,7 @@ class LabelList(BaseModel):
 
 
 class Upserted(BaseModel):
-    """What became of the rows that were sent."""
+    """The number of rows stored."""
 
     success: Literal[True] = True
     upserted: int = Field(examples=[31], description="Rows that had an id")
@@ -175,7 +175,7 @@ class Upserted(BaseModel):
 
 
 class DiscoveryFound(BaseModel):
-    """What a refresh found."""
+    """The result of a refresh."""
 
     success: Literal[True] = True
     devices: int = Field(examples=[31])
@@ -186,27 +186,29 @@ class DiscoveryFound(BaseModel):
 
 
 class FilterRule(BaseModel):
-    """One pattern or exception, and how many changes it decided."""
+    """A pattern or exception, and how many changes it matched."""
 
     rule: dict[str, str | list[str]] = Field(examples=[{"domain": "sun"}])
     matched: int = Field(examples=[12], description="Since these rules were read")
 
 
 class FilterStats(BaseModel):
-    """What the entity filter passed and held back."""
+    """What the entity filter passed and excluded; without a filter everything passes."""
 
-    active: bool = Field(examples=[True])
+    active: bool = Field(default=False, examples=[True])
     source: str | None = Field(
-        examples=["ENTITY_FILTER_CONFIG"], description="The setting or the file with the rules"
+        default=None,
+        examples=["ENTITY_FILTER_CONFIG"],
+        description="Where the rules are",
     )
-    mode: Literal["exclude", "include"] | None = Field(examples=["exclude"])
-    passed: int = Field(examples=[4711], description="Since the start")
-    filtered: int = Field(examples=[12], description="Since the start")
-    patterns: list[FilterRule]
-    exceptions: list[FilterRule]
-    loaded_at: datetime | None = Field(description="When these rules were read")
+    mode: Literal["exclude", "include"] | None = Field(default=None, examples=["exclude"])
+    passed: int = Field(default=0, examples=[4711], description="Since the start")
+    filtered: int = Field(default=0, examples=[12], description="Since the start")
+    patterns: list[FilterRule] = Field(default_factory=list)
+    exceptions: list[FilterRule] = Field(default_factory=list)
+    loaded_at: datetime | None = Field(default=None, description="When these rules were read")
     problem: str | None = Field(
-        examples=[None], description="Why the file as it is now is not in use"
+        default=None, examples=[None], description="Why the current file cannot be used"
     )
 
 
@@ -229,20 +231,20 @@ class DeadLetterPage(BaseModel):
     """A page of dead letters, newest first."""
 
     dead_letters: list[DeadLetterDocument]
-    count: int = Field(examples=[1], description="How many there are in all")
+    count: int = Field(examples=[1], description="Total number")
     next_cursor: int | None = Field(
-        examples=[None], description="Where the next page begins; null after the last"
+        examples=[None], description="Cursor of the next page; null after the last"
     )
 
 
 class Retried(BaseModel):
-    """What was put back into the journal."""
+    """How many points were put back into the journal."""
 
     retried: int = Field(examples=[1])
 
 
 class Deleted(BaseModel):
-    """What is gone for good."""
+    """How many dead letters were deleted."""
 
     deleted: int = Field(examples=[1])
 
@@ -258,42 +260,38 @@ class GapDocument(BaseModel):
     reason: GapReason = Field(examples=["restart"], description="Why nothing was captured")
     state: GapState = Field(
         examples=["filled"],
-        description="`nothing_recorded`: it was read, and the recorder holds nothing of it",
+        description="`nothing_recorded`: read, but the recorder holds nothing of it",
     )
     filled_through: datetime | None = Field(
-        examples=["2026-11-23T10:07:40Z"], description="Up to where it is filled"
+        examples=["2026-11-23T10:07:40Z"], description="Filled up to this time"
     )
     changes: int = Field(examples=[1234], description="Changes read back from the recorder")
-    entities: int = Field(examples=[87], description="Entities that have recorded history in it")
+    entities: int = Field(examples=[87], description="Entities with recorded history in it")
     unrecorded: list[str] = Field(
         examples=[["sensor.secret"]],
-        description="Entities that changed in it without recorded history; their newest state"
-        " is written, what came before it cannot be known",
+        description="Entities that changed in it without recorded history; only their newest"
+        " state is written",
     )
-    entity_ids: list[str] = Field(
-        examples=[[]], description="Only these are read back; empty for all"
-    )
+    entity_ids: list[str] = Field(examples=[[]], description="Only these are filled; empty for all")
     sources: list[str] = Field(
         examples=[["states", "captured", "catalog", "entity_registry", "statistics", "logbook"]],
-        description="Where the entities were found that were requested from the recorder",
+        description="Where the requested entities were found",
     )
-    limitations: list[str] = Field(
-        examples=[[]], description="What cannot be known of it, in sentences"
-    )
+    limitations: list[str] = Field(examples=[[]], description="What remains unknown, in sentences")
     detail: str | None = Field(examples=[None], description="Why it cannot be filled")
     found_at: datetime = Field(examples=["2026-11-23T10:07:40Z"])
     closed_at: datetime | None = Field(examples=["2026-11-23T10:07:55Z"])
 
 
 class GapList(BaseModel):
-    """All gaps that are remembered, newest first."""
+    """All known gaps, newest first."""
 
     gaps: list[GapDocument]
     count: int = Field(examples=[1])
 
 
 class GapsAcknowledged(BaseModel):
-    """How many gaps that cannot be filled were acknowledged."""
+    """How many unfillable gaps were acknowledged."""
 
     acknowledged: int = Field(examples=[1])
 
@@ -303,17 +301,17 @@ class BackfillRequest(BaseModel):
 
     since: AwareDatetime = Field(examples=["2026-11-01T00:00:00Z"])
     until: AwareDatetime | None = Field(
-        None, examples=["2026-11-20T00:00:00Z"], description="Now, when left out"
+        None, examples=["2026-11-20T00:00:00Z"], description="Default: now"
     )
     entity_ids: list[Annotated[str, Field(max_length=255)]] = Field(
         default_factory=list,
         max_length=1_000,
         examples=[["sensor.kitchen_temperature"]],
-        description="Only of these; empty for all",
+        description="Only these; empty for all",
     )
 
 
 class BackfillStarted(BaseModel):
-    """What will be filled; none when all of it was captured."""
+    """The gaps that will be filled; none when everything was captured."""
 
     gaps: list[GapDocument]

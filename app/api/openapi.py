@@ -1,4 +1,4 @@
-"""`/openapi.json`: what FastAPI finds in the routes, and what it cannot find there."""
+"""`/openapi.json`: FastAPI's document, with access, problems and the models it cannot see."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from app.api.models import ProblemDocument
 from app.api.problems import MEDIA_TYPE
 
 TAGS = [
-    {"name": "health", "description": "Open to everyone; nothing personal is in it."},
+    {"name": "health", "description": "Needs no key and contains nothing personal."},
     {"name": "live", "description": "Events as they happen."},
     {"name": "events", "description": "History, from the embedded store."},
-    {"name": "gaps", "description": "What was missed, and what became of it."},
-    {"name": "catalog", "description": "Devices, entities and places, as last listed."},
-    {"name": "data API", "description": "What other instances send here."},
-    {"name": "dead letters", "description": "Points that a database refused for good."},
-    {"name": "status", "description": "For people and dashboards."},
+    {
+        "name": "gaps",
+        "description": "When nothing was captured, and what was filled.",
+    },
+    {
+        "name": "catalog",
+        "description": "Devices, entities, areas and labels.",
+    },
+    {"name": "data API", "description": "Rows from other instances."},
+    {"name": "dead letters", "description": "Points that a database rejected permanently."},
+    {"name": "status", "description": "Rates, statistics and diagnostics."},
 ]
 
 _SCHEMAS = "#/components/schemas/"
@@ -30,15 +36,15 @@ _OPEN_TAG = "health"
 _UNREADABLE = "The body is not JSON in UTF-8"
 _EVERYWHERE = {
     "401": "The API_KEY is missing or wrong",
-    "403": "Not answered without an API_KEY, or to a page of another origin",
-    "422": "A value of the request cannot be used",
-    "429": "Too many wrong keys came from this address; `Retry-After` says how long to wait",
+    "403": "Needs an API_KEY, or the page has another origin",
+    "422": "A value or parameter of the request is invalid",
+    "429": "Too many wrong keys from this address; wait for `Retry-After`",
     "500": "Internal server error; see the service log",
 }
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document of the application, made once."""
+    """Return the OpenAPI document of the application, built once."""
     if app.openapi_schema is None:
         schema = get_openapi(
             title=app.title,
@@ -57,7 +63,7 @@ def document(app: FastAPI) -> dict[str, Any]:
 
 
 def _add_models(schema: dict[str, Any]) -> None:
-    """Add the models of what is sent as bytes, and remove FastAPI's own of a 422."""
+    """Add the models of messages and of JSON we encode, and remove FastAPI's own of a 422."""
     models = schema["components"]["schemas"]
     (server, client, _), structs = msgspec.json.schema_components(
         (ServerMessage, ClientMessage, EventPage), ref_template=_SCHEMAS + "{name}"

@@ -1,4 +1,4 @@
-"""The pages for people: `/`, `/docs` and their files; everything comes from this machine."""
+"""The dashboard at `/`, Swagger UI at `/docs`, and their files; no other server is used."""
 
 from __future__ import annotations
 
@@ -22,13 +22,10 @@ router = APIRouter(include_in_schema=False)
 
 
 class ClosedFile(FileResponse):
-    """A file that is closed while it is sent.
-
-    A client that reads slowly, or not at all, costs a descriptor for its connection only.
-    """
+    """A file that is read and closed before it is sent, so a slow client holds no descriptor."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002 - the signature of ASGI
-        """Send the whole file, in pieces; ranges are not served."""
+        """Send the whole file in pieces; ranges are not supported."""
         stat = await asyncio.to_thread(os.stat, self.path)
         content = await asyncio.to_thread(_content, str(self.path), stat.st_mtime_ns, stat.st_size)
         self.set_stat_headers(stat)
@@ -49,7 +46,7 @@ class ClosedFile(FileResponse):
 
 
 class ClosedFolder(StaticFiles):
-    """A folder of files that are closed while they are sent."""
+    """A folder of such files."""
 
     def file_response(
         self,
@@ -58,7 +55,7 @@ class ClosedFolder(StaticFiles):
         scope: Scope,
         status_code: int = 200,
     ) -> Response:
-        """Return a file, or that it has not changed."""
+        """Return the file, or 304 when it has not changed."""
         page = ClosedFile(full_path, status_code=status_code, stat_result=stat_result)
         if self.is_not_modified(page.headers, Headers(scope=scope)):
             return NotModifiedResponse(page.headers)
@@ -83,8 +80,8 @@ async def docs() -> ClosedFile:
 
 
 def mount_files(app: FastAPI) -> None:
-    """Serve what the pages load."""
-    # The package only brings Swagger UI's own files; none of its code is imported.
+    """Serve the files of the pages."""
+    # Only the package's files are used, none of its code.
     swagger = ClosedFolder(packages=[("fastapi_swagger", "resources")])
     app.mount("/static/swagger", swagger, name="swagger")
     app.mount("/static", ClosedFolder(directory=WEB), name="static")

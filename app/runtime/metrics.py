@@ -1,7 +1,7 @@
-"""What happened, counted: components say it here once, in their own words.
+"""Counters and histograms of what the components do.
 
-Counts are plain numbers of this process; `Snapshot` turns them into pictures. Durations go
-into Prometheus histograms, because a picture cannot hold a distribution.
+Counts are plain numbers; the `Snapshot` reports them. Durations go into Prometheus histograms,
+because a snapshot cannot hold a distribution.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _RATE_WINDOW_S = 15 * 60
 
 
 class SinkCounts:
-    """What became of the points of one sink since the start of the process."""
+    """The points of one sink since the start of the process."""
 
     def __init__(self) -> None:
         self.written = 0
         self.dead_lettered = 0
         self.dropped = 0
         self.expired = 0
-        """Of the dropped: not stored by the database because they are older than its retention."""
+        """Part of `dropped`: older than the database's retention, so not stored by it."""
         self.last_write_at: float | None = None
         """Seconds since the epoch."""
         self.last_delay_s: float | None = None
@@ -46,7 +46,7 @@ class Telemetry:
         """Durable in the journal, or accepted by every sink before a commit succeeded."""
         self.filtered = 0
         self.malformed: Counter[str] = Counter()
-        """By kind: what was wrong with the message."""
+        """By kind of defect."""
         self.dropped: Counter[str] = Counter()
         """By cause, for example `journal_stalled`."""
         self.unplaced = 0
@@ -54,7 +54,7 @@ class Telemetry:
         self.transform_failures: Counter[str] = Counter()
         """By name of the transform."""
         self.backfilled = 0
-        """Points read back from the recorder and journaled; they are no received events."""
+        """Points read back from the recorder and journaled; not among the received events."""
         self.last_event_at: float | None = None
         self.last_commit_delay_s: float | None = None
         """From receipt of the oldest event of the last commit until it was durable."""
@@ -63,33 +63,33 @@ class Telemetry:
         self._per_second: deque[tuple[int, int]] = deque(maxlen=_RATE_WINDOW_S)
         self._commit_seconds = Histogram(
             "ingest_commit_duration_seconds",
-            "From handing a batch to the journal until fsync returned",
+            "Time of a commit, until fsync returned.",
             buckets=_FAST,
             registry=registry,
         )
         self._commit_delay = Histogram(
             "ingest_commit_delay_seconds",
-            "From receiving the oldest event of a commit until it was durable",
+            "Time from receipt of the oldest event of a commit until it was durable.",
             buckets=_FAST,
             registry=registry,
         )
         self._write_seconds = Histogram(
             "ingest_sink_write_duration_seconds",
-            "From sending a batch to a sink until it was accepted",
+            "Time from sending a batch until the sink accepted it.",
             ["sink"],
             buckets=_SLOW,
             registry=registry,
         )
         self._write_delay = Histogram(
             "ingest_sink_delay_seconds",
-            "From receiving the oldest event of a batch until a sink accepted it",
+            "Time from receipt of the oldest event of a batch until the sink accepted it.",
             ["sink"],
             buckets=_SLOW,
             registry=registry,
         )
 
     def events_received(self, count: int) -> None:
-        """Count state changes that arrived, readable or not."""
+        """Count received state changes, including malformed ones."""
         now = self._clock()
         self.received += count
         self.last_event_at = now
@@ -99,15 +99,15 @@ class Telemetry:
         self._per_second.append((second, count))
 
     def events_malformed(self, count: int, *, kind: str) -> None:
-        """Count messages that could not be read."""
+        """Count messages that could not be decoded."""
         self.malformed[kind] += count
 
     def events_filtered(self, count: int) -> None:
-        """Count changes that the entity filter held back."""
+        """Count changes that the entity filter excluded."""
         self.filtered += count
 
     def events_dropped(self, count: int, *, cause: str) -> None:
-        """Count changes that were lost before they were durable."""
+        """Count changes lost before they were committed."""
         self.dropped[cause] += count
 
     def events_unplaced(self, count: int) -> None:
@@ -115,7 +115,7 @@ class Telemetry:
         self.unplaced += count
 
     def transform_failed(self, name: str) -> None:
-        """Count a change that broke a transform and went on as it was."""
+        """Count a change that a transform failed on; it is written unchanged."""
         self.transform_failures[name] += 1
 
     def points_backfilled(self, points: int) -> None:
@@ -123,7 +123,7 @@ class Telemetry:
         self.backfilled += points
 
     def batch_committed(self, points: int, *, seconds: float, received_at: float) -> None:
-        """Count points that are durable now; `received_at` is that of the oldest."""
+        """Count committed points; `received_at` is that of the oldest."""
         self.journaled += points
         self._commit_seconds.observe(seconds)
         delay_s = max(0.0, self._clock() - received_at)
@@ -150,11 +150,11 @@ class Telemetry:
         self._write_delay.labels(sink).observe(delay_s)
 
     def points_dead_lettered(self, sink: str, points: int) -> None:
-        """Count points that a sink refused for good and that were put aside."""
+        """Count points that a sink rejected and that became dead letters."""
         self.sink(sink).dead_lettered += points
 
     def points_dropped(self, sink: str, points: int) -> None:
-        """Count points that a sink will never see because the journal reached its bound."""
+        """Count points that a sink will never receive."""
         self.sink(sink).dropped += points
 
     def points_expired(self, sink: str, points: int) -> None:

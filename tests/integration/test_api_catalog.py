@@ -120,7 +120,7 @@ async def test_rows_that_cannot_be_kept_are_a_failure(
     answer = await client.post("/internal/devices/bulk_upsert", json=DEVICES)
 
     assert answer.status_code == 500
-    assert answer.json()["detail"] == "The rows could not be kept."
+    assert answer.json()["detail"] == "The rows could not be stored."
 
 
 async def test_areas_and_labels_are_those_of_this_home_assistant() -> None:
