@@ -67,7 +67,7 @@ from app.sinks.status_text import DrainRate, Expired, SinkProblem, impersonal, t
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
 
-Taken = TypeVar("Taken")
+Work = TypeVar("Work")
 
 _MOST_SERIES = 100_000
 """Accepted series remembered at most; with more, all are forgotten and searched for again."""
@@ -84,9 +84,9 @@ class DeadLetterStore(Protocol):
 class Delivery:
     """Sends every point of the journal to one sink, in order.
 
-    What an answer means is decided in `steps`, how far the sink has come is in `progress`; here
-    is only the I/O around them. The position moves in the same synchronous stretch in which an
-    acceptance is seen, so a cancellation at any moment loses nothing and counts nothing twice.
+    `retry_policy` decides what follows from an outcome, and `Progress` holds the position; this
+    class does the I/O. The position moves in the same synchronous stretch in which an acceptance
+    is processed, so a cancellation at any moment loses nothing and counts nothing twice.
     """
 
     def __init__(
@@ -107,11 +107,11 @@ class Delivery:
         process: Callable[[], Awaitable[ServerProcess | None]] | None = None,
         retention_s: Callable[[], Awaitable[float | None]] | None = None,
     ) -> None:
-        """Assign the parts and the bounds: a request leaves at `batch_points` or the timeout.
+        """Assign the parts and bounds: a request is sent at `batch_points` or the timeout.
 
-        `clock` only moves forward; `wall_clock` gives seconds since the epoch. `process` asks a
-        database that may acknowledge points before they are on disk what it is; `retention_s`
-        asks it how long it keeps points.
+        `clock` is monotonic; `wall_clock` returns seconds since the epoch. `process` returns the
+        process of a database that may acknowledge points before they are on disk; `retention_s`
+        returns how long a database retains points.
         """
         self.name = sink.name
         self._sink = sink
@@ -129,30 +129,30 @@ class Delivery:
         self._sleep = sleep
         self._state = DeliveryState.starting(self._limits)
         self._parts: deque[Part] = deque()
-        """What is in hand: read from the journal and not yet accepted, in order."""
+        """Read from the journal and not yet accepted, in order."""
         self._search: LimitSearch | None = None
-        """Of the first part in hand, once a limit refused some of its points."""
+        """For the first part, once a limit refused some of its points."""
         self._accepted_series: set[int] = set()
-        """Hashes. A wrong one costs a request and never a point."""
+        """Hashes; a wrong one costs a request and never a point."""
         self._held_at_start = 0
         self._last_accepted: Part | None = None
         self._finishing = False
-        self._patience: asyncio.Timeout | None = None
-        self._trouble: SinkProblem | None = None
+        self._timeout: asyncio.Timeout | None = None
+        self._problem: SinkProblem | None = None
         self._last_error: str | None = None
-        self._pace = DrainRate()
+        self._drain_rate = DrainRate()
         self._expired = Expired()
         self._retention_s = retention_s
 
     async def run(self) -> None:
-        """Deliver forever; after `finish` until nothing is left or the sink cannot take it."""
+        """Deliver indefinitely; after `finish`, until nothing is pending or the sink fails."""
         self._held_at_start = self._journal.pending(self.name).points
-        going_on = True
-        while going_on:
+        is_running = True
+        while is_running:
             try:
                 with contained(f"delivering to {self.name}"):
-                    if going_on := await self._due():
-                        await self._take_turn()
+                    if is_running := await self._due():
+                        await self._send_next()
             except StorageError as exc:
                 await self._failed(f"its journal or its dead letters cannot be used: {exc}")
             except Unforeseen as exc:
@@ -160,14 +160,14 @@ class Delivery:
 
     async def _failed(self, why: str) -> None:
         self._state = replace(self._state, condition="waiting")
-        self._note(why)
+        self._report(why)
         await self._pause(0.0)
 
     def finish(self) -> None:
-        """Send what is pending without waiting for more, then let `run` end."""
+        """Send what is pending without waiting for more, then end `run`."""
         self._finishing = True
-        if self._patience is not None and not self._patience.expired():
-            self._patience.reschedule(0.0)
+        if self._timeout is not None and not self._timeout.expired():
+            self._timeout.reschedule(0.0)
 
     def status(self) -> SinkStatus:
         """Return this sink's part of the snapshot."""
@@ -188,7 +188,7 @@ class Delivery:
             ),
             last_delay_seconds=counts.last_delay_s,
             drained_in_seconds=(
-                self._pace.drained_in_s(pending.points)
+                self._drain_rate.drained_in_s(pending.points)
                 if pending.points > self._batch_points
                 else None
             ),
@@ -202,12 +202,12 @@ class Delivery:
 
     def _reason(self) -> str | None:
         now_s = self._clock()
-        if self._trouble is not None:
-            return self._trouble.sentence(now_s)
+        if self._problem is not None:
+            return self._problem.sentence(now_s)
         return self._expired.sentence(self.name, now_s)
 
     async def _due(self) -> bool:
-        """Wait until something is to be sent; False when the loop is to end."""
+        """Wait until a batch is due; False when the loop should end."""
         if not self._parts:
             await self._something_pending()
             oldest_at = self._progress.pending().oldest_at
@@ -223,7 +223,7 @@ class Delivery:
         return can_send and self._progress.pending().points > 0
 
     async def _something_pending(self) -> None:
-        """Wait for the first point; meanwhile follow what the database has brought to disk."""
+        """Wait for the first point; meanwhile ack what the database has written to disk."""
         while True:
             within_s = self._progress.check_in_s if self._progress.retained_points else None
             await self._unless_finished(lambda: self._progress.grown(points=1), within_s=within_s)
@@ -231,34 +231,34 @@ class Delivery:
                 return
             await self._check_progress()
 
-    async def _take_turn(self) -> None:
+    async def _send_next(self) -> None:
         if self._progress.check_in_s == 0.0:
             await self._check_progress()
         part = probe = await self._another_line() if self._state.probe_next else None
-        if part is None and (part := await self._in_hand()) is None:
+        if part is None and (part := await self._next_part()) is None:
             return
         started_s = self._clock()
-        answer = await self._sink.write(part)
+        outcome = await self._sink.write(part)
         attempt = Attempt(
             points=part.points, last=part.last, now_s=self._clock(), is_probe=probe is not None
         )
         if (search := self._search) is not None:
             attempt = replace(attempt, splits=search.splits, batch_points=search.points)
-        if needs_ping(self._state, answer, attempt, self._limits):
+        if needs_ping(self._state, outcome, attempt, self._limits):
             attempt = replace(attempt, alive=await self._sink.ping())
-        if self._state.conflicts and isinstance(answer, Accepted):
+        if self._state.conflicts and isinstance(outcome, Accepted):
             carried = await asyncio.to_thread(fields_in, part, tuple(self._state.conflicts))
             attempt = replace(attempt, carried=carried)
-        self._state, action = step(self._state, answer, attempt, self._limits)
-        self._learn_from(answer, is_probe=attempt.is_probe)
-        await self._do(action, part, seconds=attempt.now_s - started_s, answer=answer)
+        self._state, action = step(self._state, outcome, attempt, self._limits)
+        self._record(outcome, is_probe=attempt.is_probe)
+        await self._do(action, part, seconds=attempt.now_s - started_s, outcome=outcome)
 
-    async def _do(self, action: Action, part: Part, *, seconds: float, answer: Outcome) -> None:
+    async def _do(self, action: Action, part: Part, *, seconds: float, outcome: Outcome) -> None:
         match action:
             case Advance(expired=expired):
                 is_first = bool(expired) and self._expired.is_over(self._clock())
                 if expired:
-                    self._log_expired(answer, expired)
+                    self._log_expired(outcome, expired)
                 await self._advance(part, seconds=seconds, expired=expired)
                 if is_first and self._retention_s is not None:
                     self._expired.retention_s = await self._retention_s()
@@ -269,7 +269,7 @@ class Delivery:
             case SplitBySeries():
                 await self._split_by_series()
             case DeadLetter(reason=reason):
-                await self._put_aside(part, reason, seconds=seconds)
+                await self._reject(part, reason, seconds=seconds)
             case Wait(at_least_s=at_least_s):
                 await self._pause(at_least_s)
             case _:
@@ -286,10 +286,10 @@ class Delivery:
                 topic=f"{self.name} restarts",
             )
 
-    async def _in_hand(self) -> Part | None:
-        """Return what is to be sent now; None when there turns out to be nothing."""
+    async def _next_part(self) -> Part | None:
+        """Return what to send now; None when nothing is left."""
         position = self._progress.position
-        # At its bound the journal drops the oldest points, also those in hand.
+        # At its bound the journal drops the oldest points, including those read here.
         while self._parts and self._parts[0].last <= position:
             self._parts.popleft()
             self._search = None
@@ -307,7 +307,7 @@ class Delivery:
         if head.first <= position or refusing(self._state, self._limits):
             self._search = None
         if head.first <= position:
-            if (unacked := await self._apart(lambda part: after(part, position))) is None:
+            if (unacked := await self._run_on_front(lambda part: after(part, position))) is None:
                 return None
             head = self._parts[0] = unacked
         if refusing(self._state, self._limits):
@@ -318,23 +318,23 @@ class Delivery:
 
     @property
     def _front(self) -> deque[Part]:
-        """What is sent next: pieces of the first part in hand, or that part."""
+        """What is sent next: the first part, or the pieces of it."""
         return self._parts if self._search is None else self._search.pieces
 
     async def _probe(self, head: Part) -> Part | None:
-        """Return the line that shows whether a refusing database takes any."""
+        """Return the line that shows whether a refusing database accepts any."""
         pending = self._progress.pending().points
         index = probed_index(self._state, max(1, pending))
-        first_line = await self._apart(lambda part: cut(part, 0, 1))
+        first_line = await self._run_on_front(lambda part: cut(part, 0, 1))
         if index == 0 or first_line is None:
             return first_line
         conflict = blamed(self._state, self._limits)
         return await self._line_from(head.first + index, conflict) or first_line
 
     async def _another_line(self) -> Part | None:
-        """Return a line other than the one in hand; None when there is none.
+        """Return a line other than the failing one; None when there is none.
 
-        One that was accepted before keeps the order. Without one it is a later line.
+        It is one that was accepted before, which keeps the order, else a later one.
         """
         if (known := self._last_accepted) is not None:
             try:
@@ -347,14 +347,14 @@ class Delivery:
         return await self._line_from(self._parts[0].last + 1 + probed_index(self._state, behind))
 
     async def _line_from(self, number: int, conflict: FieldName | None = None) -> Part | None:
-        """Return the line with a number, or the next one that is there and has the field."""
+        """Return the line with a number, or the next one that exists and has the field."""
         rows = await self._progress.read(max_points=1, after=number - 1)
         if not rows:
             return None
         try:
             return await asyncio.to_thread(line_from, WholeRows((rows[0],)), number, conflict)
         except StorageDamaged:
-            return None  # it is found when its turn comes
+            return None  # it is reported when it is sent
 
     async def _split_by_series(self) -> None:
         if self._search is None:
@@ -373,20 +373,20 @@ class Delivery:
             self._accepted_series.clear()
 
     async def _replace_front(self, split: Callable[[Part], tuple[Part, Part]]) -> None:
-        if (pair := await self._apart(split)) is not None:
+        if (pair := await self._run_on_front(split)) is not None:
             self._front.popleft()
             self._front.extendleft(reversed(pair))
 
-    async def _apart(self, take: Callable[[Part], Taken]) -> Taken | None:
-        """Take something from what is sent next, in a thread; None when it is damaged."""
+    async def _run_on_front(self, work: Callable[[Part], Work]) -> Work | None:
+        """Run `work` on what is sent next, in a thread; None when it is damaged."""
         head = self._front[0]
         try:
-            return await asyncio.to_thread(take, head)
+            return await asyncio.to_thread(work, head)
         except StorageDamaged as exc:
-            self._give_up(head, exc)
+            self._drop_damaged(head, exc)
             return None
 
-    def _give_up(self, part: Part, exc: StorageDamaged) -> None:
+    def _drop_damaged(self, part: Part, exc: StorageDamaged) -> None:
         self._search = None
         if isinstance(part, WholeRows) and len(part.rows) > 1:
             self._parts.popleft()
@@ -409,8 +409,8 @@ class Delivery:
                 await self._remember(part)
         await self._settle(part, seconds=seconds, expired=expired)
 
-    async def _put_aside(self, part: Part, reason: str, *, seconds: float) -> None:
-        if (lines := await self._apart(lambda head: head.lines())) is None:
+    async def _reject(self, part: Part, reason: str, *, seconds: float) -> None:
+        if (lines := await self._run_on_front(lambda head: head.lines())) is None:
             return
         numbered = zip(part.numbers, lines, strict=True)
         refused = [RefusedLine(number, line, reason) for number, line in numbered]
@@ -435,25 +435,25 @@ class Delivery:
                 return
             self._search = None
             part, expired, refused = self._parts[0], search.expired, sorted(search.refused)
-        # Durable first: if the process dies between the two, the lines are refused again and
-        # stored again, which keeps them once.
+        # Durable first: if the process dies in between, the lines are refused again, and storing
+        # them again changes nothing.
         if refused:
             await self._dead_letters.insert(self.name, refused)
-        # A part that is retained until it is on disk must not keep its lines in memory.
+        # Progress may retain the count for a while; it must not keep the lines in memory.
         self._done(part, self._counts(part, refused, seconds=seconds, expired=expired))
         if refused:
             self._log_refused(refused)
-        self._pace.sample(self._clock(), held=self._progress.pending().points)
+        self._drain_rate.sample(self._clock(), held=self._progress.pending().points)
 
     def _counts(
         self, part: Part, refused: Sequence[RefusedLine], *, seconds: float, expired: int
     ) -> Callable[[int], None]:
-        """Return what counts a part, which must not keep its lines in memory."""
+        """Return the function that counts a part; it must not keep the lines in memory."""
         numbers = [line.sequence for line in refused]
         last, received_at = part.last, part.received_at
 
         def count(points: int) -> None:
-            # The journal may have dropped, and counted, the oldest ones meanwhile.
+            # The journal may have dropped, and counted, the oldest ones in between.
             dead = sum(number > last - points for number in numbers)
             dropped = min(expired, points - dead)
             written = points - dead - dropped
@@ -483,8 +483,8 @@ class Delivery:
             topic=f"{self.name} losses",
         )
 
-    def _log_expired(self, answer: Outcome, points: int) -> None:
-        reason = answer.reason if isinstance(answer, OutOfBounds) else ""
+    def _log_expired(self, outcome: Outcome, points: int) -> None:
+        reason = outcome.reason if isinstance(outcome, OutOfBounds) else ""
         self._expired.add(points, self._clock())
         limited_log.warning(
             "%s did not store %d points that are older than its retention: %s",
@@ -496,7 +496,7 @@ class Delivery:
         )
 
     def _done(self, part: Part, count: Callable[[int], None]) -> None:
-        """Move the position behind the head of what is in hand."""
+        """Move the position behind the first part."""
         self._progress.done(part, count)
         self._parts.popleft()
 
@@ -507,19 +507,19 @@ class Delivery:
     async def _unless_finished(
         self, wait: Callable[[], Awaitable[None]], *, within_s: float | None = None
     ) -> None:
-        """Wait, but no longer than `within_s` and not after `finish` was called."""
+        """Wait for at most `within_s`, and no longer once `finish` is called."""
         if self._finishing:
             return
         try:
-            async with asyncio.timeout(within_s) as self._patience:
+            async with asyncio.timeout(within_s) as self._timeout:
                 await wait()
         except TimeoutError:
-            pass  # the time is up, or finish() made it so
+            pass  # the time is up, or finish() ended it
         finally:
-            self._patience = None
+            self._timeout = None
 
-    def _learn_from(self, answer: Outcome, *, is_probe: bool) -> None:
-        match answer:
+    def _record(self, outcome: Outcome, *, is_probe: bool) -> None:
+        match outcome:
             case Accepted():
                 if not is_probe:
                     self._backoff.reset()
@@ -528,46 +528,48 @@ class Delivery:
                 self._breaker.succeeded()
             case Held():
                 self._breaker.succeeded()
-                self._progress.connection_lost()  # a proxy may answer while it restarts
+                self._progress.connection_lost()  # a proxy may respond while it restarts
             case Busy(status=HTTPStatus.TOO_MANY_REQUESTS):
-                pass  # a working database that sets a pace: no reason to cut it off
+                pass  # a rate limit, not a failure
             case _:
-                self._breaker.failed(answer.reason)
+                self._breaker.failed(outcome.reason)
                 self._progress.connection_lost()
         if is_probe:
-            return  # the line in hand is what a person should read about
-        advice = answer.advice if isinstance(answer, Held | Refused) else None
-        self._note(_said(answer), advice=advice)
+            return  # a probe's reason would hide that of the failing line
+        advice = outcome.advice if isinstance(outcome, Held | Refused) else None
+        self._report(_reason_of(outcome), advice=advice)
 
-    def _note(self, said: str | None, *, advice: str | None = None) -> None:
-        """Remember what a person should read, and log it."""
+    def _report(self, reason: str | None, *, advice: str | None = None) -> None:
+        """Set and log the problem that `/health` shows."""
         now_s = self._clock()
-        said = said and impersonal(said)
-        self._last_error = said or self._last_error
-        before = self._trouble
+        reason = reason and impersonal(reason)
+        self._last_error = reason or self._last_error
+        before = self._problem
         if self._state.condition == "ok":
-            self._trouble = None
+            self._problem = None
             if before:
                 limited_log.resolved("%s", before.ended(), topic=self.name)
             return
-        self._pace.reset()
-        self._trouble = SinkProblem(
+        self._drain_rate.reset()
+        self._problem = SinkProblem(
             sink=self.name,
             condition=self._state.condition,
             since_s=before.since_s if before else now_s,
-            said=said or "",
+            reason=reason or "",
             advice=advice,
         )
         condition = self._state.condition
         level = logging.WARNING if condition == "waiting" else logging.ERROR
-        limited_log.log(level, "%s", self._trouble.sentence(now_s), kind=condition, topic=self.name)
+        limited_log.log(level, "%s", self._problem.sentence(now_s), kind=condition, topic=self.name)
 
 
-def _said(answer: Outcome) -> str | None:
-    match answer:
+def _reason_of(outcome: Outcome) -> str | None:
+    match outcome:
         case Accepted():
             return None
         case OutOfBounds() | TooLarge() | TimedOut() | Unavailable():
-            return answer.reason
+            return outcome.reason
         case _:
-            return answer.reason if answer.status is None else f"{answer.status} {answer.reason}"
+            return (
+                outcome.reason if outcome.status is None else f"{outcome.status} {outcome.reason}"
+            )

@@ -1,8 +1,7 @@
-"""What a sink is given and what it may answer: the whole vocabulary of delivery.
+"""The interface of sinks: batches, and the outcomes of writing them.
 
-An answer says what happened, never what to do about it: that is decided in one place, for
-every sink alike. A sink translates each foreign status and exception into one of these; an
-exception that leaves `write` is a defect of ours.
+An outcome says what happened; `retry_policy` decides what to do about it, for all sinks. A sink
+translates each foreign status and exception into an outcome; an exception from `write` is a bug.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Batch(Protocol):
         ...
 
     def gzip_at_hand(self) -> bytes | None:
-        """Return all lines as one gzip member if that is no work; None: call `gzip_body`."""
+        """Return all lines as one gzip member if that is cheap; None: call `gzip_body`."""
         ...
 
     def gzip_body(self) -> bytes:
@@ -60,12 +59,12 @@ class Batch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Every point is stored, and stays stored: the only success."""
+    """Every point is stored durably: the only success."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
-    """The content was refused, wholly or in part: sending it again unchanged will not help."""
+    """The content was refused, wholly or in part; sending it again unchanged will not help."""
 
     reason: str
     """The database's own words: one line, at most 500 characters, without secrets."""
@@ -98,7 +97,7 @@ class OutOfBounds:
     reason: str
     """The database's own words, without series keys and tag values."""
     dropped: int | None = None
-    """How many it did not store; None when it does not say."""
+    """How many it did not store; None when unknown."""
     status: int | None = None
 
 
@@ -111,41 +110,41 @@ class TooLarge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """Nothing will be accepted until a person acts: a wrong token, bucket or address."""
+    """Nothing is accepted until a person acts: a wrong token, bucket or address."""
 
     reason: str
     advice: str
-    """One sentence that names what to look at, for example `Check INFLUXDB_TOKEN.`"""
+    """One sentence that says what to check, for example `Check INFLUXDB_TOKEN.`"""
     status: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Busy:
-    """The sink asks to be left alone for a while."""
+    """The sink limits the rate or is temporarily unavailable: 429, 503."""
 
     reason: str
     retry_after_s: float | None = None
-    """How long it asked for, in seconds; None when it did not say."""
+    """Retry-After in seconds; None without one."""
     status: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedOut:
-    """No answer came in time; the points may or may not be stored."""
+    """No response came in time; the points may or may not be stored."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unavailable:
-    """The sink was not reached, or what answered was not it: reset, DNS, TLS, redirect, a 200."""
+    """The sink was not reached, or something else responded: reset, DNS, TLS, redirect, a 200."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerFailed:
-    """The sink was reached and broke down over the request: a 5xx other than 503."""
+    """The sink failed on the request: a 5xx other than 503."""
 
     reason: str
     status: int | None = None
@@ -181,21 +180,21 @@ class ServerProcess:
     flush_s: float = 0.0
     """Seconds from an acknowledgement until its points are on disk; 0 when they already are."""
     started: str | None = None
-    """When the process started, in the database's words; None when it does not say."""
+    """When the process started, as the database states it; None when unknown."""
 
 
 class Sink(Protocol):
-    """A place that points are written to; one request at a time."""
+    """A destination of points; one request at a time."""
 
     @property
     def name(self) -> str:
-        """What the journal's cursor and the metrics call it; a short lower-case word."""
+        """Its name in the journal's cursor and the metrics; a short lower-case word."""
         ...
 
     async def write(self, batch: Batch) -> Outcome:
-        """Write a batch and say how it went; writing the same points again changes nothing."""
+        """Write a batch and return the outcome; writing it again changes nothing."""
         ...
 
     async def ping(self) -> bool:
-        """Say within a few seconds whether the sink answers at all."""
+        """Return within a few seconds whether the sink responds at all."""
         ...

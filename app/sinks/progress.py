@@ -142,7 +142,7 @@ class Progress:
     async def check(self) -> int:
         """Ack what is on the database's disk by now; return how many points to send again.
 
-        Call it when `check_in_s` is 0. A database that does not answer changes nothing.
+        Call it when `check_in_s` is 0. Nothing changes when the database does not respond.
         """
         if self._ask is None:
             return 0

@@ -1,7 +1,7 @@
-"""What to do about an answer: delivery as a pure function of state and answer.
+"""Retry policy: delivery as a pure function of state and outcome.
 
 ========================  =============================================================
-answer                    what follows
+outcome                   what follows
 ========================  =============================================================
 Accepted                  the cursor moves; the next batch may be twice as large
 Refused, TooLarge         halve and resend; a single line becomes a dead letter
@@ -16,10 +16,10 @@ OutOfBounds: limit        what is refused as a whole becomes dead letters; else 
                           batch, or one for 20 of its points if that is more, what is refused
                           in part becomes dead letters too
 Held                      `holding`: the same again after growing waits of up to 60 s
-Busy                      wait for the longer of what was asked (at most 300 s) and ours
+Busy                      wait for the longer of Retry-After (at most 300 s) and our backoff
 TimedOut                  wait; the next batch is half as large (at least 100)
 ServerFailed,             wait; from the fifth failure of one batch on halve it whenever
-Unavailable               the sink answers a ping all the same
+Unavailable               the sink answers a ping nevertheless
 a single line that fails  dead letter, if each time another line was accepted meanwhile
 for 10 minutes
 ========================  =============================================================
@@ -78,7 +78,7 @@ _MOST_CONFLICTS = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How patient delivery is."""
+    """Bounds of the policy."""
 
     max_points: int = 5_000
     """Points of one request, at most."""
@@ -100,7 +100,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeliveryState:
-    """What delivery remembers between two answers."""
+    """What delivery remembers between two requests."""
 
     target: int
     """Points of the next batch, at most."""
@@ -116,15 +116,15 @@ class DeliveryState:
     probes: int = 0
     """Probes made since the database began to refuse everything."""
     failures: int = 0
-    """How often the batch in hand failed."""
+    """How often the current batch failed."""
     suspect_through: int = 0
-    """Batches that end here or before are suspected to be what breaks the sink."""
+    """Batches that end here or before are suspected of making the sink fail."""
     probe_next: bool = False
     """Whether the next request tries another line than the single one that keeps failing."""
     probes_failed: int = 0
     """Such requests that failed in a row."""
     others_accepted_since_s: float | None = None
-    """Since when other lines were accepted while the one in hand failed; caller's clock."""
+    """Since when other lines were accepted while the current one failed; caller's clock."""
 
     @classmethod
     def starting(cls, limits: Limits) -> DeliveryState:
@@ -134,15 +134,15 @@ class DeliveryState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """What was sent, and what is known beside the answer."""
+    """What was sent, and what is known apart from the outcome."""
 
     points: int
     last: int
     """Sequence number of the last point sent."""
     now_s: float
-    """Now, on any clock that only moves forward."""
+    """Now, on a monotonic clock."""
     alive: bool = False
-    """Whether the sink answers a ping; only asked when `needs_ping`."""
+    """Whether the sink answers a ping; only tried when `needs_ping`."""
     is_probe: bool = False
     """Whether it was another line than the one that keeps failing."""
     carried: frozenset[FieldName] = frozenset()
@@ -155,7 +155,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send what is in hand from its beginning, at once."""
+    """Send the current batch from its beginning, at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,31 +199,31 @@ Action: TypeAlias = Send | Wait | Split | SplitBySeries | DeadLetter | Advance
 
 
 def step(  # noqa: PLR0911 - a table: a row each
-    state: DeliveryState, answer: Outcome, attempt: Attempt, limits: Limits
+    state: DeliveryState, outcome: Outcome, attempt: Attempt, limits: Limits
 ) -> tuple[DeliveryState, Action]:
-    """Return what delivery knows now and what it does next."""
+    """Return the new state and what to do next."""
     if attempt.is_probe:
-        return _probed(state, answer, attempt), Wait()
-    state = _resized(state, answer, attempt, limits)
-    match answer:
+        return _probed(state, outcome, attempt), Wait()
+    state = _resized(state, outcome, attempt, limits)
+    match outcome:
         case Accepted():
             return _accepted(state, attempt, limits)
         case Refused() | TooLarge():
-            return _refused(state, answer, attempt, limits)
+            return _refused(state, outcome, attempt, limits)
         case OutOfBounds():
-            return _out_of_bounds(state, answer, attempt, limits)
+            return _out_of_bounds(state, outcome, attempt, limits)
         case Held():
             return replace(state, condition="holding"), Wait()
         case Busy(retry_after_s=asked_s):
             wait_s = min(max(asked_s or 0.0, 0.0), limits.max_busy_s)
             return replace(state, condition="waiting"), Wait(wait_s)
         case _:
-            return _failed(state, answer, attempt, limits)
+            return _failed(state, outcome, attempt, limits)
 
 
-def needs_ping(state: DeliveryState, answer: Outcome, attempt: Attempt, limits: Limits) -> bool:
-    """Whether the step wants to know if the sink answers a ping."""
-    if not isinstance(answer, TimedOut | ServerFailed | Unavailable):
+def needs_ping(state: DeliveryState, outcome: Outcome, attempt: Attempt, limits: Limits) -> bool:
+    """Whether the step depends on the sink answering a ping."""
+    if not isinstance(outcome, TimedOut | ServerFailed | Unavailable):
         return False
     if attempt.is_probe or refusing(state, limits):
         return False
@@ -231,7 +231,7 @@ def needs_ping(state: DeliveryState, answer: Outcome, attempt: Attempt, limits: 
 
 
 def refusing(state: DeliveryState, limits: Limits) -> bool:
-    """Whether only single lines are sent now, to find out when the database takes one."""
+    """Whether only single lines are sent, to find out when the database accepts one."""
     return state.refused_in_a_row >= limits.refusing_after or blamed(state, limits) is not None
 
 
@@ -255,10 +255,10 @@ def probed_index(state: DeliveryState, points: int) -> int:
 
 
 def _resized(
-    state: DeliveryState, answer: Outcome, attempt: Attempt, limits: Limits
+    state: DeliveryState, outcome: Outcome, attempt: Attempt, limits: Limits
 ) -> DeliveryState:
     half = max(limits.floor_points, attempt.points // 2)
-    match answer:
+    match outcome:
         case Accepted():
             # Slowly, so that a proxy's size limit is met once in 30 requests, not in every other.
             raised = state.ceiling + max(1, state.ceiling // 32)
@@ -276,7 +276,7 @@ def _accepted(
     state: DeliveryState, attempt: Attempt, limits: Limits
 ) -> tuple[DeliveryState, Action]:
     was_refusing = refusing(state, limits)
-    state = replace(_with_next_in_hand(state), condition="ok", refused_in_a_row=0, probes=0)
+    state = replace(_for_next_batch(state), condition="ok", refused_in_a_row=0, probes=0)
     if was_refusing:
         trusted = max(state.trusted_through, attempt.last)
         return replace(state, trusted_through=trusted, conflicts={}), Send()
@@ -289,16 +289,16 @@ def _accepted(
 
 
 def _refused(
-    state: DeliveryState, answer: Refused | TooLarge, attempt: Attempt, limits: Limits
+    state: DeliveryState, outcome: Refused | TooLarge, attempt: Attempt, limits: Limits
 ) -> tuple[DeliveryState, Action]:
     if refusing(state, limits):
         return replace(state, condition="refusing", probes=state.probes + 1), Wait()
-    state = _with_next_in_hand(replace(state, condition="ok"))
+    state = _for_next_batch(replace(state, condition="ok"))
     if attempt.points > 1:
         return state, Split()
     if attempt.last <= state.trusted_through:
-        return state, DeadLetter(answer.reason)
-    conflict = answer.conflict if isinstance(answer, Refused) else None
+        return state, DeadLetter(outcome.reason)
+    conflict = outcome.conflict if isinstance(outcome, Refused) else None
     state = replace(
         state,
         refused_in_a_row=state.refused_in_a_row + 1,
@@ -306,18 +306,18 @@ def _refused(
     )
     if refusing(state, limits):
         return replace(state, condition="refusing", probes=0), Wait()
-    return state, DeadLetter(answer.reason)
+    return state, DeadLetter(outcome.reason)
 
 
 def _out_of_bounds(
-    state: DeliveryState, answer: OutOfBounds, attempt: Attempt, limits: Limits
+    state: DeliveryState, outcome: OutOfBounds, attempt: Attempt, limits: Limits
 ) -> tuple[DeliveryState, Action]:
     if refusing(state, limits):
         return replace(state, condition="refusing", probes=state.probes + 1), Wait()
-    state = _with_next_in_hand(replace(state, condition="ok"))
-    dropped = 1 if attempt.points == 1 else answer.dropped or 0
-    if answer.cause == "limit":
-        return state, _over_limit(answer, attempt, limits, dropped=dropped)
+    state = _for_next_batch(replace(state, condition="ok"))
+    dropped = 1 if attempt.points == 1 else outcome.dropped or 0
+    if outcome.cause == "limit":
+        return state, _over_limit(outcome, attempt, limits, dropped=dropped)
     if 0 < dropped <= attempt.points:
         if dropped < attempt.points:
             state = replace(state, refused_in_a_row=0)
@@ -326,24 +326,24 @@ def _out_of_bounds(
 
 
 def _over_limit(
-    answer: OutOfBounds, attempt: Attempt, limits: Limits, *, dropped: int
+    outcome: OutOfBounds, attempt: Attempt, limits: Limits, *, dropped: int
 ) -> DeadLetter | SplitBySeries:
     if dropped == attempt.points:
-        return DeadLetter(answer.reason)
+        return DeadLetter(outcome.reason)
     if attempt.splits >= max(limits.splits, attempt.batch_points // limits.points_per_split):
-        return DeadLetter(answer.reason + _UNTRIED)
+        return DeadLetter(outcome.reason + _UNTRIED)
     return SplitBySeries()
 
 
 def _failed(
     state: DeliveryState,
-    answer: TimedOut | ServerFailed | Unavailable,
+    outcome: TimedOut | ServerFailed | Unavailable,
     attempt: Attempt,
     limits: Limits,
 ) -> tuple[DeliveryState, Action]:
     if refusing(state, limits):
         return replace(state, condition="waiting", probes=state.probes + 1), Wait()
-    suspected = needs_ping(state, answer, attempt, limits) and attempt.alive
+    suspected = needs_ping(state, outcome, attempt, limits) and attempt.alive
     state = replace(
         state,
         condition="waiting",
@@ -352,21 +352,21 @@ def _failed(
     )
     if attempt.points > 1:
         if suspected or attempt.points > state.target:
-            return _with_next_in_hand(state), Split(wait=True)
+            return _for_next_batch(state), Split(wait=True)
         return state, Wait()
     if not suspected:
         return replace(state, probes_failed=0, others_accepted_since_s=None), Wait()
     since_s = state.others_accepted_since_s
     is_stuck = since_s is not None and attempt.now_s - since_s >= limits.stuck_s
     if is_stuck and not state.probes_failed:
-        return _with_next_in_hand(state), DeadLetter(answer.reason)
+        return _for_next_batch(state), DeadLetter(outcome.reason)
     return replace(state, probe_next=True), Wait()
 
 
-def _probed(state: DeliveryState, answer: Outcome, attempt: Attempt) -> DeliveryState:
-    """Return what another line's answer says about the single line that keeps failing."""
+def _probed(state: DeliveryState, outcome: Outcome, attempt: Attempt) -> DeliveryState:
+    """Return the state after a probe with another line than the one that keeps failing."""
     state = replace(state, probe_next=False, probes=state.probes + 1)
-    match answer:
+    match outcome:
         case Accepted():
             since_s = state.others_accepted_since_s
             since_s = attempt.now_s if since_s is None else since_s
@@ -392,7 +392,7 @@ def _with_one_more(
     return counts
 
 
-def _with_next_in_hand(state: DeliveryState) -> DeliveryState:
+def _for_next_batch(state: DeliveryState) -> DeliveryState:
     return replace(
         state, failures=0, probe_next=False, probes_failed=0, others_accepted_since_s=None
     )

@@ -37,14 +37,14 @@ class SinkProblem:
     condition: Literal["waiting", "holding", "refusing"]
     since_s: float
     """When it began, on the caller's clock, in whatever condition."""
-    said: str
-    """The last thing the sink answered."""
+    reason: str
+    """Why the last request failed."""
     advice: str | None = None
 
     def sentence(self, now_s: float) -> str:
         """Return what is wrong, for how long, and what a person can do."""
         subject, lasted = self._title, duration(now_s - self.since_s)
-        said = self.said.rstrip(". ")
+        reason = self.reason.rstrip(". ")
         match self.condition:
             case "waiting":
                 verb = "has not been taking writes"
@@ -58,7 +58,7 @@ class SinkProblem:
                     f"{self.advice or 'Fix what the reason names.'} Points wait in the journal;"
                     " the first ones refused wait as dead letters to be retried."
                 )
-        return f"{subject} {verb} for {lasted}: {said}. {advice}"
+        return f"{subject} {verb} for {lasted}: {reason}. {advice}"
 
     def ended(self) -> str:
         """Return the message for its end."""

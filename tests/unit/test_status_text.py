@@ -17,7 +17,7 @@ def trouble(
         sink="influxdb",
         condition=condition,
         since_s=100.0,
-        said="401 unauthorized.",
+        reason="401 unauthorized.",
         advice=advice,
     )
 
@@ -60,7 +60,9 @@ def test_the_end_is_told() -> None:
 
 def test_an_unknown_sink_is_called_by_its_name() -> None:
     """Only those of today have a title."""
-    sentence = SinkProblem(sink="mirror", condition="waiting", since_s=0.0, said="x").sentence(1.0)
+    sentence = SinkProblem(sink="mirror", condition="waiting", since_s=0.0, reason="x").sentence(
+        1.0
+    )
 
     assert sentence.startswith("Sink mirror has not")
 

@@ -1,4 +1,4 @@
-"""What a database means when it refuses points: pure functions of its message.
+"""Translates the message of a refusal into an outcome; pure.
 
 InfluxDB has no error codes for this, so the text decides. Each pattern names the versions that
 use it. Callers pass a message without the lines that a database may quote in it.
@@ -11,7 +11,7 @@ import re
 from app.sinks.outcomes import FieldName, OutOfBounds, Refused
 
 _SEARCHED = 400
-"""A message names its cause at the beginning; behind it may stand anything."""
+"""A message states its cause at the beginning; quoted text may follow."""
 _TOO_OLD = re.compile(
     r"(?:beyond|outside) (?:of )?(?:the )?retention"  # 1.x: "points beyond retention policy"
     r"|outside (?:of )?(?:the )?write window"  # 1.12 with a past or future write limit
@@ -48,9 +48,9 @@ _OTHER_TYPE = (
 _REFUSED = "Fix the bucket named by INFLUXDB_BUCKET, or set INFLUXDB_BUCKET to another one."
 
 
-def verdict(said: str, *, reason: str, status: int) -> Refused | OutOfBounds:
+def verdict(text: str, *, reason: str, status: int) -> Refused | OutOfBounds:
     """Return what a refusal means; `reason` is the message as it may be shown."""
-    beginning = said[:_SEARCHED]
+    beginning = text[:_SEARCHED]
     conflict = _conflicting(beginning)
     if conflict is not None:
         advice = _OTHER_TYPE.format(field=conflict.name)
@@ -59,23 +59,23 @@ def verdict(said: str, *, reason: str, status: int) -> Refused | OutOfBounds:
         return Refused(reason=reason, status=status, advice=_REFUSED)
     if _TOO_OLD.search(beginning):
         return OutOfBounds(
-            cause="retention", reason=_shortened(reason), status=status, dropped=_dropped(said)
+            cause="retention", reason=_shortened(reason), status=status, dropped=_dropped(text)
         )
     if _OVER_LIMIT.search(beginning):
         return OutOfBounds(
-            cause="limit", reason=_shortened(reason), status=status, dropped=_dropped(said)
+            cause="limit", reason=_shortened(reason), status=status, dropped=_dropped(text)
         )
     return Refused(reason=reason, status=status, advice=_REFUSED)
 
 
-def is_partial_write(said: str) -> bool:
-    """Whether the database judged the points, whatever the status: InfluxDB 2.0 answers 500."""
-    return bool(_PARTIAL_WRITE.match(said)) and "dropped" in said
+def is_partial_write(text: str) -> bool:
+    """Whether the points were refused, whatever the status: InfluxDB 2.0 responds with 500."""
+    return bool(_PARTIAL_WRITE.match(text)) and "dropped" in text
 
 
-def _conflicting(said: str) -> FieldName | None:
+def _conflicting(text: str) -> FieldName | None:
     for pattern in _CONFLICTS:
-        if (found := pattern.search(said)) is not None:
+        if (found := pattern.search(text)) is not None:
             name, measurement = found["name"], found.groupdict().get("measurement")
             return FieldName(_unescaped(name), measurement and _unescaped(measurement))
     return None
@@ -85,8 +85,8 @@ def _unescaped(name: str) -> str:
     return _ESCAPED.sub(r"\1", name)
 
 
-def _dropped(said: str) -> int | None:
-    counts = {int(count) for count in _TOTAL_DROPPED.findall(said) or _DROPPED.findall(said)}
+def _dropped(text: str) -> int | None:
+    counts = {int(count) for count in _TOTAL_DROPPED.findall(text) or _DROPPED.findall(text)}
     # A series key between the two may look like a count: then none is trusted.
     return counts.pop() if len(counts) == 1 else None
 
