@@ -85,6 +85,18 @@ class Backoff(tenacity.wait_exponential):
         self._state = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
 
 
+class _TimelessStorage(pybreaker.CircuitMemoryStorage):
+    """pybreaker's state in memory, without the wall clock's time of opening."""
+
+    @property
+    def opened_at(self) -> None:
+        """None, so that pybreaker waits for nothing: `Breaker.wait_s` does."""
+
+    @opened_at.setter
+    def opened_at(self, datetime: datetime) -> None:
+        pass
+
+
 class Breaker(pybreaker.CircuitBreakerListener):
     """Circuit breaker: opens for `reset_s` after `threshold` failures in a row.
 
@@ -107,12 +119,11 @@ class Breaker(pybreaker.CircuitBreakerListener):
         self._clock = clock
         self._opened_s = 0.0
         self._last_cause = ""
-        # No timeout of its own: it would be measured on the wall clock.
         self._breaker = pybreaker.CircuitBreaker(
             name=name,
             fail_max=threshold,
-            reset_timeout=0,
             listeners=[self],
+            state_storage=_TimelessStorage(pybreaker.STATE_CLOSED),
             throw_new_error_on_trip=False,
         )
 
@@ -137,7 +148,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
 
     def succeeded(self) -> None:
         """Report that the dependency answered: the breaker closes."""
-        if self.failure_count:
+        if self._breaker.fail_counter:
             self._breaker.close()
 
     def failed(self, cause: BaseException | str) -> None:

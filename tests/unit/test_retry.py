@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, tzinfo
+from typing import Self
 
+import pybreaker
 import pytest
 
 from app.runtime.errors import SourceError, SourceProtocolError, StorageFull, Unforeseen
@@ -11,7 +14,7 @@ from app.runtime.retry import Backoff, Breaker, contained, until_success
 
 
 class Clock:
-    """A monotonic clock that stands still until it is told."""
+    """A monotonic clock that stands still until it is moved."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -150,6 +153,26 @@ def test_a_success_while_it_is_open_closes_it() -> None:
     breaker.succeeded()
 
     assert breaker.state == "closed"
+
+
+def test_a_wall_clock_that_is_set_back_does_not_hide_a_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Pybreaker compares when a breaker opened with the wall clock; ours must not depend on it."""
+
+    class Earlier(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> Self:
+            return cls(1999, 1, 1, tzinfo=tz)
+
+    clock = Clock()
+    breaker = breaker_of(clock, threshold=1)
+    breaker.failed("no")
+    clock.now_s += 30.0
+    monkeypatch.setattr(pybreaker, "datetime", Earlier)
+    breaker.failed("still no")
+
+    assert (breaker.state, breaker.failure_count, breaker.wait_s) == ("open", 2, 30.0)
 
 
 @pytest.mark.parametrize(
