@@ -33,6 +33,7 @@ from app.sinks.limit_search import LimitSearch, by_series, series_in
 from app.sinks.outcomes import (
     Accepted,
     Busy,
+    Failure,
     FieldName,
     Held,
     Outcome,
@@ -213,7 +214,7 @@ class Delivery:
             oldest_at = self._progress.pending().oldest_at
             left_s = (oldest_at or 0.0) + self._batch_timeout_s - self._wall_clock()
             await self._unless_finished(
-                lambda: self._progress.grown(points=self._batch_points),
+                partial(self._progress.grown, points=self._batch_points),
                 # The wall clock may jump: never wait longer than the setting says.
                 within_s=min(max(left_s, 0.0), self._batch_timeout_s),
             )
@@ -226,7 +227,7 @@ class Delivery:
         """Wait for the first point; meanwhile ack what the database has written to disk."""
         while True:
             within_s = self._progress.check_in_s if self._progress.retained_points else None
-            await self._unless_finished(lambda: self._progress.grown(points=1), within_s=within_s)
+            await self._unless_finished(partial(self._progress.grown, points=1), within_s=within_s)
             if self._finishing or self._progress.pending().points:
                 return
             await self._check_progress()
@@ -392,7 +393,8 @@ class Delivery:
             self._parts.popleft()
             self._parts.extendleft(WholeRows((row,)) for row in reversed(part.rows))
             return
-        self._done(part, lambda points: self._telemetry.points_dropped(self.name, points))
+        self._progress.done(part, lambda points: self._telemetry.points_dropped(self.name, points))
+        self._parts.popleft()
         limited_log.error(
             "Lost %d points for %s: %s",
             part.points,
@@ -440,7 +442,8 @@ class Delivery:
         if refused:
             await self._dead_letters.insert(self.name, refused)
         # Progress may retain the count for a while; it must not keep the lines in memory.
-        self._done(part, self._counts(part, refused, seconds=seconds, expired=expired))
+        self._progress.done(part, self._counts(part, refused, seconds=seconds, expired=expired))
+        self._parts.popleft()
         if refused:
             self._log_refused(refused)
         self._drain_rate.sample(self._clock(), held=self._progress.pending().points)
@@ -495,14 +498,9 @@ class Delivery:
             topic=f"{self.name} losses",
         )
 
-    def _done(self, part: Part, count: Callable[[int], None]) -> None:
-        """Move the position behind the first part."""
-        self._progress.done(part, count)
-        self._parts.popleft()
-
     async def _pause(self, at_least_s: float) -> None:
         wait_s = max(at_least_s, self._backoff.next_s(), self._breaker.wait_s)
-        await self._unless_finished(lambda: self._sleep(wait_s))
+        await self._unless_finished(partial(self._sleep, wait_s))
 
     async def _unless_finished(
         self, wait: Callable[[], Awaitable[None]], *, within_s: float | None = None
@@ -537,7 +535,8 @@ class Delivery:
         if is_probe:
             return  # a probe's reason would hide that of the failing line
         advice = outcome.advice if isinstance(outcome, Held | Refused) else None
-        self._report(_reason_of(outcome), advice=advice)
+        reason = None if isinstance(outcome, Accepted) else _reason_of(outcome)
+        self._report(reason, advice=advice)
 
     def _report(self, reason: str | None, *, advice: str | None = None) -> None:
         """Set and log the problem that `/health` shows."""
@@ -563,13 +562,10 @@ class Delivery:
         limited_log.log(level, "%s", self._problem.sentence(now_s), kind=condition, topic=self.name)
 
 
-def _reason_of(outcome: Outcome) -> str | None:
-    match outcome:
-        case Accepted():
-            return None
+def _reason_of(failure: Failure) -> str:
+    match failure:
         case OutOfBounds() | TooLarge() | TimedOut() | Unavailable():
-            return outcome.reason
+            status = None
         case _:
-            return (
-                outcome.reason if outcome.status is None else f"{outcome.status} {outcome.reason}"
-            )
+            status = failure.status
+    return failure.reason if status is None else f"{status} {failure.reason}"

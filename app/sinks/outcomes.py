@@ -150,17 +150,10 @@ class ServerFailed:
     status: int | None = None
 
 
-Outcome: TypeAlias = (
-    Accepted
-    | Refused
-    | OutOfBounds
-    | TooLarge
-    | Held
-    | Busy
-    | TimedOut
-    | Unavailable
-    | ServerFailed
+Failure: TypeAlias = (
+    Refused | OutOfBounds | TooLarge | Held | Busy | TimedOut | Unavailable | ServerFailed
 )
+Outcome: TypeAlias = Accepted | Failure
 
 
 class RefusedLine(NamedTuple):

@@ -132,7 +132,7 @@ class Clock:
         self.waits_s: list[float] = []
         self.watch: Callable[[], None] | None = None
         self.stands_still = False
-        """Whoever sleeps does so for ever."""
+        """Sleeps forever."""
 
     def __call__(self) -> float:
         """Return the time."""
@@ -471,7 +471,7 @@ async def test_a_dead_letter_that_cannot_be_kept_is_tried_again() -> None:
 
 
 async def test_a_journal_that_cannot_be_read_is_tried_again() -> None:
-    """A local database in trouble is no reason to end."""
+    """A failing local database is no reason to end."""
     bench = Bench()
     bench.journal.add(lines(1, 100))
     bench.journal.errors = [StorageFull("x"), StorageFull("x")]
@@ -527,7 +527,7 @@ async def test_a_refusing_database_holds_everything_and_recovers_by_itself() -> 
 
 
 async def test_a_probe_counts_nothing_as_written() -> None:
-    """It is sent again with its neighbors, and only then acked."""
+    """It is sent again with the other points, and only then acked."""
     bench = Bench()
     bench.journal.add(lines(1, 300))
     bench.sink.bad = set(lines(1, 250))

@@ -46,10 +46,10 @@ class Rig:
         self.waits.append(wait_s)
         await asyncio.sleep(0)
 
-    async def tell(
+    async def refresh(
         self, now: Registries, *, former: Registries = EMPTY, whole: bool = True
     ) -> None:
-        """Let it know of a refresh."""
+        """Report a refresh to the client."""
         await self.client.refreshed(RegistryUpdate(former=former, now=now, at=NOON, whole=whole))
 
     @contextlib.asynccontextmanager
@@ -108,7 +108,7 @@ async def test_rows_are_sent_as_the_contract_says() -> None:
     device = {"id": "d1", "config_entries": ["e1"], "identifiers": [["mqtt", "x"]], "odd": None}
     entity = {"entity_id": "light.a", "device_id": "d1", "options": {}}
 
-    await rig.tell(await home([device], [entity]))
+    await rig.refresh(await home([device], [entity]))
     await rig.settle()
 
     assert rows_of(devices) == [[{**device, "integration": "mqtt", "source": "home"}]]
@@ -126,7 +126,7 @@ async def test_without_a_key_none_is_sent() -> None:
     devices = respx.post(DEVICES).mock(side_effect=taken)
     rig = Rig(key="")
 
-    await rig.tell(await home([{"id": "d1"}]))
+    await rig.refresh(await home([{"id": "d1"}]))
     await rig.settle()
 
     assert "Authorization" not in devices.calls[0].request.headers
@@ -138,7 +138,7 @@ async def test_many_rows_go_in_chunks() -> None:
     devices = respx.post(DEVICES).mock(side_effect=taken)
     rig = Rig(chunk_rows=2)
 
-    await rig.tell(await home([{"id": f"d{number}"} for number in range(5)]))
+    await rig.refresh(await home([{"id": f"d{number}"} for number in range(5)]))
     await rig.settle()
 
     assert [len(rows) for rows in rows_of(devices)] == [2, 2, 1]
@@ -152,7 +152,7 @@ async def test_after_an_event_only_what_changed_is_sent() -> None:
     now = await home([{"id": "d1", "name": "b"}, {"id": "d2"}])
     rig = Rig()
 
-    await rig.tell(now, former=former, whole=False)
+    await rig.refresh(now, former=former, whole=False)
     await rig.settle()
 
     (rows,) = rows_of(devices)
@@ -168,7 +168,7 @@ async def test_nothing_new_sends_nothing() -> None:
     registries = await home([{"id": "d1"}])
     rig = Rig()
 
-    await rig.tell(registries, former=registries, whole=False)
+    await rig.refresh(registries, former=registries, whole=False)
     async with rig.running():
         await asyncio.sleep(0)
 
@@ -189,7 +189,7 @@ async def test_what_could_not_be_sent_is_sent_later(caplog: pytest.LogCaptureFix
     rig = Rig()
     caplog.set_level("INFO")
 
-    await rig.tell(await home([{"id": "d1"}]))
+    await rig.refresh(await home([{"id": "d1"}]))
     await rig.settle()
 
     assert rig.waits == [1.0, 2.0, 4.0]
@@ -215,11 +215,11 @@ async def test_the_newest_row_is_sent_when_it_answers_again() -> None:
     devices = respx.post(DEVICES).mock(side_effect=down_at_first)
     rig = Rig()
     before, after = await home([{"id": "d1", "name": "a"}]), await home([{"id": "d1", "name": "b"}])
-    await rig.tell(before)
+    await rig.refresh(before)
 
     async with rig.running():
         await until(lambda: devices.call_count)
-        await rig.tell(after, former=before, whole=False)
+        await rig.refresh(after, former=before, whole=False)
         gate.set()
         await until(lambda: not rig.client.status().rows_waiting)
 
@@ -234,11 +234,11 @@ async def test_a_row_that_changes_while_it_is_sent_is_sent_again() -> None:
 
     async def change_meanwhile(request: httpx.Request) -> httpx.Response:
         if devices.call_count == 0:
-            await rig.tell(after, former=before, whole=False)
+            await rig.refresh(after, former=before, whole=False)
         return taken(request)
 
     devices = respx.post(DEVICES).mock(side_effect=change_meanwhile)
-    await rig.tell(before)
+    await rig.refresh(before)
     await rig.settle()
 
     assert [rows[0]["name"] for rows in rows_of(devices)] == ["a", "b"]
@@ -247,7 +247,7 @@ async def test_a_row_that_changes_while_it_is_sent_is_sent_again() -> None:
 @respx.mock
 @pytest.mark.parametrize("status", [400, 413, 422, 500])
 async def test_one_bad_row_costs_only_itself(caplog: pytest.LogCaptureFixture, status: int) -> None:
-    """A chunk that is refused is halved until the row is found; its neighbors are sent."""
+    """A chunk that is refused is halved until the row is found; the other rows are sent."""
 
     def choosy(request: httpx.Request) -> httpx.Response:
         rows = json.loads(request.content)
@@ -260,7 +260,7 @@ async def test_one_bad_row_costs_only_itself(caplog: pytest.LogCaptureFixture, s
     respx.post(DEVICES).mock(side_effect=choosy)
     rig = Rig()
 
-    await rig.tell(await home([{"id": row_id} for row_id in ("a", "b", "bad", "c", "d")]))
+    await rig.refresh(await home([{"id": row_id} for row_id in ("a", "b", "bad", "c", "d")]))
     await rig.settle()
 
     assert sorted(seen) == ["a", "b", "c", "d"]
@@ -270,10 +270,10 @@ async def test_one_bad_row_costs_only_itself(caplog: pytest.LogCaptureFixture, s
 
 @respx.mock
 async def test_its_own_breaker_opens(caplog: pytest.LogCaptureFixture) -> None:
-    """And is waited for; no other neighbor is concerned."""
+    """The client waits for it, and only the client."""
     respx.post(DEVICES).mock(return_value=httpx.Response(503))
     rig = Rig(threshold=2)
-    await rig.tell(await home([{"id": "d1"}]))
+    await rig.refresh(await home([{"id": "d1"}]))
 
     async with rig.running():
         await until(lambda: len(rig.waits) >= 2)

@@ -46,7 +46,7 @@ class Rig:
         assert lines.points == len(lines.split())
         self.lines += lines.split()
 
-    async def tell(
+    async def refresh(
         self, now: Registries, *, former: Registries = EMPTY, whole: bool = True
     ) -> list[str]:
         """Let it know of a refresh; return the ids that got a point."""
@@ -66,7 +66,7 @@ async def test_the_points_are_those_that_people_query() -> None:
     """Measurements, tags and fields of the predecessor, with the types they have there."""
     rig = Rig()
 
-    await rig.tell(await home([LAMP, PLUG], [LIGHT, SWITCH]))
+    await rig.refresh(await home([LAMP, PLUG], [LIGHT, SWITCH]))
 
     assert rig.lines == [
         (
@@ -90,7 +90,7 @@ async def test_the_instance_tells_homes_apart() -> None:
     """As in the points of events."""
     rig = Rig(instance="cabin")
 
-    await rig.tell(await home([LAMP], [LIGHT]))
+    await rig.refresh(await home([LAMP], [LIGHT]))
 
     assert [parse_line(line).tags["instance"] for line in rig.lines] == ["cabin", "cabin"]
 
@@ -99,7 +99,7 @@ async def test_a_refresh_without_news_writes_nothing() -> None:
     """Every half hour thousands of equal points would fill the disk."""
     registries = await home([LAMP], [LIGHT])
 
-    assert await Rig().tell(registries, former=registries) == []
+    assert await Rig().refresh(registries, former=registries) == []
 
 
 async def test_a_whole_refresh_with_news_writes_everything() -> None:
@@ -107,7 +107,7 @@ async def test_a_whole_refresh_with_news_writes_everything() -> None:
     former = await home([LAMP, PLUG], [LIGHT, SWITCH])
     now = await home([LAMP, PLUG], [LIGHT, {**SWITCH, "name": "New"}])
 
-    assert await Rig().tell(now, former=former) == ["d1", "d2", "light.lamp", "switch.plug"]
+    assert await Rig().refresh(now, former=former) == ["d1", "d2", "light.lamp", "switch.plug"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ async def test_a_registry_event_writes_what_it_concerns(
 
     now = await home(devices, entities)
 
-    assert ids == await Rig().tell(now, former=former, whole=False)
+    assert ids == await Rig().refresh(now, former=former, whole=False)
 
 
 async def test_thousands_go_in_parts() -> None:
@@ -136,7 +136,7 @@ async def test_thousands_go_in_parts() -> None:
     entities = [{"entity_id": f"sensor.s{number}"} for number in range(1_200)]
     rig = Rig()
 
-    assert len(await rig.tell(await home([], entities))) == 1_200
+    assert len(await rig.refresh(await home([], entities))) == 1_200
 
 
 async def test_a_journal_that_takes_none_costs_one_refresh(

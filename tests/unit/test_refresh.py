@@ -176,7 +176,7 @@ async def test_a_rename_is_followed_at_once() -> None:
 
 
 async def test_a_failed_refresh_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
-    """A lost second connection is no reason to give up areas for ever."""
+    """A lost second connection is no reason to give up areas."""
     answers = Answers({"area": SourceUnavailable("hung up")})
     discovery = discovery_of(answers)
 
@@ -229,7 +229,7 @@ async def test_listeners_get_the_registries_before_and_after_a_refresh() -> None
 
 
 async def test_a_person_can_ask_for_a_refresh() -> None:
-    """And is told what was found."""
+    """The result says what was found."""
     discovery = discovery_of(Answers({"device": [{"id": "d1"}], "area": [{"area_id": "hall"}]}))
 
     async with running(discovery):
@@ -240,7 +240,7 @@ async def test_a_person_can_ask_for_a_refresh() -> None:
     assert found.took_s >= 0
 
 
-async def test_a_person_is_told_why_there_is_no_refresh() -> None:
+async def test_a_person_learns_why_a_refresh_failed() -> None:
     """Not connected, refused, or lost on the way."""
     answers = Answers({"device": CommandFailed("list", code="unauthorized", message="No")})
     discovery = discovery_of(answers)

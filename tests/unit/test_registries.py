@@ -170,7 +170,7 @@ async def test_a_lost_connection_is_never_an_empty_registry(kind: str) -> None:
 
 
 async def test_an_odd_field_costs_only_itself() -> None:
-    """One integration that writes a number for a name must not stop discovery for ever."""
+    """One integration that writes a number for a name must not stop discovery."""
     rows = [
         {"id": "d1", "name": 5, "area_id": "lab"},
         {"id": "d2", "name": "Fine", "area_id": ["x"]},
@@ -185,7 +185,7 @@ async def test_an_odd_field_costs_only_itself() -> None:
 
 @pytest.mark.parametrize("answer", [b"{}", b"null", b"[1]", b"[", b'[{"id":"\xff"}]', b"[[]]"])
 async def test_what_is_no_list_of_rows_breaks_the_protocol(answer: bytes) -> None:
-    """It is told apart from an empty registry."""
+    """It differs from an empty registry."""
     with pytest.raises(SourceProtocolError, match="config/device_registry/list: "):
         await list_registries(Answers({"device": answer}).call)
 

@@ -1,4 +1,4 @@
-"""What a person reads of a sink's trouble, and the end of a backlog."""
+"""What a person reads of a problem of a sink, and the end of a backlog."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from app.sinks.status_text import DrainRate, SinkProblem
 
 
-def trouble(
+def problem(
     condition: Literal["waiting", "holding", "refusing"], *, advice: str | None = None
 ) -> SinkProblem:
-    """Return trouble that began at second 100."""
+    """Return a problem that began at second 100."""
     return SinkProblem(
         sink="influxdb",
         condition=condition,
@@ -24,7 +24,7 @@ def trouble(
 
 def test_a_sentence_says_who_since_when_why_and_what_to_do() -> None:
     """It is the example of the design."""
-    sentence = trouble("holding", advice="Check INFLUXDB_TOKEN.").sentence(142.0)
+    sentence = problem("holding", advice="Check INFLUXDB_TOKEN.").sentence(142.0)
 
     expected = "InfluxDB has been refusing writes for 42 s: 401 unauthorized. Check INFLUXDB_TOKEN."
     assert expected == sentence
@@ -42,12 +42,12 @@ def test_every_condition_has_an_advice(
     condition: Literal["waiting", "holding", "refusing"], words: str
 ) -> None:
     """Also when the sink gave none."""
-    assert words in trouble(condition).sentence(105.0)
+    assert words in problem(condition).sentence(105.0)
 
 
 def test_a_refusing_database_is_told_with_the_dead_letters() -> None:
     """The lines put aside before it was clear are to be retried."""
-    sentence = trouble("refusing", advice="Set INFLUXDB_BUCKET.").sentence(105.0)
+    sentence = problem("refusing", advice="Set INFLUXDB_BUCKET.").sentence(105.0)
 
     assert "Set INFLUXDB_BUCKET. " in sentence
     assert "dead letters to be retried" in sentence
@@ -55,7 +55,7 @@ def test_a_refusing_database_is_told_with_the_dead_letters() -> None:
 
 def test_the_end_is_told() -> None:
     """How often and how long it was, the log adds."""
-    assert trouble("waiting").ended() == "InfluxDB takes writes again"
+    assert problem("waiting").ended() == "InfluxDB takes writes again"
 
 
 def test_an_unknown_sink_is_called_by_its_name() -> None:
@@ -93,7 +93,7 @@ def test_a_change_of_pace_is_smoothed() -> None:
 
 
 def test_no_end_is_told_where_none_is_known() -> None:
-    """Before two samples, while the backlog grows, after trouble, and without a backlog."""
+    """Before two samples, while the backlog grows, after a problem, and without a backlog."""
     pace = DrainRate()
     pace.sample(0.0, held=100)
     assert pace.drained_in_s(100) is None

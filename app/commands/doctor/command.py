@@ -170,7 +170,7 @@ def secrets_of(chosen: Settings) -> list[str]:
         chosen.home_assistant.token.get_secret_value(),
         influx.token.get_secret_value(),
         password,
-        basic.authorization.partition(" ")[2],
+        basic.credentials.get("Authorization", "").partition(" ")[2],
         "" if api_key is None else api_key.get_secret_value(),
         chosen.discovery.data_api_key.get_secret_value(),
         *chosen.home_assistant.headers_by_name.values(),

@@ -24,6 +24,8 @@ limited_log = RateLimitedLog(logger)
 Version: TypeAlias = Literal["v1", "v2", "v3"]
 
 _JSON = {"Content-Type": "application/json"}
+_LINES = {"Content-Type": "text/plain; charset=utf-8", "Accept": "application/json"}
+_GZIPPED_LINES = {**_LINES, "Content-Encoding": "gzip"}
 _DURATION = re.compile(r"(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?")
 
 
@@ -47,8 +49,8 @@ class Dialect:
     """Its name, as in INFLUXDB_API."""
     write_path: str
     write_query: Mapping[str, str]
-    authorization: str = field(repr=False)
-    """The header's value; empty without credentials."""
+    credentials: Mapping[str, str] = field(repr=False)
+    """The header with the token or the password; empty without one."""
     create: Callable[[Ask], Awaitable[bool]]
     """Creates the bucket or database; returns whether it exists now."""
     advice_by_status: Mapping[int, str]
@@ -61,18 +63,16 @@ class Dialect:
     """Reads the reply to it, in seconds; None for forever, or when it does not say."""
 
     def authorized(self, request: Request) -> Request:
-        """Return the request with the credentials, if there are any."""
-        if not self.authorization:
-            return request
-        return replace(request, headers={**request.headers, "Authorization": self.authorization})
+        """Return the request with the credentials."""
+        return replace(request, headers={**request.headers, **self.credentials})
 
     def write(self, body: Body) -> Request:
-        """Return the request that writes lines."""
+        """Return the request that writes lines, with the credentials."""
         return Request(
             method="POST",
             path=self.write_path,
             query=self.write_query,
-            headers=body.headers,
+            headers={**(_GZIPPED_LINES if body.is_gzip else _LINES), **self.credentials},
             body=body.data,
         )
 
@@ -91,10 +91,8 @@ def dialect_for(version: Version, target: Target) -> Dialect:
 
 def is_missing(reply: Reply) -> bool:
     """Whether a write failed because its bucket or database does not exist."""
-    if reply.status != HTTPStatus.NOT_FOUND:
-        return False
     text = message(reply)
-    return "bucket" in text or "database" in text
+    return reply.status == HTTPStatus.NOT_FOUND and ("bucket" in text or "database" in text)
 
 
 def _v1(to: Target) -> Dialect:
@@ -106,7 +104,7 @@ def _v1(to: Target) -> Dialect:
         version="v1",
         write_path="/write",
         write_query={"db": to.bucket, "precision": "ns"},
-        authorization=f"Basic {pair}" if to.username else _token("Token", to),
+        credentials={"Authorization": f"Basic {pair}"} if to.username else _token("Token", to),
         create=lambda ask: _create_database(
             ask, to.bucket, Request(method="POST", path="/query", query=_q("CREATE DATABASE", name))
         ),
@@ -136,7 +134,7 @@ def _v2(to: Target) -> Dialect:
         version="v2",
         write_path="/api/v2/write",
         write_query={"org": to.org, "bucket": to.bucket, "precision": "ns"},
-        authorization=_token("Token", to),
+        credentials=_token("Token", to),
         create=lambda ask: _create_bucket(ask, to),
         advice_by_status={
             HTTPStatus.UNAUTHORIZED: "Check INFLUXDB_TOKEN, and that it belongs to INFLUXDB_ORG.",
@@ -165,7 +163,7 @@ def _v3(to: Target) -> Dialect:
             "accept_partial": "true",
             "no_sync": "false",  # acknowledged means durable
         },
-        authorization=_token("Bearer", to),
+        credentials=_token("Bearer", to),
         create=lambda ask: _create_database(
             ask,
             to.bucket,
@@ -233,8 +231,8 @@ def _expiry_s(reply: Reply) -> float | None:
             return None
 
 
-def _token(scheme: str, to: Target) -> str:
-    return f"{scheme} {to.token}" if to.token else ""
+def _token(scheme: str, to: Target) -> Mapping[str, str]:
+    return {"Authorization": f"{scheme} {to.token}"} if to.token else {}
 
 
 def _q(statement: str, name: str) -> Mapping[str, str]:

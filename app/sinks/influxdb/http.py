@@ -10,8 +10,6 @@ from typing import Literal, TypeAlias
 
 from app.runtime.text import MAX_FOREIGN_CHARS
 
-_LINES = {"Content-Type": "text/plain; charset=utf-8", "Accept": "application/json"}
-_GZIPPED_LINES = {**_LINES, "Content-Encoding": "gzip"}
 # Every pattern here is linear: after a mismatch none of them scans the same text again.
 _HTML_TAG = re.compile(r"<[^<>]*>")
 _MESSAGE = re.compile(r'"(?:message|error)"\s*:\s*"((?:[^"\\]|\\.)*)', re.DOTALL)
@@ -37,11 +35,6 @@ class Body:
 
     data: bytes
     is_gzip: bool = True
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Content type and encoding."""
-        return _GZIPPED_LINES if self.is_gzip else _LINES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

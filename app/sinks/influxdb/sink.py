@@ -76,6 +76,7 @@ class InfluxSink:
         """
         self.name = "influxdb"
         self._url = str(url).rstrip("/")
+        self._uses_tls = self._url.startswith("https:")
         self._target = Target(
             bucket=bucket, org=org, token=token, username=username, password=password
         )
@@ -129,7 +130,7 @@ class InfluxSink:
             if isinstance(dialect, Held | Unavailable):
                 return dialect
             reply, dialect = await self._write_in_any_dialect(body, dialect)
-            if self._may_be_about_gzip(reply, batch):
+            if reply.status != HTTPStatus.NO_CONTENT and self._may_be_about_gzip(reply, batch):
                 reply = await self._write_uncompressed(batch, reply, dialect)
         except StorageDamaged as exc:
             return Refused(reason=str(exc))  # delivery splits the batch and finds the damaged row
@@ -275,13 +276,12 @@ class InfluxSink:
         return plain
 
     async def _write(self, body: Body, dialect: Dialect) -> Reply:
-        request = dialect.authorized(dialect.write(body))
+        request = dialect.write(body)
         reply = await self._ask(request)
-        if is_missing(reply) and await dialect.create(
-            lambda creation: self._ask(dialect.authorized(creation))
-        ):
-            reply = await self._ask(request)
-        return reply
+        if reply.status == HTTPStatus.NO_CONTENT or not is_missing(reply):
+            return reply
+        is_there = await dialect.create(lambda request: self._ask(dialect.authorized(request)))
+        return await self._ask(request) if is_there else reply
 
     async def _ask(self, request: Request, *, max_bytes: int = _REPLY_BYTES) -> Reply:
         assert self._client is not None, "the sink is not open"
@@ -303,24 +303,20 @@ class InfluxSink:
                 text += chunk
         return Reply(status=response.status, headers=response.headers, body=bytes(text))
 
-    @property
-    def _uses_tls(self) -> bool:
-        return self._url.startswith("https:")
-
     def _has_path(self) -> bool:
         return bool(urlsplit(self._url).path)
 
     @cached_property
     def _secrets(self) -> list[str]:
         in_url = unquote(urlsplit(self._url).password or "")
-        encoded = dialect_for("v1", self._target).authorization.partition(" ")[2]
+        basic = dialect_for("v1", self._target).credentials.get("Authorization", "")
         return [
             secret
             for secret in (
                 self._target.token,
                 self._target.password,
                 in_url,
-                encoded,
+                basic.partition(" ")[2],
                 *self._headers.values(),
             )
             if secret
