@@ -23,6 +23,10 @@ from app.runtime.text import duration
 LogFormat = Literal["json", "text"]
 LogOutput = Literal["stdout", "file", "both"]
 
+_FIRST_S, _MAX_S = 60.0, 900.0
+"""The shortest and the longest time between two lines about one problem."""
+_MAX_KINDS = 50
+"""More kinds of one topic share one entry."""
 _LONG_AGO_S = 10.0
 """A shorter silence needs no mention in a summary."""
 
@@ -91,23 +95,13 @@ class TextLine(logging.Formatter):
 class Repeats:
     """Rate limiter for repeated log messages: the first in full, then summaries.
 
-    The first message of a kind is logged as it is. Later ones are counted and summarized after a
-    minute, two, four and so on, up to `max_s`. A problem that comes and goes counts as one that
-    persists. Kinds of one topic are resolved together; beyond `max_kinds` they share one entry.
+    The first message of a kind is logged as it is. Later ones are counted and summarized after 1,
+    2, 4, 8 and every 15 minutes. A problem that comes and goes counts as one that persists. Kinds
+    of one topic are resolved together.
     """
 
-    def __init__(
-        self,
-        *,
-        first_s: float = 60.0,
-        max_s: float = 900.0,
-        max_kinds: int = 50,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.clock = clock
-        self._first_s = first_s
-        self._max_s = max_s
-        self._max_kinds = max_kinds
+    def __init__(self) -> None:
+        self.clock: Callable[[], float] = time.monotonic
         self._topics: defaultdict[_Topic, dict[str, _Repeated]] = defaultdict(dict)
         self._lock = threading.Lock()  # the journal and the stores log from their threads
 
@@ -116,15 +110,15 @@ class Repeats:
         with self._lock:
             now_s = self.clock()
             kinds = self._topics[topic]
-            self._forget_old(kinds, now_s)
-            if kind not in kinds and len(kinds) >= self._max_kinds:
+            _forget_old(kinds, now_s)
+            if kind not in kinds and len(kinds) >= _MAX_KINDS:
                 kind = ""
             if (seen := kinds.get(kind)) is None:
-                kinds[kind] = _Repeated(message, first_s=now_s, interval_s=self._first_s)
+                kinds[kind] = _Repeated(message, first_s=now_s)
                 return message
             seen.again(message, now_s)
             if seen.is_due(now_s):
-                return seen.summarized(now_s, max_s=self._max_s)
+                return seen.summarized(now_s)
             return replace(message, level=logging.DEBUG, exc_info=None)
 
     def resolve(self, topic: _Topic) -> str | None:
@@ -151,27 +145,17 @@ class Repeats:
             due = []
             for (logger, _), kinds in self._topics.items():
                 due += [
-                    (logger, seen.summarized(now_s, max_s=self._max_s))
+                    (logger, seen.summarized(now_s))
                     for seen in kinds.values()
-                    if seen.unreported and (seen.is_due(now_s) or self._is_past(seen, now_s))
+                    if seen.unreported and (seen.is_due(now_s) or seen.is_past(now_s))
                 ]
-                self._forget_old(kinds, now_s)
+                _forget_old(kinds, now_s)
         for logger, message in due:
             message.log(logger)
 
     def clear(self) -> None:
         """Forget everything that was logged."""
         self._topics.clear()
-
-    def _forget_old(self, kinds: dict[str, _Repeated], now_s: float) -> None:
-        """Forget entries resolved or silent long enough to count as new."""
-        for kind, seen in list(kinds.items()):
-            if not seen.unreported and self._is_past(seen, now_s):
-                del kinds[kind]
-
-    def _is_past(self, seen: _Repeated, now_s: float) -> bool:
-        is_over = seen.resolved_s is not None and now_s - seen.resolved_s >= self._first_s
-        return is_over or now_s - seen.last_s >= self._max_s
 
 
 repeats = Repeats()
@@ -226,7 +210,7 @@ class _Message:
 class _Repeated:
     """One kind of message: how often, since when, and its newest text."""
 
-    def __init__(self, message: _Message, *, first_s: float, interval_s: float) -> None:
+    def __init__(self, message: _Message, *, first_s: float) -> None:
         self.message = message
         self.first_s = self.last_s = self._logged_s = first_s
         self.count = 1
@@ -234,7 +218,7 @@ class _Repeated:
         self.resolved_s: float | None = None
         self.is_open = True
         """Whether it was logged since it was last logged as resolved."""
-        self._interval_s = interval_s
+        self._interval_s = _FIRST_S
 
     def again(self, message: _Message, now_s: float) -> None:
         self.message = message
@@ -246,9 +230,14 @@ class _Repeated:
     def is_due(self, now_s: float) -> bool:
         return now_s - self._logged_s >= self._interval_s
 
-    def summarized(self, now_s: float, *, max_s: float) -> _Message:
+    def is_past(self, now_s: float) -> bool:
+        """Whether it was resolved or silent long enough to count as new."""
+        is_over = self.resolved_s is not None and now_s - self.resolved_s >= _FIRST_S
+        return is_over or now_s - self.last_s >= _MAX_S
+
+    def summarized(self, now_s: float) -> _Message:
         self._logged_s = now_s
-        self._interval_s = min(2 * self._interval_s, max_s)
+        self._interval_s = min(2 * self._interval_s, _MAX_S)
         self.unreported = 0
         self.is_open = self.resolved_s is None
         account = f"{self.count:,} times in {duration(self.last_s - self.first_s)}"
@@ -262,6 +251,12 @@ class _Repeated:
         self.is_open = False
         if is_logged:
             self.unreported = 0
+
+
+def _forget_old(kinds: dict[str, _Repeated], now_s: float) -> None:
+    for kind, seen in list(kinds.items()):
+        if not seen.unreported and seen.is_past(now_s):
+            del kinds[kind]
 
 
 def shown_url(url: str) -> str:
