@@ -63,6 +63,12 @@ class Obstacle:
     advice: str
     """Whole sentences."""
 
+    @classmethod
+    def of(cls, text: str) -> Obstacle:
+        """Split at the end of the first sentence."""
+        why, _, advice = text.strip().partition(". ")
+        return cls(why, advice)
+
     def __str__(self) -> str:
         return f"{self.why}. {self.advice}".removesuffix(".")
 
@@ -120,7 +126,7 @@ def refused_handshake(
     if location is not None and 300 <= status < 400:  # noqa: PLR2004 - the class of redirects
         return redirect(party, url, location=location, status=status)
     by_cloudflare = "cf-ray" in header_names
-    why, advice = _handshake_row(status, body, by_cloudflare=by_cloudflare)
+    row = _handshake_row(status, body, by_cloudflare=by_cloudflare)
     words = {
         "status": status,
         "party": party.name,
@@ -131,13 +137,13 @@ def refused_handshake(
         " path: for example http://homeassistant.local:8123.",
         "also": party.also,
     }
-    return Obstacle(why.format_map(words), advice.format_map(words))
+    return Obstacle.of(row.format_map(words))
 
 
-def _handshake_row(status: int, body: bytes, *, by_cloudflare: bool) -> tuple[str, str]:
+def _handshake_row(status: int, body: bytes, *, by_cloudflare: bool) -> str:
     if status == HTTPStatus.BAD_REQUEST:
         text = body[:_BODY_BYTES].decode(errors="replace")
-        return next(row for pattern, row in _BAD_REQUEST if re.search(pattern, text, re.IGNORECASE))
+        return next(row for pattern, row in _BAD_REQUEST.items() if re.search(pattern, text))
     if status == HTTPStatus.FORBIDDEN and by_cloudflare:
         return _CLOUDFLARE_403
     if status < HTTPStatus.MULTIPLE_CHOICES:
@@ -145,99 +151,68 @@ def _handshake_row(status: int, body: bytes, *, by_cloudflare: bool) -> tuple[st
     return _HANDSHAKE.get(status) or (_NOT_RUNNING if status > 500 else _OTHER)  # noqa: PLR2004
 
 
+# What is wrong, up to the first full stop, and what to do.
 _NO_WEBSOCKETS = (
-    "a proxy in between does not pass WebSockets on ({status})",
-    "Let it pass the headers Upgrade and Connection, and HTTP/1.1.",
+    "a proxy in between does not pass WebSockets on ({status}). Let it pass the headers Upgrade and"
+    " Connection, and HTTP/1.1."
 )
 _CERTIFICATE_MISSING = (
-    "it requires a client certificate",
-    "Set {prefix}_CLIENT_CERT and {prefix}_CLIENT_KEY to one that it accepts.",
+    "it requires a client certificate. Set {prefix}_CLIENT_CERT and {prefix}_CLIENT_KEY to one that"
+    " it accepts."
 )
 _CERTIFICATE_REFUSED = (
-    "it refuses our client certificate",
-    "Set {prefix}_CLIENT_CERT to a valid certificate, signed by an authority that it trusts.",
-)
-_BAD_REQUEST = (
-    (
-        # What nginx, Apache and Go answer on a port for TLS.
-        (
-            "plain HTTP request was sent to HTTPS|speaking plain HTTP to an SSL"
-            "|HTTP request to an HTTPS"
-        ),
-        (
-            "the port is for TLS, and the address begins with http:// (400)",
-            "Write https:// in {variable}.",
-        ),
-    ),
-    # What nginx answers within TLS to a client without its certificate, or with another.
-    ("No required SSL certificate", _CERTIFICATE_MISSING),
-    ("SSL certificate error", _CERTIFICATE_REFUSED),
-    # aiohttp's answer when a proxy has removed the header `Upgrade`.
-    ("upgrade", _NO_WEBSOCKETS),
-    (
-        "",
-        (
-            "{party} answers 400: it does not trust the reverse proxy in between",
-            (
-                "Add the proxy's address to trusted_proxies below http: in Home Assistant's"
-                " configuration.yaml, with use_x_forwarded_for: true, and restart it; its log names"
-                " the address."
-            ),
-        ),
-    ),
+    "it refuses our client certificate. Set {prefix}_CLIENT_CERT to a valid certificate, signed by"
+    " an authority that it trusts."
 )
 _LOGIN = (
-    "{proxy} asks for a login of its own ({status})",
-    (
-        "Set {prefix}_HEADERS to the header it requires, for example `Authorization: Basic …`, or"
-        " let it pass /api/websocket without one."
-    ),
+    "{proxy} asks for a login of its own ({status}). Set {prefix}_HEADERS to the header it"
+    " requires, for example `Authorization: Basic …`, or let it pass /api/websocket without one."
 )
 _CLOUDFLARE_403 = (
-    "Cloudflare refuses the connection (403)",
-    (
-        "Set {prefix}_HEADERS to the CF-Access-Client-Id and CF-Access-Client-Secret of a service"
-        " token that its policy allows."
-    ),
+    "Cloudflare refuses the connection (403). Set {prefix}_HEADERS to the CF-Access-Client-Id and"
+    " CF-Access-Client-Secret of a service token that its policy allows."
 )
 _WEB_PAGE = (
-    (
-        "a web page answers ({status}) and not the WebSocket API: the login page of a network"
-        " (captive portal) or of a proxy, or another program"
-    ),
-    "Open {variable} in a browser on this machine. {address}",
+    "a web page answers ({status}) and not the WebSocket API: the login page of a network (captive"
+    " portal) or of a proxy, or another program. Open {variable} in a browser on this machine."
+    " {address}"
 )
-_NO_API = ("there is no WebSocket API at this path ({status})", "{address} {also}")
+_NO_API = "there is no WebSocket API at this path ({status}). {address} {also}"
 _NOT_RUNNING = (
-    "{proxy} answers {status}: {party} is starting, stopped, or not where the proxy looks for it",
-    "Wait if it is restarting; else check that it runs, and the address in the proxy.",
+    "{proxy} answers {status}: {party} is starting, stopped, or not where the proxy looks for it."
+    " Wait if it is restarting; else check that it runs, and the address in the proxy."
 )
-_OTHER = ("what answers there refuses the WebSocket handshake ({status})", "{address} {also}")
+_OTHER = "what answers there refuses the WebSocket handshake ({status}). {address} {also}"
 _HANDSHAKE = {
     401: _LOGIN,
-    407: _LOGIN,
-    403: (
-        "{party} or a proxy in front of it bans this machine (403)",
-        (
-            "Remove this machine's address from ip_bans.yaml in Home Assistant's configuration"
-            " folder and restart it; a wrong token repeated may have put it there. Else look at the"
-            " rules of the proxy, and {prefix}_HEADERS."
-        ),
-    ),
+    403: "{party} or a proxy in front of it bans this machine (403). Remove this machine's address"
+    " from ip_bans.yaml in Home Assistant's configuration folder and restart it; a wrong token"
+    " repeated may have put it there. Else look at the rules of the proxy, and {prefix}_HEADERS.",
     404: _NO_API,
     405: _NO_API,
+    407: _LOGIN,
     426: _NO_WEBSOCKETS,
-    429: ("{proxy} limits requests (429)", "Nothing to do; attempts grow further apart."),
-    500: (
-        "{party} or a proxy in front of it fails (500)",
-        "Look at the log of Home Assistant and of the proxy.",
-    ),
-    511: (
-        "the network asks for a login of its own (511: captive portal)",
-        "Open {variable} in a browser on this machine and log in there.",
-    ),
+    429: "{proxy} limits requests (429). Nothing to do; attempts grow further apart.",
+    500: "{party} or a proxy in front of it fails (500). Look at the log of Home Assistant and of"
+    " the proxy.",
+    511: "the network asks for a login of its own (511: captive portal). Open {variable} in a"
+    " browser on this machine and log in there.",
 }
-"""By status: what is wrong, and what to do."""
+_BAD_REQUEST = {
+    # nginx, Apache and Go on a port for TLS
+    r"(?i)plain HTTP request was sent to HTTPS|speaking plain HTTP to an SSL"
+    r"|HTTP request to an HTTPS": "the port is for TLS, and the address begins with http:// (400)."
+    " Write https:// in {variable}.",
+    # nginx within TLS, to a client without its certificate, or with another
+    r"(?i)No required SSL certificate": _CERTIFICATE_MISSING,
+    r"(?i)SSL certificate error": _CERTIFICATE_REFUSED,
+    # aiohttp when a proxy has removed the header `Upgrade`
+    r"(?i)upgrade": _NO_WEBSOCKETS,
+    r"": "{party} answers 400: it does not trust the reverse proxy in between. Add the proxy's"
+    " address to trusted_proxies below http: in Home Assistant's configuration.yaml, with"
+    " use_x_forwarded_for: true, and restart it; its log names the address.",
+}
+"""By a pattern in the body, tried in this order."""
 
 
 def redirect(party: Party, url: str, *, location: str, status: int) -> Obstacle:
@@ -287,12 +262,10 @@ def _tls(party: Party, exc: ssl.SSLError) -> Obstacle:
     reason = getattr(exc, "reason", None) or ""
     if reason == "UNEXPECTED_EOF_WHILE_READING":
         return _closed(party, with_tls=True)
-    for alert, (why, advice) in (
-        (_CERTIFICATE_MISSING_ALERT, _CERTIFICATE_MISSING),
-        (_CERTIFICATE_REFUSED_ALERT, _CERTIFICATE_REFUSED),
-    ):
-        if alert.search(reason):
-            return Obstacle(why, advice.format(prefix=party.prefix))
+    if _CERTIFICATE_MISSING_ALERT.search(reason):
+        return Obstacle.of(_CERTIFICATE_MISSING.format(prefix=party.prefix))
+    if _CERTIFICATE_REFUSED_ALERT.search(reason):
+        return Obstacle.of(_CERTIFICATE_REFUSED.format(prefix=party.prefix))
     return Obstacle(
         "what answers there does not speak TLS",
         f"Write http:// instead of https:// in {party.variable}, or name its port for TLS.",
@@ -311,8 +284,10 @@ def _closed(party: Party, *, with_tls: bool) -> Obstacle:
 def _certificate_hint(party: Party) -> str:
     if not party.prefix:
         return ""
-    advice = _CERTIFICATE_MISSING[1].format(prefix=party.prefix)
-    return f" If the server requires a client certificate, s{advice[1:]}"
+    return (
+        f" If the server requires a client certificate, set {party.prefix}_CLIENT_CERT and"
+        f" {party.prefix}_CLIENT_KEY to one that it accepts."
+    )
 
 
 def _no_connection(party: Party, exc: OSError) -> Obstacle:
