@@ -661,6 +661,10 @@ class SqliteMachine(MemoryMachine):
         await life.end()
         if not is_killed:
             self._note_dropped(life)
+            if life.journal.inner._recent.durable_through < len(self.model.log):
+                # Only a full journal, with drop_new, may refuse the last commit of a stop.
+                assert (self.overflow, life.journal.inner._full) == ("drop_new", True)
+                self._forget_uncommitted(life)
         await self.begin(sinks)
 
     def _forget_uncommitted(self, life: Life) -> None:
