@@ -15,6 +15,7 @@ from app.model import Lines, spanned
 from app.runtime.errors import JournalFull, StorageDamaged, StorageError
 from app.runtime.logging import RateLimitedLog
 from app.runtime.metrics import Telemetry
+from app.runtime.sqlite import RESTART_ADVICE
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
@@ -24,9 +25,6 @@ _LATE_COMMITS = 20
 points."""
 
 _LOOK_AT_THE_DISK = "Look at the disk of DATA_DIR; the commit is tried again every second."
-_ADVICE: dict[type[StorageError], str] = {
-    StorageDamaged: "Check the disk and restart the service: it saves all that can be read.",
-}
 
 
 class Journal(Protocol):
@@ -290,9 +288,10 @@ class Batcher:
             kind=type(exc).__name__,
         )
         self.durable = False
+        advice = RESTART_ADVICE if isinstance(exc, StorageDamaged) else _LOOK_AT_THE_DISK
         self.reason = (
             f"Events are not durable: {exc}. They go to the sinks from memory"
-            f" (INFLUXDB_MAX_PENDING_POINTS). {_ADVICE.get(type(exc), _LOOK_AT_THE_DISK)}"
+            f" (INFLUXDB_MAX_PENDING_POINTS). {advice}"
         )
 
     def _recovered(self) -> None:

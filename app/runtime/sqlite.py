@@ -36,7 +36,7 @@ Connection: TypeAlias = sqlite3.Connection
 Cursor: TypeAlias = sqlite3.Cursor
 Work = TypeVar("Work")
 Steps: TypeAlias = Generator[None, None, Work]
-"""Work that is done part by part; the result is what the generator returns."""
+"""Work in parts, each a transaction; the generator returns the result."""
 
 _CORRUPT = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 _NOT_DAMAGE = frozenset(
@@ -53,13 +53,13 @@ _NOT_DAMAGE = frozenset(
         sqlite3.SQLITE_INTERRUPT,
     }
 )
-"""What a check of a file may run into although the file is whole."""
+"""Errors of a check that do not mean damage."""
 _COMPANIONS = ("-wal", "-shm", "-journal")
 _WAL_MODE = b"\x02\x02"
 _WAL_MODE_AT = 18
 _SPARE_PAGES = 1000
 _MAX_VERSION = 1_000
-"""No newer version of this service gets there: it is damage that says so."""
+"""No version of this service gets there: a higher number is damage."""
 
 RESTART_ADVICE = "Check the disk and restart the service: it saves all that can be read."
 
@@ -82,13 +82,12 @@ class Database:
         wal_bytes: int = 4_000_000,
         check: Callable[[Connection], object] | None = None,
     ) -> None:
-        """Set the SQL scripts that lead from an empty file to today's tables, in order.
+        """`migrations` are the SQL scripts from an empty file to today's tables, in order.
 
-        The number of scripts already run is kept in `user_version`; never change one that
-        was released, append another. `cache_bytes` is the writer's page cache, `wal_bytes` how
-        far the WAL grows before it is folded into the file. `check` raises `StorageDamaged` for
-        contents that cannot be right, `quick_check` without it; it gets a connection that cannot
-        write, and the tables of the version that the file has.
+        `user_version` counts the scripts already run; never change a released one, append another.
+        `cache_bytes` is the writer's page cache; a WAL of `wal_bytes` is checkpointed. `check`
+        raises `StorageDamaged` for impossible contents, by default `quick_check`; it gets a
+        read-only connection to a file that may be of an older version.
         """
         self.path = path
         self._migrations = tuple(migrations)
@@ -102,8 +101,8 @@ class Database:
     async def __aenter__(self) -> Self:
         """Open, or create, the file and bring its tables up to date.
 
-        It is checked first, on a connection that cannot write: whatever is wrong with it or its
-        WAL is then still there to be read.
+        It is checked first, on a read-only connection: damage in it or its WAL can then still be
+        repaired.
 
         Raises:
             StorageNewer: a newer version of this service wrote the file.
@@ -128,7 +127,7 @@ class Database:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Finish the work at hand, fold the WAL into the file and close it."""
+        """Finish the work under way, checkpoint the WAL and close the file."""
         for worker in (self._reader, self._writer):
             if worker is not None:
                 await worker.close()
@@ -140,17 +139,17 @@ class Database:
         Raises:
             StorageFull: the disk is full; nothing was changed.
             StorageDamaged: the file is damaged.
-            StorageError: anything else SQLite says; nothing was changed.
+            StorageError: any other error of SQLite; nothing was changed.
         """
         assert self._writer is not None, "the database is not open"
         return await self._writer.run(lambda connection: _in_transaction(connection, work))
 
     async def read(self, work: Callable[[Connection], Work]) -> Work:
-        """Run `work` on a connection that cannot write, beside the writer.
+        """Run `work` on a read-only connection, in parallel with the writer.
 
         Raises:
             StorageDamaged: the file is damaged.
-            StorageError: anything else SQLite says.
+            StorageError: any other error of SQLite.
         """
         assert self._reader is not None, "the database is not open"
         return await self._reader.run(work)
@@ -161,7 +160,7 @@ class Database:
         return _connect(path, self._prepare_writer)
 
     def _examine(self, path: Path) -> None:
-        """Check a closed file and its companions; nothing in them is changed."""
+        """Check a closed file, its WAL and its rollback journal; change nothing in them."""
         _check_kind(path)
         _set_stray_journal_aside(path)
         if not path.exists():
@@ -189,7 +188,7 @@ def _prepare_reader(connection: Connection) -> None:
 
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
-    """Raise what SQLite or the file system say as one of our `StorageError`s."""
+    """Raise errors of SQLite and the file system as `StorageError`s."""
     try:
         yield
     except sqlite3.Error as exc:
@@ -209,7 +208,7 @@ def translated_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def opening(path: Path) -> Iterator[None]:
-    """Let every error that ends the opening of a file name it, and what a person can do."""
+    """Add the path, and what a person can do, to errors while a file is opened."""
     try:
         yield
     except (StorageDamaged, StorageNewer, StorageLocked):
@@ -228,11 +227,11 @@ def opening(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """What a database takes on disk."""
+    """Size of a database on disk."""
 
     live_bytes: int
     free_bytes: int
-    """Pages inside the file that hold nothing and are used again first."""
+    """Unused pages inside the file; SQLite uses them first."""
     wal_bytes: int
     page_bytes: int
 
@@ -257,7 +256,7 @@ def pragma(connection: Connection, name: str) -> int:
 
 
 def shrink(connection: Connection, *, pages: int) -> None:
-    """Give at most `pages` free pages back to the disk, and keep some: they are used again."""
+    """Return at most `pages` free pages to the disk; some are left for reuse."""
     spare = pragma(connection, "freelist_count") - _SPARE_PAGES
     for _ in range(min(spare, pages)):
         # One by one: the module sqlite3 stops this pragma after its first page.
@@ -266,10 +265,7 @@ def shrink(connection: Connection, *, pages: int) -> None:
 
 @contextlib.contextmanager
 def opened_as_it_is(path: Path) -> Iterator[Connection]:
-    """Open a closed file that may be damaged, for reading: nothing promises that it can be read.
-
-    Work on it belongs under `translated_errors`.
-    """
+    """Open a closed file that may be damaged, for reading; use within `translated_errors`."""
     with _connected_read_only(path) as connection:
         # Without the pragma SQLite reads nothing of a file that is shorter than its header says.
         connection.execute("PRAGMA writable_schema = ON")
@@ -290,11 +286,10 @@ def set_aside(path: Path) -> Path:
 async def replace_damaged(
     path: Path, *, migrations: Sequence[str], fill: Callable[[Connection], Steps[Work]]
 ) -> tuple[Path, Work]:
-    """Put a new database in the place of a damaged one; return where that is, and what `fill` did.
+    """Replace a damaged database by a new one; return its new path, and the result of `fill`.
 
-    `fill` copies into the new file what can still be read, and yields after each part: that is a
-    transaction, and a stop may come. The old file stays in its place until all is durable; see
-    `finish_replacing`.
+    `fill` copies what can still be read, and yields after each part, which is a transaction. The
+    old file stays in its place until all is durable; see `finish_replacing`.
     """
     fresh = _fresh(path)
     with opening(path):
@@ -318,7 +313,7 @@ def _advance(steps: Steps[Work]) -> tuple[Work] | None:
 
 
 def finish_replacing(path: Path) -> None:
-    """Put the new file in its place when the process ended just before that."""
+    """Complete a replacement that was interrupted after the copy."""
     fresh = _fresh(path)
     if not path.exists() and fresh.exists():
         set_aside(path)
@@ -332,10 +327,9 @@ def _fresh(path: Path) -> Path:
 async def open_or_replace(
     database: Database, *, load: Callable[[], Awaitable[None]], consequence: str
 ) -> str | None:
-    """Open a database and load from it; set a damaged file aside and begin a new one.
+    """Open a database and load from it; set a damaged file aside and create a new one.
 
-    Returns:
-        One sentence for a person about the damage, `consequence` at its end; None without any.
+    Return a sentence about the damage that ends with `consequence`; None without damage.
     """
 
     async def opened() -> None:
@@ -360,7 +354,7 @@ async def open_or_replace(
 
 
 def remove(path: Path) -> None:
-    """Delete a closed database, and what it may have left behind; missing is fine."""
+    """Delete a closed database with its companions, if it exists."""
     with translated_errors():
         for suffix in ("", *_COMPANIONS):
             _companion(path, suffix).unlink(missing_ok=True)
@@ -373,7 +367,7 @@ def rename(path: Path, target: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, as fsync does for what is in a file."""
+    """Make the names in a folder durable, as fsync does for the contents of a file."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -400,7 +394,7 @@ def _aside(path: Path) -> Path:
 
 
 class _Worker:
-    """A thread of its own that owns one connection."""
+    """A thread that owns one connection."""
 
     def __init__(self, name: str) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -459,14 +453,14 @@ def _in_transaction(connection: Connection, work: Callable[[Connection], Work]) 
 
 
 def _check_kind(path: Path) -> None:
-    """Check that what stands at the path, and beside it, are files with something in them."""
+    """Check that the database and its companions are files, and that it is not empty."""
     for suffix in ("", *_COMPANIONS):
         companion = _companion(path, suffix)
         if companion.exists() and not companion.is_file():
             raise StorageDamaged(f"{companion.name} is not a file")
     if path.exists():
         with path.open("rb"):
-            pass  # who may not read it learns so here, by the name of the error
+            pass  # raises PermissionError, which is clearer than an error of SQLite
     is_empty = not path.exists() or path.stat().st_size == 0
     if is_empty and sqlite_pages.has_frames(path):
         # SQLite would delete the log and begin an empty file.
@@ -476,7 +470,7 @@ def _check_kind(path: Path) -> None:
 
 
 def _set_stray_journal_aside(path: Path) -> None:
-    """Rename a rollback journal that cannot belong to the file: SQLite would write it over it."""
+    """Rename a rollback journal that cannot belong to the file: SQLite would apply it."""
     journal = _companion(path, "-journal")
     if not journal.exists() or not path.exists():
         return
@@ -491,7 +485,7 @@ def _set_stray_journal_aside(path: Path) -> None:
 @contextlib.contextmanager
 def _connected_read_only(path: Path) -> Iterator[Connection]:
     """Open a file that may be damaged, and change neither it nor its WAL."""
-    # Without a WAL SQLite would create one, and delete it when it may write.
+    # Without a WAL, SQLite would create one.
     mode = "mode=ro" if _companion(path, "-wal").exists() else "immutable=1"
     connection = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, isolation_level=None)
     try:
@@ -509,7 +503,7 @@ def _connected_read_only(path: Path) -> Iterator[Connection]:
 
 
 def _check_schema(connection: Connection, path: Path, migrations: Sequence[str]) -> int:
-    """Return the version of the file, when it has the tables of that version."""
+    """Check that the file has the tables of its version, and return the version."""
     version = pragma(connection, "user_version")
     expected = tables_of(migrations[: max(0, version)])
     found = _tables(connection)
@@ -531,7 +525,7 @@ def _check_schema(connection: Connection, path: Path, migrations: Sequence[str])
 
 @dataclass(frozen=True, slots=True)
 class TableShape:
-    """What a table looks like, whatever the words that created it."""
+    """Columns and indexes of a table."""
 
     columns: tuple[sqlite_pages.Column, ...]
     names: tuple[str, ...]
@@ -542,7 +536,7 @@ class TableShape:
 
 
 def tables_of(migrations: Sequence[str]) -> dict[str, TableShape]:
-    """Return the tables that some migrations make, by name."""
+    """Return the tables that the migrations create, by name."""
     connection = sqlite3.connect(":memory:", isolation_level=None)
     try:
         _migrate(connection, migrations)
@@ -599,7 +593,7 @@ def quick_check(connection: Connection) -> None:
     """Read each page of a file once.
 
     Raises:
-        StorageDamaged: SQLite finds something that cannot be right.
+        StorageDamaged: SQLite finds damage.
     """
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":

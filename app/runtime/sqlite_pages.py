@@ -30,18 +30,18 @@ _INTEGER_BYTES = {1: 1, 2: 2, 3: 3, 4: 4, 5: 6, 6: 8}
 _FLOAT, _ZERO, _ONE = 7, 8, 9
 _FIRST_BLOB = 12
 _MORE = 0x80
-"""The bit that says that a variable-length integer goes on."""
+"""Set in each byte of a variable-length integer but the last."""
 
 
 class Column(NamedTuple):
-    """One column of a table, as far as its values are recognized by it."""
+    """The type of one column: a table is recognized by the types of its values."""
 
     type: Literal["INTEGER", "REAL", "TEXT", "BLOB"]
     nullable: bool = False
     rowid: bool = False
     """Whether it is an INTEGER PRIMARY KEY: the record holds NULL in its place."""
     default: Value = None
-    """What a record holds that was written before the column was added."""
+    """Value in records written before the column was added."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +51,14 @@ class _Frame:
     """Of the page, in the file."""
     commits: bool
     is_current: bool
-    """Whether it was written since the log was last restarted."""
+    """Whether it belongs to the current round of the log."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Wal:
     page_bytes: int
     has_header: bool
-    """Whether its header is as it was written; else SQLite ignores the whole log."""
+    """Whether its header is undamaged; else SQLite ignores the whole log."""
     frames: Sequence[_Frame]
 
 
@@ -105,7 +105,7 @@ class Pages:
 
 
 class _File:
-    """A file that is read piece by piece: a bad sector costs only its page."""
+    """A file read in pieces: a bad sector costs only its page."""
 
     def __init__(self, path: Path) -> None:
         self._descriptor: int | None = None
@@ -114,10 +114,10 @@ class _File:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             self.bytes = os.fstat(self._descriptor).st_size
         except OSError:
-            pass  # missing or not to be read: no pages
+            pass  # missing or unreadable: no pages
 
     def read(self, offset: int, count: int) -> bytes | None:
-        """Return bytes, zeros behind the end of the file; None when they cannot be read."""
+        """Return bytes, zeros after the end of the file; None when they cannot be read."""
         if self._descriptor is None:
             return None
         try:
@@ -132,10 +132,10 @@ class _File:
 
 
 def views(path: Path) -> Iterator[Pages]:
-    """Yield what a closed file may hold, the most likely first.
+    """Yield possible contents of a closed file, the most likely first.
 
-    With the newest pages of its write-ahead log, without the log, and all pages of the log: also
-    those that newer ones or an earlier round of the log left behind.
+    First the file with the newest pages of its write-ahead log, then without the log, then all
+    pages of the log, older versions and earlier rounds of the log included.
     """
     main, log = _File(path), _File(_wal_path(path))
     try:
@@ -168,8 +168,8 @@ def has_frames(path: Path) -> bool:
 def has_lost_commits(path: Path) -> bool:
     """Return whether a write-ahead log holds commits that SQLite will not find.
 
-    SQLite reads up to the first frame whose checksum is wrong. That a crash tears the last
-    transaction is normal; a commit before its last one can only be missing because of damage.
+    SQLite reads up to the first frame with a wrong checksum. A torn last transaction is normal
+    after a crash; an earlier commit is missing only because of damage.
     """
     log = _File(_wal_path(path))
     try:
@@ -187,7 +187,7 @@ def has_lost_commits(path: Path) -> bool:
 
 
 def rows(pages: Pages, table: Sequence[Column], *, is_index: bool = False) -> Iterator[list[Value]]:
-    """Yield the rows of a table, in no order; a row may be an old one that was deleted.
+    """Yield the rows of a table, in no order; also older versions and deleted rows.
 
     `is_index` is for a table WITHOUT ROWID, whose key must be its first column.
     """
@@ -201,7 +201,7 @@ def rows(pages: Pages, table: Sequence[Column], *, is_index: bool = False) -> It
                 rowid, payload = _payload(pages, page, offset, kind=page[start])
                 row = _values(payload, table, rowid)
             except (IndexError, ValueError, struct.error):
-                continue  # nonsense that looked like a cell
+                continue  # not a cell
             if row is not None:
                 yield row
 
