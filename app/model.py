@@ -16,12 +16,12 @@ import msgspec
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND_NS = 1_000_000_000
 MEGABYTE = 1_000_000
-"""What the settings that end in `_MB` count in."""
+"""The unit of the settings that end in `_MB`."""
 MAX_SECONDS = 9_223_372_036
 MAX_TIME_NS = 2**63 - 2
-"""InfluxDB's first and last moment are this far from the epoch, in 1677 and 2262.
+"""Distance of InfluxDB's first and last time from the epoch, in 1677 and 2262.
 
-Times outside are refused where they are decoded: neither a point nor SQLite can hold them.
+Decoders refuse other times: neither a point nor SQLite can hold them.
 """
 _MAX_DATE_CHARS = 100
 """An HTTP date has 29 characters."""
@@ -36,16 +36,16 @@ def nanoseconds(moment: datetime) -> int:
     """Return nanoseconds since the epoch, exact to the microsecond."""
     since_epoch = moment - EPOCH
     seconds = since_epoch.days * 86_400 + since_epoch.seconds
-    # Whole numbers: microseconds since the epoch do not fit a float's 53 bits for ever.
+    # Integers: from 2255 on, microseconds since the epoch exceed a float's 53 bits.
     return (seconds * 1_000_000 + since_epoch.microseconds) * 1_000
 
 
 def moment_of(time_ns: int) -> datetime:
-    """Return the moment, to the microsecond, that many nanoseconds after the epoch.
+    """Return the time that many nanoseconds after the epoch, to the microsecond.
 
-    A time that no point can have becomes the nearest one that a point can have.
+    A time outside the range of a point's time becomes the nearest inside.
     """
-    # The first microsecond is not a whole one: rounding down would leave what fits.
+    # The range does not begin with a whole microsecond, and rounding down would leave it.
     bounded_ns = max(-MAX_TIME_NS + 999, min(time_ns, MAX_TIME_NS))
     seconds, rest_ns = divmod(bounded_ns, SECOND_NS)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest_ns // 1_000)
@@ -63,9 +63,9 @@ def _iso_second(seconds: int) -> str:
 
 
 def moment_at(seconds: float) -> datetime:
-    """Return the moment that many seconds after the epoch, from a file or a clock.
+    """Return the time that many seconds after the epoch, from a file or a clock.
 
-    It is bounded like `moment_of`; what is no number becomes the epoch.
+    It is bounded like `moment_of`; NaN becomes the epoch.
     """
     if math.isnan(seconds):
         return EPOCH
@@ -73,9 +73,9 @@ def moment_at(seconds: float) -> datetime:
 
 
 def http_date(text: str | None) -> datetime | None:
-    """Return the moment, in UTC, that an HTTP date names.
+    """Return the time in an HTTP date, in UTC.
 
-    None without one, when it is garbled, and when a point could not have that time.
+    None if there is no date, it is malformed, or outside the range of a point's time.
 
     https://www.rfc-editor.org/rfc/rfc9110#field.date
     """
@@ -90,7 +90,7 @@ def http_date(text: str | None) -> datetime | None:
 
 
 UNAVAILABLE = frozenset({"unavailable", "unknown"})
-"""States in which Home Assistant does not know what an entity is like."""
+"""States in which Home Assistant does not know the entity's real state."""
 
 
 class Context(msgspec.Struct, frozen=True, gc=False):
@@ -102,10 +102,10 @@ class Context(msgspec.Struct, frozen=True, gc=False):
 
 
 class Placement(msgspec.Struct, frozen=True, gc=False):
-    """What the registries know of an entity; None where they know nothing.
+    """What the registries record of an entity; None for what they do not.
 
-    The catalog hands out the same object until something in it changes, so identity
-    (`is`) may stand for equality in caches.
+    The catalog returns the same object until something in it changes, so caches may compare by
+    identity.
     """
 
     device_id: str | None = None
@@ -113,7 +113,7 @@ class Placement(msgspec.Struct, frozen=True, gc=False):
     area_name: str | None = None
     integration: str | None = None
     name: str | None = None
-    """The name people gave the entity, or the registry's own."""
+    """The name that the user gave the entity, else its original name."""
     manufacturer: str | None = None
     model: str | None = None
     sw_version: str | None = None
@@ -122,14 +122,14 @@ class Placement(msgspec.Struct, frozen=True, gc=False):
 
 
 NOWHERE = Placement()
-"""The placement of an entity that no registry knows."""
+"""The placement of an entity that is in no registry."""
 
 Placements: TypeAlias = Mapping[str, Placement]
-"""Where entities are, by their ids. It never changes: when one moves, there is another mapping."""
+"""Placements by entity id. Immutable: a change makes another mapping."""
 
 
 class LastNames(NamedTuple):
-    """What an entity keeps while it is unavailable; None for what it does not have."""
+    """The class, unit and name that an unavailable entity retains; None for what it lacks."""
 
     device_class: str | None
     unit_of_measurement: str | None
@@ -137,18 +137,18 @@ class LastNames(NamedTuple):
 
 
 class Rename(NamedTuple):
-    """An entity that got another id."""
+    """A change of an entity's id."""
 
     former: str
     entity_id: str
     is_missed: bool = False
-    """Whether it happened while nobody listened: the removal of the former id is in no event."""
+    """Whether it happened during an outage, so that no event reported the removal."""
     at_s: float | None = None
-    """When the registry says that it was changed, in seconds since the epoch."""
+    """The time of the change in the registry, in seconds since the epoch."""
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """One normalized and enriched state change: all that a point or a watcher needs."""
+    """A normalized state change with its placement: all that points and subscribers need."""
 
     entity_id: str
     domain: str
@@ -169,7 +169,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     event_type: str = "state_changed"
     backfilled: bool = False
     changed_ns: int | None = None
-    """When the entity came into this state, `last_changed`; None when nobody said."""
+    """When the entity entered this state, `last_changed`; None if unknown."""
 
     @property
     def removed(self) -> bool:
@@ -185,14 +185,14 @@ _LINE = re.compile(
 
 
 class Times(NamedTuple):
-    """The span of Home Assistant's time in which some changes happened, both ends included."""
+    """A span of Home Assistant's time, both ends included."""
 
     oldest_ns: int
     newest_ns: int
 
 
 def spanned(some: Times | None, others: Times | None) -> Times | None:
-    """Return the span that holds both."""
+    """Return the smallest span that includes both."""
     if some is None or others is None:
         return some or others
     return Times(min(some.oldest_ns, others.oldest_ns), max(some.newest_ns, others.newest_ns))
@@ -226,10 +226,10 @@ class Lines:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one commit put into the journal: consecutive points, compressed."""
+    """Consecutive points of the journal, compressed."""
 
     first: int
-    """Sequence number of the first point; they count up by one, starting at 1."""
+    """Sequence number of the first point; they increase by one, from 1."""
     points: int
     gzip: bytes
     """One gzip stream with the lines."""
@@ -253,7 +253,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredPoint:
-    """A line of line protocol, parsed back."""
+    """A parsed line of line protocol."""
 
     measurement: str
     tags: Mapping[str, str]
@@ -265,8 +265,8 @@ GapReason = Literal[
     "restart", "disconnect", "clock", "journal_stalled", "journal_full", "damage", "requested"
 ]
 """Why nothing was captured: the service was not running, the connection was lost, the clock of
-Home Assistant was set back, points were dropped before they were durable, a damaged journal took
-them with it; or a person asks for history from before."""
+Home Assistant was set back, points were dropped before they were durable (the journal was slow, or
+full), the journal was damaged; or a person requested older history."""
 
 GapState = Literal["open", "filled", "nothing_recorded", "unfillable"]
 """Whether a gap is still to be filled, was filled from the recorder, was read although the recorder
@@ -287,38 +287,38 @@ class Gap:
     """When the last point before it was received, in seconds since the epoch on our clock."""
     state: GapState = "open"
     filled_ns: int | None = None
-    """Up to where it is filled; None when nothing is yet."""
+    """The time up to which it is filled; None if nothing is."""
     changes: int = 0
-    """How many changes were read back."""
+    """The number of changes read back."""
     entities: int = 0
-    """Of how many entities."""
+    """The number of entities that these changes belong to."""
     unrecorded: tuple[str, ...] = ()
     """Entities that changed in it and have no recorded history."""
     entity_ids: tuple[str, ...] = ()
-    """Only these are to be read back; empty for all."""
+    """The entities to read back; empty for all."""
     start_known: bool = True
-    """False until Home Assistant's states show since when it runs: `start_ns` is then 0."""
+    """False until Home Assistant's states show when it started; `start_ns` is 0 until then."""
     end_known: bool = True
-    """False until a live event shows that all that was missed is older: `end_ns` is then the
-    newest moment seen so far, and everything after it is requested as well."""
+    """False until a live event shows that everything missed is older. Until then `end_ns` is the
+    newest time seen, and everything after it is requested as well."""
     acknowledged: bool = False
     """Whether a person has noted that it cannot be filled."""
     keep_from: int = 0
-    """From this sequence number on, rows of the journal stay while the gap is open: what is read
-    back near its bounds is compared with them."""
+    """While the gap is open, the journal retains rows from this sequence number on: changes read
+    back near its bounds are compared with them."""
     sources: tuple[str, ...] = ()
-    """Where the entities were found that were requested from the recorder."""
+    """The sources that listed the requested entities."""
     limitations: tuple[str, ...] = ()
-    """What cannot be known of it, in sentences."""
+    """What cannot be known of the gap, in sentences."""
     detail: str | None = None
-    """Why it cannot be filled, or what the last attempt said."""
+    """Why it cannot be filled, or the result of the last attempt."""
     closed_at: float | None = None
     """When it was filled or given up; None while open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lifecycle:
-    """When Home Assistant began to stop and had started, in nanoseconds, oldest first."""
+    """When Home Assistant began to stop, and had started, in nanoseconds, oldest first."""
 
     stopped_ns: Sequence[int] = ()
     started_ns: Sequence[int] = ()
@@ -326,7 +326,7 @@ class Lifecycle:
 
 @dataclass(frozen=True, slots=True)
 class LastState:
-    """What is remembered of an entity's newest change."""
+    """An entity's newest change, as far as it is stored."""
 
     state: str | None
     changed_ns: int | None

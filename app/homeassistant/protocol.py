@@ -1,4 +1,4 @@
-"""Home Assistant's WebSocket protocol without I/O: frames in, what to do about them out.
+"""Home Assistant's WebSocket protocol without I/O; pure.
 
 https://developers.home-assistant.io/docs/api/websocket/
 """
@@ -19,18 +19,18 @@ from app.runtime.tolerant_json import DECODER, MAX_REPAIRED_BYTES, UNREADABLE, r
 REGISTRY_EVENTS = tuple(
     f"{kind}_registry_updated" for kind in ("device", "entity", "area", "floor", "label")
 )
-"""Nice to have: a user without rights, or an old version, may refuse some of them."""
+"""Optional subscriptions: a user without rights, or an old version, may be refused some."""
 
 _EXCERPT_CHARS = 200
 _REASON_CHARS = 90
 _MAX_MESSAGES = 10_000
-"""Home Assistant has at most 4,096 messages pending for one client."""
+"""Home Assistant queues at most 4,096 messages for a client."""
 _LONG_FRAME_BYTES = 1_000_000
 _MAX_TYPES = 10 * _MAX_MESSAGES
 
 
 class Phase(enum.Enum):
-    """How far a session has come."""
+    """The phase of a session."""
 
     GREETING = "greeting"
     AUTHENTICATING = "authenticating"
@@ -40,29 +40,29 @@ class Phase(enum.Enum):
 
 
 class CommandResult(msgspec.Struct, frozen=True):
-    """What Home Assistant says to one command."""
+    """The answer to a command."""
 
     command_id: int
     result: msgspec.Raw
-    """The JSON value, unread; it keeps the whole frame in memory."""
+    """The JSON value, not decoded; it holds the whole frame in memory."""
     failure: CommandFailed | None = None
-    """Set when the command was refused; nothing is raised for it here."""
+    """Why the command was refused; None when it was not."""
 
 
 class MalformedFrame(msgspec.Struct, frozen=True):
-    """A message that could not be used."""
+    """A message that cannot be used."""
 
     kind: str
     """`not_json`, `unexpected_shape`, `unexpected_type` or `unexpected_id`."""
     excerpt: str
-    """What was wrong, and how the message began, without its values; at most 200 characters."""
+    """What is wrong, and the beginning of the message without values; at most 200 characters."""
 
 
 class Received(msgspec.Struct, frozen=True):
-    """What one frame asks of us, in the order: send, phase, answers, events."""
+    """The content of a frame, and the reply to it."""
 
     send: list[bytes] = []
-    """Text frames to send, in order. They may hold the token: never log them."""
+    """Text frames to send, in order. They may contain the token: never log them."""
     events: list[Event] = []
     """The `state_changed` events."""
     registry_events: list[Event] = []
@@ -70,28 +70,28 @@ class Received(msgspec.Struct, frozen=True):
     answers: list[CommandResult] = []
     malformed: list[MalformedFrame] = []
     phase: Phase | None = None
-    """The phase that began with this frame; None when it stayed."""
+    """The phase that this frame began; None if it began none."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is nothing in it but events: the case of nearly every frame."""
+        """Whether it holds only state changes, like nearly every frame."""
         return not (self.registry_events or self.answers or self.malformed or self.send)
 
     def __repr__(self) -> str:
-        """Return counts: what is sent may hold the token."""
+        """Return counts: `send` may contain the token."""
         return (
-            f"Step(send={len(self.send)}, events={len(self.events)},"
+            f"Received(send={len(self.send)}, events={len(self.events)},"
             f" registry_events={len(self.registry_events)}, answers={len(self.answers)},"
             f" malformed={self.malformed}, phase={self.phase})"
         )
 
 
 class Session:
-    """One connection's worth of protocol; make a new one after a reconnect.
+    """The protocol of one connection; a new connection needs a new one.
 
-    Feed it each frame in order and send what it returns. It never waits and never logs. A
-    live session subscribes to `state_changed` and the registries; one made with
-    `subscribe=False` is ready for commands as soon as it is authenticated.
+    Feed it each frame in order, and send what it returns. It never waits or logs. It subscribes to
+    `state_changed` and the registries; with `subscribe=False` it is ready for commands once it is
+    authenticated.
     """
 
     def __init__(self, token: str, *, subscribe: bool = True) -> None:
@@ -100,12 +100,12 @@ class Session:
         self._last_id = 0
         self._required_id = 0
         self._commands: dict[int, str] = {}
-        """Commands without an answer yet, by id."""
+        """Unanswered commands, by id."""
         self.phase = Phase.GREETING
         self.ha_version: str | None = None
 
     def command(self, command: str, **parameters: object) -> tuple[int, bytes]:
-        """Return the id and the frame of a command; its answer will carry that id."""
+        """Return a command's id, which its answer repeats, and its frame."""
         self._last_id += 1
         self._commands[self._last_id] = command
         return self._last_id, msgspec.json.encode(
@@ -113,21 +113,20 @@ class Session:
         )
 
     def feed(self, frame: bytes) -> Received:
-        """Read one frame: a message, or a list of them.
+        """Decode a frame: a message, or a list of messages.
 
-        A message that cannot be read ends up in `Step.malformed` and does no harm to others.
+        A message that cannot be decoded is in `Received.malformed`, and does not affect others.
 
         Raises:
-            SourceAuthRejected: the token is wrong; reconnecting soon will not help.
+            SourceAuthRejected: the token is wrong; reconnecting does not help.
             SourceProtocolError: a message is not allowed in this phase, the subscription to
-                `state_changed` was refused, or the frame holds too many messages, or too much
-                that is broken.
+                `state_changed` was refused, or the frame has too many messages or too much
+                malformed JSON.
         """
-        # This is the hot path, paid by "decode" in benchmarks/README.md: one call decodes a
-        # whole frame, attributes stay bytes, and a frame of nothing but state changes (nearly
-        # all of them) never meets the code below. The decoder does not look into what stays
-        # raw: whether attributes are UTF-8 is asked by whoever reads them, and only once for
-        # those that an entity repeats; whether an answer is, further down.
+        # The hot path, measured as "decode" in benchmarks/README.md: one call decodes a whole
+        # frame, attributes stay bytes, and a frame of only state changes returns early. The decoder
+        # does not check that raw values are UTF-8: the normalizer does for attributes, once for
+        # those that an entity repeats, and the check below does for answers.
         malformed: list[MalformedFrame] = []
         messages: list[_Message] | _Message
         if len(frame) > _LONG_FRAME_BYTES:
@@ -136,7 +135,7 @@ class Session:
             messages = _frame_decoder.decode(frame)
         except UNREADABLE:
             messages = self._salvage(frame, malformed)
-        if not isinstance(messages, list):  # asked this way round because a Struct is slow to ask
+        if not isinstance(messages, list):  # faster than isinstance of a Struct
             messages = [messages]
         if len(messages) > _MAX_MESSAGES:
             raise _too_many()
@@ -150,29 +149,33 @@ class Session:
                 return Received(events=events, malformed=malformed)
         if not malformed and not _is_utf8(frame):
             messages = self._salvage(frame, malformed)
-        return self._take(messages, malformed)
+        return self._process(messages, malformed)
 
-    def _take(self, messages: Iterable[_Message], malformed: list[MalformedFrame]) -> Received:
+    def _process(self, messages: Iterable[_Message], malformed: list[MalformedFrame]) -> Received:
         before = self.phase
-        step = Received(malformed=malformed)
+        received = Received(malformed=malformed)
         for message in messages:
             if self.phase in {Phase.GREETING, Phase.AUTHENTICATING}:
-                self._authenticate(message, step)
+                self._authenticate(message, received)
             else:
-                self._receive(message, step)
-        return step if self.phase is before else msgspec.structs.replace(step, phase=self.phase)
+                self._receive(message, received)
+        return (
+            received
+            if self.phase is before
+            else msgspec.structs.replace(received, phase=self.phase)
+        )
 
-    def _authenticate(self, message: _Message, step: Received) -> None:
+    def _authenticate(self, message: _Message, received: Received) -> None:
         match self.phase, message.type:
             case Phase.GREETING, "auth_required":
                 self.phase = Phase.AUTHENTICATING
                 self.ha_version = message.ha_version
                 auth = {"type": "auth", "access_token": self._token}
-                step.send.append(msgspec.json.encode(auth))
+                received.send.append(msgspec.json.encode(auth))
             case Phase.AUTHENTICATING, "auth_ok":
                 self.ha_version = message.ha_version or self.ha_version
                 self.phase = Phase.SUBSCRIBING if self._subscribe else Phase.READY
-                step.send.extend(self._subscriptions() if self._subscribe else ())
+                received.send.extend(self._subscriptions() if self._subscribe else ())
             case Phase.AUTHENTICATING, "auth_invalid":
                 raise SourceAuthRejected(self._redact(message.message or "no reason given"))
             case _:
@@ -188,32 +191,32 @@ class Session:
                 self._required_id = command_id
             yield frame
 
-    def _receive(self, message: _Message, step: Received) -> None:
+    def _receive(self, message: _Message, received: Received) -> None:
         match message:
             case _Message(type="event", event=Event(event_type="state_changed") as event):
-                step.events.append(event)
+                received.events.append(event)
             case _Message(type="event", event=Event() as event):
-                step.registry_events.append(event)
+                received.registry_events.append(event)
             case _Message(type="result" | "pong"):
-                self._answered(message, step)
+                self._answered(message, received)
             case _Message(type="auth_required" | "auth_ok" | "auth_invalid"):
                 raise self._not_allowed(message)
             case _Message(type="event"):
-                step.malformed.append(
+                received.malformed.append(
                     MalformedFrame("unexpected_shape", "An event without content")
                 )
             case _:
                 excerpt = self._redact(f"A message of type {message.type[:_LONGEST_OPAQUE]!r}")
-                step.malformed.append(MalformedFrame("unexpected_type", excerpt))
+                received.malformed.append(MalformedFrame("unexpected_type", excerpt))
 
-    def _answered(self, message: _Message, step: Received) -> None:
+    def _answered(self, message: _Message, received: Received) -> None:
         command = self._commands.pop(message.id, None) if message.id is not None else None
         if message.id is None or command is None:
             reason = (
                 f"{message.error.code}: {message.error.message}" if message.error else "no error"
             )
             excerpt = self._redact(f"Answer to no command of ours: id {message.id}, {reason}")
-            step.malformed.append(MalformedFrame("unexpected_id", excerpt))
+            received.malformed.append(MalformedFrame("unexpected_id", excerpt))
             return
         failure = None
         if message.type == "result" and not message.success:
@@ -225,14 +228,14 @@ class Session:
             if failure is not None:
                 raise SourceProtocolError(f"Home Assistant refused {failure}") from failure
             self.phase = Phase.READY
-        step.answers.append(CommandResult(message.id, message.result, failure))
+        received.answers.append(CommandResult(message.id, message.result, failure))
 
     def _not_allowed(self, message: _Message) -> SourceProtocolError:
         kind = self._redact(message.type)
         return SourceProtocolError(f"Unexpected message {kind!r} while {self.phase.value}")
 
     def _salvage(self, frame: bytes, malformed: list[MalformedFrame]) -> list[_Message]:
-        """Read message by message what cannot be read as a whole."""
+        """Decode message by message a frame that cannot be decoded as a whole."""
         messages: list[_Message] = []
         for piece in _pieces(frame):
             if len(messages) + len(malformed) >= _MAX_MESSAGES:
@@ -245,7 +248,7 @@ class Session:
         return messages
 
     def _redact(self, text: str) -> str:
-        # Cut first, because the text may be megabytes, and not inside what is to be masked.
+        # Cut first, because the text may be megabytes, but not inside a token to be masked.
         text = text[: _EXCERPT_CHARS + max(_LONGEST_OPAQUE, len(self._token))]
         text = text.replace(self._token, "***")
         return _OPAQUE.sub(_masked, text)[:_EXCERPT_CHARS]
@@ -257,7 +260,7 @@ class _Error(msgspec.Struct, frozen=True):
 
 
 class _Message(msgspec.Struct, frozen=True, gc=False):
-    """Any message of Home Assistant: what is not in it stays at its default."""
+    """Any message of Home Assistant; absent members have their defaults."""
 
     type: str
     id: int | None = None
@@ -292,7 +295,7 @@ def _read(piece: bytes) -> _Message:
         piece.decode()
         return _message_decoder.decode(piece)
     except UNREADABLE:
-        pass  # the second reading says what is wrong, if anything still is
+        pass  # decoded again below, which raises what is wrong
     try:
         strict = repaired(piece)
     except UNREADABLE as exc:
@@ -305,16 +308,16 @@ def _read(piece: bytes) -> _Message:
 
 _SEPARATOR = re.compile(r"[\s,]*")
 _MOST_SCANNED = 8
-"""Parts of a broken frame are scanned more than once, this many times the whole at most."""
+"""The bound for scanning parts of a malformed frame again, as a multiple of its size."""
 _COUNTED_FASTER = 32
 _NEXT_MESSAGE = re.compile(r',\s*(?=\{\s*"(?:id|type)"\s*:)')
 
 
 def _pieces(frame: bytes) -> Iterator[bytes]:
-    """Cut a frame into its messages, even where one of them is not JSON.
+    """Cut a frame into its messages, even if one of them is not JSON.
 
     Raises:
-        SourceProtocolError: that would take seconds.
+        SourceProtocolError: this would take seconds.
     """
     if frame.lstrip()[:1] != b"[":
         yield frame
@@ -330,7 +333,7 @@ def _torn(text: str) -> Iterator[bytes]:
     last = len(text) - 1 if text.endswith("]") else len(text)
     while True:
         separator = _SEPARATOR.match(text, at)
-        assert separator is not None, "it matches nothing, too"
+        assert separator is not None, "it matches the empty string, too"
         at = separator.end()
         if at in {len(text), last}:
             return
@@ -347,15 +350,15 @@ def _torn(text: str) -> Iterator[bytes]:
 
 
 def _scanned(exc: Exception, at: int, length: int) -> int:
-    """Return about how many characters were scanned from `at` until this was raised."""
+    """Return roughly how many characters were scanned from `at` until the error."""
     if not isinstance(exc, json.JSONDecodeError):
         return length - at
-    # The line number in its message is counted from the beginning of the text.
+    # The error counts line numbers from the beginning of the text.
     return exc.pos - at + exc.pos // _COUNTED_FASTER
 
 
 def _check_long(frame: bytes) -> None:
-    # Only here, because it costs a tenth of decoding: a list of this size may hold millions.
+    # Only for long frames, which may hold millions of messages: it costs a tenth of decoding.
     if frame.lstrip()[:1] == b"[" and frame.count(b'"type"') > _MAX_TYPES:
         raise _too_many()
 
@@ -364,15 +367,14 @@ def _too_many() -> SourceProtocolError:
     return SourceProtocolError(f"More than {_MAX_MESSAGES} messages in a frame")
 
 
-# What people may read in a log: words of the protocol and entity ids, and nothing that says
-# what the home is like, or that opens it.
-_TELLING_KEYS = frozenset({"type", "event_type", "entity_id", "success"})
+# What the log may show: words of the protocol and entity ids, but nothing private or secret.
+_SHOWN_KEYS = frozenset({"type", "event_type", "entity_id", "success"})
 _OPAQUE = re.compile(r"[A-Za-z0-9_-]{32,}")
 _LONGEST_OPAQUE = 1_000
 
 
 def _masked(match: re.Match[str]) -> str:
-    """Mask what has digits among its letters: a token, and no long word."""
+    """Mask a word with digits, which is a token, but not a long word."""
     return "***" if any(sign.isdecimal() for sign in match[0]) else match[0]
 
 
@@ -382,7 +384,7 @@ _JSON_TOKEN = re.compile(
 
 
 def _without_values(piece: bytes) -> str:
-    """Return how a message begins, with `…` for each value that could be personal."""
+    """Return the beginning of a message, with `…` for each value that may be private."""
     key = ""
 
     def shown(match: re.Match[str]) -> str:
@@ -390,8 +392,8 @@ def _without_values(piece: bytes) -> str:
         if match["colon"]:
             key = match["text"]
             return match[0]
-        # Commands have numbers for ids; what else is called so is a context, or an attribute.
-        is_telling = key in _TELLING_KEYS or (key == "id" and match["number"] is not None)
-        return match[0] if is_telling else "…"
+        # Ids of commands are numbers; other ids are those of contexts, or attributes.
+        is_shown = key in _SHOWN_KEYS or (key == "id" and match["number"] is not None)
+        return match[0] if is_shown else "…"
 
     return _JSON_TOKEN.sub(shown, piece[:1000].decode(errors="replace"))

@@ -1,1 +1,1 @@
-"""From changes to line-protocol bytes; pure functions."""
+"""Encodes changes as line protocol."""

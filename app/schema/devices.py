@@ -1,8 +1,8 @@
-"""The points of the device history: what a device or an entity was like at one time.
+"""The points of the device history: devices and entities as of a time; pure.
 
 Measurement `devices`, tags area_id, device_id, instance, manufacturer, model; measurement
 `entities`, tags area_id, device_id, domain, entity_id, instance, platform. Tags are sorted by
-key, only those that are known.
+key; unknown ones are left out.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.schema.line_protocol import escape_tag, quote
 
 
 class DevicePoint(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """A device at one time."""
+    """A device as of a time."""
 
     device_id: str
     area_id: str | None
@@ -28,7 +28,7 @@ class DevicePoint(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
 
 class EntityPoint(msgspec.Struct, frozen=True, gc=False, kw_only=True):
-    """An entity at one time."""
+    """An entity as of a time."""
 
     entity_id: str
     device_id: str | None

@@ -1,12 +1,14 @@
-"""The point schema `homeiq`: how a change is encoded as a line.
+"""The point schema `homeiq`: how a change is encoded as a line; pure.
 
-Tags, sorted by key, only those that are known: area_id, device_class, device_id, domain,
+Tags, sorted by key: area_id, device_class, device_id, domain,
 entity_id, event_category, event_type, instance, integration, unit_of_measurement.
 
-Fields, in this order, only those that are known: friendly_name, manufacturer, model,
+Fields, in this order: friendly_name, manufacturer, model,
 sw_version; available, state_value, value (or removed); previous_state; attributes,
 attr_*; duration_in_state_seconds; context_id, context_parent_id, context_user_id;
 backfilled.
+
+Unknown tags and fields are left out.
 """
 
 from __future__ import annotations
