@@ -12,22 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from app.runtime.retry import BreakerState
+from app.runtime.retry import BreakerState, BreakerStatus
 
 Status = Literal["healthy", "degraded", "unhealthy"]
 ConnectionState = Literal[
     "disconnected", "connecting", "authenticating", "subscribing", "connected", "waiting"
 ]
 SinkState = Literal["ok", "waiting", "holding", "refusing"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BreakerStatus:
-    """A circuit breaker."""
-
-    state: BreakerState = "closed"
-    failure_count: int = 0
-    last_failure: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

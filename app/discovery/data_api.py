@@ -21,7 +21,7 @@ import msgspec
 from app.discovery.columns import Row, difference, row_to_send
 from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import Kind, domains_of
-from app.health import BreakerStatus, DataApiStatus
+from app.health import DataApiStatus
 from app.runtime.connection_errors import DATA_API, obstacle, redirect
 from app.runtime.errors import IngestError
 from app.runtime.logging import RateLimitedLog, shown_url
@@ -128,11 +128,7 @@ class DataApi:
             rows_refused=self._refused,
             last_sent=self._last_sent,
             reason=reason,
-            breaker=BreakerStatus(
-                state=self._breaker.state,
-                failure_count=self._breaker.failure_count,
-                last_failure=self._breaker.last_failure,
-            ),
+            breaker=self._breaker.status(),
         )
 
     async def run(self) -> NoReturn:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from app.health import BreakerStatus, ConnectionState, ConnectionStatus
+from app.health import ConnectionState, ConnectionStatus
 from app.runtime.connection_errors import limited_mode
 from app.runtime.errors import SourceAuthRejected, SourceError, SourceUnavailable
 from app.runtime.retry import Breaker
@@ -117,11 +117,7 @@ class SourceStatus:
             is_subscribed=self.state == "connected",
             reason=self.reason(),
             token_refused=isinstance(self._error, SourceAuthRejected),
-            breaker=BreakerStatus(
-                state=breaker.state,
-                failure_count=breaker.failure_count,
-                last_failure=breaker.last_failure,
-            ),
+            breaker=breaker.status(),
         )
 
     def reason(self) -> str | None:

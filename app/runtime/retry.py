@@ -12,6 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
@@ -85,6 +86,15 @@ class Backoff(tenacity.wait_exponential):
         self._state = tenacity.RetryCallState(tenacity.AsyncRetrying(), None, (), {})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerStatus:
+    """A circuit breaker."""
+
+    state: BreakerState = "closed"
+    failure_count: int = 0
+    last_failure: datetime | None = None
+
+
 class _TimelessStorage(pybreaker.CircuitMemoryStorage):
     """pybreaker's state in memory, without the wall clock's time of opening."""
 
@@ -145,6 +155,12 @@ class Breaker(pybreaker.CircuitBreakerListener):
         if self._breaker.current_state != pybreaker.STATE_OPEN:
             return 0.0
         return max(0.0, self._opened_s + self._reset_s - self._clock())
+
+    def status(self) -> BreakerStatus:
+        """Return its part of the snapshot."""
+        return BreakerStatus(
+            state=self.state, failure_count=self.failure_count, last_failure=self.last_failure
+        )
 
     def succeeded(self) -> None:
         """Report that the dependency answered: the breaker closes."""

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 
 from app.health import (
     Accounting,
-    BreakerStatus,
     ConnectionStatus,
     DiscoveryStatus,
     EventAccounting,
@@ -19,6 +18,7 @@ from app.health import (
     SubscriptionStatus,
 )
 from app.model import NOWHERE, Change, Context, Placement
+from app.runtime.retry import BreakerStatus
 
 NOON = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 NOON_NS = 1_795_435_200_123_456_000

@@ -90,20 +90,20 @@ def dialect_for(version: Version, target: Target) -> Dialect:
 
 
 def is_missing(reply: Reply) -> bool:
-    """Whether a write failed because its bucket or database does not exist."""
+    """Whether a 404 means that the bucket or database does not exist."""
     text = message(reply)
-    return reply.status == HTTPStatus.NOT_FOUND and ("bucket" in text or "database" in text)
+    return "bucket" in text or "database" in text
 
 
 def _v1(to: Target) -> Dialect:
     """InfluxDB 1, VictoriaMetrics and others."""
     pair = base64.b64encode(f"{to.username}:{to.password}".encode()).decode()
-    # Without a user the token, for a proxy in front of the database.
     name = _quoted(to.bucket)
     return Dialect(
         version="v1",
         write_path="/write",
         write_query={"db": to.bucket, "precision": "ns"},
+        # Without a user the token, for a proxy in front of the database.
         credentials={"Authorization": f"Basic {pair}"} if to.username else _token("Token", to),
         create=lambda ask: _create_database(
             ask, to.bucket, Request(method="POST", path="/query", query=_q("CREATE DATABASE", name))

@@ -278,7 +278,7 @@ class InfluxSink:
     async def _write(self, body: Body, dialect: Dialect) -> Reply:
         request = dialect.write(body)
         reply = await self._ask(request)
-        if reply.status == HTTPStatus.NO_CONTENT or not is_missing(reply):
+        if reply.status != HTTPStatus.NOT_FOUND or not is_missing(reply):
             return reply
         is_there = await dialect.create(lambda request: self._ask(dialect.authorized(request)))
         return await self._ask(request) if is_there else reply
