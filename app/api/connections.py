@@ -69,15 +69,10 @@ class ConnectionLimits:
 class Connection(Protocol):
     """One connection of a client."""
 
-    @property
-    def peer(self) -> str | None:
-        """Address of the client; None for a UNIX socket."""
-        ...
-
-    @property
-    def group(self) -> str:
-        """`client_group` of the peer."""
-        ...
+    peer: str | None
+    """Address of the client; None for a UNIX socket."""
+    group: str
+    """`client_group` of the peer."""
 
     def waiting_since(self) -> float | None:
         """Return since when it waits for its client; None while it is being served."""
