@@ -106,7 +106,7 @@ def execute(folder: Path, sql: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_the_next_start_knows_what_was_known(tmp_path: Path, version: str) -> None:
+async def test_the_next_start_restores_the_catalog(tmp_path: Path, version: str) -> None:
     """The catalog is there before the first event: a restart changes no tag."""
     rows = {
         kind: recording(version, f"config_{kind}_registry_list")["result"]
@@ -126,7 +126,7 @@ async def test_the_next_start_knows_what_was_known(tmp_path: Path, version: str)
     assert len(after.registries.areas) == len(now.areas) == 3
 
 
-async def test_a_first_start_knows_nothing(tmp_path: Path) -> None:
+async def test_a_first_start_has_an_empty_catalog(tmp_path: Path) -> None:
     """So events wait for the first listing."""
     catalog = Catalog()
 
@@ -134,7 +134,7 @@ async def test_a_first_start_knows_nothing(tmp_path: Path) -> None:
         assert catalog.last_refresh is None
 
 
-async def test_what_is_gone_is_gone_at_the_next_start(tmp_path: Path) -> None:
+async def test_removed_rows_are_not_restored_at_the_next_start(tmp_path: Path) -> None:
     """A removed entity must not come back with its area."""
     catalog = Catalog()
     async with opened(tmp_path) as metadata:
@@ -228,7 +228,7 @@ async def test_the_tables_are_those_that_people_read(
         ("entities", {"platform": "hue", "domain": "switch"}, ["switch.plug"]),
     ],
 )
-async def test_the_documented_filters(
+async def test_devices_and_entities_are_filtered_as_documented(
     metadata: CatalogStore, kind: str, filters: dict[str, str], found: list[str]
 ) -> None:
     """Each narrows the answer, and together they narrow it more."""
@@ -237,7 +237,7 @@ async def test_the_documented_filters(
     assert found == await ids(metadata, kind, **filters)
 
 
-async def test_pages_follow_each_other(metadata: CatalogStore) -> None:
+async def test_pages_of_the_catalog_hold_every_row_once(metadata: CatalogStore) -> None:
     """By id, each row once."""
     await refresh(metadata, HOME)
 
@@ -249,7 +249,7 @@ async def test_pages_follow_each_other(metadata: CatalogStore) -> None:
     assert second.next_cursor is None
 
 
-async def test_a_device_tells_how_many_entities_it_has(metadata: CatalogStore) -> None:
+async def test_a_device_has_the_count_of_its_entities(metadata: CatalogStore) -> None:
     """Those that were removed do not count."""
     await refresh(metadata, HOME)
     rows: Any = HOME["entity"]
@@ -262,7 +262,7 @@ async def test_a_device_tells_how_many_entities_it_has(metadata: CatalogStore) -
     assert counts == {"d1": 1, "d2": 0}
 
 
-async def test_what_home_assistant_no_longer_has_is_marked(metadata: CatalogStore) -> None:
+async def test_rows_that_home_assistant_removed_are_marked(metadata: CatalogStore) -> None:
     """Not deleted: history still names it. What comes back is there again."""
     later = NOON + timedelta(hours=1)
     await refresh(metadata, HOME)
@@ -277,7 +277,7 @@ async def test_what_home_assistant_no_longer_has_is_marked(metadata: CatalogStor
     assert await ids(metadata, "devices") == ["d1", "d2"]
 
 
-async def test_a_refresh_notes_who_is_still_there(metadata: CatalogStore) -> None:
+async def test_a_full_refresh_updates_last_seen(metadata: CatalogStore) -> None:
     """Also of devices whose rows did not change; a listing of something else notes nothing."""
     later, latest = NOON + timedelta(hours=1), NOON + timedelta(hours=2)
     await refresh(metadata, HOME)
@@ -370,7 +370,7 @@ async def test_rows_without_an_id_cost_only_themselves(metadata: CatalogStore) -
     assert await ids(metadata, "devices") == ["d1"]
 
 
-async def test_odd_values_become_what_a_column_can_hold(metadata: CatalogStore) -> None:
+async def test_values_of_any_type_become_what_a_column_can_hold(metadata: CatalogStore) -> None:
     """Whatever an integration wrote, the row is kept."""
     row = {
         "entity_id": "light.a",
@@ -412,7 +412,7 @@ async def test_a_sender_can_mark_a_row_as_removed(metadata: CatalogStore) -> Non
     assert device["removed_at"] is not None
 
 
-async def test_a_catalog_that_cannot_be_kept_is_kept_later(
+async def test_a_catalog_that_cannot_be_stored_is_stored_later(
     metadata: CatalogStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A file that cannot be written costs nothing but the next start."""
@@ -469,7 +469,7 @@ def with_names(folder: Path, names: LastKnown) -> CatalogStore:
     return CatalogStore(folder / "metadata.db", catalog=Catalog(), source="home", names=names)
 
 
-async def test_what_entities_were_last_like_is_restored(tmp_path: Path) -> None:
+async def test_the_last_known_names_of_entities_are_restored(tmp_path: Path) -> None:
     """Stored after each whole refresh and at the end; what is gone by then is deleted."""
     first = LastKnown()
     async with with_names(tmp_path, first) as metadata:

@@ -89,7 +89,7 @@ async def test_pages_go_from_the_newest_to_the_oldest(tmp_path: Path) -> None:
     ]
 
 
-async def test_one_sink_can_be_looked_at_alone(tmp_path: Path) -> None:
+async def test_dead_letters_of_one_sink_can_be_listed_and_cleared(tmp_path: Path) -> None:
     """In pages, exports, retries and deletes."""
     async with letters_in(tmp_path) as letters:
         await fill(letters, 3)
@@ -115,7 +115,7 @@ async def test_the_export_is_line_protocol_in_order(tmp_path: Path) -> None:
     assert b"".join(blocks) == b"".join(b"m v=%d 1\n" % number for number in range(1, 1002))
 
 
-async def test_a_retry_hands_every_line_back_and_then_forgets_it(tmp_path: Path) -> None:
+async def test_a_retry_appends_every_dead_letter_and_then_deletes_it(tmp_path: Path) -> None:
     """Only what `append` has taken is deleted."""
     returned: list[Lines] = []
     counts: list[int] = []
@@ -136,7 +136,7 @@ async def test_a_retry_hands_every_line_back_and_then_forgets_it(tmp_path: Path)
     assert returned[1].split()[0] == b"m v=501 1"
 
 
-async def test_a_retry_that_fails_keeps_what_it_did_not_hand_back(tmp_path: Path) -> None:
+async def test_a_failed_retry_keeps_the_dead_letters_it_did_not_append(tmp_path: Path) -> None:
     """A full journal refuses the append; nothing is lost."""
 
     async def refuse(lines: Lines) -> None:
@@ -150,7 +150,7 @@ async def test_a_retry_that_fails_keeps_what_it_did_not_hand_back(tmp_path: Path
         assert letters.count == 3
 
 
-async def test_what_is_refused_again_is_left_for_the_next_retry(tmp_path: Path) -> None:
+async def test_a_line_refused_again_waits_for_the_next_retry(tmp_path: Path) -> None:
     """Else a retry of lines that stay bad would never end."""
     async with letters_in(tmp_path) as letters:
         await fill(letters, 2)
@@ -177,7 +177,9 @@ async def test_letters_are_deleted_by_id_or_all_at_once(tmp_path: Path) -> None:
         assert await letters.retry(_never) == 0
 
 
-async def test_at_the_bound_the_oldest_go_and_are_counted(tmp_path: Path) -> None:
+async def test_at_the_bound_the_oldest_dead_letters_are_discarded_and_counted(
+    tmp_path: Path,
+) -> None:
     """A refusing database cannot fill the disk."""
     async with letters_in(tmp_path, max_points=3) as letters:
         await fill(letters, 5)

@@ -164,7 +164,7 @@ async def test_an_event_is_json_with_its_attributes_as_an_object(tmp_path: Path)
     assert encoded["time"] == "2026-11-23T12:00:00.123456Z"
 
 
-async def test_what_is_not_known_is_none(tmp_path: Path) -> None:
+async def test_unknown_columns_of_a_stored_event_are_none(tmp_path: Path) -> None:
     """A removal has no state, an unplaced entity no area."""
     async with store_at(tmp_path) as store:
         await store.write(
@@ -265,7 +265,7 @@ async def test_a_full_disk_holds_everything(tmp_path: Path) -> None:
         assert (await store.events()).events == []
 
 
-async def test_any_other_trouble_is_tried_again(tmp_path: Path) -> None:
+async def test_any_other_storage_error_is_retried(tmp_path: Path) -> None:
     """For example a file system that went read-only for a while."""
     async with store_at(tmp_path) as store:
         assert isinstance(await answer_after(store, "PRAGMA query_only = 1"), Unavailable)
@@ -306,7 +306,7 @@ async def test_after_damage_the_next_start_reads_the_whole_store(tmp_path: Path)
 @pytest.mark.parametrize(
     "damage", ["time_ns = 'x'", "time_ns = 1.5", "state = x'ff'", "duration_s = 'x'"]
 )
-async def test_a_value_of_another_type_is_damage_to_whoever_reads_it(
+async def test_a_stored_value_of_another_type_is_reported_as_damage(
     tmp_path: Path, damage: str
 ) -> None:
     """The table does not enforce types; the answer is an error of the store, not of the client."""
@@ -420,7 +420,7 @@ async def test_the_last_page_has_no_cursor(tmp_path: Path) -> None:
         ({"start_ns": NOON_NS - SECOND, "end_ns": NOON_NS}, ["1"]),
     ],
 )
-async def test_questions_narrow_the_answer(
+async def test_stored_events_are_filtered(
     tmp_path: Path, question: dict[str, object], expected: list[str]
 ) -> None:
     """Each condition alone and together; a start is part of the span, an end is not."""
@@ -458,7 +458,7 @@ async def test_a_cursor_that_is_not_ours_is_refused(tmp_path: Path, cursor: str)
 # Retention
 
 
-async def test_events_that_are_too_old_go(tmp_path: Path) -> None:
+async def test_expired_events_are_deleted(tmp_path: Path) -> None:
     """Days are counted from the event's own time, whenever it was written."""
     async with store_at(tmp_path, retention_days=1) as store:
         await store.write(
@@ -623,7 +623,7 @@ SELECT ?2 - n * 1000000, 'sensor.other_' || n % 500, 'state_changed', 'sensor', 
 """
 
 
-async def test_a_question_costs_what_its_answer_holds(tmp_path: Path) -> None:
+async def test_a_page_of_events_costs_only_what_it_holds(tmp_path: Path) -> None:
     """One entity's last day is found by an index, in milliseconds among a million events.
 
     SQLite's own steps are counted: they say the same on every machine.

@@ -138,7 +138,9 @@ async def test_many_writes_use_one_connection() -> None:
         (fake.error(503, "starting"), Busy),
     ],
 )
-async def test_every_answer_is_understood(reply: fake.Reply, expected: type[Outcome]) -> None:
+async def test_every_status_of_a_write_has_an_outcome(
+    reply: fake.Reply, expected: type[Outcome]
+) -> None:
     """Over a socket as in the table of statuses."""
     async with FakeInflux(reply).serving() as server:
         assert type(await answers_to(server)) is expected
@@ -152,7 +154,7 @@ async def test_a_silent_server_is_a_timeout() -> None:
         assert isinstance(await answers_to(server, timeout_s=0.1), TimedOut)
 
 
-async def test_a_refused_connection_is_no_answer() -> None:
+async def test_a_refused_connection_is_unavailable() -> None:
     """And nothing hangs or leaks."""
     async with FakeInflux().serving() as server:
         pass
@@ -168,7 +170,7 @@ async def test_a_refused_connection_is_no_answer() -> None:
         ("", "with\nbreak"),
     ],
 )
-async def test_settings_no_request_can_be_made_of_hold(url: str, token: str) -> None:
+async def test_settings_that_no_request_can_be_made_of_are_held(url: str, token: str) -> None:
     """They are named instead of ending the service."""
     async with FakeInflux().serving() as server, sink_to(server, url=url, token=token) as sink:
         held = await sink.write(batch_of())
@@ -193,7 +195,7 @@ async def test_an_expired_certificate_is_named(monkeypatch: pytest.MonkeyPatch) 
     )
 
 
-async def test_a_server_without_tls_is_no_answer() -> None:
+async def test_a_server_without_tls_is_unavailable() -> None:
     """Https to an http port."""
     async with (
         FakeInflux().serving() as server,

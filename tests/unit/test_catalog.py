@@ -65,7 +65,7 @@ def test_an_unlisted_area_or_device_keeps_its_id() -> None:
     assert _placement(LAMP).area_id is None
 
 
-def test_a_child_inherits_from_its_parents() -> None:
+def test_a_child_device_inherits_from_its_parents() -> None:
     """Area, maker and model come from the nearest that has them; the version does not."""
     middle = DeviceRow("d2", parent_device_id="d1", model="T2")
     child = DeviceRow("d3", parent_device_id="d2")
@@ -80,7 +80,7 @@ def test_a_child_inherits_from_its_parents() -> None:
     assert placement.sw_version is None
 
 
-def test_a_childs_own_values_come_first() -> None:
+def test_a_child_device_keeps_its_own_values() -> None:
     """Inheritance fills only gaps."""
     child = DeviceRow("d3", parent_device_id="d1", area_id="garden", manufacturer="M", model="X")
 
@@ -89,7 +89,7 @@ def test_a_childs_own_values_come_first() -> None:
     assert (placement.area_id, placement.manufacturer, placement.model) == ("garden", "M", "X")
 
 
-def test_a_family_without_a_beginning_ends() -> None:
+def test_devices_that_are_their_own_ancestors_are_joined() -> None:
     """Two devices that are each other's parent, or one whose parent is gone."""
     first = DeviceRow("d1", parent_device_id="d2", model="A")
     second = DeviceRow("d2", parent_device_id="d1", area_id="hall")
@@ -115,12 +115,12 @@ def test_the_name_people_gave_comes_first(row: EntityRow, name: str) -> None:
 @pytest.mark.parametrize(
     ("written", "text"), [("1.2", "1.2"), (5, "5"), (0, "0"), ("", None), (None, None), ([1], None)]
 )
-def test_what_integrations_write_becomes_text(written: object, text: str | None) -> None:
+def test_values_of_integrations_become_text(written: object, text: str | None) -> None:
     """Some write numbers where others write texts."""
     assert _placement(LAMP, DeviceRow("d1", sw_version=written)).sw_version == text
 
 
-def test_an_unknown_entity_is_nowhere() -> None:
+def test_an_unknown_entity_has_no_placement() -> None:
     """Before the first refresh, and when no registry lists it."""
     catalog = Catalog()
 
@@ -148,7 +148,7 @@ def test_an_unchanged_placement_is_the_same_object() -> None:
     assert catalog.placement("light.lamp").area_name == "Entrance"
 
 
-def test_what_is_no_longer_listed_is_forgotten() -> None:
+def test_entities_that_are_no_longer_listed_are_forgotten() -> None:
     """A removed entity is nowhere."""
     catalog = Catalog()
     catalog.replace(Registries(entities=(LAMP,)))
@@ -188,7 +188,7 @@ def test_a_rename_is_followed_before_it_is_listed() -> None:
     assert catalog.placement("light.lamp") is NOWHERE
 
 
-def test_a_rename_of_the_unknown_changes_nothing() -> None:
+def test_a_rename_of_an_unknown_entity_changes_nothing() -> None:
     """It may have been registered a moment ago; its row will be listed."""
     catalog = Catalog()
 
@@ -217,7 +217,7 @@ async def test_the_catalog_is_joined_in_slices_and_replaced_at_once() -> None:
     assert 0 in seen
 
 
-def test_what_the_last_run_knew_is_dated_then() -> None:
+def test_a_restored_catalog_keeps_the_date_of_its_refresh() -> None:
     """A catalog from disk is as old as it is."""
     catalog = Catalog()
 
@@ -227,7 +227,7 @@ def test_what_the_last_run_knew_is_dated_then() -> None:
     assert catalog.placement("light.lamp").area_id == "hall"
 
 
-def test_the_status_tells_the_last_refresh() -> None:
+def test_the_status_of_a_catalog_has_its_last_refresh() -> None:
     """How much was found, and when."""
     catalog = Catalog(now=lambda: NOON)
     assert catalog.status() == DiscoveryStatus()

@@ -121,7 +121,7 @@ async def test_rows_are_sent_as_the_contract_says() -> None:
 
 
 @respx.mock
-async def test_without_a_key_none_is_sent() -> None:
+async def test_without_an_api_key_rows_are_sent_without_authorization() -> None:
     """An empty bearer token would be refused by some."""
     devices = respx.post(DEVICES).mock(side_effect=taken)
     rig = Rig(key="")
@@ -133,7 +133,7 @@ async def test_without_a_key_none_is_sent() -> None:
 
 
 @respx.mock
-async def test_many_rows_go_in_chunks() -> None:
+async def test_many_rows_are_sent_in_chunks() -> None:
     """Each answer then comes in time."""
     devices = respx.post(DEVICES).mock(side_effect=taken)
     rig = Rig(chunk_rows=2)
@@ -163,7 +163,7 @@ async def test_after_an_event_only_what_changed_is_sent() -> None:
 
 
 @respx.mock
-async def test_nothing_new_sends_nothing() -> None:
+async def test_a_refresh_without_changes_sends_no_rows() -> None:
     """A label that was renamed is none of its business."""
     registries = await home([{"id": "d1"}])
     rig = Rig()
@@ -177,7 +177,7 @@ async def test_nothing_new_sends_nothing() -> None:
 
 
 @respx.mock
-async def test_what_could_not_be_sent_is_sent_later(caplog: pytest.LogCaptureFixture) -> None:
+async def test_rows_that_could_not_be_sent_are_sent_later(caplog: pytest.LogCaptureFixture) -> None:
     """With growing waits, and one line for each reason and for the end."""
     answers: list[httpx.Response | Exception] = [
         httpx.ConnectTimeout("late"),
@@ -205,7 +205,7 @@ async def test_what_could_not_be_sent_is_sent_later(caplog: pytest.LogCaptureFix
 
 
 @respx.mock
-async def test_the_newest_row_is_sent_when_it_answers_again() -> None:
+async def test_after_an_outage_only_the_newest_version_of_a_row_is_sent() -> None:
     """An outage of a week is caught up in one go: the newest row of each, once."""
     gate = asyncio.Event()
 
@@ -246,7 +246,9 @@ async def test_a_row_that_changes_while_it_is_sent_is_sent_again() -> None:
 
 @respx.mock
 @pytest.mark.parametrize("status", [400, 413, 422, 500])
-async def test_one_bad_row_costs_only_itself(caplog: pytest.LogCaptureFixture, status: int) -> None:
+async def test_one_row_that_a_data_api_refuses_costs_only_itself(
+    caplog: pytest.LogCaptureFixture, status: int
+) -> None:
     """A chunk that is refused is halved until the row is found; the other rows are sent."""
 
     def choosy(request: httpx.Request) -> httpx.Response:
@@ -269,7 +271,7 @@ async def test_one_bad_row_costs_only_itself(caplog: pytest.LogCaptureFixture, s
 
 
 @respx.mock
-async def test_its_own_breaker_opens(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_breaker_of_the_data_api_opens(caplog: pytest.LogCaptureFixture) -> None:
     """The client waits for it, and only the client."""
     respx.post(DEVICES).mock(return_value=httpx.Response(503))
     rig = Rig(threshold=2)
@@ -303,6 +305,6 @@ async def test_its_own_breaker_opens(caplog: pytest.LogCaptureFixture) -> None:
         (503, "retry"),
     ],
 )
-def test_each_status_has_its_meaning(status: int, verdict: str) -> None:
+def test_each_status_of_a_data_api_has_its_verdict(status: int, verdict: str) -> None:
     """A redirect is no success: the rows went nowhere."""
     assert verdict == verdict_on(status)

@@ -86,7 +86,7 @@ async def test_the_points_are_those_that_people_query() -> None:
     assert parse_line(rig.lines[0]).time_ns == AT_NS
 
 
-async def test_the_instance_tells_homes_apart() -> None:
+async def test_the_instance_is_a_tag_of_the_device_history() -> None:
     """As in the points of events."""
     rig = Rig(instance="cabin")
 
@@ -95,14 +95,14 @@ async def test_the_instance_tells_homes_apart() -> None:
     assert [parse_line(line).tags["instance"] for line in rig.lines] == ["cabin", "cabin"]
 
 
-async def test_a_refresh_without_news_writes_nothing() -> None:
+async def test_a_refresh_without_changes_writes_no_device_history() -> None:
     """Every half hour thousands of equal points would fill the disk."""
     registries = await home([LAMP], [LIGHT])
 
     assert await Rig().refresh(registries, former=registries) == []
 
 
-async def test_a_whole_refresh_with_news_writes_everything() -> None:
+async def test_a_full_refresh_with_changes_writes_the_whole_device_history() -> None:
     """So that one moment has the whole picture."""
     former = await home([LAMP, PLUG], [LIGHT, SWITCH])
     now = await home([LAMP, PLUG], [LIGHT, {**SWITCH, "name": "New"}])
@@ -120,7 +120,7 @@ async def test_a_whole_refresh_with_news_writes_everything() -> None:
         ([LAMP, PLUG], [LIGHT, SWITCH], []),
     ],
 )
-async def test_a_registry_event_writes_what_it_concerns(
+async def test_a_registry_event_writes_the_devices_and_entities_it_concerns(
     devices: list[Any], entities: list[Any], ids: list[str]
 ) -> None:
     """A device's entities may have moved with it, and an entity's device counts one less."""
@@ -131,7 +131,7 @@ async def test_a_registry_event_writes_what_it_concerns(
     assert ids == await Rig().refresh(now, former=former, whole=False)
 
 
-async def test_thousands_go_in_parts() -> None:
+async def test_thousands_of_history_points_are_appended_in_parts() -> None:
     """The journal takes events in between."""
     entities = [{"entity_id": f"sensor.s{number}"} for number in range(1_200)]
     rig = Rig()
@@ -139,7 +139,7 @@ async def test_thousands_go_in_parts() -> None:
     assert len(await rig.refresh(await home([], entities))) == 1_200
 
 
-async def test_a_journal_that_takes_none_costs_one_refresh(
+async def test_a_failing_journal_costs_the_device_history_one_refresh(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Discovery goes on."""

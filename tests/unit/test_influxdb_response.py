@@ -99,7 +99,7 @@ def test_a_success_reads_neither_a_text_nor_the_secrets() -> None:
         (405, "", ["INFLUXDB_URL"]),
     ],
 )
-def test_what_a_person_must_mend_is_named(status: int, message: str, names: list[str]) -> None:
+def test_advice_names_what_a_person_must_fix(status: int, message: str, names: list[str]) -> None:
     """By the variable that holds it."""
     held = outcome_of(reply(status, message), dialect=DIALECT, secrets=[SECRET])
 
@@ -156,7 +156,7 @@ def test_a_reason_is_one_short_line_without_the_token(body: bytes, reason: str) 
     assert ServerFailed(reason=reason, status=500) == failed
 
 
-def test_a_status_nobody_knows_has_a_reason_too() -> None:
+def test_an_unknown_status_has_a_reason() -> None:
     """Every sentence needs one."""
     assert ServerFailed(reason="no reason given", status=599) == outcome_of(
         reply(599), dialect=DIALECT
@@ -221,6 +221,6 @@ def test_retry_after_is_seconds_or_a_date_or_nonsense(text: str, seconds: float 
         (aiohttp.ServerDisconnectedError(""), Unavailable(reason="ServerDisconnectedError")),
     ],
 )
-def test_silence_is_a_timeout_or_no_connection(exc: Exception, meaning: Outcome) -> None:
+def test_a_missing_response_is_a_timeout_or_no_connection(exc: Exception, meaning: Outcome) -> None:
     """Only a request that was under way says something about its size."""
     assert failure(exc) == meaning

@@ -259,7 +259,7 @@ async def test_a_person_learns_why_a_refresh_failed() -> None:
             await asked
 
 
-async def test_a_stop_answers_whoever_waits() -> None:
+async def test_a_stop_fails_a_refresh_that_a_person_waits_for() -> None:
     """A request must not hang while the service ends."""
     answers = Answers({"device": asyncio.Event()})
     discovery = discovery_of(answers)
@@ -304,7 +304,7 @@ def test_a_catalog_is_stale_after_two_intervals() -> None:
     assert "not refreshed for 2 min" in status.reason
 
 
-def test_a_catalog_that_never_came_is_stale_too() -> None:
+def test_a_catalog_that_was_never_listed_becomes_stale() -> None:
     """But not at once after the start."""
     clocked = Clocked()
     assert not clocked.discovery.status().is_stale
@@ -314,7 +314,7 @@ def test_a_catalog_that_never_came_is_stale_too() -> None:
     assert clocked.discovery.status().is_stale
 
 
-def test_staleness_is_warned_about_ever_more_rarely(
+def test_warnings_about_a_stale_catalog_become_rarer(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It stands in /health meanwhile."""

@@ -54,7 +54,7 @@ async def test_recorded_registries_are_read(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_rows_kept_as_they_came_are_read_again(version: str) -> None:
+async def test_stored_registry_rows_are_read_again(version: str) -> None:
     """What one version wrote to disk is what the next start knows."""
     rows = {kind: recording(version, f"config_{kind}_registry_list")["result"] for kind in RECORDED}
     listed = await list_registries(Answers(rows).call)
@@ -90,7 +90,7 @@ async def test_all_registries_are_listed() -> None:
     assert set(answers.asked) == set(REQUIRED + OPTIONAL)
 
 
-async def test_only_what_is_wanted_is_listed_again() -> None:
+async def test_only_the_wanted_registries_are_listed_again() -> None:
     """The rest stays as it was: a changed label is no reason to ask for megabytes."""
     first = await list_registries(
         Answers({"device": [{"id": "d1"}], "label": [{"label_id": "old"}]}).call
@@ -106,7 +106,7 @@ async def test_only_what_is_wanted_is_listed_again() -> None:
     assert second.raw["label"] == {"new": b'{"label_id": "new"}'}
 
 
-async def test_thousands_of_rows_do_not_keep_the_event_loop() -> None:
+async def test_thousands_of_rows_do_not_block_the_event_loop() -> None:
     """They are read in slices: others have their turn in between."""
     rows = [{"entity_id": f"sensor.s{number}"} for number in range(5_000)]
     turns = 0
@@ -154,7 +154,7 @@ async def test_floors_and_labels_may_be_missing(kind: str, code: str) -> None:
 
 
 @pytest.mark.parametrize("kind", REQUIRED)
-async def test_the_others_are_needed(kind: str) -> None:
+async def test_devices_entities_and_areas_must_be_listed(kind: str) -> None:
     """Half a catalog would move every entity out of its area."""
     refusal = CommandFailed("list", code="unauthorized", message="No")
 
@@ -169,7 +169,7 @@ async def test_a_lost_connection_is_never_an_empty_registry(kind: str) -> None:
         await list_registries(Answers({kind: SourceUnavailable("gone")}).call)
 
 
-async def test_an_odd_field_costs_only_itself() -> None:
+async def test_an_invalid_field_of_a_row_costs_only_itself() -> None:
     """One integration that writes a number for a name must not stop discovery."""
     rows = [
         {"id": "d1", "name": 5, "area_id": "lab"},
@@ -184,7 +184,7 @@ async def test_an_odd_field_costs_only_itself() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"{}", b"null", b"[1]", b"[", b'[{"id":"\xff"}]', b"[[]]"])
-async def test_what_is_no_list_of_rows_breaks_the_protocol(answer: bytes) -> None:
+async def test_a_result_that_is_not_a_list_of_rows_is_a_protocol_error(answer: bytes) -> None:
     """It differs from an empty registry."""
     with pytest.raises(SourceProtocolError, match="config/device_registry/list: "):
         await list_registries(Answers({"device": answer}).call)

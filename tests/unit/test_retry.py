@@ -45,7 +45,7 @@ def test_jitter_is_ten_percent_either_way(chance: float, expected: float) -> Non
     assert backoff.next_s() == pytest.approx(expected)
 
 
-def test_without_a_given_chance_there_is_one() -> None:
+def test_backoff_draws_its_own_jitter() -> None:
     """Production draws its own numbers."""
     backoff = Backoff(max_s=1.0)
     waits = [backoff.next_s() for _ in range(50)]
@@ -54,7 +54,7 @@ def test_without_a_given_chance_there_is_one() -> None:
     assert len(set(waits)) > 1
 
 
-def test_a_reset_starts_with_the_shortest_wait() -> None:
+def test_a_reset_backoff_starts_with_the_shortest_wait() -> None:
     """Only after a real success; the caller decides what that is."""
     backoff = Backoff(max_s=60.0, chance=lambda: 0.5)
     for _ in range(5):
@@ -65,7 +65,7 @@ def test_a_reset_starts_with_the_shortest_wait() -> None:
     assert backoff.next_s() == 1.0
 
 
-def test_an_outage_of_any_length_has_a_wait() -> None:
+def test_backoff_has_a_wait_after_thousands_of_attempts() -> None:
     """Two to the power of a month of attempts is no number that breaks."""
     backoff = Backoff(max_s=300.0, chance=lambda: 0.5)
     waits = [backoff.next_s() for _ in range(5000)]
@@ -81,7 +81,7 @@ def test_a_new_breaker_is_closed() -> None:
     assert breaker.last_failure is None
 
 
-def test_failures_in_a_row_open_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_failures_in_a_row_open_a_breaker(caplog: pytest.LogCaptureFixture) -> None:
     """At the threshold, not before; people grep for the line."""
     breaker = breaker_of(Clock())
     breaker.failed("refused")
@@ -98,7 +98,7 @@ def test_failures_in_a_row_open_it(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == [expected]
 
 
-def test_a_success_between_failures_keeps_it_closed() -> None:
+def test_a_success_between_failures_keeps_a_breaker_closed() -> None:
     """In a row means in a row."""
     breaker = breaker_of(Clock())
     for _ in range(5):
@@ -109,7 +109,7 @@ def test_a_success_between_failures_keeps_it_closed() -> None:
     assert (breaker.state, breaker.failure_count) == ("closed", 0)
 
 
-def test_after_its_time_one_attempt_is_let_through() -> None:
+def test_an_open_breaker_lets_an_attempt_through_after_its_wait() -> None:
     """The wait runs down on a clock that does not jump."""
     clock = Clock()
     breaker = breaker_of(clock, threshold=1)
@@ -122,7 +122,7 @@ def test_after_its_time_one_attempt_is_let_through() -> None:
     assert (breaker.state, breaker.wait_s) == ("half-open", 0.0)
 
 
-def test_a_success_closes_it() -> None:
+def test_a_success_closes_a_half_open_breaker() -> None:
     """The dependency is back."""
     clock = Clock()
     breaker = breaker_of(clock, threshold=1)
@@ -133,7 +133,7 @@ def test_a_success_closes_it() -> None:
     assert (breaker.state, breaker.failure_count, breaker.wait_s) == ("closed", 0, 0.0)
 
 
-def test_a_failed_trial_opens_it_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_trial_opens_a_breaker_again(caplog: pytest.LogCaptureFixture) -> None:
     """One failure is enough then, for another full wait; the log has it only once."""
     clock = Clock()
     breaker = breaker_of(clock, threshold=3)
@@ -146,7 +146,7 @@ def test_a_failed_trial_opens_it_again(caplog: pytest.LogCaptureFixture) -> None
     assert caplog.text.count("Circuit breaker open") == 1
 
 
-def test_a_success_while_it_is_open_closes_it() -> None:
+def test_a_success_closes_an_open_breaker() -> None:
     """An attempt that was under way when it opened has reached the dependency after all."""
     breaker = breaker_of(Clock(), threshold=1)
     breaker.failed("no")
@@ -178,7 +178,7 @@ def test_a_wall_clock_that_is_set_back_does_not_hide_a_failure(
 @pytest.mark.parametrize(
     "unforeseen", [OverflowError("year 9999"), KeyError("x"), RecursionError()]
 )
-def test_an_exception_that_nobody_foresaw_becomes_one_of_ours(
+def test_an_unexpected_exception_becomes_one_of_our_errors(
     unforeseen: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The loop goes on with the next input; the traceback is in the log."""

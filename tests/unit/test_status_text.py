@@ -45,7 +45,7 @@ def test_every_condition_has_an_advice(
     assert words in problem(condition).sentence(105.0)
 
 
-def test_a_refusing_database_is_told_with_the_dead_letters() -> None:
+def test_the_sentence_of_a_refusing_database_mentions_dead_letters() -> None:
     """The lines put aside before it was clear are to be retried."""
     sentence = problem("refusing", advice="Set INFLUXDB_BUCKET.").sentence(105.0)
 
@@ -53,7 +53,7 @@ def test_a_refusing_database_is_told_with_the_dead_letters() -> None:
     assert "dead letters to be retried" in sentence
 
 
-def test_the_end_is_told() -> None:
+def test_the_end_of_a_sink_problem_has_a_sentence() -> None:
     """How often and how long it was, the log adds."""
     assert problem("waiting").ended() == "InfluxDB takes writes again"
 
@@ -67,7 +67,7 @@ def test_an_unknown_sink_is_called_by_its_name() -> None:
     assert sentence.startswith("Sink mirror has not")
 
 
-def test_the_end_of_a_backlog_is_told_from_its_pace() -> None:
+def test_the_end_of_a_backlog_is_computed_from_its_drain_rate() -> None:
     """A thousand points a second leave 5,000 for five seconds."""
     pace = DrainRate()
     for second in range(20):
@@ -76,7 +76,7 @@ def test_the_end_of_a_backlog_is_told_from_its_pace() -> None:
     assert pace.drained_in_s(5000) == pytest.approx(5.0)
 
 
-def test_a_change_of_pace_is_smoothed() -> None:
+def test_a_changed_drain_rate_is_smoothed() -> None:
     """One slow batch does not double the estimate, a minute of them does."""
     pace = DrainRate()
     pace.sample(0.0, held=10_000)
@@ -92,7 +92,7 @@ def test_a_change_of_pace_is_smoothed() -> None:
     assert later > 1000
 
 
-def test_no_end_is_told_where_none_is_known() -> None:
+def test_the_end_of_a_backlog_is_unknown_without_a_drain_rate() -> None:
     """Before two samples, while the backlog grows, after a problem, and without a backlog."""
     pace = DrainRate()
     pace.sample(0.0, held=100)
