@@ -21,7 +21,8 @@ python:
 
 .uv/bin/uv: | python
 	@echo "Installing uv into .uv"
-	@$(PYTHON) -m venv .uv
+	@# Like `python -m venv .uv`, but without a traceback on Ctrl-C.
+	@$(PYTHON) -c 'import signal, venv; signal.signal(signal.SIGINT, signal.SIG_DFL); venv.main([".uv"])'
 	@.uv/bin/pip install --quiet --disable-pip-version-check uv
 
 ifeq ($(UV),.uv/bin/uv)
