@@ -83,9 +83,9 @@ def test_a_folder_that_is_not_there_yet_is_no_trouble() -> None:
     there = Disk(folder="/srv", is_there=False, fsync_ms=[1.0])
 
     assert checks.data_dir(there) == ok(
-        "data_dir", "DATA_DIR is not there yet, and can be made in /srv."
+        "data_dir", "DATA_DIR does not exist yet, and can be created in /srv."
     )
-    assert checks.data_dir(Disk(folder="/", is_there=True, trouble="Read-only")).status == (
+    assert checks.data_dir(Disk(folder="/", is_there=True, problem="Read-only")).status == (
         "failed"
     )
 
@@ -150,7 +150,7 @@ def test_rights_are_judged_by_what_may_be_read() -> None:
     """An administrator's token is more than is needed, and no trouble."""
     refused = CommandFailed("subscribe_events", code="unauthorized", message="no")
 
-    assert "less harm" in checks.rights(CurrentUser(is_admin=True), refused=None).what
+    assert "safer" in checks.rights(CurrentUser(is_admin=True), refused=None).what
     assert "enough" in checks.rights(CurrentUser(), refused=None).what
     assert checks.rights(None, refused=None).status == "ok"
     assert checks.rights(CurrentUser(is_admin=True), refused=refused).status == "failed"
@@ -172,7 +172,7 @@ def test_those_that_changed_last_are_asked_for_history() -> None:
     """At most fifty, so that the answer stays small."""
     states = [Recent(f"sensor.s{n}", NOON + timedelta(seconds=n), NOON) for n in range(60)]
 
-    asked = checks.liveliest(states)
+    asked = checks.recently_changed(states)
 
     assert [f"sensor.s{n}" for n in range(59, 9, -1)] == asked
 
@@ -180,10 +180,10 @@ def test_those_that_changed_last_are_asked_for_history() -> None:
 @pytest.mark.parametrize(
     ("info", "hours", "status", "words"),
     [
-        (RecorderInfo(), 240.0, "ok", "10 days ago, as far as BACKFILL_MAX_HOURS"),
-        (RecorderInfo(), 24.0, "ok", "of a day ago"),
-        (RecorderInfo(), 1.0, "ok", "of an hour ago"),
-        (RecorderInfo(), 1.875, "ok", "of 1.9 hours ago"),
+        (RecorderInfo(), 240.0, "ok", "10 days ago, which is as far as BACKFILL_MAX_HOURS"),
+        (RecorderInfo(), 24.0, "ok", "between a day and 2 days"),
+        (RecorderInfo(), 1.0, "ok", "between an hour and 2 hours"),
+        (RecorderInfo(), 1.875, "ok", "between 1.9 hours and 3.8 hours"),
         (RecorderInfo(), None, "warning", "no history"),
         (RecorderInfo(recording=False), 240.0, "warning", "paused"),
     ],
@@ -201,7 +201,7 @@ def test_how_far_back_the_recorder_goes_says_how_far_gaps_can_be_filled(
 @pytest.mark.parametrize(
     ("difference_s", "status", "words"),
     [
-        (None, "ok", "does not say"),
+        (None, "ok", "does not report"),
         (0.4, "ok", "agree"),
         (-5.0, "ok", "agree"),
         (5.1, "warning", "5 s ahead of"),
@@ -254,9 +254,9 @@ def test_only_an_accepted_point_is_written() -> None:
     ("found", "status_code", "status", "words"),
     [
         (True, 200, "ok", "was read back"),
-        (False, 200, "warning", "does not find it"),
+        (False, 200, "warning", "a query does not find it"),
         (None, 403, "warning", "may only write"),
-        (None, 500, "warning", "no answer"),
+        (None, 500, "warning", "that is an error"),
     ],
 )
 def test_reading_back_is_welcome_and_not_needed(
@@ -267,7 +267,7 @@ def test_reading_back_is_welcome_and_not_needed(
 
     assert finding.status == status
     assert words in finding.what
-    assert "It stays, in the measurement m" in finding.what
+    assert "It remains in the measurement m" in finding.what
 
 
 def test_listening_for_others_without_a_key_is_warned_of() -> None:

@@ -88,7 +88,7 @@ async def _findings(
     hidden = partial(one_line, secrets=secrets_of(chosen))
     tasks = [
         asyncio.create_task(_bounded(names, group, within_s), name=f"doctor.{names[0]}")
-        for names, group in _neighbors(chosen, clock)
+        for names, group in _groups(chosen, clock)
     ]
     try:
         for task in tasks:
@@ -103,7 +103,7 @@ async def _findings(
 def _of_settings(chosen: Settings, env_file: Path | None) -> list[Finding]:
     odd = settings.warnings(env_file)
     found = [warning("settings", f"{each}.", "Correct or remove it.") for each in odd]
-    found = found or [ok("settings", "All of them can be used.")]
+    found = found or [ok("settings", "All settings can be used.")]
     key = chosen.serving.api_key
     access = checks.access(
         chosen.serving.host, api_key=None if key is None else key.get_secret_value()
@@ -111,19 +111,19 @@ def _of_settings(chosen: Settings, env_file: Path | None) -> list[Finding]:
     return found if access is None else [*found, access]
 
 
-def _neighbors(
+def _groups(
     chosen: Settings, clock: Clock
 ) -> list[tuple[Sequence[str], AsyncGenerator[Finding, None]]]:
-    neighbors: list[tuple[Sequence[str], AsyncGenerator[Finding, None]]] = [
+    groups: list[tuple[Sequence[str], AsyncGenerator[Finding, None]]] = [
         (machine.DISK, machine.disk(chosen)),
         (machine.PORT, machine.port(chosen)),
         (machine.FILES, machine.files(chosen)),
-        (home_assistant.NAMES, home_assistant.examined(chosen, clock=clock)),
-        (database.names(chosen), database.examined(chosen, clock=clock)),
+        (home_assistant.NAMES, home_assistant.check(chosen, clock=clock)),
+        (database.names(chosen), database.check(chosen, clock=clock)),
     ]
     if chosen.discovery.data_api_url is not None:
-        neighbors.append((("data_api",), _data_api(chosen)))
-    return neighbors
+        groups.append((("data_api",), _data_api(chosen)))
+    return groups
 
 
 async def _data_api(chosen: Settings) -> AsyncGenerator[Finding, None]:
@@ -143,24 +143,22 @@ async def _data_api(chosen: Settings) -> AsyncGenerator[Finding, None]:
 async def _bounded(
     names: Sequence[str], looking: AsyncGenerator[Finding, None], within_s: float
 ) -> list[Finding]:
-    """Return a finding for each name: what was found, and after it why the rest was not tried."""
+    """Return a finding for each name; after the last one found, why the rest was not tried."""
     found: list[Finding] = []
     try:
         async with asyncio.timeout(within_s), aclosing(looking):
             async for finding in looking:
-                found.append(finding)  # noqa: PERF401 - what was found before the time is up counts
+                found.append(finding)  # noqa: PERF401 - what was found before the timeout counts
     except TimeoutError:
-        what = f"It was not done within {within_s:g} s."
-        found.append(
-            failed(names[len(found)], what, "Find out what makes it hang, then ask again.")
-        )
+        what = f"It took longer than {within_s:g} s."
+        found.append(failed(names[len(found)], what, "Find out why it hangs, then try again."))
     last = found[-1].name.replace("_", " ")
     found += [not_tried(name, f"the check of {last} failed") for name in names[len(found) :]]
     return found
 
 
 def secrets_of(chosen: Settings) -> list[str]:
-    """Return all that must never be shown, in the forms in which it might turn up."""
+    """Return everything that must never be shown, in every form in which it may appear."""
     influx, api_key = chosen.influx, chosen.serving.api_key
     password = influx.password.get_secret_value()
     basic = dialect_for("v1", Target(bucket="", username=influx.username, password=password))

@@ -1,4 +1,4 @@
-"""Write a point to the database as the service does, read it back, and remove it."""
+"""Checks of the database: writes a point as the service does, reads it back and deletes it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _BETWEEN_LOOKS_S = 0.5
 
 
 def names(chosen: Settings) -> tuple[str, ...]:
-    """Return what is looked at; without an address there is no database."""
+    """Return the names of the checks; without an address there is no database to check."""
     return NAMES if chosen.influx.url is not None else NAMES[:1]
 
 
-async def examined(
+async def check(
     chosen: Settings, *, clock: Callable[[], datetime]
 ) -> AsyncGenerator[Finding, None]:
-    """Yield what was found, in the order of `names`, up to the first that leaves nothing to ask."""
+    """Yield the findings in the order of `names`, up to one that makes the rest impossible."""
     url = chosen.influx.url
     if url is None:
         yield ok("database", "INFLUXDB_URL is unset: the embedded store in DATA_DIR is used.")
@@ -48,9 +48,9 @@ async def examined(
         try:
             reply = await sink.ask(Request(path="/ping"))
         except NO_ANSWER as exc:
-            yield _away(url, exc)
+            yield _unreachable(url, exc)
             return
-        named = await _named(sink, reply, shown_url(url))
+        named = await _version(sink, reply, shown_url(url))
         if url.startswith("https:") and not chosen.influx.ssl_verify:
             named = checks.unchecked(named)
         yield named
@@ -61,26 +61,24 @@ async def examined(
             "database_clock",
             "The database",
             None if theirs is None else (theirs - clock()).total_seconds(),
-            matters="Queries and retention that say `now` would mean another time than the points.",
+            matters="Retention, and queries for the last hours, would be off by that.",
         )
         probe = Probe(time.time_ns())
         answer = await sink.write(probe.batch())
-        version = _spoken(sink)
+        version = _used_version(sink)
         yield checks.written(answer, version=version, bucket=chosen.influx.bucket)
         if isinstance(answer, Accepted):
             yield await _read_back(sink, probe, version=version, target=_target(chosen))
 
 
-def _away(url: str, exc: Exception) -> Finding:
+def _unreachable(url: str, exc: Exception) -> Finding:
     meaning = failure(exc)
     if isinstance(meaning, Held):
-        return failed(
-            "database", f"The database cannot be asked: {meaning.reason}.", meaning.advice
-        )
+        return failed("database", f"The database cannot be used: {meaning.reason}.", meaning.advice)
     return checks.not_reached("database", DATABASE, shown_url(url), exc)
 
 
-async def _named(sink: InfluxSink, ping: Reply, address: str) -> Finding:
+async def _version(sink: InfluxSink, ping: Reply, address: str) -> Finding:
     if version_of(ping) is not None:
         stated = ping.headers.get("X-Influxdb-Version", "of an unknown version")
         return ok("database", f"InfluxDB {stated} answers at {address}.", version=stated)
@@ -89,18 +87,18 @@ async def _named(sink: InfluxSink, ping: Reply, address: str) -> Finding:
             what = f"Something answers at {address} ({status}): {reason}."
             return warning("database", what, advice)
         case Unavailable(reason=reason):
-            what = f"What answers at {address} is no database: {reason}."
+            what = f"The server at {address} is not a database: {reason}."
             return failed("database", what, "Check INFLUXDB_URL.")
         case version:
             return ok(
                 "database",
-                f"What answers at {address} does not say its version; it is written to as"
-                f" InfluxDB {version[1:]}.",
+                f"The server at {address} does not report its version; the API of InfluxDB"
+                f" {version[1:]} is used.",
                 version=None,
             )
 
 
-def _spoken(sink: InfluxSink) -> Version:
+def _used_version(sink: InfluxSink) -> Version:
     return "v1" if sink.dialect is None else sink.dialect.version
 
 
@@ -112,18 +110,18 @@ async def _read_back(
         for _ in range(_LOOKS):
             if is_found(reply) is not False:
                 break
-            # Some databases take a moment until a query finds what they have accepted.
+            # In some databases a query finds a point only a moment after it was accepted.
             await asyncio.sleep(_BETWEEN_LOOKS_S)
             reply = await sink.ask(probe.question(version, target))
         removal = probe.removal(version, target)
         removed = removal is not None and is_removed(await sink.ask(removal))
-        # What does not find its points says of their removal whatever it likes.
+        # A server that does not find its points cannot be trusted about deleting them.
         removed = removed and is_found(reply) is not False
     except NO_ANSWER as exc:
         return warning(
             "database_read_back",
-            f"The database accepted the point, and did not answer then: {failure(exc).reason}.",
-            "Ask again; if it stays so, look at the log of the database.",
+            f"The database accepted the point, then did not answer: {failure(exc).reason}.",
+            "Try again; if it does not help, look at the log of the database.",
         )
     return checks.read_back(
         found=is_found(reply), status=reply.status, removed=removed, measurement=MEASUREMENT

@@ -1,4 +1,4 @@
-"""Ask Home Assistant what the service will ask it, once."""
+"""Checks of Home Assistant: sends every kind of request that the service sends, once."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class _Config(msgspec.Struct, frozen=True):
     safe_mode: object = False
 
 
-async def examined(
+async def check(
     chosen: Settings, *, clock: Callable[[], datetime]
 ) -> AsyncGenerator[Finding, None]:
-    """Yield what was found, in the order of NAMES, up to the first that leaves nothing to ask."""
+    """Yield the findings in the order of NAMES, up to one that makes the rest impossible."""
     url = shown_url(chosen.home_assistant.url)
     answers = checks.reached(url, ssl_verify=chosen.home_assistant.ssl_verify)
     is_connected = False
@@ -47,13 +47,13 @@ async def examined(
             is_connected = True
             yield answers
             yield ok("token", "Home Assistant accepts the token.")
-            async for finding in _questions(commands, chosen, clock):
+            async for finding in _commands(commands, chosen, clock):
                 yield finding
     except SourceAuthRejected as exc:
         yield answers
         yield checks.token_refused(str(exc))
     except SourceProtocolError as exc:
-        if not is_connected:  # else the question at hand has said so
+        if not is_connected:  # otherwise the command has yielded a finding
             yield checks.not_speaking(url, str(exc))
     except SourceError as exc:
         if not is_connected:
@@ -74,7 +74,7 @@ def _endpoint(chosen: Settings) -> Endpoint:
     )
 
 
-async def _questions(
+async def _commands(
     commands: Commands, chosen: Settings, clock: Callable[[], datetime]
 ) -> AsyncIterator[Finding]:
     steps: dict[str, Callable[[], Awaitable[Finding]]] = {
@@ -89,7 +89,7 @@ async def _questions(
         except (SourceError, *UNREADABLE) as exc:
             yield failed(
                 name,
-                f"Home Assistant does not answer as it should: {exc}.",
+                f"Home Assistant does not answer as expected: {exc}.",
                 "Look at Home Assistant's log; it may be overloaded, starting or stopping.",
             )
             return
@@ -123,8 +123,8 @@ async def _recorder(commands: Commands, max_hours: float) -> Finding:
 
 
 async def _hours_back(commands: Commands, states: list[Recent], max_hours: float) -> float | None:
-    """Return how far back some hour has history, looking from the longest way back."""
-    entity_ids = checks.liveliest(states)
+    """Return the age of the oldest hour, of those tried, that has history; None without any."""
+    entity_ids = checks.recently_changed(states)
     now = checks.newest(states) or datetime.now().astimezone()
     for hours, start, end in checks.windows(now, max_hours):
         answer = await commands.call(
@@ -144,10 +144,10 @@ async def _hours_back(commands: Commands, states: list[Recent], max_hours: float
 
 async def _rights(commands: Commands) -> Finding:
     user, refused = None, None
-    with suppress(CommandFailed):  # it is only told; what counts is asked next
+    with suppress(CommandFailed):  # it is only shown; the subscription is what counts
         user = msgspec.json.decode(await commands.call("auth/current_user"), type=CurrentUser)
     try:
-        # The last question: from now on events come in between.
+        # The last command: from now on events arrive in between.
         await commands.call("subscribe_events", event_type="state_changed")
     except CommandFailed as exc:
         refused = exc

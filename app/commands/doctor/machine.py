@@ -1,4 +1,4 @@
-"""Look at this machine: the folder, its disk, the port, and the files that the settings name."""
+"""Checks of this machine: the folder, its disk, the port, and the files in the settings."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ _HEALTH_S = 3.0
 
 
 async def disk(chosen: Settings) -> AsyncGenerator[Finding, None]:
-    """Yield what was found of DATA_DIR, in the order of DISK."""
+    """Yield the findings about DATA_DIR, in the order of DISK."""
     reading = await in_thread(partial(read_disk, chosen.journal.data_dir))
     yield checks.data_dir(reading)
-    if reading.trouble is not None:
+    if reading.problem is not None:
         return
     if chosen.journal.kind == "memory":
         why = "JOURNAL=memory keeps no journal on disk"
@@ -61,12 +61,12 @@ async def disk(chosen: Settings) -> AsyncGenerator[Finding, None]:
 
 
 def read_disk(folder: Path) -> Disk:
-    """Write and delete a small file in the folder, or where it would be made; blocks."""
+    """Write and delete a small file in the folder, or where it would be created; blocks."""
     try:
         there = _nearest(folder.absolute())
         journal = [folder / name for name in _JOURNAL_FILES if (folder / name).exists()]
     except OSError as exc:  # a folder above it may not be entered
-        return Disk(folder=str(folder), is_there=False, trouble=exc.strerror or type(exc).__name__)
+        return Disk(folder=str(folder), is_there=False, problem=exc.strerror or type(exc).__name__)
     try:
         return Disk(
             folder=str(there),
@@ -77,11 +77,11 @@ def read_disk(folder: Path) -> Disk:
         )
     except OSError as exc:
         why = exc.strerror or type(exc).__name__
-        return Disk(folder=str(there), is_there=there == folder.absolute(), trouble=why)
+        return Disk(folder=str(there), is_there=there == folder.absolute(), problem=why)
 
 
 def _nearest(folder: Path) -> Path:
-    """Return the folder, or the nearest above it that is there."""
+    """Return the folder, or the nearest above it that exists."""
     return next(each for each in (folder, *folder.parents) if each.exists())
 
 
@@ -100,7 +100,7 @@ async def port(chosen: Settings) -> AsyncGenerator[Finding, None]:
     """Yield whether the service can listen."""
     host, number = chosen.serving.host, chosen.serving.port
     if number == 0:
-        yield ok("port", "A free port is taken at each start (WEBSOCKET_INGESTION_PORT=0).")
+        yield ok("port", "Each start takes a free port (WEBSOCKET_INGESTION_PORT=0).")
         return
     yield checks.port(await _read_port(host, number, url=address_of(chosen)))
 
@@ -110,13 +110,13 @@ async def _read_port(host: str, number: int, *, url: str) -> Port:
     with socket.socket(family, socket.SOCK_STREAM) as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            # It never listens, so it is in nobody's way.
+            # It never listens, so it blocks nobody.
             candidate.bind((host, number))
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE:
                 return Port(state="refused", address=url, detail=exc.strerror or str(exc))
         except TypeError:
-            return Port(state="refused", address=url, detail="that is no name of a machine")
+            return Port(state="refused", address=url, detail="that is not a host name")
         else:
             return Port(state="free", address=url)
     status = await _status_of(url)
@@ -126,7 +126,7 @@ async def _read_port(host: str, number: int, *, url: str) -> Port:
 
 
 async def _status_of(url: str) -> str | None:
-    """Return what our own service says of its health; None when something else answers."""
+    """Return the status of our own service; None when something else answers."""
     try:
         async with httpx.AsyncClient(timeout=_HEALTH_S, trust_env=False) as client:
             document = (await client.get(f"{url}/health")).json()
@@ -140,18 +140,18 @@ async def _status_of(url: str) -> str | None:
 
 
 async def files(chosen: Settings) -> AsyncGenerator[Finding, None]:
-    """Yield whether the filter and the functions that the settings name can be loaded."""
+    """Yield whether the filter and the transforms in the settings can be loaded."""
     for name, load in (("entity_filter", _filter), ("transforms", _transforms)):
         try:
             yield ok(name, await in_thread(partial(load, chosen)))
         except SettingsError as exc:
-            yield failed(name, f"{exc}.", "Mend it: the service does not start like this.")
+            yield failed(name, f"{exc}.", "Fix it: the service does not start like this.")
 
 
 def _filter(chosen: Settings) -> str:
     entity_filter = Container(settings=chosen).entity_filter()
     if entity_filter is None:
-        return "None is set: every change is kept."
+        return "None is set: every change is stored."
     status = entity_filter.status()
     rules = len(status.rules.patterns) + len(status.rules.exceptions)
     return f"{status.source} can be used: mode {status.rules.mode}, {rules} rules."
@@ -159,14 +159,14 @@ def _filter(chosen: Settings) -> str:
 
 def _transforms(chosen: Settings) -> str:
     names = chosen.extensions.transforms
-    # What the user's modules print while they are imported is no part of our answer.
+    # What the user's modules print while they are imported must not get into our output.
     with contextlib.redirect_stdout(sys.stderr):
         Container(settings=chosen).transforms()
     return f"Loaded: {', '.join(names)}." if names else "None is set."
 
 
 async def in_thread(work: Callable[[], Read]) -> Read:
-    """Do what may block for ever, in a thread that does not keep the process from ending."""
+    """Run what may block forever in a thread that does not keep the process from ending."""
     future: Future[Read] = Future()
     future.set_running_or_notify_cancel()
 

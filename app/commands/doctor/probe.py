@@ -1,6 +1,6 @@
-"""A point of our own in the database: written, asked for and removed, in each dialect.
+"""A point of our own in the database: written, queried and deleted, in each dialect.
 
-It has a measurement to itself, so that no query for the home ever meets it.
+It has its own measurement, so that no query for the home finds it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _A_MINUTE = timedelta(minutes=1)
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One point, told from all others by its time."""
+    """One point, identified by its time."""
 
     time_ns: int
 
@@ -33,7 +33,7 @@ class Probe:
         return WholeRows((Row(1, 1, gzip.compress(line), self.time_ns / 1e9),))
 
     def question(self, version: Version, target: Target) -> Request:
-        """Return the request that asks for it."""
+        """Return the query for it."""
         match version:
             case "v1":
                 sought = f'SELECT probe FROM "{MEASUREMENT}" WHERE time = {self.time_ns}'  # noqa: S608 - ours, and a number
@@ -59,7 +59,7 @@ class Probe:
                 return Request(path="/api/v3/query_sql", query=query)
 
     def removal(self, version: Version, target: Target) -> Request | None:
-        """Return the request that removes all there are; None where points cannot be removed."""
+        """Return the request that deletes all of them; None where points cannot be deleted."""
         match version:
             case "v1":
                 query = {"db": target.bucket, "q": f'DELETE FROM "{MEASUREMENT}"'}  # noqa: S608 - ours
@@ -80,7 +80,7 @@ class Probe:
 
 
 def is_found(reply: Reply) -> bool | None:
-    """Whether the answer to the question holds the point; None when it is no answer to it."""
+    """Whether the answer to the query contains the point; None when the query failed."""
     if reply.status != HTTPStatus.OK:
         return None
     match parsed(reply):
@@ -99,7 +99,7 @@ def is_found(reply: Reply) -> bool | None:
 
 
 def is_removed(reply: Reply) -> bool:
-    """Whether the answer to the removal says that it was done."""
-    # Also a statement of InfluxQL that failed is answered with 200.
+    """Whether the answer to the removal says that it succeeded."""
+    # A statement of InfluxQL that failed is answered with 200 as well.
     is_good = reply.status in {HTTPStatus.OK, HTTPStatus.NO_CONTENT}
     return is_good and b'"error"' not in reply.body
