@@ -30,7 +30,7 @@ async def _status(running: Service, request: str) -> int:
     return int(line.split()[1])
 
 
-async def test_what_a_proxy_forwards_is_not_answered_without_a_key(
+async def test_a_proxied_request_without_a_key_is_refused(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     """Though it comes from this machine, by the name of this machine."""
@@ -58,7 +58,7 @@ async def test_what_a_proxy_forwards_is_not_answered_without_a_key(
 @pytest.mark.parametrize(
     ("proxies", "last"), [("", 429), ("127.0.0.1", 401), ("127.0.0.0/8, ::1", 401)]
 )
-async def test_only_a_trusted_proxy_names_the_client_that_wrong_keys_are_counted_for(
+async def test_only_a_trusted_proxy_can_name_the_client_that_sent_a_wrong_key(
     environment: dict[str, str], tmp_path: Path, proxies: str, last: int
 ) -> None:
     """Without one a guesser cannot take a new address for each guess; a right key always fits."""
@@ -82,7 +82,7 @@ async def test_only_a_trusted_proxy_names_the_client_that_wrong_keys_are_counted
     assert right.status_code == 200
 
 
-async def test_under_uvicorn_alone_a_header_does_not_change_who_is_counted(
+async def test_plain_uvicorn_ignores_forwarded_headers_when_counting_wrong_keys(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     """Clients that send X-Forwarded-For share one count there, and a right key always fits."""
@@ -143,7 +143,7 @@ async def _closed_with(running: Service, frames: bytes) -> int | Literal["open",
     return int(code)
 
 
-async def test_messages_of_ws_clients_are_bounded(
+async def test_websocket_client_messages_are_bounded(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     """In size, in number, and in the number of their fragments; nothing of it is an error."""

@@ -71,7 +71,9 @@ async def running(tmp_path: Path, influx: FakeInflux) -> AsyncIterator[Service]:
             yield started
 
 
-async def test_every_route_keeps_to_its_description(running: Service, tmp_path: Path) -> None:
+async def test_every_route_conforms_to_its_openapi_description(
+    running: Service, tmp_path: Path
+) -> None:
     """With the key and without it, on a service that has something to show."""
     with_key, without = await asyncio.gather(
         _schemathesis(

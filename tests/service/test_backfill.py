@@ -78,7 +78,7 @@ def count(house: StillHouse, numbers: Iterable[int]) -> None:
         house.set_state(SENSOR, str(number), {"unit_of_measurement": "W"})
 
 
-async def test_what_changed_while_the_service_was_away_is_written_after_its_start(
+async def test_changes_made_during_downtime_are_written_after_the_start(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """Each change once, with what stood before it, and told apart from live ones."""
@@ -125,7 +125,7 @@ async def test_what_changed_while_the_service_was_away_is_written_after_its_star
     ) == ("restart", "filled", 5, ["sensor.secret"])
 
 
-async def test_a_kill_and_a_lost_connection_leave_two_gaps_and_no_hole(
+async def test_the_gaps_of_a_kill_and_of_a_lost_connection_are_both_filled(
     house: StillHouse,
     home_assistant: FakeHomeAssistant,
     settings: dict[str, str],
@@ -228,7 +228,7 @@ def backfilling(metrics: str) -> bool:
     return match is not None and float(match[1]) > 0
 
 
-async def test_a_journal_in_memory_names_the_command_and_the_command_reads_back(
+async def test_a_journal_in_memory_logs_the_backfill_command_that_fills_the_gap(
     house: StillHouse,
     home_assistant: FakeHomeAssistant,
     settings: dict[str, str],
@@ -266,7 +266,7 @@ async def logged(running: Service, pattern: str) -> re.Match[str]:
     return found
 
 
-async def test_history_from_before_the_service_is_read_back_by_the_command_alone(
+async def test_the_backfill_command_reads_history_from_before_the_first_start(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """Without a service that runs, and again without doing anything twice."""
@@ -291,7 +291,7 @@ async def test_history_from_before_the_service_is_read_back_by_the_command_alone
     assert "Nothing to read back" in second[1]
 
 
-async def test_a_span_that_is_none_is_refused(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_an_invalid_time_span_is_refused(settings: dict[str, str], tmp_path: Path) -> None:
     """With one line and status 2."""
     status, said = await run_command(tmp_path, settings, "backfill", "--since", "2200-01-01")
 

@@ -59,7 +59,7 @@ async def test_a_restart_changes_no_tag(
         await running.stop()
 
 
-async def test_the_next_event_carries_the_new_area(
+async def test_an_area_change_applies_to_the_next_event(
     tmp_path: Path,
     environment: dict[str, str],
     home_assistant: FakeHomeAssistant,
@@ -104,7 +104,7 @@ async def test_a_renamed_entity_keeps_its_area(
         await running.stop()
 
 
-async def test_the_device_history_goes_the_way_of_events(
+async def test_the_device_history_uses_the_same_pipeline_as_events(
     tmp_path: Path,
     environment: dict[str, str],
     home_assistant: FakeHomeAssistant,

@@ -65,7 +65,7 @@ async def _is_closed(stream: Stream, *, drip: bytes, every_s: float = 0.2) -> bo
 
 
 @pytest.mark.parametrize(("key", "descriptors"), [(None, 1_024), (KEY, 1_024), (None, 256)])
-async def test_idle_connections_neither_end_it_nor_keep_out_a_probe(
+async def test_idle_connections_neither_stop_the_service_nor_block_a_probe(
     environment: dict[str, str], tmp_path: Path, key: str | None, descriptors: int
 ) -> None:
     """More of them than it may have files open, with and without an API key."""
@@ -120,7 +120,7 @@ UNFINISHED = {
 }
 
 
-async def test_silent_and_slow_clients_are_hung_up_on(
+async def test_silent_and_slow_clients_are_disconnected(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     """Whatever it is that they leave unfinished; nothing of it is an error of the service."""
@@ -140,7 +140,7 @@ async def test_silent_and_slow_clients_are_hung_up_on(
 
 
 @pytest.mark.parametrize("descriptors", [1_024, 256])
-async def test_silent_clients_of_ws_do_not_lock_out_holders_of_the_key(
+async def test_silent_websocket_clients_do_not_lock_out_holders_of_the_key(
     environment: dict[str, str], tmp_path: Path, descriptors: int
 ) -> None:
     """Neither one that sends the key in a header nor one that sends it as a message."""

@@ -29,7 +29,7 @@ async def _there(running: Service) -> Any:
     return devices, entities
 
 
-async def test_one_instance_is_the_data_api_of_another(
+async def test_one_instance_can_be_the_data_api_of_another(
     tmp_path: Path,
     environment: dict[str, str],
     home_assistant: FakeHomeAssistant,

@@ -26,7 +26,7 @@ HOSTILE = {
 }
 
 
-async def test_the_demo_streams_a_simulated_home_and_continues_where_it_ended(
+async def test_the_demo_streams_a_simulated_home_and_continues_where_it_stopped(
     tmp_path: Path,
 ) -> None:
     """It ignores the settings of real servers, and reads back what the home did in between."""
@@ -81,7 +81,7 @@ async def test_the_demo_streams_a_simulated_home_and_continues_where_it_ended(
     assert before & {(event["entity_id"], event["time"]) for event in after["events"]}
 
 
-async def test_the_next_free_port_is_taken_when_none_was_asked_for(tmp_path: Path) -> None:
+async def test_the_demo_takes_the_next_free_port_when_none_is_set(tmp_path: Path) -> None:
     """Something else may listen at 8001: here it does, whoever it is."""
     with contextlib.ExitStack() as others:
         with contextlib.suppress(OSError):
@@ -168,7 +168,7 @@ async def test_a_second_demo_beside_the_first_is_refused(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("port", ["8001x", "-1", "65536"])
-async def test_a_port_that_is_none_is_one_clear_message(tmp_path: Path, port: str) -> None:
+async def test_an_invalid_port_is_one_clear_message(tmp_path: Path, port: str) -> None:
     """It names the variable and what may stand there."""
     assert await refused(tmp_path, port) == (
         f"websocket-ingestion: WEBSOCKET_INGESTION_PORT: {port!r} is not a port number;"

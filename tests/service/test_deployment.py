@@ -150,7 +150,7 @@ async def health_check(running: Service) -> int | None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_the_service_works_with_exactly_that_environment(
+async def test_the_service_works_with_exactly_the_deployed_environment(
     given: dict[str, str], tmp_path: Path, way: str
 ) -> None:
     """It streams to the database, is healthy, and answers whoever has the key under any name.
@@ -192,7 +192,7 @@ async def test_the_service_works_with_exactly_that_environment(
 
 
 @pytest.mark.parametrize("way", ["compose", "kubernetes"])
-async def test_a_container_is_reached_from_other_machines_and_asks_them_for_the_key(
+async def test_a_container_answers_other_machines_only_with_the_key(
     tmp_path: Path, way: str
 ) -> None:
     """It listens on all addresses, as the files say; Home Assistant and database are away."""
@@ -210,7 +210,7 @@ async def test_a_container_is_reached_from_other_machines_and_asks_them_for_the_
     assert status == 0
 
 
-async def test_a_container_without_a_key_answers_no_other_machine(tmp_path: Path) -> None:
+async def test_a_container_without_a_key_refuses_other_machines(tmp_path: Path) -> None:
     """Whoever starts the image without Compose may forget it, and is told."""
     ours = {"DATA_DIR": str(tmp_path / "data"), "WEBSOCKET_INGESTION_PORT": "0", "API_KEY": ""}
     async with served_apart(tmp_path, of_the_image() | _SOME | ours) as running:
@@ -224,7 +224,7 @@ async def test_a_container_without_a_key_answers_no_other_machine(tmp_path: Path
     assert answers == [200, 403, 403]
 
 
-def test_compose_asks_for_what_must_be_set(given: dict[str, str]) -> None:
+def test_compose_requires_the_mandatory_settings(given: dict[str, str]) -> None:
     """Without a key nobody outside the container would be answered; so it does not start."""
     given |= {"INFLUXDB_TOKEN": "token"}
 
@@ -233,7 +233,7 @@ def test_compose_asks_for_what_must_be_set(given: dict[str, str]) -> None:
             compose(given | {name: ""})
 
 
-def test_compose_means_the_service_that_people_know(given: dict[str, str]) -> None:
+def test_compose_keeps_the_names_and_limits_of_the_predecessor(given: dict[str, str]) -> None:
     """Names, limits and reservations are the predecessor's."""
     found = compose(given | {"INFLUXDB_TOKEN": "token"})
     ours = found["websocket-ingestion"]
@@ -255,7 +255,7 @@ def test_compose_means_the_service_that_people_know(given: dict[str, str]) -> No
     }
 
 
-def test_the_database_is_set_up_with_what_the_service_uses(given: dict[str, str]) -> None:
+def test_compose_sets_up_the_database_that_the_service_uses(given: dict[str, str]) -> None:
     """Token, organization and bucket, also when they are chosen."""
     chosen = {"INFLUXDB_TOKEN": "token", "INFLUXDB_ORG": "home", "INFLUXDB_BUCKET": "events"}
     found = compose(given | chosen)
@@ -270,7 +270,7 @@ def test_the_database_is_set_up_with_what_the_service_uses(given: dict[str, str]
         assert chosen[name] == ours[name] == theirs[theirs_name]
 
 
-def test_what_is_mounted_is_there(given: dict[str, str]) -> None:
+def test_every_mounted_folder_exists(given: dict[str, str]) -> None:
     """Docker would make an empty folder of what is missing."""
     found = compose(given | {"INFLUXDB_TOKEN": "token"})
     mounted = [
@@ -284,7 +284,7 @@ def test_what_is_mounted_is_there(given: dict[str, str]) -> None:
     assert [path for path in mounted if not (DOCKER / path).is_dir()] == []
 
 
-def test_only_settings_are_set(given: dict[str, str]) -> None:
+def test_deployments_set_only_known_settings(given: dict[str, str]) -> None:
     """A name that means nothing would be a setting that is silently ignored."""
     known = {name for variable in variables() for name in variable.names}
     known |= {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
@@ -294,7 +294,7 @@ def test_only_settings_are_set(given: dict[str, str]) -> None:
         assert way(given).keys() - known == set()
 
 
-def test_there_is_time_to_stop() -> None:
+def test_every_deployment_allows_enough_time_to_stop() -> None:
     """Whoever kills waits longer than the service takes by itself."""
     (default,) = (each.default for each in variables() if "SHUTDOWN_TIMEOUT" in each.names)
     told = (DOCKER / "compose.yaml").read_text()
@@ -308,7 +308,7 @@ def test_there_is_time_to_stop() -> None:
     assert [seconds for seconds in grace_s if int(seconds) < float(default or 0) + 5] == []
 
 
-def test_the_alarm_comes_before_the_limit(given: dict[str, str]) -> None:
+def test_the_memory_alarm_comes_before_the_memory_limit(given: dict[str, str]) -> None:
     """At the limit the kernel ends the process, and nobody would be told why."""
     given |= {"INFLUXDB_URL": "http://influxdb:8086", "INFLUXDB_TOKEN": "token"}
     limits = [
@@ -321,13 +321,13 @@ def test_the_alarm_comes_before_the_limit(given: dict[str, str]) -> None:
     assert {way(given)["MAX_MEMORY_MB"] for way in WAYS.values()} == {"400"}
 
 
-def test_bad_settings_are_not_tried_again_for_ever() -> None:
+def test_systemd_does_not_restart_the_service_after_bad_settings() -> None:
     """Systemd can tell them from a failure; status 2 is the one that only a person mends."""
     assert unit("Restart") == ["on-failure"]
     assert unit("RestartPreventExitStatus") == [str(UNUSABLE)]
 
 
-def test_the_same_command_runs_everywhere() -> None:
+def test_every_deployment_runs_the_same_command() -> None:
     """`python -m app run`, without a shell that would keep the signals and the exit status."""
     command = final_stage("CMD").command
 
@@ -338,7 +338,7 @@ def test_the_same_command_runs_everywhere() -> None:
     assert final_stage("STOPSIGNAL").text == signal.SIGTERM.name
 
 
-def test_the_health_check_is_the_same_in_both_places(given: dict[str, str]) -> None:
+def test_compose_and_the_image_use_the_same_health_check(given: dict[str, str]) -> None:
     """Compose repeats it for images that were built otherwise."""
     test = compose(given | {"INFLUXDB_TOKEN": "token"})["websocket-ingestion"]["healthcheck"][
         "test"
@@ -347,7 +347,7 @@ def test_the_health_check_is_the_same_in_both_places(given: dict[str, str]) -> N
     assert test == ["CMD", *final_stage("HEALTHCHECK").command]
 
 
-def test_the_probes_ask_routes_that_need_no_key() -> None:
+def test_the_probes_use_routes_that_need_no_key() -> None:
     """Live asks nothing of anyone, ready means that events can be journaled."""
     probes = {name: container()[f"{name}Probe"]["httpGet"] for name in ("liveness", "readiness")}
 
@@ -358,14 +358,14 @@ def test_the_probes_ask_routes_that_need_no_key() -> None:
     assert container()["startupProbe"]["httpGet"] == probes["liveness"]
 
 
-def test_kubernetes_cannot_set_our_port() -> None:
+def test_kubernetes_service_links_cannot_set_the_port() -> None:
     """For a Service of our name it sets WEBSOCKET_INGESTION_PORT=tcp://…, which is no port."""
     assert manifest("service")["metadata"]["name"] == "websocket-ingestion"
     assert pod()["enableServiceLinks"] is False
     assert of_kubernetes(_SOME)["WEBSOCKET_INGESTION_PORT"] == "8001"
 
 
-def test_one_user_without_rights_owns_the_folder() -> None:
+def test_an_unprivileged_user_owns_the_data_folder() -> None:
     """The number is the same in the image and in the pod, and is not root."""
     user = final_stage("USER").text
     security = pod()["securityContext"]
@@ -380,7 +380,7 @@ def test_one_user_without_rights_owns_the_folder() -> None:
     }
 
 
-def test_the_folder_is_on_the_volume(given: dict[str, str]) -> None:
+def test_the_data_folder_is_on_the_volume(given: dict[str, str]) -> None:
     """What is durable must outlive the container."""
     ours = compose(given | {"INFLUXDB_TOKEN": "token"})["websocket-ingestion"]
     mounts = {each["name"]: each["mountPath"] for each in container()["volumeMounts"]}
@@ -392,7 +392,7 @@ def test_the_folder_is_on_the_volume(given: dict[str, str]) -> None:
     assert [f"/var/lib/{name}" for name in unit("StateDirectory")] == [of_systemd({})["DATA_DIR"]]
 
 
-def test_the_image_takes_nothing_else_along() -> None:
+def test_the_build_context_holds_only_what_the_image_copies() -> None:
     """Neither `.env` nor data nor history can get into it."""
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     first, *_ = stages(DOCKERFILE.read_text())
@@ -417,7 +417,7 @@ def test_the_image_names_the_version() -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_the_install_steps_of_the_dockerfile_make_what_runs(
+async def test_the_dockerfile_install_steps_build_a_working_service(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     """They need no development packages, and leave bytecode for whoever cannot write it."""
@@ -453,7 +453,7 @@ async def test_only_the_data_folder_is_written(environment: dict[str, str], tmp_
     assert {"journal.db", "events.db", "metadata.db"} - set(kept) == set()
 
 
-def test_the_unit_is_hardened() -> None:
+def test_the_systemd_unit_is_hardened() -> None:
     """Root, homes and devices are out of reach; only its own state can be written."""
     expected = {
         "NoNewPrivileges": "yes",
@@ -467,7 +467,7 @@ def test_the_unit_is_hardened() -> None:
     assert {key: value for key in expected for value in unit(key)} == expected
 
 
-def test_the_example_environment_is_one_that_systemd_takes(
+def test_systemd_can_load_the_example_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The unit's file is `.env.example` with the empty lines filled in."""

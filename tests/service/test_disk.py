@@ -95,7 +95,7 @@ def assert_nothing_is_missing(health: Any, influx: FakeInflux) -> None:
 @pytest.mark.parametrize(
     "trouble", ["full", "forbidden", pytest.param("broken", marks=pytest.mark.slow)]
 )
-async def test_while_commits_fail_the_database_is_fed_in_order(
+async def test_points_reach_the_database_in_order_while_commits_fail(
     settings: dict[str, str],
     house: StillHouse,
     influx: FakeInflux,
@@ -151,7 +151,7 @@ async def test_uncommitted_points_are_delivered_or_committed_at_a_stop(
 
 
 @pytest.mark.slow  # the journal alone is killed so in every run
-async def test_a_kill_on_a_sick_disk_neither_skips_nor_repeats_in_the_next_life(
+async def test_a_kill_on_a_full_disk_loses_no_delivered_point(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, disk: Disk, tmp_path: Path
 ) -> None:
     """What was lent and delivered is there; the next life goes on with what comes then."""
@@ -175,7 +175,7 @@ async def test_a_kill_on_a_sick_disk_neither_skips_nor_repeats_in_the_next_life(
 
 
 @pytest.mark.parametrize("trouble", ["read-only", "forbidden"])
-async def test_a_folder_that_cannot_be_written_ends_the_start_with_one_line(
+async def test_an_unwritable_folder_stops_the_start_with_one_line(
     settings: dict[str, str], disk: Disk, trouble: str
 ) -> None:
     """Status 2; the line names DATA_DIR and says why."""
@@ -194,7 +194,7 @@ async def test_a_folder_that_cannot_be_written_ends_the_start_with_one_line(
     )
 
 
-async def test_a_full_disk_at_the_start_names_the_folder(
+async def test_a_full_disk_stops_the_start_and_names_the_folder(
     settings: dict[str, str], disk: Disk
 ) -> None:
     """Status 2 and one line; what SQLite says of it names nothing."""
@@ -210,7 +210,7 @@ async def test_a_full_disk_at_the_start_names_the_folder(
 
 @pytest.mark.parametrize("name", ["journal.db", "dead_letters.db", "metadata.db"])
 @pytest.mark.parametrize("mode", [0o000, 0o444])
-async def test_a_file_that_may_not_be_used_ends_the_start_with_one_line(
+async def test_an_unusable_database_file_stops_the_start_with_one_line(
     settings: dict[str, str], disk: Disk, tmp_path: Path, name: str, mode: int
 ) -> None:
     """For example one that a container of another user left behind."""
@@ -226,7 +226,7 @@ async def test_a_file_that_may_not_be_used_ends_the_start_with_one_line(
     assert re.search(rf"DATA_DIR: \S+/{name} cannot be opened", said)
 
 
-async def test_a_journal_of_a_newer_version_is_left_alone(
+async def test_a_journal_of_a_newer_version_is_not_modified(
     settings: dict[str, str], disk: Disk, tmp_path: Path
 ) -> None:
     """Status 2 and one line, and not a byte of the file is changed."""
@@ -254,7 +254,7 @@ async def test_a_journal_of_a_newer_version_is_left_alone(
         pytest.param("emptied", marks=pytest.mark.slow),
     ],
 )
-async def test_a_damaged_journal_is_said_and_costs_only_what_is_unreadable(
+async def test_a_damaged_journal_is_reported_and_only_unreadable_points_are_lost(
     settings: dict[str, str],
     house: StillHouse,
     influx: FakeInflux,

@@ -39,7 +39,7 @@ async def doctor(
     return process.returncode, out.decode(), err.decode()
 
 
-async def test_all_is_well_beside_a_service_that_runs(
+async def test_the_doctor_passes_while_the_service_runs(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     """Status 0; the service is not disturbed, and its port and folder are no trouble."""
@@ -64,7 +64,7 @@ async def test_all_is_well_beside_a_service_that_runs(
     assert health["status"] == "healthy", health["reasons"]
 
 
-async def test_a_program_reads_json_and_the_status(tmp_path: Path) -> None:
+async def test_the_doctor_prints_json_and_sets_the_exit_status(tmp_path: Path) -> None:
     """1 when a check failed; nothing but the document is printed."""
     status, out, err = await doctor(
         tmp_path,
@@ -80,7 +80,7 @@ async def test_a_program_reads_json_and_the_status(tmp_path: Path) -> None:
     ]
 
 
-async def test_settings_that_cannot_be_used_end_with_2(tmp_path: Path) -> None:
+async def test_invalid_settings_end_the_doctor_with_status_2(tmp_path: Path) -> None:
     """A line for each mistake; also those of .env in the folder it is called in."""
     (tmp_path / ".env").write_text("BATCH_SIZE=none\n")
 

@@ -27,7 +27,7 @@ def louder(change: Change) -> Change | None:
 """
 
 
-async def test_filter_and_transforms_are_in_the_books(
+async def test_filtered_and_transformed_events_are_accounted_for(
     tmp_path: Path, environment: dict[str, str], house: StillHouse
 ) -> None:
     """Received = journaled + filtered, also after the filter was changed while it ran."""
@@ -88,7 +88,7 @@ async def test_filter_and_transforms_are_in_the_books(
         ("INGEST_TRANSFORMS", "no_such_module:f", "No module named 'no_such_module'"),
     ],
 )
-async def test_what_cannot_be_used_stops_the_start(
+async def test_an_unusable_filter_or_transform_stops_the_start(
     tmp_path: Path, command: tuple[str, ...], variable: str, value: str, told: str
 ) -> None:
     """With one line that names the variable and the place, and status 2."""

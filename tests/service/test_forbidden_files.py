@@ -66,7 +66,7 @@ def app(folder: Path, command: str, **settings: str) -> tuple[int, str]:
         "LOG_FILE",
     ],
 )
-def test_a_path_that_may_not_be_read_is_one_line_and_status_2(
+def test_an_unreadable_path_gives_one_line_and_status_2(
     tmp_path: Path, forbidden: Path, name: str
 ) -> None:
     """For the service; the doctor says it among all else."""
@@ -80,7 +80,7 @@ def test_a_path_that_may_not_be_read_is_one_line_and_status_2(
     assert "hush" not in said + doctor_said
 
 
-def test_an_env_file_that_may_not_be_read_is_one_line_and_status_2(tmp_path: Path) -> None:
+def test_an_unreadable_env_file_gives_one_line_and_status_2(tmp_path: Path) -> None:
     """It was a traceback."""
     file = tmp_path / ".env"
     file.write_text("BATCH_SIZE=hush")

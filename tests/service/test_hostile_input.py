@@ -79,7 +79,7 @@ def settings(environment: dict[str, str]) -> dict[str, str]:
     return environment | {"SHUTDOWN_TIMEOUT": "4", "BATCH_TIMEOUT": "0.1"}
 
 
-async def test_no_time_of_an_event_ends_the_service_or_its_next_start(
+async def test_no_event_time_stops_the_service_or_its_next_start(
     settings: dict[str, str],
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
@@ -106,7 +106,7 @@ async def test_no_time_of_an_event_ends_the_service_or_its_next_start(
     assert "Traceback" not in running.output.read_text()
 
 
-async def test_no_frame_ends_the_service_or_delays_its_stop(
+async def test_no_frame_stops_the_service_or_delays_its_stop(
     settings: dict[str, str],
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
@@ -155,7 +155,7 @@ async def test_no_frame_ends_the_service_or_delays_its_stop(
     assert "Traceback" not in running.output.read_text()
 
 
-async def test_no_answer_of_a_command_ends_the_service(
+async def test_no_command_result_stops_the_service(
     settings: dict[str, str],
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
@@ -187,7 +187,7 @@ async def test_no_answer_of_a_command_ends_the_service(
     assert "\x1b" not in running.output.read_text()
 
 
-async def test_no_answer_of_a_database_ends_the_service_or_delays_its_stop(
+async def test_no_database_response_stops_the_service_or_delays_its_stop(
     settings: dict[str, str], house: StillHouse, tmp_path: Path
 ) -> None:
     """Absurd numbers, dates and texts of tens of kilobytes: then it accepts, and has everything."""

@@ -165,7 +165,7 @@ async def running(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[
     assert "Fatal error" not in output
 
 
-async def test_no_body_and_no_value_is_an_error_of_the_service(running: Service) -> None:
+async def test_no_request_body_or_parameter_causes_a_server_error(running: Service) -> None:
     """Every answer of every route is below 500, or nothing at all for what is cut short."""
     wrong = {}
     for name, request in _requests(await _operations(running)):
@@ -176,7 +176,7 @@ async def test_no_body_and_no_value_is_an_error_of_the_service(running: Service)
     assert wrong == {}
 
 
-async def test_no_head_is_an_error_of_the_service(running: Service) -> None:
+async def test_no_request_head_causes_a_server_error(running: Service) -> None:
     """A refusal is a problem document, also where it is uvicorn that refuses."""
     wrong = {}
     for name, head in HEADS.items():
@@ -205,7 +205,7 @@ async def test_an_upload_costs_no_more_memory_than_its_size(running: Service) ->
     assert grown < 200_000_000
 
 
-async def test_uploads_together_are_bounded(running: Service) -> None:
+async def test_concurrent_uploads_are_bounded(running: Service) -> None:
     """What is over the bound is refused with 503 and a time to wait; then there is room again."""
     body = b"[" + b" " * 30_000_000 + b"]"
     async with httpx.AsyncClient(base_url=running.url, timeout=60) as client:
@@ -221,7 +221,7 @@ async def test_uploads_together_are_bounded(running: Service) -> None:
     assert after.status_code == 200
 
 
-async def test_a_large_upload_does_not_keep_others_waiting(running: Service) -> None:
+async def test_a_large_upload_does_not_block_other_requests(running: Service) -> None:
     """Its rows are split in a thread: a probe is answered meanwhile."""
     rows = [{"id": f"{number}", "name": "x" * 200, "labels": ["a"]} for number in range(90_000)]
     body = json.dumps(rows).encode()

@@ -62,7 +62,7 @@ async def test_every_change_is_written_once_and_in_order(
     assert "EMBEDDED_STORE" in problem["detail"]
 
 
-async def test_a_kill_while_the_database_is_away_loses_nothing_committed(
+async def test_a_kill_while_the_database_is_unavailable_loses_nothing_committed(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:
     """What /health called journaled before the kill is in the database after the restart."""
@@ -86,7 +86,7 @@ async def test_a_kill_while_the_database_is_away_loses_nothing_committed(
     assert health["sinks"][0]["points_written"] == 500
 
 
-async def test_a_wrong_token_holds_everything_until_it_is_mended(
+async def test_every_point_waits_until_a_wrong_token_is_fixed(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:
     """Nothing is put aside, and /health names the variable."""
@@ -112,7 +112,7 @@ async def test_a_wrong_token_holds_everything_until_it_is_mended(
     assert states(influx) == list(range(50))
 
 
-async def test_capture_does_not_wait_for_a_server_to_say_what_it_is(
+async def test_capture_does_not_wait_for_the_detection_of_the_database(
     settings: dict[str, str], house: StillHouse, tmp_path: Path
 ) -> None:
     """INFLUXDB_API=auto asks before the first write; meanwhile events become durable."""
@@ -131,7 +131,7 @@ async def test_capture_does_not_wait_for_a_server_to_say_what_it_is(
     assert status == 0
 
 
-async def test_a_refused_point_is_put_aside_and_can_be_retried(
+async def test_a_rejected_point_becomes_a_dead_letter_that_can_be_retried(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:
     """Its neighbors are written at once; it follows when the database takes it."""
@@ -157,7 +157,7 @@ async def test_a_refused_point_is_put_aside_and_can_be_retried(
 
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "drop_new"])
-async def test_a_journal_in_memory_works_and_says_what_it_is(
+async def test_a_journal_in_memory_works_and_is_reported_as_not_durable(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path, overflow: str
 ) -> None:
     """JOURNAL=memory: the same way of an event, and /health says that a crash loses it."""
@@ -176,7 +176,7 @@ async def test_a_journal_in_memory_works_and_says_what_it_is(
     assert not (tmp_path / "data" / "journal.db").exists()
 
 
-async def test_what_a_database_forgets_in_a_restart_is_sent_again(
+async def test_points_that_a_database_forgets_in_a_restart_are_sent_again(
     environment: dict[str, str], house: StillHouse, tmp_path: Path
 ) -> None:
     """A database that acknowledges before it stores, as VictoriaMetrics does."""
@@ -203,7 +203,7 @@ async def test_what_a_database_forgets_in_a_restart_is_sent_again(
     assert health["status"] == "healthy"
 
 
-async def test_points_too_old_for_the_database_hold_up_nothing_and_are_named(
+async def test_points_too_old_for_the_database_block_nothing_and_are_reported(
     settings: dict[str, str], influx: FakeInflux, house: StillHouse, tmp_path: Path
 ) -> None:
     """Every point is older than the retention, until it is raised; the sum of all is kept."""

@@ -17,7 +17,7 @@ MOST_BYTES = 65_536
 ENDLESS_BYTES = 64_000_000
 
 
-async def test_what_is_too_large_is_refused_and_harms_nobody(
+async def test_an_oversized_event_or_request_is_refused_without_side_effects(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
     """A message on /ws, a body, and headers have a bound; another client notices nothing."""

@@ -13,7 +13,7 @@ from tests.service.process import service
 ATTEMPTS = 100
 
 
-async def test_a_long_outage_makes_few_lines(
+async def test_a_long_outage_logs_few_lines(
     tmp_path: Path,
     environment: dict[str, str],
     home_assistant: FakeHomeAssistant,

@@ -136,7 +136,7 @@ def test_every_alert_is_documented_with_its_severity_and_what_to_do() -> None:
     assert documented == [(rule.alert, rule.labels["severity"]) for rule in alert_rules()]
 
 
-async def test_alerts_and_panels_ask_for_what_is_exported(known: dict[str, Exported]) -> None:
+async def test_alerts_and_panels_query_only_exported_metrics(known: dict[str, Exported]) -> None:
     """A misspelt name never fires and draws an empty panel; so does a label that is not there."""
     expressions = {f"alert {rule.alert}": rule.expr for rule in alert_rules()}
     expressions |= panel_expressions()
@@ -148,7 +148,7 @@ async def test_alerts_and_panels_ask_for_what_is_exported(known: dict[str, Expor
     assert wrong == {}
 
 
-async def test_what_an_alert_says_has_the_labels_that_it_shows(known: dict[str, Exported]) -> None:
+async def test_alert_texts_use_only_labels_of_their_metrics(known: dict[str, Exported]) -> None:
     """A label that is not there is an empty place in the sentence."""
     wrong = []
     for rule in alert_rules():
@@ -161,7 +161,7 @@ async def test_what_an_alert_says_has_the_labels_that_it_shows(known: dict[str, 
     assert wrong == []
 
 
-def test_a_misspelt_query_is_noticed() -> None:
+def test_a_misspelt_query_is_detected() -> None:
     """Or the tests above would say nothing."""
     known = {"ingest_gaps": Exported("gauge", frozenset({"state"}))}
 

@@ -42,7 +42,7 @@ async def test_every_change_is_in_the_store_once_after_sigterm(
     assert [row[0] for row in rows] == [str(number) for number in range(500)]
 
 
-async def test_the_books_balance(
+async def test_the_event_totals_balance(
     environment: dict[str, str], house: StillHouse, tmp_path: Path
 ) -> None:
     """Received = journaled + filtered + malformed + dropped + pending, at every moment."""
@@ -88,7 +88,7 @@ CLIENTS = {"a watcher": watcher, "a slow request": slow_request}
 
 
 @pytest.mark.parametrize("client", CLIENTS)
-async def test_clients_do_not_hold_up_the_stop(
+async def test_connected_clients_do_not_delay_the_stop(
     environment: dict[str, str], tmp_path: Path, client: str
 ) -> None:
     """The service ends within SHUTDOWN_TIMEOUT whoever is connected."""
@@ -100,7 +100,7 @@ async def test_clients_do_not_hold_up_the_stop(
     assert status == 0
 
 
-async def test_uvicorn_alone_runs_the_service(environment: dict[str, str], tmp_path: Path) -> None:
+async def test_plain_uvicorn_runs_the_service(environment: dict[str, str], tmp_path: Path) -> None:
     """`uvicorn app.main:app` works from settings alone."""
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -153,9 +153,7 @@ def ended(
 
 
 @pytest.mark.parametrize("command", [("-m", "app", "run"), ("-m", "uvicorn", "app.main:app")])
-def test_bad_settings_end_it_with_status_2_and_one_line(
-    tmp_path: Path, command: tuple[str, ...]
-) -> None:
+def test_bad_settings_give_status_2_and_one_line(tmp_path: Path, command: tuple[str, ...]) -> None:
     """No traceback: the line says which variable and how to mend it."""
     process = ended(tmp_path, {"HOME_ASSISTANT_TOKEN": ""}, command)
 
@@ -185,7 +183,7 @@ def test_bad_settings_end_it_with_status_2_and_one_line(
         ),
     ],
 )
-def test_what_the_machine_does_not_allow_is_told_like_a_bad_setting(
+def test_an_unusable_folder_log_file_or_address_is_reported_like_a_bad_setting(
     tmp_path: Path, settings: dict[str, str], line: str
 ) -> None:
     """Folder, log file and address are only tried at the start; they too end it with status 2."""
@@ -201,7 +199,7 @@ def test_what_the_machine_does_not_allow_is_told_like_a_bad_setting(
 @pytest.mark.parametrize(
     "command", [("-m", "app", "run"), ("-m", "uvicorn", "app.main:app", "--port", "0")]
 )
-def test_a_misspelt_name_is_warned_about_in_the_log(
+def test_a_misspelt_setting_is_warned_about_in_the_log(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     """However the service is started."""
@@ -238,7 +236,7 @@ async def test_a_second_process_on_the_same_folder_is_refused(
     assert still
 
 
-async def test_a_loop_that_gives_up_ends_the_process_with_status_1(tmp_path: Path) -> None:
+async def test_a_loop_that_gives_up_stops_the_process_with_status_1(tmp_path: Path) -> None:
     """The reason is the last log line."""
     environment = {
         "HOME_ASSISTANT_URL": "http://127.0.0.1:9",
@@ -254,7 +252,9 @@ async def test_a_loop_that_gives_up_ends_the_process_with_status_1(tmp_path: Pat
     assert "the source loop ended: SourceUnavailable" in last
 
 
-async def test_no_secret_is_in_what_it_prints(environment: dict[str, str], tmp_path: Path) -> None:
+async def test_no_secret_is_in_the_log_or_in_a_response(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     """Not in the log at DEBUG, not in any open route."""
     secrets = {"API_KEY": "key-" + "k" * 40, "INFLUXDB_TOKEN": "influx-" + "i" * 40}
     settings = environment | secrets | {"LOG_LEVEL": "DEBUG"}
@@ -305,7 +305,9 @@ async def test_no_payload_is_in_the_log_above_debug(
     assert "s3cret" not in log + str(health)
 
 
-async def test_a_refused_watcher_is_no_error(environment: dict[str, str], tmp_path: Path) -> None:
+async def test_a_refused_websocket_client_is_not_logged_as_an_error(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
     """Whoever may not watch is told so; that is nothing a person must act on."""
     async with service(tmp_path, environment) as running:
         address = running.url.removeprefix("http://")
@@ -319,7 +321,7 @@ async def test_a_refused_watcher_is_no_error(environment: dict[str, str], tmp_pa
     assert "ERROR" not in log
 
 
-def test_importing_it_loads_no_client_that_may_not_be_needed() -> None:
+def test_importing_the_run_command_loads_no_optional_client() -> None:
     """They were half of the time that importing takes, and a quarter of the memory."""
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, app.commands.run; print(*sys.modules)"],

@@ -43,7 +43,7 @@ def hidden() -> dict[str, str]:
 @pytest.mark.parametrize(
     ("version", "right"), [("v2", True), ("v1", False)], ids=["right secrets", "wrong secrets"]
 )
-async def test_nothing_a_run_produced_holds_a_secret(
+async def test_nothing_a_run_produces_contains_a_secret(
     tmp_path: Path, hidden: Mapping[str, str], version: str, *, right: bool
 ) -> None:
     """Logs at DEBUG, files, every route, errors, and the command line; also when refused.
@@ -142,7 +142,7 @@ def _ours() -> Iterator[object]:
             yield each
 
 
-def test_no_repr_of_any_part_shows_a_secret(
+def test_no_repr_shows_a_secret(
     tmp_path: Path, hidden: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever ends up in a traceback or a debugger: settings, sinks, source, routes, rules."""

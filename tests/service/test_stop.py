@@ -83,7 +83,9 @@ def received(count: int) -> Callable[[Any], bool]:
     return lambda health: bool(health["subscription"]["total_events_received"] >= count)
 
 
-async def test_while_the_journal_opens(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_stop_while_the_journal_opens_is_orderly(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
     """The signal waits until what was opened can be closed again."""
     driver = ("-m", "tests.service.driver", "--armed", "--signal", "SIGTERM")
     command = (*driver, "--at", "before INSERT OR IGNORE INTO cursors", "--", "app", "run")
@@ -95,7 +97,7 @@ async def test_while_the_journal_opens(settings: dict[str, str], tmp_path: Path)
     assert not (tmp_path / "data" / "journal.db-wal").exists()
 
 
-async def test_while_connecting(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_stop_while_connecting_is_orderly(settings: dict[str, str], tmp_path: Path) -> None:
     """Home Assistant accepts the connection and says nothing at all."""
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}"
@@ -105,7 +107,7 @@ async def test_while_connecting(settings: dict[str, str], tmp_path: Path) -> Non
             await stopped_in_time(running)
 
 
-async def test_while_authenticating(
+async def test_a_stop_while_authenticating_is_orderly(
     settings: dict[str, str], home_assistant: FakeHomeAssistant, tmp_path: Path
 ) -> None:
     """Home Assistant opens the WebSocket and does not greet."""
@@ -116,7 +118,9 @@ async def test_while_authenticating(
         await stopped_in_time(running)
 
 
-async def test_while_subscribing(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_stop_while_subscribing_is_orderly(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
     """Home Assistant takes the token and answers no command."""
 
     async def converse(connection: ServerConnection) -> None:
@@ -134,7 +138,9 @@ async def test_while_subscribing(settings: dict[str, str], tmp_path: Path) -> No
             await stopped_in_time(running)
 
 
-async def test_while_waiting_for_the_next_attempt(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_a_stop_while_waiting_to_reconnect_is_orderly(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
     """Nobody listens where Home Assistant should be."""
     away = settings | {"HOME_ASSISTANT_URL": "http://127.0.0.1:9"}
     async with service(tmp_path, away) as running:
@@ -143,7 +149,7 @@ async def test_while_waiting_for_the_next_attempt(settings: dict[str, str], tmp_
         await stopped_in_time(running)
 
 
-async def test_while_events_wait_for_the_registries(
+async def test_a_stop_while_events_wait_for_the_registries_loses_nothing(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """On the very first start; what waits is written without areas rather than lost."""
@@ -163,7 +169,7 @@ async def test_while_events_wait_for_the_registries(
     assert kept(tmp_path, influx) == list(range(300))
 
 
-async def test_while_idle(
+async def test_a_stop_while_idle_is_orderly(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """Everything was delivered already."""
@@ -179,7 +185,7 @@ async def test_while_idle(
     assert kept(tmp_path, influx) == list(range(300))
 
 
-async def test_while_events_stream(
+async def test_a_stop_while_events_stream_loses_nothing(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """Reading stops at one event; those before it are all there, those after it are not."""
@@ -196,7 +202,7 @@ async def test_while_events_stream(
     assert found == list(range(len(found)))
 
 
-async def test_while_a_backlog_drains_into_a_slow_database(
+async def test_a_stop_while_a_backlog_drains_leaves_the_rest_in_the_journal(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """What does not get through in time stays in the journal."""
@@ -216,7 +222,7 @@ async def test_while_a_backlog_drains_into_a_slow_database(
     assert kept(tmp_path, influx) == list(range(3_000))
 
 
-async def test_while_a_request_to_the_database_hangs(
+async def test_a_stop_while_a_database_request_hangs_loses_nothing(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """What was under way is sent again at the next start."""
@@ -234,7 +240,7 @@ async def test_while_a_request_to_the_database_hangs(
     assert kept(tmp_path, influx) == list(range(300))
 
 
-async def test_while_a_client_sends_its_request_for_ever(
+async def test_a_stop_does_not_wait_for_a_request_that_never_ends(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
     """A request that never ends is given up."""
@@ -247,7 +253,7 @@ async def test_while_a_client_sends_its_request_for_ever(
             await reader.read()
 
 
-async def test_while_watchers_do_not_read(
+async def test_a_stop_does_not_wait_for_subscribers_that_do_not_read(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """Their connections are full of events, and nobody waits for them."""
@@ -267,7 +273,7 @@ async def test_while_watchers_do_not_read(
     assert found == list(range(len(found)))
 
 
-async def test_twice_in_a_row(
+async def test_a_second_sigterm_does_not_disturb_the_stop(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """An impatient second signal does not spoil the orderly end."""

@@ -64,7 +64,7 @@ def is_connected(health: Any) -> bool:
     return bool(health["subscription"]["is_subscribed"])
 
 
-async def test_the_loops_tried_here_are_all_there_are(
+async def test_every_supervised_loop_is_tested(
     settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever adds a loop adds it to the list above."""
@@ -87,7 +87,7 @@ async def test_the_loops_tried_here_are_all_there_are(
     assert sorted(names) == sorted(LOOPS)
 
 
-async def test_threads_change_often_while_the_service_runs(
+async def test_the_thread_switch_interval_is_short_while_the_service_runs(
     settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A commit's thread asks for the interpreter many times, and events come meanwhile."""
@@ -103,7 +103,7 @@ async def test_threads_change_often_while_the_service_runs(
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-async def test_a_loop_that_ends_early_ends_the_process(
+async def test_a_loop_that_ends_early_stops_the_process(
     settings: dict[str, str], tmp_path: Path, loop: str
 ) -> None:
     """With status 1, its reason as the last log line, within 5 s and with the journal closed."""
@@ -121,7 +121,7 @@ async def test_a_loop_that_ends_early_ends_the_process(
     assert not (tmp_path / "data" / "journal.db-wal").exists()
 
 
-async def test_neither_a_database_that_hangs_nor_a_slow_client_delays_that_end(
+async def test_a_hanging_database_and_a_slow_client_do_not_delay_the_exit(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:
     """Not even when an operator gives an orderly stop a minute."""
@@ -147,7 +147,7 @@ async def test_neither_a_database_that_hangs_nor_a_slow_client_delays_that_end(
     assert took_s <= ENDS_WITHIN_S
 
 
-async def test_under_uvicorn_it_ends_with_a_status_that_is_not_0(
+async def test_under_uvicorn_an_ended_loop_gives_a_nonzero_status(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
     """After the journal was closed; the reason stands in the log."""
@@ -167,7 +167,9 @@ async def test_under_uvicorn_it_ends_with_a_status_that_is_not_0(
     assert not (tmp_path / "data" / "journal.db-wal").exists()
 
 
-async def test_memory_over_its_limit_is_an_alarm(settings: dict[str, str], tmp_path: Path) -> None:
+async def test_memory_over_its_limit_raises_an_alarm(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
     """Once in the log, and in /health and /metrics for as long as it lasts; all goes on."""
     async with service(tmp_path, settings | {"MAX_MEMORY_MB": "1"}) as running:
         health = await running.until("/health", is_connected)

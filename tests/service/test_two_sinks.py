@@ -50,7 +50,7 @@ def environment(home_assistant: FakeHomeAssistant, influx: FakeInflux) -> dict[s
     }
 
 
-async def test_a_database_that_is_away_holds_up_nobody_and_gets_everything_later(
+async def test_an_unavailable_database_blocks_nothing_and_gets_everything_later(
     home_assistant: FakeHomeAssistant, house: StillHouse, tmp_path: Path
 ) -> None:
     """The store has all at once, health says who is behind and why, then both have the same."""
@@ -77,7 +77,7 @@ async def test_a_database_that_is_away_holds_up_nobody_and_gets_everything_later
     assert _states_in(influx) == _states_in_store(tmp_path) == _played()
 
 
-async def test_a_slow_database_lags_behind_and_the_books_of_both_balance(
+async def test_a_slow_database_lags_behind_and_the_totals_of_both_sinks_balance(
     home_assistant: FakeHomeAssistant, house: StillHouse, tmp_path: Path
 ) -> None:
     """Each sink goes its own speed through one journal; at every moment nothing is unaccounted."""
