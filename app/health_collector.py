@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,17 +59,24 @@ class ProcessUsage:
     failure is counted.
     """
 
-    def __init__(self, process: psutil.Process | None = None) -> None:
+    def __init__(
+        self,
+        process: psutil.Process | None = None,
+        *,
+        times: Callable[[], tuple[float, float]] = lambda: (time.monotonic(), time.process_time()),
+    ) -> None:
+        """`times` returns the seconds that passed, and those that this process computed."""
         self.memory_mb = 0.0
         self.cpu_percent = 0.0
         """Since the `read` before; 100 is one core."""
         self.failures = 0
         self._process = process or psutil.Process()
-        self._read_at = (time.monotonic(), time.process_time())
+        self._times = times
+        self._read_at = times()
 
     def read(self) -> None:
         """Read both."""
-        before, self._read_at = self._read_at, (time.monotonic(), time.process_time())
+        before, self._read_at = self._read_at, self._times()
         elapsed_s, used_s = (now - then for now, then in zip(self._read_at, before, strict=True))
         if elapsed_s > 0:
             self.cpu_percent = round(100 * used_s / elapsed_s, 1)
@@ -82,58 +89,42 @@ class ProcessUsage:
             limited_log.resolved("The memory usage can be read again", topic="process")
 
 
+@dataclass(kw_only=True)
 class HealthCollector:
-    """Collects the status of every component into one `Snapshot`."""
+    """Collects the status of every component into one `Snapshot`.
 
-    def __init__(
-        self,
-        *,
-        source: HomeAssistantSource,
-        pipeline: Pipeline,
-        backfill: Backfill,
-        intake: Batcher,
-        journal: SqliteJournal,
-        deliveries: Sequence[Delivery],
-        discovery: Discovery,
-        data_api: DataApi | None = None,
-        entity_filter: EntityFilter | None = None,
-        dead_letters: DeadLetters,
-        local_files: Sequence[LocalFile | None] = (),
-        hub: Hub,
-        telemetry: Telemetry,
-        supervisor: Supervisor,
-        memory_limit_mb: float,
-        watch_s: float = 5.0,
-        usage: ProcessUsage | None = None,
-    ) -> None:
-        """Above `memory_limit_mb` the snapshot is degraded; `watch` checks every `watch_s`."""
-        self._source = source
-        self._pipeline = pipeline
-        self._backfill = backfill
-        self._intake = intake
-        self._journal = journal
-        self._deliveries = deliveries
-        self._discovery = discovery
-        self._data_api = data_api
-        self._filter = entity_filter
-        self._dead_letters = dead_letters
-        self._local_files = local_files
-        self._hub = hub
-        self._telemetry = telemetry
-        self._supervisor = supervisor
-        self._memory_limit_mb = memory_limit_mb
-        self._watch_s = watch_s
-        self._usage = usage or ProcessUsage()
-        self.watch_failures = 0
-        """Rounds of `watch` that failed."""
-        self._started = time.monotonic()
+    It has as many attributes as there are components with a status.
+    """
+
+    source: HomeAssistantSource
+    pipeline: Pipeline
+    backfill: Backfill
+    intake: Batcher
+    journal: SqliteJournal
+    deliveries: Sequence[Delivery]
+    discovery: Discovery
+    data_api: DataApi | None = None
+    entity_filter: EntityFilter | None = None
+    dead_letters: DeadLetters
+    local_files: Sequence[LocalFile | None] = ()
+    hub: Hub
+    telemetry: Telemetry
+    supervisor: Supervisor
+    memory_limit_mb: float
+    """Above this the snapshot is degraded."""
+    watch_s: float = 5.0
+    """The interval of `watch`."""
+    usage: ProcessUsage = field(default_factory=ProcessUsage)
+    watch_failures: int = field(init=False, default=0)
+    """Rounds of `watch` that failed."""
+    _started: float = field(init=False, default_factory=time.monotonic)
 
     def snapshot(self) -> Snapshot:
         """Return the state now; nothing here awaits, so all totals are of one moment."""
-        telemetry, usage = self._telemetry, self._usage
+        telemetry, usage = self.telemetry, self.usage
         usage.read()
-        failures = dict(self._supervisor.failures)
-        connection = replace(self._source.status(), is_running="source" not in failures)
+        failures = dict(self.supervisor.failures)
+        connection = replace(self.source.status(), is_running="source" not in failures)
         return Snapshot(
             version=__version__,
             timestamp=datetime.now(UTC),
@@ -146,23 +137,23 @@ class HealthCollector:
                 last_event=_moment(telemetry.last_event_at),
             ),
             journal=self._journal_status(),
-            sinks=tuple(delivery.status() for delivery in self._deliveries),
-            discovery=self._discovery.status(),
+            sinks=tuple(delivery.status() for delivery in self.deliveries),
+            discovery=self.discovery.status(),
             accounting=Accounting(events=self._event_accounting()),
-            gaps=self._backfill.status(),
+            gaps=self.backfill.status(),
             performance=PerformanceStatus(
                 memory_mb=usage.memory_mb,
-                memory_limit_mb=self._memory_limit_mb,
+                memory_limit_mb=self.memory_limit_mb,
                 cpu_percent=usage.cpu_percent,
                 monitor_failures=usage.failures + self.watch_failures,
             ),
-            dead_letters=self._dead_letters.count,
-            dead_letters_discarded=self._dead_letters.discarded,
-            clients=self._hub.subscribers,
+            dead_letters=self.dead_letters.count,
+            dead_letters_discarded=self.dead_letters.discarded,
+            clients=self.hub.subscribers,
             failures=failures,
-            damage=[file.damage for file in self._local_files if file and file.damage],
-            data_api=self._data_api.status() if self._data_api else None,
-            filter_reason=self._filter.reason if self._filter else None,
+            damage=[file.damage for file in self.local_files if file and file.damage],
+            data_api=self.data_api.status() if self.data_api else None,
+            filter_reason=self.entity_filter.reason if self.entity_filter else None,
             transform_failures=dict(telemetry.transform_failures),
         )
 
@@ -185,7 +176,7 @@ class HealthCollector:
                     exc_info=exc,
                     topic="monitor",
                 )
-            await asyncio.sleep(self._watch_s)
+            await asyncio.sleep(self.watch_s)
 
     def _check_memory(self, *, over: bool) -> bool:
         """Log when memory passes the limit in either direction; return whether it is over."""
@@ -204,29 +195,29 @@ class HealthCollector:
         return over
 
     def _event_accounting(self) -> EventAccounting:
-        telemetry = self._telemetry
+        telemetry = self.telemetry
         return EventAccounting(
             received=telemetry.received,
             journaled=telemetry.journaled,
             filtered=telemetry.filtered,
             malformed=telemetry.malformed.total(),
             dropped=dict(telemetry.dropped),
-            pending=self._intake.pending_points + self._pipeline.waiting_events,
+            pending=self.intake.pending_points + self.pipeline.waiting_events,
         )
 
     def _journal_status(self) -> JournalStatus:
-        status = self._journal.status()
-        oldest_at = self._intake.oldest_at
+        status = self.journal.status()
+        oldest_at = self.intake.oldest_at
         return replace(
             status,
-            pending_points=self._intake.pending_points + self._pipeline.waiting_events,
+            pending_points=self.intake.pending_points + self.pipeline.waiting_events,
             oldest_pending_seconds=(
                 max(0.0, round(time.time() - oldest_at, 3)) if oldest_at else 0.0
             ),
-            last_commit_delay_seconds=self._telemetry.last_commit_delay_s,
-            durable=status.durable and self._intake.durable,
-            losing=self._intake.losing,
-            reason=self._intake.reason or status.reason,
+            last_commit_delay_seconds=self.telemetry.last_commit_delay_s,
+            durable=status.durable and self.intake.durable,
+            losing=self.intake.losing,
+            reason=self.intake.reason or status.reason,
         )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-import time
 from pathlib import Path
+from time import time
 from types import SimpleNamespace
 from typing import cast
 
@@ -55,18 +55,16 @@ def test_the_last_memory_usage_stays_when_it_cannot_be_read(
     assert len(caplog.records) == 1
 
 
-def test_processor_time_is_that_since_the_last_reading() -> None:
-    """100 % is one core; a process that sleeps uses none."""
-    usage = ProcessUsage(cast("psutil.Process", FakeProcess()))
-    end = time.process_time() + 0.05
-    while time.process_time() < end:
-        pass
-    usage.read()
-    busy = usage.cpu_percent
-    time.sleep(0.1)
-    usage.read()
+def test_processor_time_is_the_share_since_the_last_reading() -> None:
+    """100 % is one core; two readings at one moment keep the last share."""
+    times = iter([(10.0, 1.0), (12.0, 2.0), (12.0, 2.0), (16.0, 3.0)])
+    usage = ProcessUsage(cast("psutil.Process", FakeProcess()), times=lambda: next(times))
+    shares = []
+    for _ in range(3):
+        usage.read()
+        shares.append(usage.cpu_percent)
 
-    assert 0 < usage.cpu_percent < busy
+    assert shares == [50.0, 50.0, 25.0]
 
 
 class BrokenUsage(ProcessUsage):
@@ -77,15 +75,54 @@ class BrokenUsage(ProcessUsage):
         raise ZeroDivisionError
 
 
-async def test_the_monitor_continues_after_an_unexpected_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """It must not end the service; the traceback is logged once."""
+@pytest.fixture
+def container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Container:
+    """Return the components of a service with one database, none of them open."""
     monkeypatch.setenv("HOME_ASSISTANT_URL", "http://localhost:8123")
     monkeypatch.setenv("HOME_ASSISTANT_TOKEN", "t" * 40)
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("INFLUXDB_URL", "http://localhost:8086")
+    return Container(settings=load_settings(None))
+
+
+async def test_a_snapshot_has_the_counts_of_telemetry_and_of_each_sink(
+    container: Container,
+) -> None:
+    """By the names of `/health`."""
+    telemetry = container.telemetry()
+    telemetry.events_received(3)
+    telemetry.batch_committed(2, seconds=0.01, received_at=time() - 60)
+    telemetry.batch_written("influxdb", 1, seconds=0.01, received_at=time() - 600)
+    telemetry.points_dead_lettered("influxdb", 4)
+    telemetry.points_dropped("influxdb", 2)
+    telemetry.points_expired("influxdb", 3)
+    async with container.journal():
+        snapshot = container.observer().snapshot()
+
+    (sink,) = snapshot.sinks
+    assert snapshot.subscription.total_events_received == 3
+    assert snapshot.accounting.events.journaled == 2
+    assert snapshot.journal.last_commit_delay_seconds == pytest.approx(60, abs=30)
+    assert sink.last_delay_seconds == pytest.approx(600, abs=30)
+    assert (sink.points_written, sink.points_dead_lettered) == (1, 4)
+    assert (sink.points_dropped, sink.points_expired) == (5, 3)
+    assert snapshot.connection.is_running
+
+
+async def test_a_source_that_ended_is_not_running(container: Container) -> None:
+    """`is_running` is about our task, not about Home Assistant."""
+    container.supervisor().failures["source"] = "KeyError('id')"
+    async with container.journal():
+        snapshot = container.observer().snapshot()
+
+    assert (snapshot.connection.is_running, snapshot.status) == (False, "unhealthy")
+
+
+async def test_the_monitor_continues_after_an_unexpected_error(
+    container: Container, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It must not end the service; the traceback is logged once."""
     usage = BrokenUsage()
-    container = Container(settings=load_settings(None))
     observer = container.observer(watch_s=0.0, usage=usage)
     watch = asyncio.create_task(observer.watch())
     async with asyncio.timeout(5):
