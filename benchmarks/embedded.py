@@ -207,10 +207,8 @@ class _Batch:
     def lines(self) -> list[bytes]:
         return list(self.cut)
 
-    def gzip_at_hand(self) -> bytes | None:
-        raise NotImplementedError
-
-    def gzip_body(self) -> bytes:
+    @property
+    def gzip(self) -> bytes | None:
         raise NotImplementedError
 
 

@@ -1,6 +1,6 @@
 """Batches read from the journal: whole rows as stored, or lines cut from them.
 
-A row is one gzip member, and so is the body of a request. Functions that decompress rows block;
+A row is one gzip stream, and so is the body of a request. Functions that decompress rows block;
 call them in a thread.
 """
 
@@ -62,19 +62,10 @@ class WholeRows:
         """
         return list(chain.from_iterable(map(_unpacked, self.rows)))
 
-    def gzip_at_hand(self) -> bytes | None:
-        """Return the result of `gzip_body` when that is cheap, else None."""
+    @property
+    def gzip(self) -> bytes | None:
+        """A single row as it is stored; None for several, which must be compressed again."""
         return self.rows[0].gzip if len(self.rows) == 1 else None
-
-    def gzip_body(self) -> bytes:
-        """Return the lines as one gzip stream; may block.
-
-        Raises:
-            StorageDamaged: a row cannot be unpacked.
-        """
-        if len(self.rows) == 1:
-            return self.rows[0].gzip
-        return gzip_stream.compressed(b"".join(map(_data, self.rows)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,14 +97,6 @@ class CutLines:
     def lines(self) -> list[bytes]:
         """Return the lines in order."""
         return list(self.cut)
-
-    def gzip_at_hand(self) -> bytes:
-        """Return the lines as one gzip member."""
-        return self.gzip
-
-    def gzip_body(self) -> bytes:
-        """Return the lines as one gzip member."""
-        return self.gzip
 
 
 Part = WholeRows | CutLines
@@ -210,15 +193,11 @@ def _is_of(series: bytes, measurement: str | None) -> bool:
     return series.startswith((name + b",", name + b" "))
 
 
-def _data(row: Row) -> bytes:
+def _unpacked(row: Row) -> list[bytes]:
     try:
-        return gzip_stream.decompressed(row.gzip)
+        lines = Lines(gzip_stream.decompressed(row.gzip), row.points).split()
     except gzip_stream.Damaged as exc:
         raise StorageDamaged(f"points {row.first} to {row.last} cannot be unpacked") from exc
-
-
-def _unpacked(row: Row) -> list[bytes]:
-    lines = Lines(_data(row), row.points).split()
     if len(lines) != row.points:
         raise StorageDamaged(
             f"points {row.first} to {row.last} are {row.points}, but the row holds {len(lines)}"

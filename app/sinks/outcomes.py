@@ -44,16 +44,9 @@ class Batch(Protocol):
         """
         ...
 
-    def gzip_at_hand(self) -> bytes | None:
-        """Return all lines as one gzip member if that is cheap; None: call `gzip_body`."""
-        ...
-
-    def gzip_body(self) -> bytes:
-        """Return all lines as one gzip member; may compress, so call it in a thread.
-
-        Raises:
-            StorageDamaged: the journal's bytes cannot be unpacked.
-        """
+    @property
+    def gzip(self) -> bytes | None:
+        """All lines as one gzip stream; None when the lines must be compressed first."""
         ...
 
 

@@ -51,11 +51,8 @@ class FakeBatch:
             raise StorageDamaged("points 1 to 5 cannot be unpacked")
         return self.cut
 
-    def gzip_at_hand(self) -> bytes | None:
-        """Fail: this store has no use for compressed lines."""
-        raise NotImplementedError
-
-    def gzip_body(self) -> bytes:
+    @property
+    def gzip(self) -> bytes | None:
         """Fail: this store has no use for compressed lines."""
         raise NotImplementedError
 

@@ -95,12 +95,12 @@ async def test_compressing_does_not_happen_on_the_event_loop() -> None:
     found: list[bool] = []
 
     class WatchedRows(WholeRows):
-        def gzip_body(self) -> bytes:
+        def lines(self) -> list[bytes]:
             try:
                 found.append(asyncio.get_running_loop() is here)
             except RuntimeError:
                 found.append(False)
-            return super().gzip_body()
+            return super().lines()
 
     async with FakeInflux().serving() as server, sink_to(server) as sink:
         assert await sink.write(WatchedRows(batch_of().rows)) == Accepted()

@@ -32,7 +32,7 @@ def test_series_that_were_accepted_before_come_first() -> None:
     assert (names_in(known), list(known.numbers)) == (["m,e=a", "m,e=b", "m,e=a"], [101, 103, 104])
     assert (names_in(unknown), list(unknown.numbers)) == (["m,e=new1", "m,e=new2"], [102, 105])
     assert (known.first, known.last, known.points, known.received_at) == (101, 104, 3, 7.0)
-    assert gzip.decompress(unknown.gzip_body()) == b"m,e=new1 v=1 102\nm,e=new2 v=1 105\n"
+    assert gzip.decompress(unknown.gzip) == b"m,e=new1 v=1 102\nm,e=new2 v=1 105\n"
 
 
 @pytest.mark.parametrize("is_known", [True, False])

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import aiohttp
 from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
 
+from app.runtime import gzip_stream
 from app.runtime.errors import StorageDamaged
 from app.runtime.logging import RateLimitedLog
 from app.runtime.tls import ClientTls
@@ -227,11 +228,10 @@ class InfluxSink:
         return dialect_for(found, self._target)
 
     async def _body(self, batch: Batch) -> Body:
-        if self._gzip == "refused":
-            return Body(await asyncio.to_thread(_joined, batch), is_gzip=False)
-        # A thread costs some iterations of the loop: milliseconds when it is busy.
-        body = batch.gzip_at_hand()
-        return Body(await asyncio.to_thread(batch.gzip_body) if body is None else body)
+        is_gzip = self._gzip != "refused"
+        if is_gzip and batch.gzip is not None:
+            return Body(batch.gzip)
+        return await asyncio.to_thread(_body_of, batch, is_gzip=is_gzip)
 
     async def _write_in_any_dialect(self, body: Body, dialect: Dialect) -> tuple[Reply, Dialect]:
         """Write, if necessary in another dialect; return the dialect that worked."""
@@ -264,7 +264,7 @@ class InfluxSink:
 
         If the uncompressed line is accepted, gzip was the reason and not the line.
         """
-        body = Body(await asyncio.to_thread(_joined, batch), is_gzip=False)
+        body = await asyncio.to_thread(_body_of, batch, is_gzip=False)
         plain = await self._write(body, dialect)
         if plain.status != HTTPStatus.NO_CONTENT:
             return plain if _is_about_gzip(reply) else reply
@@ -327,5 +327,6 @@ def _is_about_gzip(reply: Reply) -> bool:
     return reply is _UNREADABLE or reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
-def _joined(batch: Batch) -> bytes:
-    return b"".join([line + b"\n" for line in batch.lines()])
+def _body_of(batch: Batch, *, is_gzip: bool) -> Body:
+    data = b"".join([line + b"\n" for line in batch.lines()])
+    return Body(gzip_stream.compressed(data) if is_gzip else data, is_gzip=is_gzip)
