@@ -28,19 +28,26 @@ from typing import Protocol
 
 from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
+from app.backfill.reader import (
+    CapturedIdentities,
+    GapReader,
+    HomeAssistantStarts,
+    starts_of,
+    unknown_to,
+)
+from app.backfill.retries import GapRetries
+from app.backfill.spans import attempted, requested_times, span_text, still_to_fill
 from app.health import GapsStatus
 from app.homeassistant.messages import RecordedState, State
 from app.homeassistant.recorded_entities import Entities, find_entities
-from app.homeassistant.recorder import Call, HistoryPage, Recorder, is_entity_id
+from app.homeassistant.recorder import Call, HistoryPage, Recorder
 from app.model import (
-    MAX_TIME_NS,
     NOWHERE,
     SECOND_NS,
     Change,
     Gap,
     LastNames,
     LastState,
-    Lifecycle,
     Lines,
     Placement,
     Placements,
@@ -48,16 +55,11 @@ from app.model import (
     Row,
     StoredPoint,
     Times,
-    moment_of,
     nanoseconds,
 )
 from app.normalize.recorded import Identity, Recovery
 from app.normalize.restarts import (
-    Written,
     around,
-    first_write_ns,
-    searches,
-    written_rows,
 )
 from app.runtime import gzip_stream
 from app.runtime.errors import CommandFailed, SourceError, SourceProtocolError, StorageError
@@ -70,9 +72,6 @@ logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
 
 _MICROSECOND_NS = 1_000
-_REQUESTED_BEYOND_NS = 30 * SECOND_NS
-"""How far beyond the bounds of a gap changes are requested: events are not strictly in the order
-of their times, and a clock may be corrected by seconds. What is there twice has one identity."""
 _LONGEST_NS = 366 * 86_400 * SECOND_NS
 """A gap that is longer comes from a wrong clock, which must not decide that it is too old."""
 _COMPARED_PER_S = 50_000
@@ -82,7 +81,7 @@ _LOOKS_FOR_COMMIT = 600
 _COMMIT_LOOK_S = 0.1
 _LOOKS_FOR_START = 600
 _START_LOOK_S = 1.0
-# Home Assistant's own trouble, which may pass: its recorder is busy, migrates, or failed once.
+# Home Assistant's own errors, which may be temporary: its recorder is busy, migrates, or failed once.
 _PASSING = frozenset({"unknown_error", "home_assistant_error", "timeout"})
 _ATTEMPTS = 10
 _RETRY_LOOK_S = 1.0
@@ -205,7 +204,7 @@ class Backfill:
         self._keep = keep
         self._telemetry = telemetry
         self._backoff = backoffs()
-        self._failing = _Failing(backoffs, clock)
+        self._failing = GapRetries(backoffs, clock)
         self._max_hours = max_hours
         self._points_per_s = points_per_s
         self._commit_interval_s = commit_interval_s
@@ -275,7 +274,7 @@ class Backfill:
             return None
         return (
             f"{len(gaps)} gaps cannot be filled, so changes are missing; the newest is"
-            f" {_span(gaps[0])}: {gaps[0].detail}. See /api/v1/gaps. Request them again with"
+            f" {span_text(gaps[0])}: {gaps[0].detail}. See /api/v1/gaps. Request them again with"
             " `python -m app backfill`, or acknowledge them with POST /api/v1/gaps/acknowledge."
         )
 
@@ -376,7 +375,7 @@ class Backfill:
         wait_s = self._failing.failed(gap, exc)
         limited_log.warning(
             "Backfill of %s failed, next attempt in %.1fs: %s",
-            _span(gap),
+            span_text(gap),
             wait_s,
             exc,
             kind=type(exc).__name__,
@@ -415,7 +414,7 @@ class Backfill:
             return []
         try:
             async with self._recorder() as recorder:
-                return await _unknown_to(recorder, unknown)
+                return await unknown_to(recorder, unknown)
         except SourceError:
             return []
 
@@ -437,7 +436,7 @@ class Backfill:
         else:
             lost, gap = self._coverage.split(gap, oldest_ns, detail=detail)
         limited_log.warning(
-            "The gap %s is not filled: %s", _span(lost), detail, kind="lost", topic="endings"
+            "The gap %s is not filled: %s", span_text(lost), detail, kind="lost", topic="endings"
         )
         return gap
 
@@ -460,9 +459,11 @@ class Backfill:
             return gap
         entities = await self._entities(gap, recorder, newest)
         limitations = (*entities.limitations, *await self._not_retained(gap, newest_ns))
-        gap = self._coverage.update(_attempted(gap, entities.sources, limitations))
-        requested = _requested(gap, self._coverage.open_gaps())
-        captured = _Captured(requested, present=newest.keys(), after=self._coverage.keep_from - 1)
+        gap = self._coverage.update(attempted(gap, entities.sources, limitations))
+        requested = requested_times(gap, self._coverage.open_gaps())
+        captured = CapturedIdentities(
+            requested, present=newest.keys(), after=self._coverage.keep_from - 1
+        )
         await self._catch_up(captured, newest_ns)
         recovery = Recovery(
             requested,
@@ -472,15 +473,15 @@ class Backfill:
             newest=newest,
             names=self._names(),
         )
-        reading = _Reading(recorder, recovery, gap.entity_ids or tuple(entities.entity_ids))
+        reading = GapReader(recorder, recovery, gap.entity_ids or tuple(entities.entity_ids))
         if missing is None:
-            gap, detail = await self._read_back(gap, reading, captured, _starts(entities, newest))
+            gap, detail = await self._read_back(gap, reading, captured, starts_of(entities, newest))
         else:
             detail = f"{_NO_RECORDER} {missing!r}"
         gap = await self._unrecorded(gap, reading, captured)
         gap = await self._renamed(gap, reading, captured, newest)
         gap = await self._closed(gap, recorder, entities, detail)
-        self._tell(gap)
+        self._report(gap)
         return gap
 
     async def _not_retained(self, gap: Gap, newest_ns: int) -> Sequence[str]:
@@ -496,7 +497,7 @@ class Backfill:
             return ()
         return (_NOT_RETAINED.format(duration(retention_s)),)
 
-    async def _unrecorded(self, gap: Gap, reading: _Reading, captured: _Captured) -> Gap:
+    async def _unrecorded(self, gap: Gap, reading: GapReader, captured: CapturedIdentities) -> Gap:
         """Journal the newest state of each entity that changed without a row."""
         recovery = reading.recovery
         changes = self._keep(recovery.unrecorded(reading.entity_ids, committed=captured))
@@ -508,7 +509,11 @@ class Backfill:
         )
 
     async def _renamed(
-        self, gap: Gap, reading: _Reading, captured: _Captured, newest: Mapping[str, State]
+        self,
+        gap: Gap,
+        reading: GapReader,
+        captured: CapturedIdentities,
+        newest: Mapping[str, State],
     ) -> Gap:
         """Journal the removal of each id that an entity lost by a rename that no event announced.
 
@@ -586,17 +591,21 @@ class Backfill:
         if gap.changes or gap.entities:
             return self._coverage.close(gap, "filled", detail=None)
         if unknown := {*gap.entity_ids}.difference(entities.entity_ids):
-            unknown = {*await _unknown_to(recorder, unknown)}
+            unknown = {*await unknown_to(recorder, unknown)}
         if unknown:
             detail = f"Nothing knows {', '.join(sorted(unknown))}"
             return self._coverage.close(gap, "unfillable", detail=detail)
         return self._coverage.close(gap, "nothing_recorded", detail=_NOTHING_RECORDED)
 
     async def _read_back(
-        self, gap: Gap, reading: _Reading, captured: _Captured, starts: _Starts
+        self,
+        gap: Gap,
+        reading: GapReader,
+        captured: CapturedIdentities,
+        starts: HomeAssistantStarts,
     ) -> tuple[Gap, str | None]:
         """Journal all rows; return the gap as it is then, and why no more can be had."""
-        times, requested = _still_to_fill(gap), captured.requested
+        times, requested = still_to_fill(gap), captured.requested
         end_ns = max(requested.oldest_ns, times.newest_ns)
         try:
             if self._failing.attempts(gap) >= _ATTEMPTS:  # one entity may be to blame
@@ -619,7 +628,7 @@ class Backfill:
             return gap, f"Home Assistant shows no history: {exc}"
         return gap, None
 
-    async def _readable(self, gap: Gap, reading: _Reading, times: Times) -> Gap:
+    async def _readable(self, gap: Gap, reading: GapReader, times: Times) -> Gap:
         """Leave out the entities whose history Home Assistant fails to show, and name them."""
         failing = await reading.recorder.failing(reading.entity_ids, times)
         if not failing:
@@ -628,7 +637,7 @@ class Backfill:
         limitation = f"Home Assistant fails to show the history of {', '.join(failing)}."
         return self._coverage.update(replace(gap, limitations=(*gap.limitations, limitation)))
 
-    async def _limited(self, gap: Gap, reading: _Reading) -> Gap:
+    async def _limited(self, gap: Gap, reading: GapReader) -> Gap:
         """Return a gap that says so when the recorder does not reach back to its start."""
         known = sorted({*self._before(gap)}.intersection(reading.readable))
         if gap.reason == "requested" or gap.filled_ns is not None or not known:
@@ -637,7 +646,7 @@ class Backfill:
             return gap
         return self._coverage.update(replace(gap, limitations=(*gap.limitations, _NOT_REACHED)))
 
-    async def _catch_up(self, captured: _Captured, through_ns: int) -> None:
+    async def _catch_up(self, captured: CapturedIdentities, through_ns: int) -> None:
         """Add to what is known to be captured all that came live up to a moment.
 
         A change that was read back may have come live as well, and still be on its way.
@@ -663,7 +672,7 @@ class Backfill:
         raise StorageError("the journal takes no points")
 
     async def _journal_answer(
-        self, answer: HistoryPage, reading: _Reading, committed: Container[Identity]
+        self, answer: HistoryPage, reading: GapReader, committed: Container[Identity]
     ) -> int:
         """Journal the changes of one answer, and return how many there were.
 
@@ -723,11 +732,11 @@ class Backfill:
             return replace(state, changed_ns=None)
         return state
 
-    def _tell(self, gap: Gap) -> None:
+    def _report(self, gap: Gap) -> None:
         limited_log.info(
             "Backfilled %s: %s changes of %s entities; %s entities have no recorded history%s."
             " Entities from: %s. %s",
-            _span(gap),
+            span_text(gap),
             f"{gap.changes:,}",
             f"{gap.entities:,}",
             f"{len(gap.unrecorded):,}",
@@ -739,7 +748,7 @@ class Backfill:
         if gap.state == "unfillable":
             limited_log.warning(
                 "The gap %s cannot be filled: %s",
-                _span(gap),
+                span_text(gap),
                 gap.detail,
                 kind="unfillable",
                 topic="endings",
@@ -754,225 +763,8 @@ class Backfill:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """The last attempt to fill a gap, which failed."""
-
-    backoff: Backoff
-    at: float
-    wait_s: float
-    filled_ns: int | None
-    why: str
-
-
-class _Failing:
-    """The gaps whose last attempt failed, and so which one is tried next."""
-
-    def __init__(self, backoffs: Callable[[], Backoff], clock: Callable[[], float]) -> None:
-        self._backoffs = backoffs
-        self._clock = clock
-        self._failures: dict[int, _Failure] = {}
-
-    def next(self, gaps: Sequence[Gap]) -> Gap | None:
-        """Return the gap with the fewest failures, the oldest of these; None while all wait."""
-        ready = filter(self._is_ready, gaps)
-        return min(ready, key=lambda gap: (self.attempts(gap), gap.start_ns, gap.id), default=None)
-
-    def failed(self, gap: Gap, exc: Exception) -> float:
-        """Note that an attempt failed; return the seconds until the next."""
-        former = self._failures.get(gap.id)
-        # An attempt that read a part of the gap starts the waits anew.
-        is_stuck = former is not None and former.filled_ns == gap.filled_ns
-        backoff = former.backoff if former is not None and is_stuck else self._backoffs()
-        wait_s = backoff.next_s()
-        self._failures[gap.id] = _Failure(backoff, self._clock(), wait_s, gap.filled_ns, str(exc))
-        return wait_s
-
-    def attempts(self, gap: Gap) -> int:
-        """Return how many attempts in a row failed without progress."""
-        failure = self._failures.get(gap.id)
-        return 0 if failure is None else failure.backoff.attempt
-
-    def forget(self, gap: Gap) -> None:
-        """Note that an attempt succeeded."""
-        self._failures.pop(gap.id, None)
-
-    def any(self, gaps: Sequence[Gap]) -> bool:
-        """Return whether one of these gaps failed."""
-        return any(gap.id in self._failures for gap in gaps)
-
-    def reason(self, gaps: Sequence[Gap]) -> str | None:
-        """Return why the first of these gaps that failed did so."""
-        gap = next((gap for gap in gaps if gap.id in self._failures), None)
-        if gap is None:
-            return None
-        return (
-            f"The gap {_span(gap)} cannot be read back from Home Assistant:"
-            f" {self._failures[gap.id].why}."
-            " The next attempt follows automatically; see /api/v1/gaps."
-        )
-
-    def _is_ready(self, gap: Gap) -> bool:
-        failure = self._failures.get(gap.id)
-        # Our clock may be set back meanwhile: then the wait is over.
-        return failure is None or not 0 <= self._clock() - failure.at < failure.wait_s
-
-
-class _Reading:
-    """What is read for one gap: the entities, and what is made of their rows."""
-
-    def __init__(self, recorder: Recorder, recovery: Recovery, entity_ids: Sequence[str]) -> None:
-        self.recorder = recorder
-        self.recovery = recovery
-        self.entity_ids = entity_ids
-        self.readable = entity_ids
-        """Those whose history Home Assistant shows."""
-
-    async def look_back(self, oldest_ns: int) -> None:
-        """Read the row before a moment of each entity whose newest change is not remembered."""
-        missing = [name for name in self.readable if not self.recovery.knows_before(name)]
-        found, older = await self.recorder.rows_before(oldest_ns, missing)
-        for name, row in found.items():
-            self.recovery.begin_with(name, row)
-        for name, row in older.items():
-            self.recovery.begin_with(name, row, says_since=False)
-
-    async def look_up_names(self, answer: HistoryPage, oldest_ns: int) -> None:
-        """Read the row before a moment that names the class and unit of entities without them."""
-        lacking = [
-            name for name, rows in answer.history.items() if self.recovery.lacks_names(name, rows)
-        ]
-        for name, row in (await self.recorder.available_before(oldest_ns, lacking)).items():
-            self.recovery.describe(name, row)
-
-    async def find_restarts(self, starts: _Starts, times: Times) -> None:
-        """Find when Home Assistant wrote its first state after each restart."""
-        restarts_ns = []
-        for search in searches(
-            around(times), lifecycle=starts.lifecycle, oldest_state_ns=starts.oldest_state_ns
-        ):
-            rows = await self._written(search.read)
-            if (restart_ns := first_write_ns(search, rows)) is not None:
-                restarts_ns.append(restart_ns)
-        self.recovery.restarted(restarts_ns)
-
-    async def _written(self, times: Times) -> list[Written]:
-        """Return what the rows of a span say about restarts."""
-        written: list[Written] = []
-        before = await self.recorder.states_at(times.oldest_ns, self.readable)
-        states = {name: row.s for name, row in before.items()}
-        async with aclosing(self.recorder.history(times, self.readable)) as answers:
-            async for answer in answers:
-                for name, rows in answer.history.items():
-                    written += written_rows(name, rows, states.get(name))
-                    states[name] = rows[-1].s if rows else states.get(name)
-                await asyncio.sleep(0)
-        return written
-
-
-async def _unknown_to(recorder: Recorder, entity_ids: Collection[str]) -> list[str]:
-    """Return which of these ids neither Home Assistant nor its recorder knows."""
-    states = await recorder.newest_states()
-    unknown = {*entity_ids} - states.keys()
-    for known in (recorder.registered, recorder.with_statistics):
-        with contextlib.suppress(CommandFailed):
-            unknown -= await known()
-    now_ns = max((nanoseconds(state.last_updated) for state in states.values()), default=0)
-    with contextlib.suppress(CommandFailed):
-        unknown -= await recorder.ever_recorded(
-            sorted(filter(is_entity_id, unknown)), near_ns=now_ns
-        )
-    return sorted(unknown)
-
-
 def _lacks_recorder(gap: Gap) -> bool:
     return gap.state == "unfillable" and (gap.detail or "").startswith(_NO_RECORDER)
-
-
-@dataclass(frozen=True, slots=True)
-class _Starts:
-    """What is known of Home Assistant's starts without its recorder's rows."""
-
-    lifecycle: Lifecycle
-    oldest_state_ns: int | None
-    """The oldest `last_changed` of all current states."""
-
-
-def _starts(entities: Entities, newest: Mapping[str, State]) -> _Starts:
-    oldest_ns = (nanoseconds(state.last_changed) for state in newest.values())
-    return _Starts(entities.lifecycle, min(oldest_ns, default=None))
-
-
-class _Captured:
-    """The identities of what the journal holds of the time that is requested for a gap.
-
-    Home Assistant moves the history of a renamed entity to its new id: a row is also captured if
-    an entity of its domain that is gone now was captured at the same microsecond.
-    """
-
-    def __init__(self, requested: Times, *, present: Container[str], after: int) -> None:
-        """Start with none; `present` are the entities that have a state now."""
-        self.requested = requested
-        self.after = after
-        """Sequence number through which the journal was read."""
-        self.through_ns = -1
-        """Changes up to here that came live are among the identities."""
-        self._present = present
-        self._identities: set[Identity] = set()
-        self._gone: set[Identity] = set()
-        """By domain: those of entities that have no state now."""
-
-    def add(self, identities: Collection[Identity]) -> None:
-        """Add what a row of the journal holds."""
-        self._identities.update(identities)
-        for name, at_ns in identities:
-            if name not in self._present:
-                self._gone.add((_domain(name), at_ns))
-
-    def __contains__(self, identity: object) -> bool:
-        """Whether a change was captured."""
-        match identity:
-            case str(name), int(at_ns):
-                return identity in self._identities or (_domain(name), at_ns) in self._gone
-        return False
-
-
-def _domain(entity_id: str) -> str:
-    return entity_id.partition(".")[0]
-
-
-def _still_to_fill(gap: Gap) -> Times:
-    start_ns = gap.start_ns if gap.filled_ns is None else gap.filled_ns + 1
-    return Times(start_ns, max(start_ns, gap.end_ns))
-
-
-def _attempted(gap: Gap, sources: tuple[str, ...], limitations: Sequence[str]) -> Gap:
-    """Return a gap at the beginning of an attempt to fill it.
-
-    It goes on where an earlier attempt ended, unless that one lacked a source: then it begins
-    again, for the entities that only this source names.
-    """
-    if gap.sources and not {*sources} <= {*gap.sources}:
-        gap = replace(gap, filled_ns=None)
-    former = () if gap.filled_ns is None else gap.limitations
-    return replace(gap, sources=sources, limitations=tuple(dict.fromkeys((*former, *limitations))))
-
-
-def _requested(gap: Gap, open_gaps: Sequence[Gap]) -> Times:
-    """Return the span that is requested for what is still to fill.
-
-    It goes beyond the bounds, but not into another gap that is filled automatically: that one
-    counts its own changes, and the recorder may have yet to write a later one.
-    """
-    times = _still_to_fill(gap)
-    if gap.reason == "requested":
-        return times  # a person decided on the bounds
-    others = [one for one in open_gaps if one.id != gap.id and one.reason != "requested"]
-    earlier_ns = [one.end_ns for one in others if one.end_ns <= times.oldest_ns]
-    later_ns = [one.start_ns for one in others if one.start_ns >= times.newest_ns]
-    start_ns = times.oldest_ns if gap.filled_ns else times.oldest_ns - _REQUESTED_BEYOND_NS
-    end_ns = times.newest_ns + _REQUESTED_BEYOND_NS if gap.end_known else MAX_TIME_NS
-    return Times(max(0, start_ns, *earlier_ns), min(end_ns, MAX_TIME_NS, *later_ns))
 
 
 def _newest_ns(answer: HistoryPage) -> int:
@@ -993,15 +785,8 @@ def _placed(entity_id: str, placement: Placement) -> Placements:
     return {entity_id: placement}
 
 
-def _span(gap: Gap) -> str:
-    """Return the bounds for a person: hours only when both are of the same day."""
-    start, end = moment_of(gap.start_ns), moment_of(gap.end_ns)
-    form = "%H:%M:%S" if start.date() == end.date() else "%Y-%m-%d %H:%M:%S"
-    return f"{start:{form}}\N{EN DASH}{end:{form}}"
-
-
 def _lines(row: Row) -> list[bytes]:
     try:
         return Lines(gzip_stream.decompressed(row.gzip), row.points).split()
     except gzip_stream.Damaged:
-        return []  # who delivers it says that it is damaged
+        return []  # delivery reports that it is damaged
