@@ -81,7 +81,7 @@ _LOOKS_FOR_COMMIT = 600
 _COMMIT_LOOK_S = 0.1
 _LOOKS_FOR_START = 600
 _START_LOOK_S = 1.0
-# Home Assistant's own errors, which may be temporary: its recorder is busy, migrates, or failed once.
+# Home Assistant's own errors, which may be temporary: its recorder is busy or migrates.
 _PASSING = frozenset({"unknown_error", "home_assistant_error", "timeout"})
 _ATTEMPTS = 10
 _RETRY_LOOK_S = 1.0
