@@ -17,7 +17,7 @@ import pytest
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.still_house import StillHouse
 from tests.real.servers import program
-from tests.service.ledger import Cursors
+from tests.service.ledger import Acknowledged
 from tests.service.pace import changing
 from tests.service.process import TOKEN, service
 
@@ -103,10 +103,13 @@ def read_trace(lines: Iterator[str]) -> Found:
 async def traced(folder: Path, *options: str, commits: int) -> Found:
     """Run the service under strace until it acknowledged so many commits; judge the trace."""
     trace = folder / "trace.txt"
-    house, ledger = StillHouse(), Cursors()
+    house, ledger = StillHouse(), Acknowledged()
     # -D: strace stands aside, so that signals and exit status are the service's own.
     strace = ("-D", "-f", "-y", "-s", "0", "-e", f"trace={CALLS}", "-o", str(trace))
-    async with FakeHomeAssistant(house, token=TOKEN) as home_assistant, ledger.kept() as descriptor:
+    async with (
+        FakeHomeAssistant(house, token=TOKEN) as home_assistant,
+        ledger.recording() as descriptor,
+    ):
         house.fire = home_assistant.fire
         driver = ("-m", "tests.service.driver", "--ledger", str(descriptor), *options)
         async with service(

@@ -1,4 +1,4 @@
-"""A home where nothing moves by itself, and the settings that lead to it."""
+"""Fixtures: a home where only the test changes states, and the settings to connect to it."""
 
 from collections.abc import AsyncIterator
 
@@ -11,7 +11,7 @@ from tests.service.process import TOKEN
 
 @pytest.fixture
 def house() -> StillHouse:
-    """Return the home; a test moves it."""
+    """Return a home whose states only the test changes."""
     return StillHouse()
 
 
@@ -25,10 +25,10 @@ async def home_assistant(house: StillHouse) -> AsyncIterator[FakeHomeAssistant]:
 
 @pytest.fixture
 def environment(home_assistant: FakeHomeAssistant) -> dict[str, str]:
-    """Return the settings that lead there."""
+    """Return the settings that connect to that home."""
     return {
         "HOME_ASSISTANT_URL": home_assistant.url,
         "HOME_ASSISTANT_TOKEN": TOKEN,
-        # The time in this home is made up: whoever wants history lets it run by the clock.
+        # The time in this home is fictitious; tests of history use a real clock instead.
         "BACKFILL_ENABLED": "false",
     }

@@ -1,7 +1,7 @@
-"""A small disk of its own for the service, to be filled, spoiled and mended by a test.
+"""A small disk of its own for the service, which a test can fill, break and repair.
 
-It is a tmpfs in a mount namespace, so nothing of it is seen or left outside. What runs on it has
-no capabilities: to it permission bits mean something, whoever runs the tests.
+It is a tmpfs in a mount namespace, so it is invisible outside and leaves nothing behind. The
+service on it runs without capabilities, so permission bits apply even when root runs the tests.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ _POWERLESS = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 
 
 class Disk:
-    """A mounted tmpfs; it is there for as long as the process that keeps its namespace."""
+    """A mounted tmpfs; it exists as long as the process that holds its mount namespace."""
 
     def __init__(self, keeper: int, mounted_at: Path) -> None:
         self._keeper = keeper
         self._mounted_at = mounted_at
         self.path = Path(f"/proc/{keeper}/root{mounted_at}")
-        """The folder as it is seen from outside, by the test."""
+        """The folder as the test sees it, from outside the namespace."""
 
     def fill(self) -> None:
-        """Leave not a single byte."""
+        """Fill the disk to the last byte."""
         with (self.path / "filler").open("ab", buffering=0) as filler, contextlib.suppress(OSError):
             while True:
                 filler.write(b"\0" * 4096)
 
     def empty(self) -> None:
-        """Give the bytes back."""
+        """Free the space that `fill` took."""
         (self.path / "filler").unlink()
 
     async def remount(self, how: str) -> None:
-        """Mount it anew, `ro` or `rw`; nothing may be open on it."""
+        """Remount the disk, `ro` or `rw`; no file may be open on it."""
         await self._run("mount", "-o", f"remount,{how}", str(self._mounted_at))
 
     async def protect_all_else(self) -> None:
-        """Make everything read-only in this namespace but this disk and what the kernel shows."""
+        """Make everything in this namespace read-only except this disk, /proc, /sys and /dev."""
         script = (
             "findmnt --raw --noheadings --output TARGET,FSTYPE | while read -r target kind; do"
             ' case "$target:$kind" in "$1":*|/proc*|/sys*|/dev*) ;;'
@@ -68,7 +68,7 @@ class Disk:
             yield running
 
     async def refused(self, environment: Mapping[str, str]) -> tuple[int | None, str]:
-        """Start the service where it cannot run; return its status and what it says."""
+        """Start the service where it cannot run; return its exit status and stderr."""
         process = await asyncio.create_subprocess_exec(
             _program("nsenter"),
             *self._inside(*_POWERLESS, sys.executable, "-m", "app", "run"),
@@ -83,11 +83,11 @@ class Disk:
         )
         try:
             async with asyncio.timeout(60):
-                _, said = await process.communicate()
+                _, stderr = await process.communicate()
         except TimeoutError:
             process.kill()
-            raise AssertionError("it was not refused") from None
-        return process.returncode, said.decode()
+            raise AssertionError("the service started") from None
+        return process.returncode, stderr.decode()
 
     async def _run(self, *command: str) -> None:
         process = await asyncio.create_subprocess_exec(_program("nsenter"), *self._inside(*command))
@@ -99,7 +99,7 @@ class Disk:
 
 @contextlib.asynccontextmanager
 async def small_disk(folder: Path, *, megabytes: int) -> AsyncIterator[Disk]:
-    """Mount one until the block ends."""
+    """Mount a small disk until the block ends."""
     mounted_at = folder / "disk"
     mounted_at.mkdir()
     script = f'mount -t tmpfs -o size={megabytes}m,mode=700 tmpfs "$1" && echo mounted && exec cat'
@@ -113,17 +113,17 @@ async def small_disk(folder: Path, *, megabytes: int) -> AsyncIterator[Disk]:
     assert keeper.stdin is not None
     assert keeper.stdout is not None
     try:
-        said = await keeper.stdout.readline()
-        assert said == b"mounted\n", "a mount namespace is needed: root, or user namespaces"
+        line = await keeper.stdout.readline()
+        assert line == b"mounted\n", "a mount namespace is needed: root, or user namespaces"
         yield Disk(keeper.pid, mounted_at)
     finally:
-        keeper.stdin.close()  # it ends with whoever started it
+        keeper.stdin.close()  # `cat` exits at the end of its input
         await keeper.wait()
 
 
 @contextlib.contextmanager
 def every_write_failing(running: Service) -> Iterator[None]:
-    """Let no file of a process grow or be written beyond its first byte, as on a broken disk."""
+    """Make every write of the process fail, as on a broken disk."""
     pid = running.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, before[1]))

@@ -1,8 +1,8 @@
-"""Run a module of the service with something done to it, which its own code knows nothing of.
+"""Run a module of the service with a fault injected from outside its code.
 
-`python -m tests.service.driver --at "before COMMIT" -- app run`. What follows `--` runs as
-`python -m` would run it, so everything is built as users have it. SIGUSR1 arms what is to
-happen once: a signal at a statement, or the end of a loop.
+`python -m tests.service.driver --at "before COMMIT" -- app run`. What follows `--` runs as with
+`python -m`, so the service is built as it is for users. SIGUSR1 arms a fault that happens once:
+a signal at a statement, or the end of a loop.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from app.runtime.supervisor import Loop, Supervisor
 from tests.service.ledger import frame
 
 WHY = "the test wanted it"
-"""What a loop says that was made to end."""
+"""The message of the exception in a loop that was made to end."""
 
 When = Literal["before", "after"]
 
 
 class Failpoint:
-    """A signal to this very process before or after the next statement, or step, that begins so."""
+    """Sends this process a signal before or after the next matching statement or step."""
 
     def __init__(self, place: str, *, number: signal.Signals, armed: bool) -> None:
-        """Take the place, such as `before COMMIT`; without `armed`, SIGUSR1 arms it."""
+        """Set the place, such as `before COMMIT`; without `armed`, SIGUSR1 arms it."""
         self._when, _, self._statement = place.partition(" ")
         self._number = number
         self._armed = armed
@@ -45,7 +45,7 @@ class Failpoint:
             signal.signal(signal.SIGUSR1, self._arm)
 
     def passes(self, when: When, statement: str) -> None:
-        """Send the signal when this is the place."""
+        """Send the signal if this is the place and the failpoint is armed."""
         if self._armed and when == self._when and statement.startswith(self._statement):
             self._armed = False
             os.kill(os.getpid(), self._number)
@@ -57,13 +57,13 @@ class Failpoint:
 def instrument_statements(
     *, failpoint: Failpoint | None, synchronous: str | None, ledger: int | None
 ) -> None:
-    """Watch every statement on the journal's file from now on.
+    """Intercept every statement on the journal's file from now on.
 
-    Each commit that has returned is marked by an empty write to the ledger: nothing for who
-    reads it, but a line in a trace of system calls, from the thread that committed.
+    Each commit that has returned is marked by an empty write to the ledger. A reader of the
+    ledger gets nothing, but a trace of system calls shows it, with the committing thread.
     """
 
-    class Watched(sqlite3.Connection):
+    class Intercepted(sqlite3.Connection):
         def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
             if synchronous and sql.startswith("PRAGMA synchronous"):
                 sql = f"PRAGMA synchronous = {synchronous}"
@@ -87,14 +87,14 @@ def instrument_statements(
     plain = sqlite3.connect
 
     def connect(path: Path, **options: Any) -> sqlite3.Connection:
-        watched = Path(path).name == "journal.db"
-        return plain(path, **options, factory=Watched if watched else sqlite3.Connection)
+        is_journal = Path(path).name == "journal.db"
+        return plain(path, **options, factory=Intercepted if is_journal else sqlite3.Connection)
 
     sqlite3.connect = connect  # type: ignore[assignment]
 
 
 def instrument_acks(failpoint: Failpoint) -> None:
-    """Pass `before ack` and `after ack`: a sink has accepted, and only memory knows."""
+    """Add the failpoints `before ack` and `after ack`: the sink accepted, only memory knows it."""
     ack = SqliteJournal.ack
 
     def acked(self: SqliteJournal, sink: str, through: int) -> None:
@@ -106,7 +106,7 @@ def instrument_acks(failpoint: Failpoint) -> None:
 
 
 def acknowledge_to(ledger: int) -> None:
-    """Write what the journal has made durable to a descriptor, when its `append` returns."""
+    """Write the lines to a descriptor once the journal's `append` has made them durable."""
     append = SqliteJournal.append
     stream = os.fdopen(ledger, "wb")
 
@@ -119,7 +119,7 @@ def acknowledge_to(ledger: int) -> None:
 
 
 def end_loop(name: str) -> None:
-    """Let a loop raise when SIGUSR1 comes."""
+    """Make a loop raise at SIGUSR1."""
     plain = Supervisor.running
 
     @contextlib.asynccontextmanager
@@ -127,7 +127,7 @@ def end_loop(name: str) -> None:
         self: Supervisor, loops: Mapping[str, Loop], **rest: Any
     ) -> AsyncIterator[None]:
         if name in loops:
-            loops = {**loops, name: partial(_until_told, loops[name])}
+            loops = {**loops, name: partial(_until_signalled, loops[name])}
         async with plain(self, loops, **rest):
             yield
 
@@ -135,16 +135,16 @@ def end_loop(name: str) -> None:
 
 
 def forget_at_once() -> None:
-    """Let the journal delete what is acked, and not keep it for two minutes."""
+    """Make the journal delete acked rows at once instead of after two minutes."""
     Coverage.keep_from = property(lambda _: math.inf)  # type: ignore[assignment]
 
 
-async def _until_told(loop: Loop) -> None:
-    told = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, told.set)
+async def _until_signalled(loop: Loop) -> None:
+    signalled = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, signalled.set)
     tasks = {
         asyncio.ensure_future(loop()),
-        asyncio.create_task(told.wait(), name="driver.told"),
+        asyncio.create_task(signalled.wait(), name="driver.signalled"),
     }
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -152,18 +152,18 @@ async def _until_told(loop: Loop) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-    if told.is_set():
+    if signalled.is_set():
         raise RuntimeError(WHY)
 
 
 def main() -> None:
-    """Do what the options say, then run the module."""
+    """Inject the faults that the options name, then run the module."""
     parser = argparse.ArgumentParser(prog="python -m tests.service.driver", description=__doc__)
-    parser.add_argument("--ledger", type=int, help="descriptor to write what is durable to")
+    parser.add_argument("--ledger", type=int, help="descriptor for the durable lines")
     parser.add_argument("--synchronous", help="another value of the pragma, for the journal")
     parser.add_argument("--at", help='"before" or "after", and how a statement begins')
-    parser.add_argument("--signal", default="SIGKILL", help="what is sent there")
-    parser.add_argument("--armed", action="store_true", help="without waiting for SIGUSR1")
+    parser.add_argument("--signal", default="SIGKILL", help="the signal to send there")
+    parser.add_argument("--armed", action="store_true", help="do not wait for SIGUSR1")
     parser.add_argument("--forget", action="store_true", help="delete acked rows at once")
     parser.add_argument("--end", help="the name of a loop that raises at SIGUSR1")
     parser.add_argument("module", nargs=argparse.REMAINDER, help="-- MODULE ARGUMENTS")

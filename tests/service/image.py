@@ -1,7 +1,7 @@
 """The Dockerfile without Docker: `python -m tests.service.image [python3.13]` builds and starts it.
 
-The steps are read from the Dockerfile itself: those of its first stage make the interpreter's
-environment and run anywhere; those of the second are Debian's and are not run here.
+The steps are read from the Dockerfile itself. Those of the first stage build the virtual
+environment and run anywhere; those of the second stage need Debian and are not run here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Step:
 
     @property
     def command(self) -> list[str]:
-        """The words of the form without a shell, wherever in the instruction it begins."""
+        """The words of the exec form, wherever in the instruction it begins."""
         words = json.loads(self.text[self.text.index("[") :])
         assert isinstance(words, list)
         return [str(word) for word in words]
@@ -56,10 +56,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """What the steps made."""
+    """The folder and sizes that the build steps produced."""
 
     folder: Path
-    """The one that holds `app`."""
+    """The folder that holds `app`."""
     python: Path
     interpreter_bytes: int
     packages_bytes: int
@@ -80,7 +80,7 @@ def stages(text: str) -> list[list[Step]]:
 
 
 def build(root: Path, *, python: str) -> Image:
-    """Carry out the first stage below `root`, with an interpreter in place of the image's.
+    """Run the first stage below `root`, with the given interpreter instead of the image's.
 
     Raises:
         CalledProcessError: a step failed.
@@ -104,15 +104,15 @@ def build(root: Path, *, python: str) -> Image:
             case "RUN":
                 _run(["sh", "-c", step.text], cwd=folder, env=environment)
             case other:
-                assert other == "FROM", f"{other} is not known here"
+                assert other == "FROM", f"{other} is not supported here"
     return _measured(folder)
 
 
 def interpreter_of_the_image() -> str:
-    """Return the Python that the image has, if it is here, else the one that runs."""
+    """Return the Python version of the image if it is installed here, else the running one."""
     version = stages(DOCKERFILE.read_text())[0][0].text.partition(":")[2].partition("-")[0]
     found = shutil.which(f"python{version}")
-    # What pyenv puts on PATH may be there for versions that are not in use.
+    # pyenv puts shims on PATH for versions that are not in use, and those fail.
     works = found and subprocess.run([found, "--version"], capture_output=True, check=False)
     return found if found and works and works.returncode == 0 else sys.executable
 
@@ -166,7 +166,7 @@ async def _start(image: Image, folder: Path) -> float:
 
 
 def main() -> None:
-    """Say what the steps made, and that it runs."""
+    """Print what the build produced and how long the service takes to become healthy."""
     python = sys.argv[1] if len(sys.argv) > 1 else interpreter_of_the_image()
     with tempfile.TemporaryDirectory() as folder:
         begun = time.monotonic()
@@ -178,7 +178,7 @@ def main() -> None:
         "site-packages, with bytecode": image.packages_bytes,
         "app, with bytecode": image.app_bytes,
     }
-    sizes["together, without Debian"] = sum(sizes.values())
+    sizes["total, without Debian"] = sum(sizes.values())
     lines = [f"{size / _MEGABYTE:6.1f} MB  {name}\n" for name, size in sizes.items()]
     sys.stdout.write(f"Built with {python} in {built_s:.0f} s, healthy {healthy_s:.1f} s later\n")
     sys.stdout.writelines(lines)

@@ -1,4 +1,4 @@
-"""What the service said was durable, and whether the database has it."""
+"""The points that the service acknowledged as durable, compared with the database."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _PIPE_BYTES = 1 << 20
 
 
 def frame(data: bytes) -> bytes:
-    """Return one acknowledgement: the committed lines behind their length."""
+    """Return one acknowledgement: the length of the committed lines, then the lines."""
     return len(data).to_bytes(4) + data
 
 
-class Cursors:
-    """Every point that the service acknowledged, over all its lives."""
+class Acknowledged:
+    """Every point that the service acknowledged, over all its runs."""
 
     def __init__(self) -> None:
         self.lines: list[bytes] = []
-        """In the order of the acknowledgements."""
+        """In the order of acknowledgement."""
         self.commits = 0
 
     @contextlib.asynccontextmanager
-    async def kept(self) -> AsyncIterator[int]:
-        """Return a descriptor that one process inherits and writes to, until it ends.
+    async def recording(self) -> AsyncIterator[int]:
+        """Yield a descriptor that one process inherits and writes acknowledgements to.
 
-        An acknowledgement that a kill cut short was never given.
+        An acknowledgement that a kill cut short does not count.
         """
         reading, writing = os.pipe()
-        # With less the service would wait for this process, and be killed there too often.
+        # With a smaller pipe the service would often wait for this process, and be killed there.
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         stream = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -53,30 +53,30 @@ class Cursors:
             while True:
                 length = int.from_bytes(await stream.readexactly(4))
                 data = await stream.readexactly(length)
-                # The lines of the house in these tests have no newline inside a text.
+                # The lines of these tests contain no newline inside a string.
                 self.lines += Lines(data, data.count(b"\n")).split()
                 self.commits += 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """A ledger against a database."""
+    """The result of comparing a ledger with a database."""
 
     committed: int
     lost: int
-    """Acknowledged and not in the database."""
+    """Acknowledged, but not in the database."""
     repeated: int
-    """How often the database got a point that it had."""
+    """How often the database received a point that it already had."""
     unacknowledged: int
     """Points in the database whose acknowledgement a kill prevented."""
     differing: int
-    """Points that came with the same series and time as another, and other fields."""
+    """Points with the series and time of another point, but with different fields."""
     in_order: bool
-    """Whether points arrived, for the first time, as they were committed."""
+    """Whether the first arrivals of the points are in the order of the commits."""
 
 
 def compare(committed: Sequence[bytes], stored: Sequence[bytes]) -> Verdict:
-    """Hold the ledger against the lines of the database, in the order of arrival."""
+    """Compare the ledger with the lines of the database, in the order of arrival."""
     acknowledged, arrived = set(committed), dict.fromkeys(stored)
     return Verdict(
         committed=len(committed),

@@ -1,6 +1,6 @@
-"""A network of its own, with this machine under a second address that is not loopback.
+"""A network namespace in which this machine has a second address that is not loopback.
 
-The service may listen on all addresses there: nobody outside the namespace can see it.
+The service may listen on all addresses there: it is unreachable from outside the namespace.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.service.process import Service, service
 
 ADDRESS = "10.98.76.54"
-"""Who asks from here is not this machine, to the service."""
+"""To the service, a request from this address comes from another machine."""
 
 _IS_ROOT = os.geteuid() == 0
 _NAMESPACE = ("--net",) if _IS_ROOT else ("--map-root-user", "--net")
@@ -44,7 +44,7 @@ print(connection.getresponse().status)
 
 @contextlib.asynccontextmanager
 async def served_apart(folder: Path, environment: Mapping[str, str]) -> AsyncIterator[Service]:
-    """Start the service in a network of its own."""
+    """Start the service in its own network namespace."""
     async with service(
         folder,
         environment,
@@ -57,7 +57,7 @@ async def served_apart(folder: Path, environment: Mapping[str, str]) -> AsyncIte
 async def status_from_elsewhere(
     running: Service, path: str, headers: Mapping[str, str] | None = None
 ) -> int:
-    """Ask it under that address and return the status of its answer."""
+    """Send a request from that address and return the status of the response."""
     port = running.url.rpartition(":")[2]
     process = await asyncio.create_subprocess_exec(
         _program("nsenter"),

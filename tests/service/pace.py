@@ -1,4 +1,4 @@
-"""A home in which something changes all the time."""
+"""A home whose states change at a constant rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_PER_TURN = 500
 
 
 class Count:
-    """How many changes there were: their states are the numbers before this one."""
+    """The number of changes so far; their states are the integers below it."""
 
     def __init__(self, changes: int = 0) -> None:
         self.changes = changes
@@ -25,9 +25,9 @@ class Count:
 async def changing(
     house: StillHouse, *, per_s: float, count: Count | None = None
 ) -> AsyncIterator[None]:
-    """Let the home change so often until the block ends; each state occurs once.
+    """Change states `per_s` times a second until the block ends; each state occurs once.
 
-    With a `count` it goes on where an earlier block with the same one ended.
+    With a `count`, continue where an earlier block with the same count ended.
     """
     task = asyncio.create_task(_change(house, per_s, count or Count()), name="pace")
     try:

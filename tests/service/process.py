@@ -1,4 +1,4 @@
-"""The service as users start it: a process of its own, asked over HTTP."""
+"""The service as users start it: a separate process, queried over HTTP."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ class Service:
     process: asyncio.subprocess.Process
     url: str
     output: Path
-    """What it printed so far, logs included."""
+    """Holds everything the service has printed, logs included."""
 
     async def get(self, path: str) -> Any:
-        """Return the JSON of a route."""
+        """Return the JSON body of a route."""
         async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
-            answer = await client.get(path)
-        return answer.json()
+            response = await client.get(path)
+        return response.json()
 
     async def post(self, path: str, body: object) -> Any:
-        """Send JSON to a route and return the JSON of its answer."""
+        """Post JSON to a route and return the JSON body of the response."""
         async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
-            answer = await client.post(path, json=body)
-        return answer.json()
+            response = await client.post(path, json=body)
+        return response.json()
 
     async def text(self, path: str) -> str:
         """Return the body of a route."""
         async with httpx.AsyncClient(base_url=self.url, timeout=10) as client:
-            answer = await client.get(path)
-        return answer.text
+            response = await client.get(path)
+        return response.text
 
     async def until(
         self,
@@ -56,16 +56,16 @@ class Service:
         timeout_s: float = 20,
         ask: Callable[[str], Awaitable[Any]] | None = None,
     ) -> Any:
-        """Ask a route until its JSON, or what `ask` returns, fulfils the condition; return it."""
+        """Poll a route until its JSON, or the result of `ask`, meets the condition; return it."""
         ask = ask or self.get
-        seen: object = None
+        last: object = None
         try:
             async with asyncio.timeout(timeout_s):
-                while not condition(seen := await ask(path)):
+                while not condition(last := await ask(path)):
                     await asyncio.sleep(0.05)
         except TimeoutError:
-            raise AssertionError(f"{path} stayed {seen}\n{self.output.read_text()}") from None
-        return seen
+            raise AssertionError(f"{path} stayed {last}\n{self.output.read_text()}") from None
+        return last
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal and return the exit status."""
@@ -85,10 +85,10 @@ async def service(
     inherits: Sequence[int] = (),
     listening: re.Pattern[str] = _LISTENING,
 ) -> AsyncIterator[Service]:
-    """Start the service with DATA_DIR in `folder` and nothing of our own environment.
+    """Start the service with DATA_DIR in `folder`, isolated from the environment of the tests.
 
-    It inherits standard output and the descriptors named; `listening` finds its address in
-    what it prints. When the block ends, also before the service listened, it is killed.
+    It inherits the descriptors in `inherits`; `listening` finds its address in its output. It
+    is killed when the block ends, and also when it never listens.
     """
     output = folder / "output.txt"
     settings = {

@@ -1,4 +1,4 @@
-"""Who is answered by the service as users start it: proxies, and wrong keys."""
+"""Access to the service as users start it: proxies, wrong keys and WebSocket limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KEY = "correct-horse-battery-staple"
 
 
 async def _status(running: Service, request: str) -> int:
-    """Send a request as it is and return the status of the answer."""
+    """Send a raw request and return the status of the response."""
     url = httpx.URL(running.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
     writer.write(request.format(host=f"127.0.0.1:{url.port}").replace("\n", "\r\n").encode())
@@ -33,7 +33,7 @@ async def _status(running: Service, request: str) -> int:
 async def test_a_proxied_request_without_a_key_is_refused(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Though it comes from this machine, by the name of this machine."""
+    """Even though it comes from this machine and names this machine as its host."""
     line = "DELETE /api/v1/dead-letters?sink=x HTTP/{version}\nHost: {{host}}\n{more}\n"
     requests = {
         "nginx, as delivered": line.format(version="1.0", more="Connection: close\n"),
@@ -61,7 +61,7 @@ async def test_a_proxied_request_without_a_key_is_refused(
 async def test_only_a_trusted_proxy_can_name_the_client_that_sent_a_wrong_key(
     environment: dict[str, str], tmp_path: Path, proxies: str, last: int
 ) -> None:
-    """Without one a guesser cannot take a new address for each guess; a right key always fits."""
+    """Otherwise a guesser could use a new address per guess; the right key always works."""
     settings = environment | {"API_KEY": KEY, "TRUSTED_PROXIES": proxies}
     async with (
         service(tmp_path, settings) as running,
@@ -85,7 +85,7 @@ async def test_only_a_trusted_proxy_can_name_the_client_that_sent_a_wrong_key(
 async def test_plain_uvicorn_ignores_forwarded_headers_when_counting_wrong_keys(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Clients that send X-Forwarded-For share one count there, and a right key always fits."""
+    """Clients that send X-Forwarded-For share one count; the right key always works."""
     command = ("-m", "uvicorn", "app.main:app", "--port", "0")
     listening = re.compile(r"Uvicorn running on (http://\S+)")
     settings = environment | {"API_KEY": KEY}
@@ -112,9 +112,9 @@ def _frame(opcode: int, data: bytes = b"", *, fin: bool = True) -> bytes:
 
 
 async def _closed_with(running: Service, frames: bytes) -> int | Literal["open", "reset"]:
-    """Open `/ws`, send frames as they are, and return the code that the service closes with.
+    """Open `/ws`, send raw frames, and return the close code of the service.
 
-    The code is lost ("reset") when the service closes while the client still sends.
+    The code is lost ("reset") when the service closes while the client is still sending.
     """
     url = httpx.URL(running.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
@@ -146,7 +146,7 @@ async def _closed_with(running: Service, frames: bytes) -> int | Literal["open",
 async def test_websocket_client_messages_are_bounded(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """In size, in number, and in the number of their fragments; nothing of it is an error."""
+    """In size, number and fragments; exceeding a limit is not an error of the service."""
     start, more = _frame(Opcode.TEXT, b"x", fin=False), _frame(Opcode.CONT, fin=False)
     floods = {
         "a large message in fragments": (

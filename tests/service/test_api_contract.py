@@ -1,4 +1,4 @@
-"""schemathesis reads /openapi.json and tries every route: no 500, no undocumented answer."""
+"""schemathesis reads /openapi.json and tries every route: no 500, no undocumented response."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from simulator.home import SimulatedHome
 from tests.fakes.influx import FakeInflux
 from tests.service.process import TOKEN, Service, service
 
-# It takes 20 s of processor time, which a busy machine gives it in minutes.
+# It needs 20 s of processor time, which can take minutes on a busy machine.
 pytestmark = pytest.mark.timeout(300)
 
 KEY = "correct-horse-battery-staple"
@@ -31,7 +31,7 @@ CHECKS = (
 
 @pytest.fixture
 async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve an InfluxDB that refuses some points for good."""
+    """Serve an InfluxDB that permanently rejects some points."""
     fake = FakeInflux()
     fake.refuses = lambda line: "no lights here" if b"domain=light" in line else None
     async with fake.serving():
@@ -40,7 +40,7 @@ async def influx() -> AsyncIterator[FakeInflux]:
 
 @pytest.fixture
 async def running(tmp_path: Path, influx: FakeInflux) -> AsyncIterator[Service]:
-    """Return a service with a key, and with events, dead letters and a catalog to show."""
+    """Return a service with a key, and with events, dead letters and a catalog to serve."""
     moments = [1_795_435_200.0]
     house = SimulatedHome(tmp_path / "house", clock=lambda: moments[-1])
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
@@ -60,7 +60,7 @@ async def running(tmp_path: Path, influx: FakeInflux) -> AsyncIterator[Service]:
                 moments.append(moments[-1] + 5)
                 for event in house.advance():
                     home_assistant.fire(event)
-                await asyncio.sleep(0)  # or Home Assistant would take it for a slow client
+                await asyncio.sleep(0)  # else Home Assistant disconnects it as a slow client
             await started.until(
                 "/health",
                 lambda health: (
@@ -74,7 +74,7 @@ async def running(tmp_path: Path, influx: FakeInflux) -> AsyncIterator[Service]:
 async def test_every_route_conforms_to_its_openapi_description(
     running: Service, tmp_path: Path
 ) -> None:
-    """With the key and without it, on a service that has something to show."""
+    """With the key and without it, on a service that has data to serve."""
     with_key, without = await asyncio.gather(
         _schemathesis(
             running.url,
@@ -82,7 +82,7 @@ async def test_every_route_conforms_to_its_openapi_description(
             *("--header", f"Authorization: Bearer {KEY}"),
             *("--phases", "coverage,fuzzing", "--max-examples", "5"),
         ),
-        # Every value is refused for the same reason, so the plain ones are enough.
+        # Without a key every request is refused alike, so the examples are enough.
         _schemathesis(running.url, tmp_path / "without", "--phases", "examples"),
     )
     health = await running.get("/health")
@@ -94,7 +94,7 @@ async def test_every_route_conforms_to_its_openapi_description(
 
 
 async def _schemathesis(url: str, folder: Path, *more: str) -> str:
-    """Try the API at a URL and return what was wrong with it; empty when nothing was."""
+    """Test the API at a URL and return the report of failures; empty when there are none."""
     folder.mkdir()
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("schemathesis"),
@@ -103,7 +103,7 @@ async def _schemathesis(url: str, folder: Path, *more: str) -> str:
         *("--checks", ",".join(CHECKS)),
         # CPython 3.11 breaks when threads parse at the same time (its issue 106905).
         *("--workers", "1"),
-        # The same every time: what one machine finds, every machine finds.
+        # Deterministic: every machine finds the same failures.
         *("--seed", "1", "--generation-deterministic"),
         "--continue-on-failure",
         "--no-color",
@@ -112,5 +112,5 @@ async def _schemathesis(url: str, folder: Path, *more: str) -> str:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    said, _ = await process.communicate()
-    return "" if process.returncode == 0 else said.decode(errors="replace")
+    output, _ = await process.communicate()
+    return "" if process.returncode == 0 else output.decode(errors="replace")

@@ -16,7 +16,7 @@ import pytest
 
 from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse
-from tests.service.ledger import Cursors, Verdict, compare
+from tests.service.ledger import Acknowledged, Verdict, compare
 from tests.service.pace import changing
 from tests.service.process import Service, service
 
@@ -63,10 +63,10 @@ def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def observed(
-    folder: Path, settings: dict[str, str], ledger: Cursors, *options: str
+    folder: Path, settings: dict[str, str], ledger: Acknowledged, *options: str
 ) -> AsyncIterator[Service]:
     """Run the service with a ledger of what it acknowledges, and options for the driver."""
-    async with ledger.kept() as descriptor:
+    async with ledger.recording() as descriptor:
         command = ("-m", "tests.service.driver", "--ledger", str(descriptor), *options)
         async with service(
             folder, settings, command=(*command, "--", "app", "run"), inherits=[descriptor]
@@ -85,7 +85,7 @@ async def starting_s(folder: Path, settings: dict[str, str]) -> float:
 
 
 async def verdict(
-    folder: Path, settings: dict[str, str], ledger: Cursors, influx: FakeInflux
+    folder: Path, settings: dict[str, str], ledger: Acknowledged, influx: FakeInflux
 ) -> Verdict:
     """Let the service bring what it still holds, and hold the ledger against the database."""
     influx.delay_s = 0.0
@@ -125,7 +125,7 @@ async def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
     """
     seed = int(os.environ.get("SEED", "0")) or random.randrange(1, 1_000_000)
     chance = random.Random(seed)
-    ledger = Cursors()
+    ledger = Acknowledged()
     start_s = await starting_s(tmp_path, settings)
 
     async with changing(house, per_s=CHANGES_PER_S):
@@ -157,7 +157,7 @@ async def test_a_kill_inside_every_step_of_the_journal_loses_nothing(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:
     """One life after another, each killed at a place of its own; the next must carry on."""
-    ledger = Cursors()
+    ledger = Acknowledged()
     ends: list[int] = []
 
     async with changing(house, per_s=CHANGES_PER_S):
