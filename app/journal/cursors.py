@@ -41,7 +41,7 @@ class Cursors:
         """Numbers whose points are missing: lost with a damaged file, or never written."""
         self.unsaved_holes: list[Span] = []
         """Holes that the file does not list yet."""
-        self._sinks = tuple(sinks)
+        self.configured = tuple(sinks)
         self._telemetry = telemetry
         self._acked = dict.fromkeys(sinks, 0)
         self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}
@@ -60,7 +60,7 @@ class Cursors:
     @property
     def orphaned(self) -> list[str]:
         """The sinks that have a cursor and are not configured any more."""
-        return sorted(self._acked.keys() - set(self._sinks))
+        return sorted(self._acked.keys() - set(self.configured))
 
     @property
     def acked_by_all(self) -> int:
@@ -70,7 +70,7 @@ class Cursors:
     @property
     def acked_by_configured(self) -> int:
         """The last sequence number that every configured sink has acked."""
-        return min((self._acked[sink] for sink in self._sinks), default=self.tail)
+        return min((self._acked[sink] for sink in self.configured), default=self.tail)
 
     def held(self, sink: str) -> int:
         """Return how many points the sink has not acked."""
@@ -95,6 +95,10 @@ class Cursors:
         for future, (sink, wanted) in self._waiting.items():
             if self.held(sink) >= wanted and not future.done():
                 future.set_result(None)
+
+    def journaled(self, points: int) -> None:
+        """Count uncommitted points that are durable now, or acked by every configured sink."""
+        self._telemetry.points_journaled(points)
 
     def dropped(self, through: int) -> None:
         """Move the cursors behind points dropped at the bound, counted for each sink."""

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -19,21 +19,20 @@ from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
 from app.health import JournalStatus
 from app.journal.cursors import Cursors, Overflow, Span
+from app.journal.housekeeping import Housekeeping
 from app.journal.repair import Repair, check_contents, repair
 from app.journal.rows import RecentRows, compress, numbered
 from app.journal.transactions import (
     MIGRATIONS,
     Appended,
     Bounds,
-    Tidying,
     append_lines,
     retained_rows,
     rows_after,
     take_stock,
-    tidy_block,
     times_around,
 )
-from app.model import LastState, Lines, Pending, Row, Times, spanned
+from app.model import Lines, Pending, Row, Times, spanned
 from app.runtime.errors import JournalFull, StorageDamaged, StorageError
 from app.runtime.logging import RateLimitedLog
 from app.runtime.metrics import Telemetry
@@ -95,28 +94,24 @@ class SqliteJournal:
         within `housekeeping_s`, the newest states of entities within `save_states_s`.
         """
         self._path = path
-        self._sinks = tuple(sinks)
         self._bounds = Bounds(path, max_bytes, min_free_bytes, overflow, free_bytes)
-        self._recent_bytes = recent_bytes
-        self._housekeeping_s = housekeeping_s
-        self._save_states_s = save_states_s
-        self._telemetry = telemetry
         self._coverage = coverage or Coverage()
         self._last_states = last_states or LastStates()
         self._cursors = Cursors(sinks, telemetry=telemetry)
-        self._recent = RecentRows()
-        self._uncommitted_times: Times | None = None
-        """When the uncommitted points happened."""
+        self._recent = RecentRows(max_bytes=recent_bytes)
+        self._housekeeping = Housekeeping(
+            cursors=self._cursors,
+            recent=self._recent,
+            coverage=self._coverage,
+            last_states=self._last_states,
+            interval_s=housekeeping_s,
+            save_states_s=save_states_s,
+        )
         self._order = asyncio.Lock()
         """Held while numbers are given out."""
         self._closing = contextlib.AsyncExitStack()
         self._database: Database | None = None
-        self._saved: Mapping[str, int] = {}
-        self._tidied = 0
-        """Sequence number up to which rows were deleted."""
-        self._states_saved_at = time.monotonic()
         self._oldest_at: dict[str, float | None] = {}
-        self._bytes = 0
         self._full = False
         self._repair: Repair | None = None
         self._unreadable_points = 0
@@ -141,7 +136,7 @@ class SqliteJournal:
                 await self._open()
             except StorageDamaged as exc:
                 self._repair = await repair(
-                    self._path, migrations=MIGRATIONS, sinks=self._sinks, cause=exc
+                    self._path, migrations=MIGRATIONS, sinks=self._cursors.configured, cause=exc
                 )
                 await self._open()
         return self
@@ -154,7 +149,7 @@ class SqliteJournal:
             if lost := self._recent.uncommitted_points:
                 logger.error("Lost %d points that were never durable", lost)
             try:
-                await self._tidy(closing=True)
+                await self._housekeeping.tidy(self._open_database(), closing=True)
             except StorageError as exc:
                 # Nothing is lost: what was acked since the last save is delivered once more.
                 logger.warning("The cursors of the journal were not saved: %s", exc)
@@ -199,8 +194,8 @@ class SqliteJournal:
         chunks = await asyncio.to_thread(compress, lines)
         async with self._order:
             first = self._cursors.tail + 1
-            self._uncommitted_times = spanned(self._uncommitted_times, lines.times)
             self._recent.extend(numbered(chunks, first=first, received_at=received_at))
+            self._recent.uncommitted_times = spanned(self._recent.uncommitted_times, lines.times)
             self._cursors.appended(lines.points)
 
     async def commit(self) -> None:
@@ -324,22 +319,12 @@ class SqliteJournal:
 
     async def run(self) -> None:
         """Save cursors and delete rows that are not needed any more, forever."""
-        while True:
-            await asyncio.sleep(self._housekeeping_s)
-            try:
-                await self._tidy()
-            except StorageError as exc:
-                limited_log.warning(
-                    "Housekeeping of the journal failed, it is tried again: %s",
-                    exc,
-                )
-            else:
-                limited_log.resolved("Housekeeping of the journal goes on")
+        await self._housekeeping.run(self._open_database())
 
     def status(self) -> JournalStatus:
         """Return the journal's part of the snapshot."""
         return JournalStatus(
-            bytes=self._bytes,
+            bytes=self._housekeeping.bytes,
             max_bytes=self._bounds.max_bytes,
             free_disk_bytes=self._free_disk_bytes(),
             durable=self._path is not None,
@@ -374,18 +359,18 @@ class SqliteJournal:
                 )
             )
             stock = await database.write(
-                partial(take_stock, sinks=self._sinks, bounds=self._bounds)
+                partial(take_stock, sinks=self._cursors.configured, bounds=self._bounds)
             )
             self._closing = stack.pop_all()
         self._database = database
         self._cursors.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
         self._recent.committed(stock.tail)
-        self._saved = stock.cursors
+        self._housekeeping.saved = stock.cursors
         saved = stock.saved
         self._coverage.open(saved.covered, saved.gaps, was_absent=stock.was_unused)
         self._last_states.open(saved.states, through=saved.states_through)
         self._oldest_at = dict(stock.oldest_at)
-        self._bytes = stock.bytes
+        self._housekeeping.bytes = stock.bytes
         for sink in self._cursors.orphaned:
             held = self._cursors.held(sink)
             logger.warning("The journal holds %d points for %r, which is not set up", held, sink)
@@ -398,7 +383,7 @@ class SqliteJournal:
             cursors = dict(self._cursors.acked)
             holes = tuple(self._cursors.unsaved_holes)
             unsaved = self._coverage.unsaved(
-                spanned(self._uncommitted_times, lines.times),
+                spanned(self._recent.uncommitted_times, lines.times),
                 # A commit of uncommitted points has no time of its own.
                 received_at=(
                     uncommitted[0].received_at if uncommitted else received_at or time.time()
@@ -425,18 +410,17 @@ class SqliteJournal:
                 raise
             # From here on nothing waits: rows, cursors and counters are consistent.
             self._full = self._still_full(appended)
-            self._saved = cursors
-            self._uncommitted_times = None
+            self._housekeeping.saved = cursors
             self._coverage.saved(unsaved)
             self._cursors.saved_holes(holes)
-            self._bytes = appended.bytes
+            self._housekeeping.bytes = appended.bytes
             if appended.dropped_through:
                 self._drop(appended.dropped_through, appended.oldest_at)
-            self._telemetry.points_journaled(self._recent.uncommitted_points)
+            self._cursors.journaled(self._recent.uncommitted_points)
             self._recent.extend(appended.rows)
             self._cursors.appended(lines.points)
             self._recent.committed(self._cursors.tail)
-            self._recent.shrink(acked=self._cursors.acked_by_all, max_bytes=self._recent_bytes)
+            self._recent.shrink(acked=self._cursors.acked_by_all)
             counted()
 
     def _discard_acked(self) -> None:
@@ -446,7 +430,7 @@ class SqliteJournal:
         """
         for row in self._recent.discard_uncommitted(self._cursors.acked_by_configured):
             self._cursors.lost(Span(row.first, row.last))
-            self._telemetry.points_journaled(row.points)
+            self._cursors.journaled(row.points)
 
     def _free_disk_bytes(self) -> int | None:
         if self._path is None:
@@ -471,58 +455,6 @@ class SqliteJournal:
         limited_log.error(
             "The journal is full: dropped the oldest points up to number %d", through, topic="drops"
         )
-
-    async def _tidy(self, *, closing: bool = False) -> None:
-        """Save what changed since the last time, and delete rows that are not needed any more."""
-        deletable = min(self._cursors.acked_by_all, self._coverage.keep_from - 1)
-        states = self._states_to_save(closing=closing)
-        unsaved = self._coverage.unsaved()
-        if (
-            self._saved == self._cursors.acked
-            and self._tidied == deletable
-            and not (states or unsaved.covered or unsaved.gaps or self._durable_holes())
-        ):
-            return
-        more = True
-        while more:  # each block is a transaction of its own, so that appends come between
-            durable_through = self._recent.durable_through
-            tidying = Tidying(
-                # A cursor may be behind an uncommitted row; the tail on disk is before them.
-                cursors={
-                    sink: min(cursor, durable_through)
-                    for sink, cursor in self._cursors.acked.items()
-                },
-                deletable=deletable,
-                unsaved=unsaved,
-                states=states,
-                # States of points that are not durable are read from the rows after this number.
-                states_through=durable_through,
-                holes=self._durable_holes(),
-            )
-            more, self._bytes = await self._open_database().write(
-                partial(tidy_block, tidying=tidying, path=self._path)
-            )
-            self._saved = tidying.cursors
-            self._coverage.saved(unsaved)
-            self._cursors.saved_holes(tidying.holes)
-            self._last_states.saved(states)
-            unsaved, states = self._coverage.unsaved(), {}
-        self._tidied = deletable
-
-    def _durable_holes(self) -> Sequence[Span]:
-        """Return the unsaved holes before the tail on disk.
-
-        Numbers after it are given out again when the process is killed.
-        """
-        through = self._recent.durable_through
-        return [hole for hole in self._cursors.unsaved_holes if hole.last <= through]
-
-    def _states_to_save(self, *, closing: bool) -> Mapping[str, LastState]:
-        now_s = time.monotonic()
-        if not closing and now_s - self._states_saved_at < self._save_states_s:
-            return {}
-        self._states_saved_at = now_s
-        return self._last_states.unsaved()
 
 
 async def _to_its_end(work: Coroutine[object, object, None]) -> None:

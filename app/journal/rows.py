@@ -106,12 +106,16 @@ class RecentRows:
     Rows after `durable_through` are not committed yet; memory is the only place they are in.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_bytes: int) -> None:
+        """`max_bytes` bounds the durable rows."""
         self.bytes = 0
         """What the rows take, with an estimate of Python's overhead."""
         self.durable_through = 0
         """Sequence number of the last point on disk."""
         self.uncommitted_points = 0
+        self.uncommitted_times: Times | None = None
+        """When the uncommitted points happened."""
+        self._max_bytes = max_bytes
         self._rows: deque[Row] = deque()
 
     def __iter__(self) -> Iterator[Row]:
@@ -135,6 +139,7 @@ class RecentRows:
         """Mark all rows as durable; `through` is the tail."""
         self.durable_through = through
         self.uncommitted_points = 0
+        self.uncommitted_times = None
 
     def discard_uncommitted(self, through: int) -> list[Row]:
         """Remove, and return, the uncommitted rows that end at or before a number."""
@@ -145,10 +150,10 @@ class RecentRows:
             self.uncommitted_points -= row.points
         return removed
 
-    def shrink(self, *, acked: int, max_bytes: int) -> None:
+    def shrink(self, *, acked: int) -> None:
         """Remove durable rows that every sink has acked, and the oldest ones above the bound."""
         while self._rows and self._rows[0].last <= self.durable_through:
-            if self._rows[0].last > acked and self.bytes <= max_bytes:
+            if self._rows[0].last > acked and self.bytes <= self._max_bytes:
                 return
             self.bytes -= _size(self._rows.popleft())
 

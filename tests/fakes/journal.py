@@ -6,6 +6,7 @@ import asyncio
 import gzip
 from collections.abc import Sequence
 
+from app.journal.journal import SqliteJournal
 from app.model import Pending, Row
 
 
@@ -78,3 +79,8 @@ class FakeJournal:
         """Wait until so many points are pending."""
         async with self._grown:
             await self._grown.wait_for(lambda: self.pending(sink).points >= points)
+
+
+async def tidy(journal: SqliteJournal) -> None:
+    """Do the housekeeping of a journal once."""
+    await journal._housekeeping.tidy(journal._open_database())

@@ -40,6 +40,7 @@ from app.runtime.retry import Backoff, Breaker
 from app.schema.homeiq import HomeiqEncoder, identity_of, last_state_of
 from app.schema.line_protocol import parse_line
 from simulator.fake_home_assistant import FakeHomeAssistant
+from tests.fakes.journal import tidy
 from tests.fakes.points import new_telemetry
 from tests.fakes.still_house import StillHouse, now
 from tests.fakes.tcp_proxy import TcpProxy
@@ -841,9 +842,9 @@ async def test_what_is_remembered_is_brought_up_to_date_from_the_journal(
         house.set_state(SENSOR, "0", {"n": 0})
         house.set_state(SENSOR, "1", {"n": 0})
         await process.until_journaled(2)
-        process.journal._states_saved_at = 0.0
-        await process.journal._tidy()
-        process.journal._save_states_s = 3600.0
+        process.journal._housekeeping._states_saved_at = 0.0
+        await tidy(process.journal)
+        process.journal._housekeeping._save_states_s = 3600.0
         house.set_state(SENSOR, "1", {"n": 1})
         await process.until_journaled(3)
         known = {name: process.last_states._all()[name] for name in [SENSOR]}
@@ -871,7 +872,7 @@ async def test_what_is_recalled_across_a_gap_says_not_since_when_a_state_lasts(
         house.set_state(SENSOR, state)
     process = Process(folder, fake)
     process.refuses = lambda _: True
-    process.journal._save_states_s = 3600.0
+    process.journal._housekeeping._save_states_s = 3600.0
     async with running(process):
         house.set_state(SENSOR, missed[-1], {"n": 1})
         await process.until_journaled(1)
@@ -892,7 +893,7 @@ async def test_a_damaged_row_does_not_stop_the_start(
 ) -> None:
     """It is counted as missing, and its time is read back."""
     process = Process(tmp_path, fake)
-    process.journal._save_states_s = 3600.0
+    process.journal._housekeeping._save_states_s = 3600.0
     async with running(process):
         await lived(process, house, 0, 1)
         shutil.copytree(tmp_path, tmp_path / "killed")

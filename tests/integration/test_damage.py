@@ -22,6 +22,7 @@ from app.backfill.last_states import LastStates
 from app.journal.journal import SqliteJournal
 from app.journal.transactions import save_states
 from app.model import LastState, Lines, Times
+from tests.fakes.journal import tidy
 from tests.fakes.points import new_telemetry, numbers_in
 
 SEEDS = int(os.environ.get("DAMAGE_SEEDS", "120"))
@@ -184,7 +185,7 @@ async def written(folder: Path) -> Corpus:
                 connection.close()
         for sink, acked in ACKED.items():
             rig.journal.ack(sink, acked)
-        await rig.journal._tidy()
+        await tidy(rig.journal)
         states = {"sensor.a": LastState("on", at(1), at(POINTS))}
         await rig.journal._open_database().write(
             partial(save_states, states=states, through=POINTS)

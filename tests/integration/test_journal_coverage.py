@@ -20,6 +20,7 @@ from app.journal.repair import RowTimes, damage_gaps
 from app.journal.transactions import MIGRATIONS
 from app.model import NOWHERE, Change, Gap, LastState, Lines, Times
 from app.runtime.errors import StorageError
+from tests.fakes.journal import tidy
 from tests.fakes.points import new_telemetry, numbers_in
 
 SECOND = 1_000_000_000
@@ -194,7 +195,7 @@ async def test_gaps_are_saved_without_a_point(path: Path) -> None:
         rig.coverage.update(
             replace(gap, filled_ns=at(30), changes=7, unrecorded=("sensor.ä",), entity_ids=("a.b",))
         )
-        await rig.journal._tidy()
+        await tidy(rig.journal)
 
     again = Rig(path)
     async with again.journal:
@@ -224,12 +225,12 @@ async def test_acked_rows_stay_for_two_minutes(path: Path) -> None:
         for second in (1, 100, 200):
             await rig.append(second)
         rig.journal.ack("a", 3)
-        await rig.journal._tidy()
+        await tidy(rig.journal)
         assert await rig.kept() == [100, 200]
 
         await rig.append(300)
         rig.journal.ack("a", 4)
-        await rig.journal._tidy()
+        await tidy(rig.journal)
         assert await rig.kept() == [200, 300]
 
 
@@ -244,11 +245,11 @@ async def test_acked_rows_stay_as_long_as_a_gap_they_touch_is_open(path: Path) -
         assert gap is not None
         await rig.append(5_000)
         rig.journal.ack("a", 3)
-        await rig.journal._tidy()
+        await tidy(rig.journal)
         assert await rig.kept() == [1, 100, 5_000]
 
         rig.coverage.close(gap, "filled", detail=None)
-        await rig.journal._tidy()
+        await tidy(rig.journal)
         assert await rig.kept() == [5_000]
 
 
@@ -293,7 +294,7 @@ async def test_the_newest_states_are_saved_and_loaded(path: Path) -> None:
     async with rig.journal:
         await rig.append(1)
         rig.states.update([change])
-        await rig.journal._tidy()
+        await tidy(rig.journal)
         assert rig.states.unsaved() == {}
         await rig.append(2)
 

@@ -20,6 +20,7 @@ from app.model import MAX_TIME_NS, LastState, Lines, Row
 from app.runtime.errors import JournalFull, StorageError, StorageFull
 from app.runtime.metrics import Telemetry
 from app.runtime.sqlite import Connection, finish_replacing
+from tests.fakes.journal import tidy
 from tests.fakes.points import new_telemetry, numbered_lines, numbers_in
 from tests.unit.test_last_states import change
 
@@ -402,7 +403,7 @@ async def test_a_kill_while_commits_fail_is_no_damage_at_the_next_start(
         await append(journal, 1, 5)
         await append_uncommitted(journal, 6, 5)
         journal.ack("a", 10)
-        await journal._tidy()
+        await tidy(journal)
         shutil.copytree(tmp_path, killed)
 
     async with journal_at(killed / "journal.db", "a") as journal:

@@ -46,6 +46,7 @@ from app.sinks.outcomes import (
     Unavailable,
 )
 from app.sinks.retry_policy import refusing
+from tests.fakes.journal import tidy
 from tests.fakes.points import new_telemetry
 
 SinkProblem = Literal["held", "busy", "timed out", "unavailable", "failed", "too large"]
@@ -350,7 +351,7 @@ class Life:
         self, inner: SqliteJournal, model: Model, sinks: tuple[str, ...], overflow: Overflow
     ):
         self.telemetry: Telemetry = new_telemetry()
-        inner._telemetry = inner._cursors._telemetry = self.telemetry
+        inner._cursors._telemetry = self.telemetry
         self.journal = WatchedJournal(inner, model.log)
         self.put_points = 0
         self.sinks = {name: Sink(model.databases[name]) for name in sinks}
@@ -633,7 +634,7 @@ class SqliteMachine(MemoryMachine):
         """
         self.restarts += 1
         if is_tidy:
-            self.play(self.now.journal.inner._tidy())
+            self.play(tidy(self.now.journal.inner))
         self.play(self._restart(sinks, is_killed=is_killed))
 
     def teardown(self) -> None:
