@@ -20,14 +20,12 @@ Behavior: TypeAlias = Iterator[float]
 """Yields how many seconds to wait before it goes on."""
 
 _DUSK = 0.6
-_NOON = 12
 _DAYTIME = range(6, 23)
 _FULL_PERCENT = 95
 _TRACKS = (
     ("Nightbird", "The Low Tides"),
     ("Paper Lanterns", "Marlow & Finch"),
     ("Harbor Lights", "Ida Soren"),
-    ("Second Winter", "The Low Tides"),
 )
 _SKIES = ("sunny", "partlycloudy", "cloudy", "rainy", "windy")
 _APPLIANCES = {
@@ -235,8 +233,8 @@ def _cover(home: SimulatedHome, device: Device) -> Behavior:
         is_open = home.state(cover) == "open"
         home.set(cover, "closing" if is_open else "opening")
         yield 15
-        position = 0 if is_open else 100
-        home.set(cover, "closed" if is_open else "open", current_position=position)
+        state, position = ("closed", 0) if is_open else ("open", 100)
+        home.set(cover, state, current_position=position)
 
 
 def _phone(home: SimulatedHome, device: Device) -> Behavior:
@@ -244,8 +242,8 @@ def _phone(home: SimulatedHome, device: Device) -> Behavior:
     while True:
         yield home.chance.uniform(60, 240)
         percent = int(home.state(battery))
-        is_charging = home.state(tracker) == "home" and percent < _FULL_PERCENT
-        is_charging = is_charging and _happens(home, 0.7)
+        can_charge = home.state(tracker) == "home" and percent < _FULL_PERCENT
+        is_charging = can_charge and _happens(home, 0.7)
         home.set(battery, str(min(100, percent + 2) if is_charging else max(5, percent - 1)))
 
 
@@ -298,8 +296,7 @@ def _sun(home: SimulatedHome) -> Behavior:
         elevation = round(sun_elevation(home.now), 2)
         azimuth = round((home.now.hour + home.now.minute / 60) * 15, 2)
         state = "above_horizon" if elevation > 0 else "below_horizon"
-        is_rising = home.now.hour < _NOON
-        home.set("sun.sun", state, elevation=elevation, azimuth=azimuth, rising=is_rising)
+        home.set("sun.sun", state, elevation=elevation, azimuth=azimuth)
 
 
 def _outages(home: SimulatedHome) -> Behavior:

@@ -35,9 +35,7 @@ LABELS: Mapping[str, tuple[str, str]] = {
 """Label id to name and color."""
 
 PEOPLE = ("Anna", "Ben")
-"""Each has a phone."""
 
-_CREATED_AT = 1_760_000_000.0
 _POSITION: JsonObject = {"latitude": 52.37, "longitude": 4.89}
 _HUE, _ZIGBEE = "Hue Bridge", "Zigbee coordinator"
 
@@ -164,7 +162,6 @@ PRODUCTS: Mapping[str, Product] = {
     "door": Product("zha", _AQARA, "Door sensor", (_binary("door"),), _SAFE, _ZIGBEE),
     "window": Product("zha", _AQARA, "Door sensor", (_binary("window"),), _SAFE, _ZIGBEE),
     "smoke": Product("zha", "HEIMAN", "SmokeSensor", (_binary("smoke"), _BATTERY), _SAFE, _ZIGBEE),
-    "leak": Product("zha", "HEIMAN", "Water", (_binary("moisture"), _BATTERY), _SAFE, _ZIGBEE),
     "plug": Product("shelly", "Shelly", "Shelly Plug S Gen3", _PLUG, ("energy",)),
     "meter": Product("homewizard", "HomeWizard", "Wi-Fi P1 Meter", _METER, ("energy",)),
     "solar": Product("solaredge", "SolarEdge", "SE4000H", (_POWER, _ENERGY), ("energy",)),
@@ -206,7 +203,6 @@ _NAMES: Mapping[str, Mapping[str, str | None]] = {
     "speaker": {"Living room speaker": "living_room", "Kitchen speaker": "kitchen"},
     "lock": {"Front door lock": "hallway"},
     "smoke": {"Hallway smoke detector": "hallway"},
-    "leak": {"Bathroom leak sensor": "bathroom"},
     "blind": {"Living room blind": "living_room"},
     "garage_door": {"Garage door": "garage"},
     "phone": {f"{person}'s phone": None for person in PEOPLE},
@@ -231,7 +227,7 @@ class Placed(NamedTuple):
 def placed_entities() -> list[Placed]:
     """Return every entity: those of devices, the people, the zone and the sun."""
     zone = Entity("zone", "2", {**_POSITION, "radius": 100, "passive": False, "icon": "mdi:home"})
-    sun = Entity("sun", "below_horizon", {}, {"elevation": -20.0, "rising": False})
+    sun = Entity("sun", "below_horizon", {}, {"elevation": -20.0, "azimuth": 0.0})
     return [
         *(
             Placed(entity_id, device.full_name(entity), entity, device)
@@ -294,7 +290,7 @@ def integrations() -> list[str]:
     return sorted({device.product.integration for device in DEVICES})
 
 
-_DATES: dict[str, object] = {"created_at": _CREATED_AT, "modified_at": _CREATED_AT}
+_DATES: dict[str, object] = dict.fromkeys(("created_at", "modified_at"), 1_760_000_000.0)
 _OF_EVERY_DEVICE: dict[str, object] = _DATES | dict.fromkeys(
     (
         *("config_subentry_id", "configuration_url", "disabled_by", "hw_version", "model_id"),

@@ -36,11 +36,8 @@ _PEAK_MESSAGES, _MAX_MESSAGES = 1024, 4096
 _MAX_CLIENT_BYTES = 4 * 1024 * 1024
 _LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-_LISTS: Mapping[str, RegistryKind] = {
-    f"config/{kind}_registry/list": kind for kind in get_args(RegistryKind)
-}
+_LISTS = {f"config/{kind}_registry/list": kind for kind in get_args(RegistryKind)}
 _ENTITY_ID = re.compile(r"(?!.*__)(?!_)[a-z0-9_]+(?<!_)\.(?!_)[a-z0-9_]+(?<!_)")
-_RUNNING: JsonObject = {"state": "RUNNING"}
 _IDLE_RECORDER: JsonObject = {
     "backlog": 0,
     "max_backlog": 65000,
@@ -60,10 +57,8 @@ _PARAMETERS: Mapping[str, tuple[set[str], set[str]]] = {
     "unsubscribe_events": ({"subscription"}, set()),
     "history/history_during_period": (
         {"start_time", "entity_ids"},
-        {
-            *("end_time", "include_start_time_state", "significant_changes_only"),
-            *("minimal_response", "no_attributes"),
-        },
+        {"end_time", "include_start_time_state", "significant_changes_only"}
+        | {"minimal_response", "no_attributes"},
     ),
     "config_entries/get": (set(), {"domain", "type_filter"}),
     "logbook/get_events": ({"start_time"}, {"end_time", "entity_ids", "device_ids", "context_id"}),
@@ -159,24 +154,20 @@ def state_changed(old: JsonObject | None, new: JsonObject | None, *, at: datetim
     """
     row = new or old
     assert row is not None
-    return {
-        "event_type": "state_changed",
-        "data": {"entity_id": row["entity_id"], "old_state": old, "new_state": new},
-        "origin": "LOCAL",
-        "time_fired": timestamp(at),
-        "context": new["context"] if new else new_context(at=at),
-    }
+    data = {"entity_id": row["entity_id"], "old_state": old, "new_state": new}
+    return _event("state_changed", data, at, context=new["context"] if new else None)
 
 
 def registry_updated(kind: RegistryKind, data: JsonObject, *, at: datetime) -> JsonObject:
     """Return the event for a changed registry row; `data` has `action` and the row's id."""
-    return {
-        "event_type": f"{kind}_registry_updated",
-        "data": data,
-        "origin": "LOCAL",
-        "time_fired": timestamp(at),
-        "context": new_context(at=at),
-    }
+    return _event(f"{kind}_registry_updated", data, at)
+
+
+def _event(
+    event_type: str, data: JsonObject, at: datetime, *, context: object = None
+) -> JsonObject:
+    event = {"event_type": event_type, "data": data, "origin": "LOCAL"}
+    return {**event, "time_fired": timestamp(at), "context": context or new_context(at=at)}
 
 
 class FakeHomeAssistant:
@@ -235,11 +226,8 @@ class FakeHomeAssistant:
     @property
     def subscribers(self) -> int:
         """How many clients are subscribed to `state_changed`."""
-        return sum(
-            1
-            for client in self._clients
-            if client.socket.state is State.OPEN and "state_changed" in client.subscribed.values()
-        )
+        connected = [client for client in self._clients if client.socket.state is State.OPEN]
+        return sum("state_changed" in client.subscribed.values() for client in connected)
 
     @property
     def pending(self) -> int:
@@ -398,7 +386,7 @@ class FakeHomeAssistant:
             except ValueError:
                 return  # Home Assistant hangs up on what is not JSON
             for command in message if isinstance(message, list) else [message]:
-                conversation.append(_type_of(command))
+                conversation.append(str(command.get("type")) if isinstance(command, dict) else "")
                 client.send([msgspec.json.encode(self._answer(client, command))])
 
     def _answer(self, client: _Client, message: object) -> JsonObject:
@@ -430,7 +418,11 @@ class FakeHomeAssistant:
             "unsubscribe_events": lambda: client.unsubscribe(parameters["subscription"]),
             "get_states": self._house.states,
             "auth/current_user": self._user,
-            "get_config": lambda: {**_RUNNING, **self._house.config(), "version": self.version},
+            "get_config": lambda: {
+                "state": "RUNNING",
+                **self._house.config(),
+                "version": self.version,
+            },
             "config_entries/get": self._house.config_entries,
             "recorder/info": lambda: {**_IDLE_RECORDER, **self._house.recorder()},
             "history/history_during_period": lambda: self._history(parameters),
@@ -583,10 +575,6 @@ def _check(command: str, parameters: JsonObject) -> None:
 
 async def _say(socket: ServerConnection, message: JsonObject) -> None:
     await socket.send(msgspec.json.encode(message), text=True)
-
-
-def _type_of(message: object) -> str:
-    return str(message.get("type")) if isinstance(message, dict) else ""
 
 
 def _history_rows(

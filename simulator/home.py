@@ -38,7 +38,6 @@ _SECOND_US = 1_000_000
 _LATE_US = 10 * _SECOND_US
 _PAST_US = 3_600 * _SECOND_US
 """How much a new home simulates before it starts, and how many events' worth of any pause."""
-_ROWS = 3_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -228,7 +227,7 @@ class _Entity:
         self.is_available = True
         self._entity_id = placed.entity_id
         self._fixed = {**placed.entity.fixed, "friendly_name": placed.name}
-        self._recorded: deque[_Recorded] = deque(maxlen=_ROWS)
+        self._recorded: deque[_Recorded] = deque(maxlen=3_000)
         self._row: JsonObject | None = None
         self.report(at_us)
 
@@ -240,7 +239,7 @@ class _Entity:
         self.report(at_us)
 
     def report(self, at_us: int) -> None:
-        """Tell Home Assistant the state; of an unavailable entity, only the fixed attributes."""
+        """Record the state as Home Assistant sees it; unavailable, it has only fixed attributes."""
         state = self.state if self.is_available else "unavailable"
         moving = self.moving if self.is_available else {}
         last = self._recorded[-1] if self._recorded else None
@@ -290,11 +289,6 @@ def _moment(time_us: int) -> datetime:
 
 _CONFIG: JsonObject = {
     "components": [*integrations(), "history", "recorder"],
-    "country": "NL",
-    "currency": "EUR",
-    "language": "en",
-    "latitude": 52.37,
-    "longitude": 4.89,
     "location_name": "Demo home",
     "state": "RUNNING",
     "time_zone": "UTC",

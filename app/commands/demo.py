@@ -83,7 +83,8 @@ def _started(address: str) -> None:
 
 def _stopped(sinks: Sequence[SinkStatus]) -> None:
     written = sum(sink.points_written for sink in sinks)
-    _write(f"\nStopped. {written:,} points of this run are in {_FOLDER}; start again to continue\n")
+    points = "1 point" if written == 1 else f"{written:,} points"
+    _write(f"\nStopped. Stored {points} of this run in {_FOLDER}; start again to continue\n")
 
 
 def _write(text: str) -> None:

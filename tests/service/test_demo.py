@@ -57,7 +57,7 @@ async def test_the_demo_streams_a_simulated_home_and_continues_where_it_stopped(
     assert printed.startswith("Starting the service and a simulated home")
     assert "192.0.2.1" not in printed
     assert "Traceback" not in printed
-    stopped = re.search(r"Stopped\. ([\d,]+) points of this run are in data/demo", printed)
+    stopped = re.search(r"Stopped\. Stored ([\d,]+) points of this run in data/demo", printed)
     assert stopped is not None
     assert int(stopped[1].replace(",", "")) >= 8
 
