@@ -1,4 +1,4 @@
-"""What happened while nobody listened is in the database all the same, once."""
+"""Backfill: changes missed during downtime are in the database exactly once."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ SENSOR = "sensor.counter"
 
 @pytest.fixture
 def house() -> StillHouse:
-    """Return a home whose time is ours."""
+    """Return a home that uses the real clock."""
     return StillHouse(clock=now)
 
 
 @pytest.fixture
 async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve an InfluxDB 2 that is well."""
+    """Serve a healthy InfluxDB 2."""
     async with FakeInflux().serving() as fake:
         yield fake
 
 
 @pytest.fixture
 def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
-    """Return settings with which what was missed is read back."""
+    """Return settings with backfill enabled and short waits."""
     return environment | {
         "INFLUXDB_URL": influx.url,
         "INFLUXDB_TOKEN": influx.token,
@@ -51,20 +51,20 @@ def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
 
 
 def filled(health: Any) -> bool:
-    """Return whether no gap is open any more and all is delivered."""
+    """Return whether all gaps are filled and all points delivered."""
     gaps = health["gaps"]
     return bool(gaps["filled"] and not gaps["open"] and not health["sinks"][0]["held"])
 
 
 def connected(health: Any) -> bool:
-    """Return whether events stream."""
+    """Return whether the service is subscribed to events."""
     return bool(health["subscription"]["is_subscribed"])
 
 
 def states(influx: FakeInflux, entity_id: str = SENSOR) -> list[object]:
-    """Return the states of an entity in the order of time, after a check that each came once.
+    """Return the states of an entity in time order; assert that each point occurs once.
 
-    A line that a killed service sent again is the same point, which changes nothing.
+    A line that a killed service sent again is the same point and counts once.
     """
     points = sorted(map(parse_line, set(influx.lines)), key=lambda point: point.time_ns)
     own = [point for point in points if point.tags["entity_id"] == entity_id]
@@ -73,7 +73,7 @@ def states(influx: FakeInflux, entity_id: str = SENSOR) -> list[object]:
 
 
 def count(house: StillHouse, numbers: Iterable[int]) -> None:
-    """Let the sensor count."""
+    """Set the sensor to each number."""
     for number in numbers:
         house.set_state(SENSOR, str(number), {"unit_of_measurement": "W"})
 
@@ -81,7 +81,7 @@ def count(house: StillHouse, numbers: Iterable[int]) -> None:
 async def test_changes_made_during_downtime_are_written_after_the_start(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """Each change once, with what stood before it, and told apart from live ones."""
+    """Each change once, with its previous state, and marked as backfilled."""
     async with service(tmp_path, settings) as running:
         await running.until("/health", connected)
         count(house, range(5))
@@ -89,7 +89,7 @@ async def test_changes_made_during_downtime_are_written_after_the_start(
         assert await running.stop() == 0
     count(house, range(5, 10))
     house.set_state("sensor.secret", "hidden")
-    house.recorded.pop("sensor.secret")  # the recorder was told to leave it out
+    house.recorded.pop("sensor.secret")  # excluded from the recorder
     async with service(tmp_path, settings) as running:
         await running.until("/health", connected)
         house.set_state(SENSOR, "10")
@@ -132,7 +132,7 @@ async def test_the_gaps_of_a_kill_and_of_a_lost_connection_are_both_filled(
     influx: FakeInflux,
     tmp_path: Path,
 ) -> None:
-    """Each is filled by itself, with what happened in it and nothing else."""
+    """Each gap is filled separately, with the changes inside it and nothing else."""
     async with service(tmp_path, settings) as running:
         await running.until("/health", connected)
         count(house, range(5))
@@ -169,7 +169,7 @@ async def test_the_gaps_of_a_kill_and_of_a_lost_connection_are_both_filled(
 async def test_a_stop_while_a_gap_is_filled_is_orderly_and_it_is_filled_later(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """Status 0, at once; the next life goes on with it, and finds the gap of the stop, too."""
+    """Status 0, at once; the next run continues, and also finds the gap of the stop."""
     async with service(tmp_path, settings) as running:
         await running.until("/health", connected)
         count(house, range(5))
@@ -199,7 +199,7 @@ async def test_a_process_that_is_suspended_while_it_connects_misses_nothing(
     influx: FakeInflux,
     tmp_path: Path,
 ) -> None:
-    """A virtual machine that is paused, or a laptop that sleeps for some seconds."""
+    """As when a virtual machine is paused or a laptop sleeps for some seconds."""
     async with service(tmp_path, settings) as running:
         await running.until("/health", connected)
         count(house, range(5))
@@ -223,7 +223,7 @@ async def test_a_process_that_is_suspended_while_it_connects_misses_nothing(
 
 
 def backfilling(metrics: str) -> bool:
-    """Return whether something was read back already."""
+    """Return whether any points have been backfilled."""
     match = re.search(r"^ingest_backfilled_points_total (\S+)", metrics, re.MULTILINE)
     return match is not None and float(match[1]) > 0
 
@@ -235,7 +235,7 @@ async def test_a_journal_in_memory_logs_the_backfill_command_that_fills_the_gap(
     influx: FakeInflux,
     tmp_path: Path,
 ) -> None:
-    """Nothing keeps account of what was missed, so a person decides; the service fills it."""
+    """Gaps are not recorded in memory, so an operator runs the command and the service fills."""
     async with service(tmp_path, settings | {"JOURNAL": "memory"}) as running:
         await running.until("/health", connected)
         count(house, range(5))
@@ -247,7 +247,7 @@ async def test_a_journal_in_memory_logs_the_backfill_command_that_fills_the_gap(
         home_assistant.refusing = False
         await running.until("/health", connected)
         command = await logged(running, r"app (backfill --since \S+ --until \S+)")
-        status, said = await run_command(
+        status, output = await run_command(
             tmp_path, settings, *command[1].split(), "--url", running.url
         )
         await running.until("/health", filled)
@@ -255,11 +255,11 @@ async def test_a_journal_in_memory_logs_the_backfill_command_that_fills_the_gap(
 
     assert [*map(str, range(10))] == sorted(set(states_as_sent(influx)), key=int)
     assert status == 0
-    assert "Read back" in said
+    assert "Read back" in output
 
 
 async def logged(running: Service, pattern: str) -> re.Match[str]:
-    """Wait for a line in the log: the bounds of a gap are known once the states were listed."""
+    """Wait for a log line; the bounds of a gap are known only after the states are listed."""
     async with asyncio.timeout(20):
         while (found := re.search(pattern, running.output.read_text())) is None:
             await asyncio.sleep(0.05)
@@ -269,7 +269,7 @@ async def logged(running: Service, pattern: str) -> re.Match[str]:
 async def test_the_backfill_command_reads_history_from_before_the_first_start(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """Without a service that runs, and again without doing anything twice."""
+    """Without a running service; a second run writes nothing again."""
     since = now().isoformat()
     count(house, range(10))
     # The very first subscription may count as up to a second earlier (docs/GUARANTEES.md), and
@@ -292,22 +292,22 @@ async def test_the_backfill_command_reads_history_from_before_the_first_start(
 
 
 async def test_an_invalid_time_span_is_refused(settings: dict[str, str], tmp_path: Path) -> None:
-    """With one line and status 2."""
-    status, said = await run_command(tmp_path, settings, "backfill", "--since", "2200-01-01")
+    """Status 2 and one line."""
+    status, output = await run_command(tmp_path, settings, "backfill", "--since", "2200-01-01")
 
     assert status == 2
-    assert "--since must lie before --until" in said
+    assert "--since must lie before --until" in output
 
 
 def states_as_sent(influx: FakeInflux) -> list[str]:
-    """Return the states of the sensor as they came, what came twice included."""
+    """Return the states of the sensor in the order of arrival, duplicates included."""
     return [str(parse_line(line).fields["state_value"]) for line in influx.lines]
 
 
 async def run_command(
     folder: Path, settings: dict[str, str], *arguments: str
 ) -> tuple[int | None, str]:
-    """Run `python -m app …` on the DATA_DIR of `service` and return status and output."""
+    """Run `python -m app …` on the DATA_DIR of `service`; return status and output."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",

@@ -14,7 +14,7 @@ _QUICK = {"BATCH_SIZE": "1", "BATCH_TIMEOUT": "0.1"}
 
 
 def furnish(house: StillHouse) -> None:
-    """Put a lamp into the hall."""
+    """Add a lamp in the hall to the registries."""
     house.put_row("area", {"area_id": "hall", "name": "Hall"}, id_name="area_id")
     house.put_row("device", {"id": "d1", "area_id": "hall", "name": "Lamp"}, id_name="id")
     lamp = {"entity_id": "light.lamp", "device_id": "d1", "platform": "demo"}
@@ -22,7 +22,7 @@ def furnish(house: StillHouse) -> None:
 
 
 async def placed(running: Service, entity_id: str, *, count: int) -> list[str | None]:
-    """Return the area of each of the events of an entity, oldest first, once there are so many."""
+    """Wait for `count` events of an entity and return their areas, oldest first."""
     page: Any = await running.until(
         f"/api/v1/events/{entity_id}", lambda page: page.get("count") == count
     )
@@ -30,7 +30,7 @@ async def placed(running: Service, entity_id: str, *, count: int) -> list[str | 
 
 
 async def connected(running: Service, fake: FakeHomeAssistant) -> None:
-    """Wait until it listens to events."""
+    """Wait until the service is subscribed to events."""
     await running.until(
         "/health",
         lambda health: health["subscription"]["is_subscribed"] and fake.subscribers > 0,
@@ -43,7 +43,7 @@ async def test_a_restart_changes_no_tag(
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
 ) -> None:
-    """The catalog is read from disk before the first event, also if it cannot be listed."""
+    """The catalog is read from disk before the first event, even if it cannot be listed."""
     furnish(house)
     async with service(tmp_path, {**environment, **_QUICK}) as running:
         await running.until("/health", lambda health: health["discovery"]["entities"] == 1)
@@ -65,7 +65,7 @@ async def test_an_area_change_applies_to_the_next_event(
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
 ) -> None:
-    """A registry event is enough; no restart and no interval is waited for."""
+    """A registry event is enough; no restart or refresh interval is needed."""
     furnish(house)
     async with service(tmp_path, {**environment, **_QUICK}) as running:
         await running.until("/health", lambda health: health["discovery"]["entities"] == 1)
@@ -89,7 +89,7 @@ async def test_a_renamed_entity_keeps_its_area(
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
 ) -> None:
-    """From the removal of the old id to the first event of the new one, at once."""
+    """At once: from the removal of the old id to the first event of the new one."""
     furnish(house)
     async with service(tmp_path, {**environment, **_QUICK}) as running:
         await running.until("/health", lambda health: health["discovery"]["entities"] == 1)
@@ -110,7 +110,7 @@ async def test_the_device_history_uses_the_same_pipeline_as_events(
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
 ) -> None:
-    """Through the journal to every sink, and the books of the events do not notice."""
+    """Through the journal to every sink, without counting as events."""
     furnish(house)
     async with FakeInflux().serving() as influx:
         settings = {
@@ -140,7 +140,7 @@ async def test_an_unavailable_entity_stays_in_its_series_across_a_restart(
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
 ) -> None:
-    """While it is unavailable no event names its class and its unit; available, it has its own."""
+    """Events of an unavailable entity carry no class or unit; the last known ones are used."""
     furnish(house)
     named = {"device_class": "power", "unit_of_measurement": "W"}
     async with service(tmp_path, {**environment, **_QUICK}) as running:

@@ -18,7 +18,7 @@ from tests.service.process import Service, service
 
 KEY = "correct-horse-battery-staple"
 _TO_CLOSE_S = 25
-"""Ten seconds of grace and a good deal for a busy machine."""
+"""Ten seconds of grace, and a margin for a busy machine."""
 
 _BURST = 50
 
@@ -36,7 +36,7 @@ async def _opened(running: Service, sent: bytes = b"") -> Stream:
 async def _many(running: Service, count: int, sent: bytes = b"") -> AsyncIterator[list[Stream]]:
     streams: list[Stream] = []
     try:
-        for _ in range(0, count, _BURST):  # faster than the service can accept them
+        for _ in range(0, count, _BURST):  # in bursts, faster than the service accepts them
             streams += await asyncio.gather(*(_opened(running, sent) for _ in range(_BURST)))
 
         yield streams
@@ -46,7 +46,7 @@ async def _many(running: Service, count: int, sent: bytes = b"") -> AsyncIterato
 
 
 async def _is_closed(stream: Stream, *, drip: bytes, every_s: float = 0.2) -> bool:
-    """Send a few bytes again and again; return whether the service hung up in time."""
+    """Send a few bytes repeatedly; return whether the service disconnected in time."""
     reader, writer = stream
     try:
         async with asyncio.timeout(_TO_CLOSE_S):
@@ -68,7 +68,7 @@ async def _is_closed(stream: Stream, *, drip: bytes, every_s: float = 0.2) -> bo
 async def test_idle_connections_neither_stop_the_service_nor_block_a_probe(
     environment: dict[str, str], tmp_path: Path, key: str | None, descriptors: int
 ) -> None:
-    """More of them than it may have files open, with and without an API key."""
+    """Even more connections than open files allowed, with and without an API key."""
     settings = environment | ({"API_KEY": key} if key else {})
     limited = f'ulimit -n {descriptors}; exec "$0" "$@"'
     command = ("-c", limited, sys.executable, "-m", "app", "run")
@@ -123,7 +123,7 @@ UNFINISHED = {
 async def test_silent_and_slow_clients_are_disconnected(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Whatever it is that they leave unfinished; nothing of it is an error of the service."""
+    """Whatever they leave unfinished, without an error of the service."""
     async with service(tmp_path, environment) as running:
         late = {}
         async with asyncio.TaskGroup() as clients:
@@ -143,7 +143,7 @@ async def test_silent_and_slow_clients_are_disconnected(
 async def test_silent_websocket_clients_do_not_lock_out_holders_of_the_key(
     environment: dict[str, str], tmp_path: Path, descriptors: int
 ) -> None:
-    """Neither one that sends the key in a header nor one that sends it as a message."""
+    """Whether they send the key in a header or as a message."""
     limited = f'ulimit -n {descriptors}; exec "$0" "$@"'
     command = ("-c", limited, sys.executable, "-m", "app", "run")
     async with (
@@ -162,15 +162,15 @@ async def test_silent_websocket_clients_do_not_lock_out_holders_of_the_key(
             by_message = await on.enter_async_context(connect(live))
             await by_message.recv()
             await by_message.send(json.dumps({"type": "auth", "api_key": KEY}))
-            told = [json.loads(await by_header.recv()), json.loads(await by_message.recv())]
+            messages = [json.loads(await by_header.recv()), json.loads(await by_message.recv())]
 
-    assert [message["type"] for message in told] == ["hello", "hello"]
+    assert [message["type"] for message in messages] == ["hello", "hello"]
 
 
 async def test_sigterm_does_not_wait_for_silent_clients(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Idle, half a head, half a body, a response that is not read: status 0 within the bound."""
+    """Idle, half a head, half a body, an unread response: status 0 within the timeout."""
     half_a_body = (
         b"POST /internal/devices/bulk_upsert HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Length: 100000\r\n\r\n["

@@ -1,4 +1,4 @@
-"""What the journal acknowledged is in the database, whenever the process was killed."""
+"""Acknowledged points reach the database, whenever the process is killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.service.process import Service, service
 
 CHANGES_PER_S = 2_000
 SHARE_OF_STARTS = 0.25
-"""Of the kills at random moments."""
+"""The share of the random kills that hit a start."""
 
 PLACES = (
     "before INSERT INTO journal_rows",
@@ -37,21 +37,21 @@ PLACES = (
     "before DELETE FROM journal_rows",
     "after DELETE FROM journal_rows",
 )
-"""Inside an append, between a sink's acceptance and the cursor on disk, and inside a deletion."""
+"""In an append, between a sink's acceptance and the cursor on disk, and in a deletion."""
 
 logger = logging.getLogger(__name__)
 
 
 @pytest.fixture
 async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve an InfluxDB 2 that is well."""
+    """Serve a healthy InfluxDB 2."""
     async with FakeInflux().serving() as fake:
         yield fake
 
 
 @pytest.fixture
 def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
-    """Return settings that lead to both neighbors, with short waits and small requests."""
+    """Return settings for Home Assistant and InfluxDB, with short waits and small requests."""
     return environment | {
         "INFLUXDB_URL": influx.url,
         "INFLUXDB_TOKEN": influx.token,
@@ -65,7 +65,7 @@ def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
 async def observed(
     folder: Path, settings: dict[str, str], ledger: Acknowledged, *options: str
 ) -> AsyncIterator[Service]:
-    """Run the service with a ledger of what it acknowledges, and options for the driver."""
+    """Run the service under the driver, recording its acknowledgements in the ledger."""
     async with ledger.recording() as descriptor:
         command = ("-m", "tests.service.driver", "--ledger", str(descriptor), *options)
         async with service(
@@ -75,7 +75,7 @@ async def observed(
 
 
 async def starting_s(folder: Path, settings: dict[str, str]) -> float:
-    """Start the service once, and return the seconds until it streams."""
+    """Start the service once and return the seconds until it is subscribed."""
     begun = time.perf_counter()
     async with service(folder, settings) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
@@ -87,7 +87,7 @@ async def starting_s(folder: Path, settings: dict[str, str]) -> float:
 async def verdict(
     folder: Path, settings: dict[str, str], ledger: Acknowledged, influx: FakeInflux
 ) -> Verdict:
-    """Let the service bring what it still holds, and hold the ledger against the database."""
+    """Let the service deliver its backlog, then compare the ledger with the database."""
     influx.delay_s = 0.0
     begun = time.perf_counter()
     async with service(folder, settings) as running:
@@ -119,9 +119,9 @@ async def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
     kills: int,
     longest_s: float,
 ) -> None:
-    """Starting, streaming, with a backlog and while it drains; `SEED` repeats the moments.
+    """While starting, streaming and draining a backlog; `SEED` repeats the moments.
 
-    A quarter of the lives ends while starting, the others at most `longest_s` after they stream.
+    A quarter of the runs end while starting, the others at most `longest_s` after subscribing.
     """
     seed = int(os.environ.get("SEED", "0")) or random.randrange(1, 1_000_000)
     chance = random.Random(seed)
@@ -130,7 +130,7 @@ async def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
 
     async with changing(house, per_s=CHANGES_PER_S):
         for number in range(kills):
-            # 500 points in 0.5 s: a backlog grows, and drains in the lives between.
+            # 500 points in 0.5 s: a backlog grows, and drains in every other run.
             influx.delay_s = 0.5 if number % 2 else 0.0
             if chance.random() < SHARE_OF_STARTS:
                 with contextlib.suppress(TimeoutError):
@@ -145,18 +145,18 @@ async def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(chance.uniform(0.0, longest_s)):
                         ended = await running.process.wait()
-                        raise AssertionError(f"it ended by itself with status {ended}")
+                        raise AssertionError(f"the service ended by itself with status {ended}")
     found = await verdict(tmp_path, settings, ledger, influx)
 
-    assert ledger.commits > kills / 2, "too few lives came as far as a commit"
+    assert ledger.commits > kills / 2, "too few runs reached a commit"
     assert (found.lost, found.differing, found.in_order) == (0, 0, True), f"SEED={seed} {found}"
 
 
-@pytest.mark.timeout(300)  # eleven lives
+@pytest.mark.timeout(300)  # eleven runs
 async def test_a_kill_inside_every_step_of_the_journal_loses_nothing(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """One life after another, each killed at a place of its own; the next must carry on."""
+    """Each run is killed at another place, and the next one must carry on."""
     ledger = Acknowledged()
     ends: list[int] = []
 

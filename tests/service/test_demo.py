@@ -1,4 +1,4 @@
-"""`make demo`: the main job, with nothing but this repository."""
+"""`make demo`: the whole service with a simulated home, and nothing else installed."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ HOSTILE = {
     "HA_WS_URL": "ws://192.0.2.1/api/websocket",
     "INFLUXDB_URL": "http://192.0.2.1:8086",
     "DATA_API_URL": "http://192.0.2.1:8006",
-    # These are not even usable.
+    # These are not even valid.
     "HA_SSL_VERIFY": "perhaps",
     "INFLUXDB_API": "v9",
 }
@@ -29,7 +29,7 @@ HOSTILE = {
 async def test_the_demo_streams_a_simulated_home_and_continues_where_it_stopped(
     tmp_path: Path,
 ) -> None:
-    """It ignores the settings of real servers, and reads back what the home did in between."""
+    """It ignores the settings of real servers, and backfills the changes of the downtime."""
     command = ("-m", "app", "demo")
     environment = HOSTILE | {
         "WEBSOCKET_INGESTION_PORT": "",
@@ -44,7 +44,7 @@ async def test_the_demo_streams_a_simulated_home_and_continues_where_it_stopped(
         )
         page = await first.get("/api/v1/events?limit=1000")
         status = await first.stop(signal.SIGINT)
-    printed = first.output.read_text()
+    output = first.output.read_text()
 
     assert health["status"] == "healthy", health["reasons"]
     assert health["discovery"]["areas"] == 8
@@ -53,13 +53,13 @@ async def test_the_demo_streams_a_simulated_home_and_continues_where_it_stopped(
     assert any(event["area_id"] for event in page["events"])
     assert status == 0
     for line in (f"Dashboard  {first.url}/", f"API        {first.url}/docs", "/health"):
-        assert line in printed
-    assert printed.startswith("Starting the service and a simulated home")
-    assert "192.0.2.1" not in printed
-    assert "Traceback" not in printed
-    stopped = re.search(r"Stopped\. Stored ([\d,]+) points of this run in data/demo", printed)
-    assert stopped is not None
-    assert int(stopped[1].replace(",", "")) >= 8
+        assert line in output
+    assert output.startswith("Starting the service and a simulated home")
+    assert "192.0.2.1" not in output
+    assert "Traceback" not in output
+    summary = re.search(r"Stopped\. Stored ([\d,]+) points of this run in data/demo", output)
+    assert summary is not None
+    assert int(summary[1].replace(",", "")) >= 8
 
     assert urlsplit(first.url).port in range(8001, 8100)
     assert not (tmp_path / "data" / "journal.db").exists()
@@ -82,10 +82,10 @@ async def test_the_demo_streams_a_simulated_home_and_continues_where_it_stopped(
 
 
 async def test_the_demo_takes_the_next_free_port_when_none_is_set(tmp_path: Path) -> None:
-    """Something else may listen at 8001: here it does, whoever it is."""
-    with contextlib.ExitStack() as others:
+    """Here another program listens on 8001."""
+    with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
-            others.enter_context(socket.create_server(("127.0.0.1", 8001)))
+            stack.enter_context(socket.create_server(("127.0.0.1", 8001)))
         settings = {"WEBSOCKET_INGESTION_PORT": "", "LOG_LEVEL": "INFO"}
         async with service(
             tmp_path, settings, command=("-m", "app", "demo"), cwd=tmp_path
@@ -102,7 +102,7 @@ async def test_the_demo_takes_the_next_free_port_when_none_is_set(tmp_path: Path
 async def test_ctrl_c_ends_the_demo_without_a_traceback_at_any_moment(
     tmp_path: Path, after_s: float
 ) -> None:
-    """While it imports, while it starts and once it runs, it says what became of the data."""
+    """While importing, starting and running; the last line reports what was stored."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "app", "demo"),
         cwd=tmp_path,
@@ -115,17 +115,17 @@ async def test_ctrl_c_ends_the_demo_without_a_traceback_at_any_moment(
         first = await process.stdout.readline()
         await asyncio.sleep(after_s)
         process.send_signal(signal.SIGINT)
-        printed = (first + await process.stdout.read()).decode()
+        output = (first + await process.stdout.read()).decode()
         status = await process.wait()
 
-    assert "Traceback" not in printed
-    last = printed.splitlines()[-1]
+    assert "Traceback" not in output
+    last = output.splitlines()[-1]
     assert last.startswith(("Interrupted", "Stopped. "))
     assert status == (130 if last.startswith("Interrupted") else 0)
 
 
 async def refused(folder: Path, port: int | str) -> str:
-    """Start the demo at a port that it cannot have, and return the one line it prints."""
+    """Start a demo that must be refused, and return the one line it prints."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -143,7 +143,7 @@ async def refused(folder: Path, port: int | str) -> str:
 
 
 async def test_a_taken_port_is_one_clear_message(tmp_path: Path) -> None:
-    """The port that was asked for is used or refused, never another one."""
+    """A configured port is used or refused, never replaced by another one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         line = await refused(tmp_path, port)
@@ -154,7 +154,7 @@ async def test_a_taken_port_is_one_clear_message(tmp_path: Path) -> None:
 
 
 async def test_a_second_demo_beside_the_first_is_refused(tmp_path: Path) -> None:
-    """It says why, and touches nothing of the first one's home."""
+    """With the reason, and without touching the home of the first one."""
     settings = {"WEBSOCKET_INGESTION_PORT": "", "LOG_LEVEL": "INFO"}
     async with service(tmp_path, settings, command=("-m", "app", "demo"), cwd=tmp_path) as first:
         await first.until("/health", lambda health: health["subscription"]["is_subscribed"])
@@ -169,7 +169,7 @@ async def test_a_second_demo_beside_the_first_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("port", ["8001x", "-1", "65536"])
 async def test_an_invalid_port_is_one_clear_message(tmp_path: Path, port: str) -> None:
-    """It names the variable and what may stand there."""
+    """It names the variable and its valid values."""
     assert await refused(tmp_path, port) == (
         f"websocket-ingestion: WEBSOCKET_INGESTION_PORT: {port!r} is not a port number;"
         " set one up to 65535"

@@ -1,4 +1,4 @@
-"""A full, read-only, forbidden or damaged disk: the service goes on, says so, and recovers."""
+"""A full, read-only, forbidden or damaged disk: the service continues, reports it, recovers."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ _STATE = re.compile(rb'state_value="(\d+)"')
 
 @pytest.fixture
 async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve an InfluxDB 2 that is well."""
+    """Serve a healthy InfluxDB 2."""
     async with FakeInflux().serving() as fake:
         yield fake
 
 
 @pytest.fixture
 async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
-    """Mount 6 MB."""
+    """Mount a disk of 6 MB."""
     async with small_disk(tmp_path, megabytes=6) as mounted:
         yield mounted
 
 
 @pytest.fixture
 def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
-    """Return settings that lead to both neighbors; the journal may fill the disk."""
+    """Return settings for Home Assistant and InfluxDB; the journal may fill the disk."""
     return environment | {
         "INFLUXDB_URL": influx.url,
         "INFLUXDB_TOKEN": influx.token,
@@ -53,7 +53,7 @@ def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
 
 
 def states(influx: FakeInflux) -> list[int]:
-    """Return the numbers that were written, in the order of arrival."""
+    """Return the states that were written, as numbers, in the order of arrival."""
     return [int(number) for line in influx.lines for number in _STATE.findall(line)]
 
 
@@ -63,37 +63,37 @@ def is_durable(health: Any) -> bool:
 
 
 def written(count: int) -> Any:
-    """Return whether InfluxDB has so many points."""
+    """Return a condition on /health: at least `count` points were written."""
     return lambda health: health["sinks"][0]["points_written"] >= count
 
 
-async def fed_while_sick(running: Service) -> tuple[Any, Any]:
-    """Wait until commits fail and as many points as in a second came through all the same.
+async def delivered_while_degraded(running: Service) -> tuple[Any, Any]:
+    """Wait until commits fail and a second's worth of points is delivered anyway.
 
-    Return /health and what /metrics says of it.
+    Return /health and /metrics of that moment.
     """
-    sick = await running.until("/health", lambda health: not is_durable(health))
-    before = sick["sinks"][0]["points_written"]
+    degraded = await running.until("/health", lambda health: not is_durable(health))
+    before = degraded["sinks"][0]["points_written"]
     health = await running.until("/health", written(before + CHANGES_PER_S))
     return health, await running.text("/metrics")
 
 
-async def well_again(running: Service) -> Any:
+async def recovered(running: Service) -> Any:
     """Wait until commits succeed again, and return /health."""
     return await running.until("/health", lambda h: is_durable(h) and h["status"] == "healthy")
 
 
 def assert_nothing_is_missing(health: Any, influx: FakeInflux) -> None:
-    """Every change is in the database, once and in order, and the books balance."""
+    """Assert that every change is in the database, once and in order, and the totals balance."""
     events = health["accounting"]["events"]
     assert events["received"] == events["journaled"] + events["pending"]
     assert events["dropped"] == {}
-    found = states(influx)
-    assert found == list(range(len(found)))
+    numbers = states(influx)
+    assert numbers == list(range(len(numbers)))
 
 
 @pytest.mark.parametrize(
-    "trouble", ["full", "forbidden", pytest.param("broken", marks=pytest.mark.slow)]
+    "problem", ["full", "forbidden", pytest.param("broken", marks=pytest.mark.slow)]
 )
 async def test_points_reach_the_database_in_order_while_commits_fail(
     settings: dict[str, str],
@@ -102,15 +102,15 @@ async def test_points_reach_the_database_in_order_while_commits_fail(
     disk: Disk,
     tmp_path: Path,
     *,
-    trouble: str,
+    problem: str,
 ) -> None:
-    """No room, no permission, or every write an error: nothing is lost, and it ends by itself."""
+    """No space, no permission or failing writes: nothing is lost, and commits resume."""
     async with disk.service(tmp_path, settings) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
         async with changing(house, per_s=CHANGES_PER_S):
             await running.until("/health", written(100))
             with contextlib.ExitStack() as stack:
-                match trouble:
+                match problem:
                     case "full":
                         disk.fill()
                         stack.callback(disk.empty)
@@ -119,8 +119,8 @@ async def test_points_reach_the_database_in_order_while_commits_fail(
                         stack.callback(disk.path.chmod, 0o700)
                     case _:
                         stack.enter_context(every_write_failing(running))
-                health, metrics = await fed_while_sick(running)
-            await well_again(running)
+                health, metrics = await delivered_while_degraded(running)
+            await recovered(running)
         after = await running.until("/health", lambda health: health["sinks"][0]["held"] == 0)
         status = await running.stop()
 
@@ -135,7 +135,7 @@ async def test_points_reach_the_database_in_order_while_commits_fail(
 async def test_uncommitted_points_are_delivered_or_committed_at_a_stop(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, disk: Disk, tmp_path: Path
 ) -> None:
-    """SIGTERM on a sick disk: the database takes what it can, within SHUTDOWN_TIMEOUT."""
+    """SIGTERM on a full disk: uncommitted points are delivered within SHUTDOWN_TIMEOUT."""
     patient = settings | {"BATCH_TIMEOUT": "60", "BATCH_SIZE": "5000"}
     async with disk.service(tmp_path, patient) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
@@ -150,11 +150,11 @@ async def test_uncommitted_points_are_delivered_or_committed_at_a_stop(
     assert states(influx) == list(range(700))
 
 
-@pytest.mark.slow  # the journal alone is killed so in every run
+@pytest.mark.slow  # the journal tests cover such a kill in every run
 async def test_a_kill_on_a_full_disk_loses_no_delivered_point(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, disk: Disk, tmp_path: Path
 ) -> None:
-    """What was lent and delivered is there; the next life goes on with what comes then."""
+    """Points delivered uncommitted are there once, and the next run continues after them."""
     async with disk.service(tmp_path, settings) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
         disk.fill()
@@ -174,38 +174,38 @@ async def test_a_kill_on_a_full_disk_loses_no_delivered_point(
     assert list(dict.fromkeys(states(influx))) == list(range(800))
 
 
-@pytest.mark.parametrize("trouble", ["read-only", "forbidden"])
+@pytest.mark.parametrize("problem", ["read-only", "forbidden"])
 async def test_an_unwritable_folder_stops_the_start_with_one_line(
-    settings: dict[str, str], disk: Disk, trouble: str
+    settings: dict[str, str], disk: Disk, problem: str
 ) -> None:
     """Status 2; the line names DATA_DIR and says why."""
-    if trouble == "read-only":
+    if problem == "read-only":
         await disk.remount("ro")
     else:
         disk.path.chmod(0o000)
 
-    status, said = await disk.refused(settings)
+    status, stderr = await disk.refused(settings)
 
     assert status == 2
     assert re.fullmatch(
         r"websocket-ingestion: DATA_DIR: the folder \S+ cannot be written"
         r" \((Read-only file system|Permission denied)\)\. .*\n",
-        said,
+        stderr,
     )
 
 
 async def test_a_full_disk_stops_the_start_and_names_the_folder(
     settings: dict[str, str], disk: Disk
 ) -> None:
-    """Status 2 and one line; what SQLite says of it names nothing."""
+    """Status 2 and one line; SQLite's own message would name no folder."""
     disk.fill()
 
-    status, said = await disk.refused(settings | {"LOG_OUTPUT": "stdout"})
+    status, stderr = await disk.refused(settings | {"LOG_OUTPUT": "stdout"})
 
     assert status == 2
-    assert said.count("\n") == 1
-    assert "DATA_DIR: the" in said
-    assert "full" in said or "No space left" in said
+    assert stderr.count("\n") == 1
+    assert "DATA_DIR: the" in stderr
+    assert "full" in stderr or "No space left" in stderr
 
 
 @pytest.mark.parametrize("name", ["journal.db", "dead_letters.db", "metadata.db"])
@@ -213,36 +213,36 @@ async def test_a_full_disk_stops_the_start_and_names_the_folder(
 async def test_an_unusable_database_file_stops_the_start_with_one_line(
     settings: dict[str, str], disk: Disk, tmp_path: Path, name: str, mode: int
 ) -> None:
-    """For example one that a container of another user left behind."""
+    """For example a file left behind by a container with another user."""
     async with disk.service(tmp_path, settings) as running:
         assert await running.stop() == 0
     os.chown(disk.path / name, 0, 0)
     (disk.path / name).chmod(mode)
 
-    status, said = await disk.refused(settings)
+    status, stderr = await disk.refused(settings)
 
     assert status == 2
-    assert said.count("\n") == 1
-    assert re.search(rf"DATA_DIR: \S+/{name} cannot be opened", said)
+    assert stderr.count("\n") == 1
+    assert re.search(rf"DATA_DIR: \S+/{name} cannot be opened", stderr)
 
 
 async def test_a_journal_of_a_newer_version_is_not_modified(
     settings: dict[str, str], disk: Disk, tmp_path: Path
 ) -> None:
-    """Status 2 and one line, and not a byte of the file is changed."""
+    """Status 2 and one line; the file stays unchanged."""
     async with disk.service(tmp_path, settings) as running:
         assert await running.stop() == 0
     path = disk.path / "journal.db"
-    with path.open("r+b") as file:  # SQLite itself would not find the namespace
+    with path.open("r+b") as file:  # SQLite could not open a path in the namespace
         file.seek(USER_VERSION_AT)
         file.write((99).to_bytes(4))
     before = path.read_bytes()
 
-    status, said = await disk.refused(settings)
+    status, stderr = await disk.refused(settings)
 
     assert status == 2
-    assert said.count("\n") == 1
-    assert "was written by a newer version of this service" in said
+    assert stderr.count("\n") == 1
+    assert "was written by a newer version of this service" in stderr
     assert before == path.read_bytes()
 
 
@@ -263,9 +263,12 @@ async def test_a_damaged_journal_is_reported_and_only_unreadable_points_are_lost
     *,
     damage: str,
 ) -> None:
-    """The rest is delivered, the missing are counted, and new events follow."""
-    away = settings | {"INFLUXDB_URL": "http://127.0.0.1:9", "JOURNAL_COMMIT_INTERVAL": "0.01"}
-    async with disk.service(tmp_path, away) as running:
+    """The rest is delivered, the missing points are counted, and new events follow."""
+    unreachable = settings | {
+        "INFLUXDB_URL": "http://127.0.0.1:9",
+        "JOURNAL_COMMIT_INTERVAL": "0.01",
+    }
+    async with disk.service(tmp_path, unreachable) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
         for number in range(2_000):
             house.set_state("sensor.counter", str(number))
@@ -283,14 +286,16 @@ async def test_a_damaged_journal_is_reported_and_only_unreadable_points_are_lost
         health = await running.until("/health", lambda health: health["sinks"][0]["held"] == 0)
         assert await running.stop() == 0
 
-    found = states(influx)
-    (said,) = (reason for reason in health["reasons"] if "was damaged" in reason)
-    saved, missing = map(int, re.findall(r"(\d+) points were saved, (\d+) are missing", said)[0])
-    assert found == sorted(set(found))
-    assert found[-1] == 2_000
-    assert len(found) == saved + 1
+    numbers = states(influx)
+    (damage_reason,) = (reason for reason in health["reasons"] if "was damaged" in reason)
+    saved, missing = map(
+        int, re.findall(r"(\d+) points were saved, (\d+) are missing", damage_reason)[0]
+    )
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] == 2_000
+    assert len(numbers) == saved + 1
     assert health["journal"]["salvaged"] == saved
-    # Of an emptied file not even the numbers are known.
+    # For an emptied file, the number of missing points is unknown.
     assert saved + missing == (0 if damage == "emptied" else 2_000)
     assert len(list(disk.path.glob("journal.db.damaged-*"))) == 1
 

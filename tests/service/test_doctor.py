@@ -1,4 +1,4 @@
-"""`python -m app doctor` as people call it: a process, its exit status and its output."""
+"""`python -m app doctor` as users run it: a process, its exit status and its output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ INFLUX_TOKEN = "token-of-the-database-0123456789"
 async def doctor(
     folder: Path, environment: Mapping[str, str], *options: str
 ) -> tuple[int | None, str, str]:
-    """Run the command in an environment of its own; return its status and both outputs."""
+    """Run the command in a separate environment; return its status, stdout and stderr."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "app", "doctor", *options),
@@ -42,7 +42,7 @@ async def doctor(
 async def test_the_doctor_passes_while_the_service_runs(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    """Status 0; the service is not disturbed, and its port and folder are no trouble."""
+    """Status 0; the port and folder in use are no problem, and the service is not disturbed."""
     async with FakeInflux(token=INFLUX_TOKEN).serving() as influx:
         settings = {
             **environment,
@@ -65,7 +65,7 @@ async def test_the_doctor_passes_while_the_service_runs(
 
 
 async def test_the_doctor_prints_json_and_sets_the_exit_status(tmp_path: Path) -> None:
-    """1 when a check failed; nothing but the document is printed."""
+    """Status 1 when a check failed; only the JSON document is printed."""
     status, out, err = await doctor(
         tmp_path,
         {"HOME_ASSISTANT_URL": "http://127.0.0.1:1", "HOME_ASSISTANT_TOKEN": "t" * 40},
@@ -81,7 +81,7 @@ async def test_the_doctor_prints_json_and_sets_the_exit_status(tmp_path: Path) -
 
 
 async def test_invalid_settings_end_the_doctor_with_status_2(tmp_path: Path) -> None:
-    """A line for each mistake; also those of .env in the folder it is called in."""
+    """One line per mistake, including those of .env in the working directory."""
     (tmp_path / ".env").write_text("BATCH_SIZE=none\n")
 
     status, out, err = await doctor(tmp_path, {"HOME_ASSISTANT_URL": "ftp://x"})

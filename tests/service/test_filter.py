@@ -1,4 +1,4 @@
-"""The filter and the transforms of a running service, and what stops its start."""
+"""The filter and the transforms of a running service, and invalid ones at its start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def louder(change: Change) -> Change | None:
 async def test_filtered_and_transformed_events_are_accounted_for(
     tmp_path: Path, environment: dict[str, str], house: StillHouse
 ) -> None:
-    """Received = journaled + filtered, also after the filter was changed while it ran."""
+    """Received = journaled + filtered, also after the filter is changed at run time."""
     shared, rules = tmp_path / "shared", tmp_path / "filter.json"
     shared.mkdir()
     (shared / "rules_of_mine.py").write_text(_MODULE)
@@ -81,7 +81,7 @@ async def test_filtered_and_transformed_events_are_accounted_for(
 
 @pytest.mark.parametrize("command", [("-m", "app", "run"), ("-m", "uvicorn", "app.main:app")])
 @pytest.mark.parametrize(
-    ("variable", "value", "told"),
+    ("variable", "value", "message"),
     [
         ("ENTITY_FILTER_CONFIG", '{"mode": only}', "line 1, column 10: Expecting value"),
         ("ENTITY_FILTER_CONFIG_FILE", "/no/such/file", "cannot be read: No such file"),
@@ -89,9 +89,9 @@ async def test_filtered_and_transformed_events_are_accounted_for(
     ],
 )
 async def test_an_unusable_filter_or_transform_stops_the_start(
-    tmp_path: Path, command: tuple[str, ...], variable: str, value: str, told: str
+    tmp_path: Path, command: tuple[str, ...], variable: str, value: str, message: str
 ) -> None:
-    """With one line that names the variable and the place, and status 2."""
+    """Status 2, and one line that names the variable and the position."""
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
@@ -105,9 +105,9 @@ async def test_an_unusable_filter_or_transform_stops_the_start(
         sys.executable, *command, env=environment, cwd=ROOT, stderr=asyncio.subprocess.PIPE
     )
     async with asyncio.timeout(60):
-        _, said = await process.communicate()
+        _, stderr = await process.communicate()
 
-    (line,) = said.decode().splitlines()
+    (line,) = stderr.decode().splitlines()
     assert process.returncode == 2
     assert line.startswith(f"websocket-ingestion: {variable}: ")
-    assert told in line
+    assert message in line

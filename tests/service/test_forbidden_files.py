@@ -1,4 +1,4 @@
-"""Files and folders that the user of the service may not read, named by a setting."""
+"""Settings that name files and folders that the service may not read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WITHOUT_OVERRIDE = ("setpriv", "--bounding-set", "-dac_override,-dac_read_searc
 
 @pytest.fixture
 def forbidden(tmp_path: Path) -> Iterator[Path]:
-    """Return a path below a folder that may not be entered."""
+    """Return a path in a folder that the service may not enter."""
     folder = tmp_path / "forbidden"
     (folder / "x").mkdir(parents=True)
     (folder / "x" / "y").write_text("hush")
@@ -31,11 +31,11 @@ def forbidden(tmp_path: Path) -> Iterator[Path]:
 
 
 def app(folder: Path, command: str, **settings: str) -> tuple[int, str]:
-    """Run a command without a right to read everything; return its status and what it wrote."""
+    """Run a command without root's read privilege; return its status and output."""
     may_drop = os.geteuid() == 0
     if may_drop and shutil.which("setpriv") is None:
-        pytest.skip("setpriv takes root's right to read everything")
-    done = subprocess.run(
+        pytest.skip("setpriv is needed to drop root's read privilege")
+    process = subprocess.run(
         [*(_WITHOUT_OVERRIDE if may_drop else ()), sys.executable, "-m", "app", command],
         env={
             "PATH": os.environ["PATH"],
@@ -52,7 +52,7 @@ def app(folder: Path, command: str, **settings: str) -> tuple[int, str]:
         timeout=60,
         check=False,
     )
-    return done.returncode, done.stdout + done.stderr
+    return process.returncode, process.stdout + process.stderr
 
 
 @pytest.mark.parametrize(
@@ -69,26 +69,26 @@ def app(folder: Path, command: str, **settings: str) -> tuple[int, str]:
 def test_an_unreadable_path_gives_one_line_and_status_2(
     tmp_path: Path, forbidden: Path, name: str
 ) -> None:
-    """For the service; the doctor says it among all else."""
-    status, said = app(tmp_path, "run", LOG_OUTPUT="file", **{name: str(forbidden)})
-    doctor_status, doctor_said = app(tmp_path, "doctor", **{name: str(forbidden)})
+    """For the service; the doctor reports it among its other checks."""
+    status, output = app(tmp_path, "run", LOG_OUTPUT="file", **{name: str(forbidden)})
+    doctor_status, doctor_output = app(tmp_path, "doctor", **{name: str(forbidden)})
 
-    assert (status, said.count("\n")) == (2, 1)
-    assert name in said
+    assert (status, output.count("\n")) == (2, 1)
+    assert name in output
     assert doctor_status in {1, 2}
-    assert "Traceback" not in doctor_said
-    assert "hush" not in said + doctor_said
+    assert "Traceback" not in doctor_output
+    assert "hush" not in output + doctor_output
 
 
 def test_an_unreadable_env_file_gives_one_line_and_status_2(tmp_path: Path) -> None:
-    """It was a traceback."""
+    """And no traceback."""
     file = tmp_path / ".env"
     file.write_text("BATCH_SIZE=hush")
     if os.geteuid() == 0:
         os.chown(file, _NOBODY, _NOBODY)
     file.chmod(0o600 if os.geteuid() == 0 else 0o000)
 
-    status, said = app(tmp_path, "run")
+    status, output = app(tmp_path, "run")
 
-    assert (status, said.count("\n")) == (2, 1)
-    assert ".env: cannot be read (Permission denied)" in said
+    assert (status, output.count("\n")) == (2, 1)
+    assert ".env: cannot be read (Permission denied)" in output
