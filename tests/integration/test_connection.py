@@ -39,8 +39,8 @@ TOKEN = "client-token-0123456789-0123456789-0123456789"
 SUBSCRIBING = ["supported_features", *["subscribe_events"] * 6]
 
 
-class Ear:
-    """A listener that remembers."""
+class RecordingListener:
+    """Listener that records its calls."""
 
     def __init__(self) -> None:
         self.states: list[str | None] = []
@@ -50,26 +50,26 @@ class Ear:
         self.absences: list[bool] = []
 
     def changed(self, events: Sequence[Event]) -> None:
-        """Remember the states."""
+        """Record the states."""
         for event in events:
             self.states.append(event.data.new_state.state if event.data.new_state else None)
 
     def registry_updated(self, event: Event) -> None:
-        """Remember the type."""
+        """Record the type."""
         self.registry_events.append(event.event_type)
 
     def connected(self, *, was_absent: bool) -> None:
-        """Remember it."""
+        """Record the call."""
         self.connections.append("connected")
         self.absences.append(was_absent)
 
     def lost(self) -> None:
-        """Remember it."""
+        """Record the call."""
         self.connections.append("lost")
 
 
 class Parts:
-    """What a source is made of, with waits of next to nothing."""
+    """The parts of a source, with almost no delays."""
 
     def __init__(self, *, first_s: float = 0.001, reset_s: float = 0.0) -> None:
         self.backoff = Backoff(max_s=1.0, first_s=first_s, chance=lambda: 0.5)
@@ -102,8 +102,10 @@ class Parts:
 
 
 @asynccontextmanager
-async def running(source: HomeAssistantSource, ear: Ear) -> AsyncIterator[asyncio.Task[None]]:
-    """Run the source for as long as the block lasts."""
+async def running(
+    source: HomeAssistantSource, ear: RecordingListener
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Run the source within the block."""
     task = asyncio.create_task(source.run(ear), name="source")
     try:
         async with asyncio.timeout(10):
@@ -119,13 +121,13 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
-async def heard_from(ear: Ear, changes: int) -> None:
-    """Wait until so many changes were heard."""
+async def heard_from(ear: RecordingListener, changes: int) -> None:
+    """Wait until this many changes were received."""
     await until(lambda: len(ear.states) >= changes)
 
 
 async def failed(parts: Parts, attempts: int) -> None:
-    """Wait until so many attempts have failed in a row."""
+    """Wait until this many consecutive attempts have failed."""
     await until(lambda: parts.backoff.attempt == attempts)
 
 
@@ -136,34 +138,34 @@ def lines(caplog: pytest.LogCaptureFixture, pattern: str) -> list[str]:
 
 @pytest.fixture
 def house() -> StillHouse:
-    """A house that a test moves."""
+    """Return a house that only the test changes."""
     return StillHouse()
 
 
 @pytest.fixture
 async def home_assistant(house: StillHouse) -> AsyncIterator[FakeHomeAssistant]:
-    """A Home Assistant for that house."""
+    """Yield a Home Assistant for that house."""
     async with FakeHomeAssistant(house, token=TOKEN, auth_timeout_s=1.0) as fake:
         house.fire = fake.fire
         yield fake
 
 
 @pytest.fixture
-def ear() -> Ear:
-    """A listener."""
-    return Ear()
+def ear() -> RecordingListener:
+    """Return a listener."""
+    return RecordingListener()
 
 
 @pytest.fixture
 def parts() -> Parts:
-    """The parts of a source."""
+    """Return the parts of a source."""
     return Parts()
 
 
 async def test_events_arrive_in_order(
-    house: StillHouse, home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+    house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """From the house to the listener, each once; and the status says that all is well."""
+    """Each reaches the listener once, and the status is healthy."""
     source = parts.source(home_assistant.url)
     async with running(source, ear):
         await until(lambda: source.status().ha_state)
@@ -188,9 +190,9 @@ async def test_events_arrive_in_order(
 
 
 async def test_the_live_connection_only_subscribes(
-    home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+    home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """Questions have a connection of their own, so that no answer delays an event."""
+    """Commands use a second connection, so no answer delays an event."""
     source = parts.source(home_assistant.url)
     async with running(source, ear):
         await until(lambda: source.status().ha_state)
@@ -198,10 +200,10 @@ async def test_the_live_connection_only_subscribes(
         assert list(home_assistant.conversations) == [SUBSCRIBING, ["get_config"]]
 
 
-async def test_events_stream_while_a_question_is_answered(
-    house: StillHouse, home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+async def test_events_stream_while_a_command_is_answered(
+    house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """An answer of 6 MB is no reason for an event to wait, or for the connection to end."""
+    """An answer of 6 MB neither delays events nor ends the connection."""
     house.rows["entity"] = [
         {"entity_id": f"sensor.number_{number}", "options": {"padding": "x" * 380}}
         for number in range(14_000)
@@ -223,10 +225,10 @@ async def test_events_stream_while_a_question_is_answered(
         assert ear.connections == ["connected"]
 
 
-async def test_questions_may_be_asked_all_at_once(
+async def test_commands_may_be_sent_concurrently(
     house: StillHouse, home_assistant: FakeHomeAssistant, parts: Parts
 ) -> None:
-    """Each gets its own answer, a refused one its error."""
+    """Each gets its own answer, and a refused one its error."""
     house.set_state("sensor.a", "1")
     async with parts.source(home_assistant.url).commands() as commands:
         states, refused, history = await asyncio.gather(
@@ -260,10 +262,10 @@ async def test_questions_may_be_asked_all_at_once(
     ],
     ids=["1000", "1001", "1009", "1011", "reset"],
 )
-async def test_every_close_means_reconnecting(
+async def test_the_source_reconnects_after_every_close(
     house: StillHouse,
     home_assistant: FakeHomeAssistant,
-    ear: Ear,
+    ear: RecordingListener,
     parts: Parts,
     end: Callable[[FakeHomeAssistant], object],
 ) -> None:
@@ -286,10 +288,10 @@ async def test_every_close_means_reconnecting(
         assert (ear.states, source.status().failed_connections) == (["before", "after"], 0)
 
 
-async def test_every_event_comes_once_after_a_reconnect(
-    house: StillHouse, home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+async def test_every_event_arrives_once_after_a_reconnect(
+    house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """The old subscription is gone with its connection; nothing is heard twice."""
+    """The old subscription ended with its connection."""
     source = parts.source(home_assistant.url)
     async with running(source, ear):
         for connections in (1, 2, 3):
@@ -303,10 +305,10 @@ async def test_every_event_comes_once_after_a_reconnect(
     assert [f"{n}.{number}" for n in (1, 2, 3) for number in range(50)] == ear.states
 
 
-async def test_absent_at_the_start_is_the_same_case(
-    house: StillHouse, ear: Ear, parts: Parts, caplog: pytest.LogCaptureFixture
+async def test_a_home_assistant_that_starts_later_is_connected_to(
+    house: StillHouse, ear: RecordingListener, parts: Parts, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Home Assistant comes up after us, and nobody has to restart anything."""
+    """Nothing has to be restarted."""
     caplog.set_level(logging.INFO)
     fake = FakeHomeAssistant(house, token=TOKEN)
     async with fake:
@@ -332,10 +334,10 @@ async def test_absent_at_the_start_is_the_same_case(
     assert lines(caplog, r"^Circuit breaker open: Home Assistant failed 3 times in a row")
 
 
-async def test_waits_grow_until_events_stream(
-    ear: Ear, home_assistant: FakeHomeAssistant, house: StillHouse
+async def test_reconnect_delays_grow_until_events_stream(
+    ear: RecordingListener, home_assistant: FakeHomeAssistant, house: StillHouse
 ) -> None:
-    """Subscribing is not enough to start anew; the first event is."""
+    """A subscription does not reset them; the first event does."""
     parts = Parts(first_s=0.01)
     source = parts.source(home_assistant.url)
     async with running(source, ear):
@@ -353,10 +355,10 @@ async def test_waits_grow_until_events_stream(
         assert (parts.backoff.attempt, parts.breaker.failure_count) == (0, 0)
 
 
-async def test_a_quiet_home_proves_good_by_staying(
-    ear: Ear, home_assistant: FakeHomeAssistant, parts: Parts
+async def test_a_lasting_connection_without_events_counts_as_success(
+    ear: RecordingListener, home_assistant: FakeHomeAssistant, parts: Parts
 ) -> None:
-    """Where nothing moves at night, a connection that lasts counts as good."""
+    """A home may be silent at night."""
     home_assistant.refusing = True
     source = parts.source(home_assistant.url, steady_s=0.01)
     async with running(source, ear):
@@ -370,9 +372,9 @@ async def test_a_quiet_home_proves_good_by_staying(
 
 
 async def test_the_next_attempt_waits_for_the_breaker(
-    ear: Ear, home_assistant: FakeHomeAssistant
+    ear: RecordingListener, home_assistant: FakeHomeAssistant
 ) -> None:
-    """It is made at the later of the two: here the breaker's reset is far away."""
+    """Of the breaker's and the backoff's time the later counts: here the breaker's."""
     parts = Parts(reset_s=60.0)
     home_assistant.refusing = True
     source = parts.source(home_assistant.url)
@@ -388,9 +390,9 @@ async def test_the_next_attempt_waits_for_the_breaker(
 
 
 async def test_the_next_attempt_waits_for_the_backoff(
-    ear: Ear, home_assistant: FakeHomeAssistant, caplog: pytest.LogCaptureFixture
+    ear: RecordingListener, home_assistant: FakeHomeAssistant, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Waits double; an open breaker that already lets through does not shorten them."""
+    """Delays double; a breaker that already allows a trial does not shorten them."""
     caplog.set_level(logging.DEBUG)
     parts = Parts(first_s=0.1)
     home_assistant.refusing = True
@@ -403,12 +405,12 @@ async def test_the_next_attempt_waits_for_the_backoff(
 
 
 async def test_retries_may_be_limited(
-    ear: Ear,
+    ear: RecordingListener,
     home_assistant: FakeHomeAssistant,
     parts: Parts,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """After so many failed reconnections in a row the source gives up, loudly."""
+    """After this many consecutive failures the source raises."""
     caplog.set_level(logging.DEBUG)
     home_assistant.refusing = True
 
@@ -423,9 +425,12 @@ async def test_retries_may_be_limited(
 
 
 async def test_a_refused_token_is_tried_again_slowly(
-    ear: Ear, home_assistant: FakeHomeAssistant, parts: Parts, caplog: pytest.LogCaptureFixture
+    ear: RecordingListener,
+    home_assistant: FakeHomeAssistant,
+    parts: Parts,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """A person must act, is told how, and the process stays up."""
+    """The log says what to do, and the process keeps running."""
     wrong = "wrong-token-0123456789-0123456789-0123456789"
     source = parts.source(home_assistant.url, token=wrong, max_retries=0)
     async with running(source, ear) as task:
@@ -445,10 +450,10 @@ async def test_a_refused_token_is_tried_again_slowly(
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-async def test_a_mended_token_is_accepted(
-    ear: Ear, home_assistant: FakeHomeAssistant, parts: Parts
+async def test_a_restored_token_is_accepted(
+    ear: RecordingListener, home_assistant: FakeHomeAssistant, parts: Parts
 ) -> None:
-    """The slow attempts go on, so whoever restores the token needs not restart us."""
+    """The slow attempts continue, so no restart is needed."""
     stranger = FakeHomeAssistant(StillHouse(), token=TOKEN[::-1])
     async with stranger:
         source = parts.source(stranger.url, auth_retry_s=0.001)
@@ -460,10 +465,10 @@ async def test_a_mended_token_is_accepted(
             assert source.status().reason is None
 
 
-async def test_a_half_open_connection_is_noticed(
-    house: StillHouse, home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+async def test_a_half_open_connection_is_detected(
+    house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """A peer that answers no ping is gone, though nobody said goodbye."""
+    """A peer that answers no ping is gone, even without a close."""
     source = parts.source(home_assistant.url, ping_interval_s=0.05, ping_timeout_s=0.05)
     async with running(source, ear):
         await until(lambda: source.status().ha_state)
@@ -481,9 +486,9 @@ async def test_a_half_open_connection_is_noticed(
 
 
 async def test_stopping_does_not_wait_for_a_silent_peer(
-    home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+    home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """A cancelled source is gone within a second."""
+    """A cancelled source ends within a second."""
     source = parts.source(home_assistant.url)
     async with running(source, ear) as task:
         await until(lambda: source.status().is_subscribed)
@@ -497,10 +502,10 @@ async def test_stopping_does_not_wait_for_a_silent_peer(
         assert task.cancelled()
 
 
-async def test_the_patience_for_authentication_has_an_end(
-    home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+async def test_authentication_has_a_timeout(
+    home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """Whoever accepts and says nothing is left for another try."""
+    """A server that accepts and stays silent is abandoned for another attempt."""
     home_assistant.fall_silent()
     source = parts.source(home_assistant.url, auth_timeout_s=0.01)
     async with running(source, ear):
@@ -513,10 +518,14 @@ async def test_the_patience_for_authentication_has_an_end(
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_read_only_token_is_enough(
-    house: StillHouse, ear: Ear, parts: Parts, version: str, caplog: pytest.LogCaptureFixture
+async def test_a_read_only_token_receives_events(
+    house: StillHouse,
+    ear: RecordingListener,
+    parts: Parts,
+    version: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """What such a user may not hear is gone without."""
+    """Subscriptions that such a user may not make are skipped."""
     caplog.set_level(logging.INFO)
     async with FakeHomeAssistant(house, token=TOKEN, version=version, read_only=True) as fake:
         house.fire = fake.fire
@@ -534,8 +543,10 @@ async def test_a_read_only_token_is_enough(
     ] == lines(caplog, "refused")
 
 
-async def test_an_old_version_may_know_less(house: StillHouse, ear: Ear, parts: Parts) -> None:
-    """Neither features nor registries nor `get_config`: events arrive all the same."""
+async def test_an_old_home_assistant_without_newer_commands_still_delivers_events(
+    house: StillHouse, ear: RecordingListener, parts: Parts
+) -> None:
+    """It knows neither features nor registries nor `get_config`."""
     unknown = ["supported_features", "get_config"]
     denied = [f"{kind}_registry_updated" for kind in ("area", "device", "entity")]
     fake = FakeHomeAssistant(house, token=TOKEN, unknown_commands=unknown, denied_events=denied)
@@ -543,7 +554,7 @@ async def test_an_old_version_may_know_less(house: StillHouse, ear: Ear, parts: 
         house.fire = fake.fire
         source = parts.source(fake.url)
         async with running(source, ear):
-            await until(lambda: len(fake.conversations) > 2)  # it asks again, and is patient
+            await until(lambda: len(fake.conversations) > 2)  # the command is repeated
             house.set_state("sensor.a", "1")
             house.set_state("sensor.a", "2")
             await until(lambda: ear.states == ["1", "2"])
@@ -551,10 +562,10 @@ async def test_an_old_version_may_know_less(house: StillHouse, ear: Ear, parts: 
             assert (source.status().ha_state, source.status().reason) == (None, None)
 
 
-async def test_without_state_changes_there_is_no_connection(
-    house: StillHouse, ear: Ear, parts: Parts
+async def test_a_refused_state_changed_subscription_fails_the_connection(
+    house: StillHouse, ear: RecordingListener, parts: Parts
 ) -> None:
-    """The one required subscription was refused, and the reason says so."""
+    """It is the one required subscription, and the reason names it."""
     async with FakeHomeAssistant(house, token=TOKEN, denied_events=["state_changed"]) as fake:
         source = parts.source(fake.url)
         async with running(source, ear):
@@ -566,10 +577,10 @@ async def test_without_state_changes_there_is_no_connection(
             assert ear.connections == []
 
 
-async def test_a_starting_home_assistant_is_shown(
-    house: StillHouse, home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+async def test_the_status_shows_a_starting_home_assistant(
+    house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """It is asked until it runs, and no longer."""
+    """`get_config` is repeated until the state is RUNNING, and no longer."""
     house.ha_state = "NOT_RUNNING"
     source = parts.source(home_assistant.url)
     async with running(source, ear):
@@ -590,10 +601,10 @@ def names_of_tasks() -> list[str]:
     return [task.get_name() for task in asyncio.all_tasks()]
 
 
-async def test_an_odd_answer_is_no_state(
-    house: StillHouse, home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+async def test_a_malformed_get_config_answer_is_requested_again(
+    house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """A `get_config` without sense is asked again."""
+    """It does not become the state of Home Assistant."""
     house.ha_state = 7  # type: ignore[assignment]
     source = parts.source(home_assistant.url)
     async with running(source, ear):
@@ -607,11 +618,11 @@ async def test_an_odd_answer_is_no_state(
 async def test_a_malformed_message_costs_nothing_but_itself(
     house: StillHouse,
     home_assistant: FakeHomeAssistant,
-    ear: Ear,
+    ear: RecordingListener,
     parts: Parts,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is counted, told once a minute per kind, and neither neighbors nor connection suffer."""
+    """It is counted, logged once a minute per kind, and affects no other message."""
     source = parts.source(home_assistant.url)
     async with running(source, ear):
         await until(lambda: source.status().ha_state)
@@ -634,9 +645,9 @@ async def test_a_malformed_message_costs_nothing_but_itself(
 
 
 async def test_frames_that_arrive_together_keep_their_order(
-    house: StillHouse, home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+    house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """Whatever is taken in one turn, each event is handed over and counted once, in order."""
+    """All frames read in one turn of the loop are delivered and counted once, in order."""
     source = parts.source(home_assistant.url)
     async with running(source, ear):
         await until(lambda: source.status().ha_state)
@@ -653,10 +664,10 @@ async def test_frames_that_arrive_together_keep_their_order(
         assert parts.telemetry.malformed == {"not_json": 3}
 
 
-async def test_events_before_a_frame_that_ends_the_connection_are_kept(
-    house: StillHouse, ear: Ear, parts: Parts
+async def test_events_before_a_frame_that_ends_the_connection_are_delivered(
+    house: StillHouse, ear: RecordingListener, parts: Parts
 ) -> None:
-    """They were received: a frame behind them in the same turn must not take them along."""
+    """They were received: a later frame of the same turn must not discard them."""
     unknown = ("supported_features",)  # so that each message is a frame
     async with (
         FakeHomeAssistant(house, token=TOKEN, unknown_commands=unknown) as home_assistant,
@@ -673,10 +684,10 @@ async def test_events_before_a_frame_that_ends_the_connection_are_kept(
         assert parts.telemetry.received == 2
 
 
-async def test_a_frame_over_the_limit_says_so(
+async def test_the_error_of_an_oversized_frame_names_the_limit(
     house: StillHouse, home_assistant: FakeHomeAssistant, parts: Parts
 ) -> None:
-    """The error names the limit, for whoever has to raise it."""
+    """The reader learns which limit to raise."""
     house.set_state("sensor.a", "1", {"padding": "x" * 10_000})
     source = parts.source(home_assistant.url, max_message_bytes=5_000)
 
@@ -686,9 +697,9 @@ async def test_a_frame_over_the_limit_says_so(
 
 
 async def test_an_event_over_the_limit_ends_the_connection(
-    house: StillHouse, home_assistant: FakeHomeAssistant, ear: Ear, parts: Parts
+    house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
-    """There is no way past it on this connection; the next one is free of it."""
+    """It cannot be skipped on this connection; the next one does not receive it."""
     source = parts.source(home_assistant.url, max_message_bytes=5_000)
     async with running(source, ear):
         await until(lambda: source.status().ha_state)
@@ -703,7 +714,7 @@ async def test_an_event_over_the_limit_ends_the_connection(
 
 @asynccontextmanager
 async def serving(converse: Callable[[ServerConnection], object]) -> AsyncIterator[str]:
-    """Serve a conversation of the test's own and yield its address."""
+    """Serve the test's own conversation and yield its address."""
 
     async def handle(socket: ServerConnection) -> None:
         conversation = converse(socket)
@@ -716,7 +727,7 @@ async def serving(converse: Callable[[ServerConnection], object]) -> AsyncIterat
 
 
 async def accept(socket: ServerConnection) -> None:
-    """Authenticate whoever comes, and then answer nothing."""
+    """Authenticate any client, then answer nothing."""
     await socket.send('{"type":"auth_required","ha_version":"1"}')
     await socket.recv()
     await socket.send('{"type":"auth_ok","ha_version":"1"}')
@@ -725,7 +736,7 @@ async def accept(socket: ServerConnection) -> None:
 async def test_the_connection_is_direct_and_not_compressed(
     parts: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compression costs the receiver as much again; a proxy is meant for downloads."""
+    """Compression doubles the receiver's cost, and a proxy setting is meant for downloads."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     offered: list[str | None] = []
@@ -742,8 +753,10 @@ async def test_the_connection_is_direct_and_not_compressed(
     assert offered == [None]
 
 
-async def test_a_subscription_without_an_answer_ends_the_attempt(ear: Ear, parts: Parts) -> None:
-    """Waiting has a bound everywhere."""
+async def test_a_subscription_without_an_answer_ends_the_attempt(
+    ear: RecordingListener, parts: Parts
+) -> None:
+    """Every wait has a timeout."""
 
     async def converse(socket: ServerConnection) -> None:
         await accept(socket)
@@ -759,8 +772,8 @@ async def test_a_subscription_without_an_answer_ends_the_attempt(ear: Ear, parts
             assert "No answer to the subscription within 0.05 s" in reason
 
 
-async def test_a_command_without_an_answer_ends(parts: Parts) -> None:
-    """The caller gets an error in time; a late answer is not mistaken for the next one."""
+async def test_a_command_without_an_answer_times_out(parts: Parts) -> None:
+    """The caller gets an error in time, and a late answer is not mistaken for the next one."""
 
     async def converse(socket: ServerConnection) -> None:
         await accept(socket)
@@ -781,17 +794,17 @@ async def test_a_command_without_an_answer_ends(parts: Parts) -> None:
     assert msgspec.json.decode(answer) == "mine"
 
 
-async def test_a_command_on_a_lost_connection_fails(parts: Parts) -> None:
-    """With an error of ours, and so does all that the caller does to the connection."""
+async def test_every_use_of_a_closed_command_connection_raises_our_own_error(parts: Parts) -> None:
+    """The caller handles one error type."""
     async with serving(accept) as url, parts.source(url).commands() as commands:
         with pytest.raises(SourceUnavailable, match=r"Connection closed: .*1000"):
             await commands.call("get_states")
 
 
-async def test_a_wrong_token_is_no_good_for_questions(
+async def test_a_command_with_a_wrong_token_raises_the_reason(
     home_assistant: FakeHomeAssistant, parts: Parts
 ) -> None:
-    """The caller is told why."""
+    """The caller can show it."""
     with pytest.raises(SourceAuthRejected):
         async with parts.source(home_assistant.url, token=TOKEN[::-1]).commands():
             pass
@@ -806,23 +819,21 @@ async def test_a_wrong_token_is_no_good_for_questions(
         f"ws://{'x' * 64}.invalid/api/websocket",
     ],
 )
-async def test_whatever_keeps_us_from_connecting_is_an_error_of_ours(
-    url: str, parts: Parts
-) -> None:
-    """Refused, not a WebSocket address, unknown, no name at all."""
+async def test_every_failure_to_connect_is_our_own_error(url: str, parts: Parts) -> None:
+    """Refused, not a WebSocket address, unknown host, no host at all."""
     with pytest.raises(SourceError):
         async with parts.source(url).commands():
             pass
 
 
-async def test_nothing_shows_the_token(
+async def test_neither_log_nor_status_nor_repr_contains_the_token(
     house: StillHouse,
     home_assistant: FakeHomeAssistant,
-    ear: Ear,
+    ear: RecordingListener,
     parts: Parts,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Neither a log at its most talkative, nor the status, nor what is printed of a source."""
+    """Also at log level DEBUG."""
     caplog.set_level(logging.DEBUG)
     logging.getLogger("websockets.server").setLevel(logging.INFO)  # the fake's own
     url = home_assistant.url.replace("//", "//user:hush@")
@@ -842,7 +853,7 @@ async def test_nothing_shows_the_token(
 
 @pytest.fixture
 def tls(tmp_path: Path) -> ssl.SSLContext:
-    """A certificate that nobody vouches for."""
+    """Return the TLS context of a server with a self-signed certificate."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl makes the certificate")
@@ -857,10 +868,10 @@ def tls(tmp_path: Path) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("ssl_verify", [True, False])
-async def test_certificates_are_verified_unless_told_otherwise(
+async def test_certificates_are_verified_unless_verification_is_disabled(
     house: StillHouse, parts: Parts, tls: ssl.SSLContext, *, ssl_verify: bool
 ) -> None:
-    """A home's own certificate needs HA_SSL_VERIFY=false."""
+    """A self-signed certificate needs HA_SSL_VERIFY=false."""
     async with FakeHomeAssistant(house, token=TOKEN, tls=tls) as fake:
         source = parts.source(fake.url, ssl_verify=ssl_verify)
         if ssl_verify:

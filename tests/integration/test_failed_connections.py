@@ -1,4 +1,4 @@
-"""What is said of a database or a data API that no connection can be made to."""
+"""The reported reason when no connection to a database or a data API can be made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CERTIFICATES = Path(fake.__file__).with_name("certificates")
 
 @contextlib.asynccontextmanager
 async def answering(answer: bytes) -> AsyncIterator[int]:
-    """Answer the beginning of every request with the same bytes, then hang up."""
+    """Answer the beginning of every request with the same bytes, then close."""
 
     async def answered(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -39,15 +39,15 @@ async def answering(answer: bytes) -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def refusing() -> AsyncIterator[int]:
-    """Hold a port that nothing listens at."""
+async def closed_port() -> AsyncIterator[int]:
+    """Reserve a port that nothing listens on."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         yield held.getsockname()[1]
 
 
-async def told_of_database(url: str) -> str:
-    """Write a point, and return why that is not possible."""
+async def reason_of_sink(url: str) -> str:
+    """Write a point and return why it failed."""
     sink = InfluxSink(url, token="t", org="o", bucket="b", timeout_s=5.0)
     async with sink:
         answer = await sink.write(WholeRows((Row(1, 1, gzip.compress(b"m v=1 1\n"), 0.0),)))
@@ -55,8 +55,8 @@ async def told_of_database(url: str) -> str:
     return answer.reason
 
 
-async def told_of_data_api(url: str) -> str:
-    """Send no rows, and return why that is not possible."""
+async def reason_of_data_api(url: str) -> str:
+    """Probe a data API and return why it failed."""
     api = DataApi(
         url,
         key="",
@@ -65,14 +65,14 @@ async def told_of_data_api(url: str) -> str:
         breaker=Breaker("data API", threshold=5, reset_s=30.0),
         timeout_s=5.0,
     )
-    told = await api.probe()
-    assert told is not None
-    return told
+    reason = await api.probe()
+    assert reason is not None
+    return reason
 
 
 CASES: dict[str, tuple[Callable[[], contextlib.AbstractAsyncContextManager[int]], str, str]] = {
     "nothing listens": (
-        refusing,
+        closed_port,
         "no connection to 127.0.0.1:{port}: nothing listens there",
         "nothing listens there",
     ),
@@ -91,36 +91,36 @@ CASES: dict[str, tuple[Callable[[], contextlib.AbstractAsyncContextManager[int]]
 
 @pytest.mark.parametrize("case", CASES)
 async def test_a_failed_connection_is_described_in_our_own_words(case: str) -> None:
-    """The text of a library differs from version to version, and may be empty."""
+    """A library's text differs between versions and may be empty."""
     server, of_database, of_data_api = CASES[case]
 
     async with server() as port:
         url = f"http://127.0.0.1:{port}"
-        assert await told_of_database(url) == of_database.format(port=port)
-        assert await told_of_data_api(url) == of_data_api
+        assert await reason_of_sink(url) == of_database.format(port=port)
+        assert await reason_of_data_api(url) == of_data_api
 
 
 async def test_an_unknown_host_is_described_in_our_own_words() -> None:
-    """A name server answers, or cannot be asked: nothing can be reached."""
+    """Whether the name server answers or cannot be reached."""
     assert (
-        await told_of_database("http://no-such-host.invalid:8086")
+        await reason_of_sink("http://no-such-host.invalid:8086")
         == "no connection to no-such-host.invalid:8086: the name of the host is not known"
     )
     assert (
-        await told_of_data_api("http://no-such-host.invalid:8006")
+        await reason_of_data_api("http://no-such-host.invalid:8006")
         == "the name of the host is not known"
     )
 
 
 async def test_a_data_api_with_a_bad_certificate_or_without_tls_is_described() -> None:
-    """It has no settings for either, so none is advised."""
+    """It has no settings for either, so the advice names none."""
     server = FakeInflux()
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(CERTIFICATES / "expired.pem")
     async with server.serving(tls=tls):
-        told = await told_of_data_api(server.url)
+        reason = await reason_of_data_api(server.url)
     async with answering(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
-        plain = await told_of_data_api(f"https://127.0.0.1:{port}")
+        plain = await reason_of_data_api(f"https://127.0.0.1:{port}")
 
-    assert told.startswith("its certificate is refused (CERTIFICATE_VERIFY_FAILED: ")
+    assert reason.startswith("its certificate is refused (CERTIFICATE_VERIFY_FAILED: ")
     assert plain == "what answers there does not speak TLS"

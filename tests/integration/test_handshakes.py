@@ -1,4 +1,4 @@
-"""Why a handshake failed, in one sentence; headers and client certificates for proxies."""
+"""Reasons for failed handshakes; headers and client certificates for proxies."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.front import Front
 from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse
-from tests.integration.test_connection import Ear, running, until
+from tests.integration.test_connection import RecordingListener, running, until
 
 TOKEN = "handshake-token-0123456789-0123456789-0123456789"
 BATCH = WholeRows((Row(1, 1, gzip.compress(b"m v=1 1\n"), 0.0),))
@@ -47,12 +47,12 @@ HEADERS = {"CF-Access-Client-Id": "id.access", "CF-Access-Client-Secret": "hush"
 
 @pytest.fixture
 def doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
-    """Return the doctor of some settings: it returns what it says of each check."""
+    """Return a function that runs the doctor with some settings and returns each check's text."""
     for variable in variables():
         for name in variable.names:
             monkeypatch.delenv(name, raising=False)
 
-    async def said(**values: str) -> dict[str, str]:
+    async def checked(**values: str) -> dict[str, str]:
         values = {
             "HOME_ASSISTANT_URL": "http://127.0.0.1:1",
             "HOME_ASSISTANT_TOKEN": TOKEN,
@@ -71,11 +71,11 @@ def doctor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any
             for each in checks
         }
 
-    return said
+    return checked
 
 
 def source_of(url: str, **options: Any) -> HomeAssistantSource:
-    """Return a source with waits of next to nothing."""
+    """Return a source that retries almost at once."""
     return HomeAssistantSource(
         Endpoint(url, token=TOKEN, **{"ssl_verify": True, **options}),
         reconnect=ReconnectPolicy(
@@ -88,7 +88,7 @@ def source_of(url: str, **options: Any) -> HomeAssistantSource:
 
 
 def sink_of(url: str, **options: Any) -> InfluxSink:
-    """Return a sink for a database of version 2."""
+    """Return a sink for an InfluxDB 2."""
     return InfluxSink(url, token="token", org="org", bucket="bucket", timeout_s=5.0, **options)
 
 
@@ -135,33 +135,33 @@ CAUSES: list[tuple[Front, str, str]] = [
 
 
 @pytest.mark.parametrize(("front", "why", "advice"), CAUSES)
-async def test_a_refused_handshake_names_its_cause_everywhere(
+async def test_a_refused_handshake_has_the_same_reason_in_health_log_and_doctor(
     doctor: Callable[..., Any],
     caplog: pytest.LogCaptureFixture,
     front: Front,
     why: str,
     advice: str,
 ) -> None:
-    """The same sentences stand in `/health`, in the log and in what the doctor says."""
+    """The sentences are the same in all three."""
     caplog.set_level(logging.INFO)
     async with front.serving():
         source = source_of(front.url("ws") + "/api/websocket")
-        async with running(source, Ear()):
+        async with running(source, RecordingListener()):
             await until(lambda: source.status().reason)
             reason = source.status().reason or ""
-        told = (await doctor(HOME_ASSISTANT_URL=front.url()))["home_assistant"]
+        report = (await doctor(HOME_ASSISTANT_URL=front.url()))["home_assistant"]
 
     logged = next(line for line in caplog.messages if "No connection to Home Assistant" in line)
-    for text in (reason, logged, told):
+    for text in (reason, logged, report):
         assert why in text
         assert advice in text
         assert "hush" not in text
     sentences = logged.removeprefix("No connection to Home Assistant: ")
     assert sentences in reason
-    assert sentences in told
+    assert sentences in report
 
 
-async def test_a_page_without_end_is_not_read_to_its_end() -> None:
+async def test_an_endless_page_is_not_read_to_its_end() -> None:
     """A captive portal may send anything."""
     async with Front(400, body="x" * 3_000_000).serving() as front:
         with pytest.raises(SourceUnavailable):
@@ -169,25 +169,25 @@ async def test_a_page_without_end_is_not_read_to_its_end() -> None:
                 pass
 
 
-async def test_headers_are_sent_to_home_assistant_by_all_that_connects(
+async def test_headers_are_sent_with_every_connection_to_home_assistant(
     doctor: Callable[..., Any],
 ) -> None:
-    """Cloudflare Access and its like look at the handshake."""
+    """Cloudflare Access and similar proxies check the handshake."""
     async with Front(403).serving() as front:
         with pytest.raises(SourceUnavailable):
             async with source_of(front.url("ws"), headers=HEADERS).commands():
                 pass
-        told = await doctor(
+        report = await doctor(
             HOME_ASSISTANT_URL=front.url(), HOME_ASSISTANT_HEADERS=json.dumps(HEADERS)
         )
 
     assert front.sent("CF-Access-Client-Id") == ["id.access"] * 2
     assert front.sent("CF-Access-Client-Secret") == ["hush"] * 2
-    assert "hush" not in str(told)
+    assert "hush" not in str(report)
 
 
-async def test_headers_do_not_keep_home_assistant_from_answering() -> None:
-    """What it does not know it ignores."""
+async def test_home_assistant_accepts_additional_headers() -> None:
+    """It ignores headers it does not know."""
     async with FakeHomeAssistant(StillHouse(), token=TOKEN) as home_assistant:
         headers = {**HEADERS, "User-Agent": "mine", "Authorization": "Basic YTpi", "Origin": "x"}
         async with source_of(home_assistant.url, headers=headers).commands() as commands:
@@ -196,7 +196,7 @@ async def test_headers_do_not_keep_home_assistant_from_answering() -> None:
 
 @pytest.mark.parametrize("api", ["v1", "v2", "v3", "auto"])
 async def test_headers_are_sent_to_the_database_with_every_request(api: Any) -> None:
-    """Writes, questions about the version, and those that create a bucket."""
+    """Writes, version requests, and those that create a bucket."""
     async with Front(404, body='{"message": "bucket not found"}').serving() as front:
         sink = sink_of(front.url(), api=api, headers={**HEADERS, "user-agent": "mine"})
         async with sink:
@@ -209,24 +209,24 @@ async def test_headers_are_sent_to_the_database_with_every_request(api: Any) -> 
     assert {len(request.headers.getall("User-Agent")) for request in front.requests} == {1}
 
 
-async def test_what_a_database_repeats_of_a_header_is_hidden(doctor: Callable[..., Any]) -> None:
-    """A proxy may show in its error what it was sent."""
+async def test_a_header_that_the_database_echoes_is_redacted(doctor: Callable[..., Any]) -> None:
+    """A proxy's error page may show the request."""
     headers = {"X-Key": "hush-hush"}
     async with Front(403, body="no such key: hush-hush").serving() as front:
         async with sink_of(front.url(), headers=headers) as sink:
             answer = await sink.write(BATCH)
-        told = await doctor(
+        report = await doctor(
             INFLUXDB_URL=front.url(), INFLUXDB_TOKEN="t", INFLUXDB_HEADERS=json.dumps(headers)
         )
 
     assert set(front.sent("X-Key")) == {"hush-hush"}
     assert "no such key: ***" in str(answer)
-    assert "hush" not in str(told)
+    assert "hush" not in str(report)
 
 
 @pytest.fixture(scope="module")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with an authority, a server's certificate and two of clients."""
+    """Return a folder with a CA, a server certificate and two client certificates."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("openssl makes the certificates")
@@ -244,8 +244,8 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def mutual(authority: Path, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    """Return the TLS of a server that requires a certificate of the authority."""
+def mutual_tls(authority: Path, *, version: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    """Return the TLS context of a server that requires a client certificate of the CA."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(authority / "server.pem", authority / "server.key")
     context.load_verify_locations(authority / "ca.pem")
@@ -264,15 +264,15 @@ VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_home_assistant_behind_mutual_tls(
+async def test_home_assistant_behind_mutual_tls_needs_the_client_certificate(
     monkeypatch: pytest.MonkeyPatch,
     doctor: Callable[..., Any],
     authority: Path,
     version: ssl.TLSVersion,
 ) -> None:
-    """With the certificate there is a connection; without it, or with another, the reason."""
+    """Without the certificate, or with another, the connection fails and the reason is reported."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
-    tls = mutual(authority, version=version)
+    tls = mutual_tls(authority, version=version)
     async with FakeHomeAssistant(StillHouse(), token=TOKEN, tls=tls) as it:
         async with source_of(it.url, **certificate(authority, "client")).commands() as commands:
             assert await commands.call("get_states")
@@ -282,34 +282,34 @@ async def test_home_assistant_behind_mutual_tls(
         with pytest.raises(SourceUnavailable) as wrong:
             async with source_of(it.url, **certificate(authority, "other")).commands():
                 pass
-        told = await doctor(
+        report = await doctor(
             HOME_ASSISTANT_URL=it.url,
             HOME_ASSISTANT_CLIENT_CERT=str(authority / "client.pem"),
             HOME_ASSISTANT_CLIENT_KEY=str(authority / "client.key"),
         )
 
-    # asyncio's server hangs up without an alert; see the next test.
+    # asyncio's server closes without an alert; see the next test.
     assert "HOME_ASSISTANT_CLIENT_CERT" in str(without.value.advice)
     assert "HOME_ASSISTANT_CLIENT_CERT" in str(wrong.value.advice)
-    assert told["home_assistant"].startswith("ok")
+    assert report["home_assistant"].startswith("ok")
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_a_database_behind_mutual_tls(
+async def test_a_database_behind_mutual_tls_needs_the_client_certificate(
     monkeypatch: pytest.MonkeyPatch,
     doctor: Callable[..., Any],
     authority: Path,
     version: ssl.TLSVersion,
 ) -> None:
-    """As for Home Assistant."""
+    """Without it, writes fail and the reason is reported."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
     server = FakeInflux(token="token", org="org")
-    async with server.serving(tls=mutual(authority, version=version)):
+    async with server.serving(tls=mutual_tls(authority, version=version)):
         async with sink_of(server.url, **certificate(authority, "client")) as sink:
             assert await sink.write(BATCH) == Accepted()
         async with sink_of(server.url) as sink:
             without = await sink.write(BATCH)
-        told = await doctor(INFLUXDB_URL=server.url, INFLUXDB_TOKEN="token", INFLUXDB_ORG="org")
+        report = await doctor(INFLUXDB_URL=server.url, INFLUXDB_TOKEN="token", INFLUXDB_ORG="org")
         told_with = await doctor(
             INFLUXDB_CLIENT_CERT=str(authority / "client.pem"),
             INFLUXDB_CLIENT_KEY=str(authority / "client.key"),
@@ -317,15 +317,15 @@ async def test_a_database_behind_mutual_tls(
         )
 
     assert isinstance(without, Unavailable)
-    assert "INFLUXDB_CLIENT_CERT" in told["database"]
+    assert "INFLUXDB_CLIENT_CERT" in report["database"]
     assert told_with["database"].startswith("ok")
     assert told_with["database_write"].startswith("ok")
 
 
 @pytest.fixture
 def alerting(authority: Path, request: pytest.FixtureRequest) -> Iterator[int]:
-    """Run a TLS server that sends OpenSSL's alerts, and return its port."""
-    context = mutual(authority, version=request.param)
+    """Run a TLS server that sends OpenSSL's alerts, and yield its port."""
+    context = mutual_tls(authority, version=request.param)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         listening.settimeout(0.05)
         ended = threading.Event()
@@ -338,7 +338,7 @@ def alerting(authority: Path, request: pytest.FixtureRequest) -> Iterator[int]:
                     with accepted.dup() as lingering:
                         with contextlib.suppress(OSError):
                             context.wrap_socket(accepted, server_side=True).recv(1)
-                        # Closing with something unread would reset the connection.
+                        # Closing with unread data would reset the connection.
                         lingering.shutdown(socket.SHUT_WR)
                         while lingering.recv(4096):
                             pass
@@ -358,7 +358,7 @@ def alerting(authority: Path, request: pytest.FixtureRequest) -> Iterator[int]:
 async def test_a_refused_client_certificate_is_named(
     monkeypatch: pytest.MonkeyPatch, authority: Path, alerting: int, name: str | None, words: str
 ) -> None:
-    """The server's alert says it, with TLS 1.3 only after the handshake."""
+    """The server sends an alert; with TLS 1.3 it arrives only after the handshake."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
     files = certificate(authority, name) if name else {}
     with pytest.raises(SourceUnavailable) as caught:
@@ -374,10 +374,10 @@ async def test_a_refused_client_certificate_is_named(
     assert "INFLUXDB_CLIENT_CERT" in answer.reason
 
 
-async def test_the_certificate_of_a_database_may_be_left_unchecked(
+async def test_certificate_checks_of_a_database_can_be_disabled(
     doctor: Callable[..., Any], authority: Path
 ) -> None:
-    """INFLUXDB_SSL_VERIFY=false encrypts without knowing to whom, and the doctor warns of it."""
+    """INFLUXDB_SSL_VERIFY=false encrypts without authenticating, and the doctor warns about it."""
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(authority / "other.pem", authority / "other.key")
     server = FakeInflux(token="token", org="org")
@@ -387,31 +387,31 @@ async def test_the_certificate_of_a_database_may_be_left_unchecked(
         async with sink_of(server.url, ssl_verify=False) as sink:
             accepted = await sink.write(BATCH)
         values = {"INFLUXDB_URL": server.url, "INFLUXDB_TOKEN": "token", "INFLUXDB_ORG": "org"}
-        told = await doctor(**values)
+        report = await doctor(**values)
         told_unchecked = await doctor(**values, INFLUXDB_SSL_VERIFY="false")
 
     assert isinstance(refused, Unavailable)
     assert accepted == Accepted()
-    assert "INFLUXDB_SSL_VERIFY=false" in told["database"]
+    assert "INFLUXDB_SSL_VERIFY=false" in report["database"]
     assert told_unchecked["database"].startswith("warning")
     assert "INFLUXDB_SSL_VERIFY=false" in told_unchecked["database"]
     assert told_unchecked["database_write"].startswith("ok")
 
 
 def replace(authority: Path, folder: Path, name: str) -> None:
-    """Put a certificate and its key where the service reads them."""
+    """Install a certificate and its key where the service reads them."""
     for ending in ("pem", "key"):
         shutil.copy(authority / f"{name}.{ending}", folder / f"new.{ending}")
         (folder / f"new.{ending}").replace(folder / f"mine.{ending}")
 
 
-async def test_a_renewed_certificate_is_used_at_the_next_connection(
+async def test_a_renewed_certificate_is_used_for_the_next_home_assistant_connection(
     monkeypatch: pytest.MonkeyPatch, authority: Path, tmp_path: Path
 ) -> None:
-    """Nobody restarts the service for it, and a half replaced pair changes nothing."""
+    """No restart is needed, and a half replaced pair changes nothing."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
     seen: list[object] = []
-    tls = mutual(authority)
+    tls = mutual_tls(authority)
     replace(authority, tmp_path, "client")
     files = {"client_cert": tmp_path / "mine.pem", "client_key": tmp_path / "mine.key"}
     house = StillHouse()
@@ -436,16 +436,16 @@ async def test_a_renewed_certificate_is_used_at_the_next_connection(
     assert seen == ["client", "client", "renewed", "renewed"]
 
 
-async def test_a_renewed_certificate_is_used_for_the_next_connection_to_a_database(
+async def test_a_renewed_certificate_is_used_for_the_next_database_connection(
     monkeypatch: pytest.MonkeyPatch, authority: Path, tmp_path: Path
 ) -> None:
-    """The client keeps a pool of connections, and makes new ones by itself."""
+    """The HTTP client opens new connections of its pool by itself."""
     monkeypatch.setenv("SSL_CERT_FILE", str(authority / "ca.pem"))
     replace(authority, tmp_path, "client")
     files = {"client_cert": tmp_path / "mine.pem", "client_key": tmp_path / "mine.key"}
     front = Front(204, headers={"Connection": "close"})
     async with (
-        front.serving(tls=mutual(authority)),
+        front.serving(tls=mutual_tls(authority)),
         sink_of(front.url(), api="v2", **files) as sink,
     ):
         assert await sink.write(BATCH) == Accepted()
@@ -455,8 +455,8 @@ async def test_a_renewed_certificate_is_used_for_the_next_connection_to_a_databa
     assert front.subjects == ["client", "renewed"]
 
 
-async def test_a_certificate_that_never_could_be_read_is_no_connection(tmp_path: Path) -> None:
-    """It was there when the settings were read; the next attempt looks again."""
+async def test_a_missing_client_certificate_is_a_failed_connection(tmp_path: Path) -> None:
+    """It existed when the settings were read; the next attempt reads it again."""
     source = source_of("wss://127.0.0.1:1", client_cert=tmp_path / "gone.pem")
 
     with pytest.raises(SourceUnavailable, match="the client certificate cannot be used"):
@@ -471,28 +471,28 @@ async def test_a_certificate_that_never_could_be_read_is_no_connection(tmp_path:
 async def test_a_limited_home_assistant_is_reported(
     monkeypatch: pytest.MonkeyPatch, doctor: Callable[..., Any], mode: str, words: str
 ) -> None:
-    """It is RUNNING, and most entities are missing."""
+    """It is RUNNING, but most entities are missing."""
     house = StillHouse()
     config = {**house.config(), mode: True}
     monkeypatch.setattr(house, "config", lambda: config)
     async with FakeHomeAssistant(house, token=TOKEN) as it:
         source = source_of(it.url)
-        async with running(source, Ear()):
+        async with running(source, RecordingListener()):
             await until(lambda: source.status().ha_state == "RUNNING")
             reason = source.status().reason
-            config[mode] = None  # not what it should be, and no reason to doubt the rest
+            config[mode] = None  # invalid, but the rest is still valid
             await it.drop()
             await until(lambda: source.status().successful_connections == 2)
             await until(lambda: source.status().ha_state == "RUNNING")
             later = source.status().reason
         config[mode] = True
-        told = await doctor(HOME_ASSISTANT_URL=it.url)
+        report = await doctor(HOME_ASSISTANT_URL=it.url)
 
     assert reason is not None
     assert words in reason
     assert later is None
-    assert told["version"].startswith("warning")
-    assert words in told["version"]
+    assert report["version"].startswith("warning")
+    assert words in report["version"]
 
 
 ACCEPTING = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -520,7 +520,7 @@ ODD = [
 
 
 @pytest.mark.parametrize("answer", ODD)
-async def test_an_odd_answer_to_a_handshake_is_a_failed_connection(answer: bytes) -> None:
+async def test_a_malformed_handshake_answer_is_a_failed_connection(answer: bytes) -> None:
     """Whatever listens there, the service goes on, and the reason is one printable line."""
 
     async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -540,8 +540,8 @@ async def test_an_odd_answer_to_a_handshake_is_a_failed_connection(answer: bytes
     assert caught.value.advice
 
 
-async def test_two_dates_in_a_handshake_are_no_reason_to_stop() -> None:
-    """A proxy may add one of its own, and the library raises when it is asked for the only one."""
+async def test_two_date_headers_in_a_handshake_are_accepted() -> None:
+    """A proxy may add its own, and the library raises when a single value is requested."""
 
     async def greet(socket: ServerConnection) -> None:
         await socket.send('{"type": "auth_required", "ha_version": "2026.11.0"}')

@@ -1,4 +1,4 @@
-"""No credential follows a redirect to another origin, whoever is connected to."""
+"""No credential follows a redirect to another origin, for any connection the service makes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HEADERS = {"CF-Access-Client-Secret": "hush"}
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Start from an environment that has none of our names but the required."""
+    """Remove every variable of ours from the environment, and set the required ones."""
     for variable in variables():
         for name in variable.names:
             monkeypatch.delenv(name, raising=False)
@@ -48,7 +48,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def two_origins(status: int, path: str, scheme: str = "http") -> AsyncIterator[list[Front]]:
-    """Serve one that redirects to the other, which would accept anything."""
+    """Serve an origin that redirects to another, which accepts everything."""
     async with Front(204).serving() as other:
         location = other.url(scheme) + path
         async with Front(status, headers={"Location": location}).serving() as front:
@@ -56,7 +56,7 @@ async def two_origins(status: int, path: str, scheme: str = "http") -> AsyncIter
 
 
 def endpoint_of(url: str) -> Endpoint:
-    """Return an endpoint with every secret that a server elsewhere must not get."""
+    """Return an endpoint with every secret that another origin must not receive."""
     return Endpoint(
         url.replace("//", "//ada:pass@") + "/api/websocket",
         token=TOKEN,
@@ -67,8 +67,10 @@ def endpoint_of(url: str) -> Endpoint:
 
 @pytest.mark.parametrize("status", REDIRECTS)
 @pytest.mark.parametrize("scheme", ["http", "ws"])
-async def test_home_assistant_does_not_send_the_token_elsewhere(status: int, scheme: str) -> None:
-    """The library would follow: the token is sent to whatever has accepted the connection."""
+async def test_the_token_does_not_follow_a_redirect_of_home_assistant(
+    status: int, scheme: str
+) -> None:
+    """The library would follow it and send the token to whatever accepts the connection."""
     async with two_origins(status, "/api/websocket?of=hush", scheme) as (front, other):
         with pytest.raises(SourceUnavailable) as caught:
             async with open_commands(endpoint_of(front.url("ws"))):
@@ -82,7 +84,7 @@ async def test_home_assistant_does_not_send_the_token_elsewhere(status: int, sch
 
 
 async def test_a_redirect_to_another_path_of_home_assistant_is_followed() -> None:
-    """It is the same server, so it may have the token and the headers."""
+    """It is the same origin, so it may receive the token and the headers."""
     async with Front(307, headers={"Location": "/behind/websocket"}).serving() as front:
         with pytest.raises(SourceUnavailable, match="redirects to"):
             async with open_commands(endpoint_of(front.url("ws"))):
@@ -96,16 +98,16 @@ async def test_a_redirect_to_another_path_of_home_assistant_is_followed() -> Non
 @pytest.mark.parametrize(
     "location", ["//127.0.0.1:1/api/websocket", "http://[", "", "wss:", "x" * 9]
 )
-async def test_an_odd_redirect_is_an_error_like_others(location: str) -> None:
-    """Whatever a server writes there."""
+async def test_a_malformed_redirect_is_an_ordinary_error(location: str) -> None:
+    """Whatever the server writes into `Location`."""
     async with Front(302, headers={"Location": location}).serving() as front:
         with pytest.raises(SourceUnavailable):
             async with open_commands(endpoint_of(front.url("ws"))):
                 pass
 
 
-async def test_home_assistant_behind_https_is_explained() -> None:
-    """The same host with TLS is what should be written in the setting."""
+async def test_a_redirect_of_home_assistant_to_https_is_explained() -> None:
+    """The advice is the same host with TLS."""
     async with Front(301, headers={"Location": "https://127.0.0.1/api/websocket"}).serving() as it:
         with pytest.raises(SourceUnavailable, match=r"redirects to https:// \(301\)") as caught:
             async with open_commands(endpoint_of(it.url("ws"))):
@@ -118,10 +120,10 @@ async def test_home_assistant_behind_https_is_explained() -> None:
 @pytest.mark.parametrize(
     "credentials", [{"token": TOKEN}, {"username": "ada", "password": "p"}, {}]
 )
-async def test_the_database_does_not_send_credentials_elsewhere(
+async def test_credentials_do_not_follow_a_redirect_of_the_database(
     status: int, credentials: dict[str, str]
 ) -> None:
-    """Neither a write, nor the questions before it."""
+    """Neither with a write, nor with the requests before it."""
     async with two_origins(status, "/write?token=hush") as (front, other):
         sink = InfluxSink(
             front.url(),
@@ -142,8 +144,8 @@ async def test_the_database_does_not_send_credentials_elsewhere(
     assert other.requests == []
 
 
-async def test_a_database_behind_https_is_explained() -> None:
-    """The same host with TLS is what should be written in the setting."""
+async def test_a_redirect_of_the_database_to_https_is_explained() -> None:
+    """The advice is the same host with TLS."""
     async with Front(301, headers={"Location": "https://127.0.0.1/write"}).serving() as front:
         sink = InfluxSink(front.url(), token=TOKEN, org="o", bucket="b", timeout_s=5.0)
         async with sink:
@@ -154,8 +156,8 @@ async def test_a_database_behind_https_is_explained() -> None:
 
 
 @pytest.mark.parametrize("status", REDIRECTS[1:])
-async def test_the_data_api_does_not_send_the_key_elsewhere(status: int) -> None:
-    """Its key and all devices are meant for one."""
+async def test_the_key_does_not_follow_a_redirect_of_the_data_api(status: int) -> None:
+    """The key and the device rows are meant for one origin."""
     async with two_origins(status, "/internal/devices/bulk_upsert") as (front, other):
         api = DataApi(
             front.url(),
@@ -171,8 +173,8 @@ async def test_the_data_api_does_not_send_the_key_elsewhere(status: int) -> None
     assert (len(front.requests), other.requests) == (1, [])
 
 
-async def test_a_key_of_any_letters_is_sent_to_the_data_api() -> None:
-    """Httpx takes text for headers only in ASCII, and the error ended the service."""
+async def test_a_key_with_non_ascii_letters_is_sent_to_the_data_api() -> None:
+    """HTTP headers given as text must be ASCII in httpx, whose error stopped the service."""
     async with Front(200).serving() as front:
         api = DataApi(
             front.url(),
@@ -189,16 +191,16 @@ async def test_a_key_of_any_letters_is_sent_to_the_data_api() -> None:
 
 @asynccontextmanager
 async def in_use(_: object) -> AsyncIterator[None]:
-    """Find that another process uses DATA_DIR."""
+    """Pretend that another process uses DATA_DIR."""
     raise StorageLocked("in use")
     yield
 
 
 @pytest.mark.parametrize("status", REDIRECTS[1:])
-async def test_a_command_does_not_send_the_api_key_elsewhere(
+async def test_the_api_key_does_not_follow_a_redirect(
     monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    """What `--url` names is not always the service itself."""
+    """`--url` may name something other than the service."""
     monkeypatch.setenv("API_KEY", "schlüssel-hush")
     async with (
         two_origins(status, "/api/v1/gaps") as (front, other),
@@ -211,15 +213,15 @@ async def test_a_command_does_not_send_the_api_key_elsewhere(
     assert (len(front.requests), other.requests) == (1, [])
 
 
-async def test_a_command_at_no_address_is_one_line() -> None:
+async def test_a_command_with_a_malformed_url_fails_with_one_line() -> None:
     """Instead of a traceback of the library."""
     async with service_api(load_settings(), url="http://[", opened=in_use) as service:
         with pytest.raises(StorageLocked, match="set --url"):
             await service.request("GET", "/api/v1/gaps")
 
 
-async def test_the_doctor_sends_nothing_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It asks as the service does, of everything that the service asks."""
+async def test_no_secret_of_the_doctor_follows_a_redirect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It makes the same connections as the service."""
     async with two_origins(302, "/api/websocket") as (front, other):
         monkeypatch.setenv("HOME_ASSISTANT_URL", front.url())
         monkeypatch.setenv("HOME_ASSISTANT_HEADERS", json.dumps(HEADERS))
@@ -244,7 +246,7 @@ async def test_the_doctor_sends_nothing_elsewhere(monkeypatch: pytest.MonkeyPatc
 
 
 async def test_the_log_of_a_redirect_has_no_secret(caplog: pytest.LogCaptureFixture) -> None:
-    """Not even at its most talkative."""
+    """Also at log level DEBUG."""
     caplog.set_level(logging.DEBUG)
     async with two_origins(302, "/login?state=hush") as (front, _):
         with pytest.raises(SourceUnavailable):

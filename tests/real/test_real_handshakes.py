@@ -16,7 +16,7 @@ from app.runtime.addresses import websocket_url
 from app.runtime.errors import SourceAuthRejected, SourceUnavailable
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
-from tests.integration.test_connection import Ear, running, until
+from tests.integration.test_connection import RecordingListener, running, until
 from tests.real.servers import HomeAssistant
 
 WRONG_TOKEN = "wrong-token-0123456789-0123456789-0123456789"
@@ -77,7 +77,7 @@ async def test_recovery_mode_is_reported(home_of_ours: HomeAssistant) -> None:
     await asyncio.to_thread(home_of_ours.restart)
     source = source_to(home_of_ours, token=home_of_ours.token)
     try:
-        async with running(source, Ear()):
+        async with running(source, RecordingListener()):
             await until(lambda: source.status().ha_state == "RUNNING")
             reason = source.status().reason
     finally:

@@ -1,4 +1,4 @@
-"""The events of the benchmarks are what the benchmarks say they are."""
+"""The event corpus of the benchmarks has its documented properties."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def corpus() -> Corpus:
     return make_corpus()
 
 
-def test_its_size(corpus: Corpus) -> None:
-    """It holds 20,000 messages of 2,000 entities, of 0.5 to 3 kB, 1.2 kB in the mean."""
+def test_the_corpus_has_its_documented_size(corpus: Corpus) -> None:
+    """20,000 messages of 2,000 entities, 0.5 to 3 kB each, 1.2 kB on average."""
     sizes = [len(frame) for frame in make_frames(corpus, per_frame=1)]
 
     assert (len(sizes), len(corpus.states)) == (EVENTS, ENTITIES)
@@ -31,15 +31,15 @@ def test_its_size(corpus: Corpus) -> None:
     assert statistics.mean(sizes) == pytest.approx(1250, rel=0.05)
 
 
-def test_it_is_always_the_same(corpus: Corpus) -> None:
+def test_the_corpus_is_deterministic(corpus: Corpus) -> None:
     """Two runs measure the same events."""
     make_corpus.cache_clear()
 
     assert corpus == make_corpus()
 
 
-def test_every_event_is_of_use() -> None:
-    """Nothing in it is malformed, and every entity is in the registries."""
+def test_every_event_of_the_corpus_is_valid() -> None:
+    """None is malformed, and every entity is in the registries."""
     material = make_material(ENTITIES)
 
     assert [
@@ -51,8 +51,8 @@ def test_every_event_is_of_use() -> None:
     assert all(change.placement.integration for batch in material.changes for change in batch)
 
 
-def test_a_message_is_read_without_repair(corpus: Corpus) -> None:
-    """Frames of many messages are plain JSON: no step of the protocol calls one malformed."""
+def test_the_corpus_is_decoded_without_repair(corpus: Corpus) -> None:
+    """Frames of many messages are plain JSON, and the protocol reports none as malformed."""
     session = Session("t" * 32)
     session.feed(b'{"type":"auth_required","ha_version":"2026.11.0"}')
     session.feed(b'{"type":"auth_ok","ha_version":"2026.11.0"}')
@@ -63,8 +63,8 @@ def test_a_message_is_read_without_repair(corpus: Corpus) -> None:
     assert [problem for step in steps for problem in step.malformed] == []
 
 
-def test_no_two_events_are_the_same_point(corpus: Corpus) -> None:
-    """However fast it is played, and round after round, every event has a time of its own."""
+def test_no_two_events_of_the_corpus_are_the_same_point(corpus: Corpus) -> None:
+    """At any speed and in every round each event has its own time."""
     stream = Stream(corpus)
 
     taken = [stream.take(5000, now_ns=_NOW_NS) for _ in range(6)]
@@ -73,8 +73,8 @@ def test_no_two_events_are_the_same_point(corpus: Corpus) -> None:
     assert len({event for events in taken for event in events}) == 30_000
 
 
-def test_an_event_begins_where_the_last_one_of_its_entity_ended(corpus: Corpus) -> None:
-    """`old_state` has the state and the times that `new_state` had before."""
+def test_old_state_equals_the_previous_new_state_of_the_entity(corpus: Corpus) -> None:
+    """`old_state` has the state and the times of the previous `new_state`."""
     stream = Stream(corpus)
     session = Session("t" * 32)
     session.feed(b'{"type":"auth_required","ha_version":"2026.11.0"}')
@@ -97,6 +97,8 @@ def test_an_event_begins_where_the_last_one_of_its_entity_ended(corpus: Corpus) 
     ("values", "part", "expected"),
     [([], 0.5, 0.0), ([3.0], 0.99, 3.0), ([4.0, 1.0, 3.0, 2.0, 5.0], 0.5, 3.0)],
 )
-def test_percentiles(values: list[float], part: float, expected: float) -> None:
-    """A percentile is one of the values, and 0 of nothing."""
+def test_a_percentile_is_one_of_the_values(
+    values: list[float], part: float, expected: float
+) -> None:
+    """And 0 without values."""
     assert expected == percentile(values, part)

@@ -1,4 +1,4 @@
-"""Whatever comes from outside, a decoder returns a value within bounds or raises its own error."""
+"""Every decoder of foreign input returns a value within bounds or raises its own error."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ http_dates = st.builds(
 @example("Mon, 01 Jan 0001 00:00:00 +2359")
 @example("Mon, 01 Jan 2020 00:00:00 +99999999999999999999")
 @example("Sun, 06 Nov 1994 08:49:37 GMT")
-def test_a_date_of_a_header_is_a_time_a_point_can_have_or_none(text: str) -> None:
-    """Arithmetic with it never leaves what a datetime can hold."""
+def test_a_date_header_is_a_valid_point_time_or_none(text: str) -> None:
+    """Arithmetic with it never overflows a datetime."""
     moment = http_date(text)
 
     assert moment is None or (is_representable(nanoseconds(moment)) and moment.tzinfo is UTC)
@@ -72,15 +72,15 @@ def test_a_date_of_a_header_is_a_time_a_point_can_have_or_none(text: str) -> Non
 @example("-1")
 @example("Mon, 01 Jan 99999999999999999999 00:00:00 GMT")
 def test_a_retry_after_is_a_number_of_seconds_or_none(text: str) -> None:
-    """However absurd, it neither fails nor becomes infinite."""
+    """However absurd, it neither raises nor becomes infinite."""
     asked_s = retry_after_s(text, now=NOW)
 
     assert asked_s is None or 0.0 <= asked_s < 1e16
 
 
 @pytest.mark.parametrize("year", ["1600", "2300", "9999"])
-def test_a_year_outside_of_what_a_point_can_have_is_no_date(year: str) -> None:
-    """Neither a handshake's Date nor a Retry-After of that year means anything."""
+def test_a_date_outside_the_range_of_a_point_is_ignored(year: str) -> None:
+    """In a handshake's Date and in Retry-After."""
     assert http_date(f"Mon, 01 Jan {year} 00:00:00 GMT") is None
 
 
@@ -128,7 +128,7 @@ RAW = (
 
 
 def encoded(value: object) -> bytes:
-    """Return JSON as some program may write it, NaN and lone surrogates included."""
+    """Return JSON as another program may write it, NaN and lone surrogates included."""
     return json.dumps(value).encode()
 
 
@@ -173,7 +173,7 @@ def ready() -> Session:
 
 @given(st.lists(events, max_size=3).map(encoded) | bytes_of_documents)
 def test_every_frame_becomes_lines_and_messages_or_is_counted(frame: bytes) -> None:
-    """From the socket to line protocol and to subscribers nothing but our own errors comes out."""
+    """From the socket to line protocol and to subscribers only our own errors are raised."""
     found: list[Event] = []
     try:
         step = ready().feed(frame)
@@ -193,8 +193,8 @@ def test_every_frame_becomes_lines_and_messages_or_is_counted(frame: bytes) -> N
 
 @given(bytes_of_documents)
 @example(b'{"a":' + b"1" * 100_000 + b"}")
-def test_attributes_are_json_that_every_parser_reads_or_refused(raw: bytes) -> None:
-    """Of whatever size, depth and number of digits."""
+def test_attributes_are_portable_json_or_refused(raw: bytes) -> None:
+    """For any size, depth and number of digits."""
     try:
         attributes = read_attributes(raw)
     except ValueError:
@@ -205,7 +205,7 @@ def test_attributes_are_json_that_every_parser_reads_or_refused(raw: bytes) -> N
 
 @given(bytes_of_documents)
 def test_repaired_json_is_strict_json_or_unreadable(raw: bytes) -> None:
-    """Whoever repairs needs to know two exceptions."""
+    """A caller has to catch two exceptions."""
     try:
         strict = repaired(raw)
     except UNREADABLE:
@@ -305,7 +305,7 @@ registry_rows = st.fixed_dictionaries(
 @example(b'[{"id":"a","entity_id":"sensor.a","area_id":"b","x":1e400,"created_at":1e300}]')
 @example(b'[{"id":"a","entity_id":"sensor.a","area_id":"b","name":"\\ud800"}]')
 async def test_every_registry_is_stored_and_sent_or_our_own_error(answer: bytes) -> None:
-    """What is kept of a row can be written as columns and sent to a data API."""
+    """Every stored row can be written to columns and sent to a data API."""
 
     async def call(_: str) -> msgspec.Raw:
         return msgspec.Raw(answer)
@@ -324,24 +324,24 @@ async def test_every_registry_is_stored_and_sent_or_our_own_error(answer: bytes)
 
 
 @given(st.integers(100, 999), bytes_of_documents)
-def test_every_answer_of_a_data_api_has_a_meaning_and_a_short_reason(
+def test_every_answer_of_a_data_api_has_an_outcome_and_a_short_reason(
     status: int, body: bytes
 ) -> None:
-    """Whatever stands in it."""
+    """Whatever its body contains."""
     assert verdict_on(status) in {"accepted", "halve", "retry"}
     assert len(reason_of(status, body)) <= 200
     assert httpx.codes.get_reason_phrase(status) is not None
 
 
 @given(st.integers(-(2**63), 2**63 - 1))
-def test_every_integer_of_a_file_is_a_moment(time_ns: int) -> None:
-    """A row of SQLite holds 64 bits, whoever wrote them."""
+def test_every_integer_of_a_file_converts_to_a_time(time_ns: int) -> None:
+    """A SQLite integer has 64 bits, and another program may have written it."""
     assert is_representable(nanoseconds(moment_of(time_ns)))
     assert iso_time(time_ns).endswith("Z")
 
 
 @given(st.floats())
-def test_every_float_of_a_file_is_a_moment(seconds: float) -> None:
+def test_every_float_of_a_file_converts_to_a_time(seconds: float) -> None:
     """NaN and infinities, too."""
     assert moment_at(seconds).tzinfo is UTC
 
@@ -352,7 +352,7 @@ def test_every_float_of_a_file_is_a_moment(seconds: float) -> None:
 @example("0001-01-01T00:00:00+23:59")
 @example("2300-01-01")
 @example("999999 weeks ago")
-def test_a_moment_of_the_command_line_is_one_a_point_can_have_or_refused(text: str) -> None:
+def test_a_time_on_the_command_line_is_a_valid_point_time_or_refused(text: str) -> None:
     """A wrong --since is one line and status 2, never a traceback."""
     try:
         found = moment(text)
@@ -362,8 +362,8 @@ def test_a_moment_of_the_command_line_is_one_a_point_can_have_or_refused(text: s
 
 
 @pytest.mark.parametrize("text", ["last week", "0001-01-01", "2300-01-01"])
-def test_a_wrong_moment_of_the_command_line_is_called_by_what_is_wrong_with_it(text: str) -> None:
-    """Argparse names the function that reads it, unless that says more."""
+def test_the_error_of_a_wrong_time_on_the_command_line_names_the_cause(text: str) -> None:
+    """By default argparse names only the function that parses it."""
     with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a time"):
         moment(text)
 
@@ -382,7 +382,7 @@ TODAY = datetime(2026, 11, 24, 15, 30, tzinfo=UTC)
         ("2026-11-01T06:00+01:00", datetime(2026, 11, 1, 5, tzinfo=UTC)),
     ],
 )
-def test_a_moment_of_the_command_line_may_be_a_word_a_date_or_a_time(
+def test_a_time_on_the_command_line_may_be_a_word_a_date_or_a_time(
     text: str, expected: datetime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Days begin at local midnight; here the machine's zone is UTC."""

@@ -1,7 +1,7 @@
-"""What the documents say can be done: links lead somewhere, and commands are ones that there are.
+"""The documents are correct: links resolve, and commands, variables and routes exist.
 
-Every line of every shell block is of one of these kinds: a target of the Makefile, a command of
-`python -m app` that takes these arguments, or one that cannot be run here, with the reason.
+Every line of every shell block is a Makefile target, a command of `python -m app` that accepts
+these arguments, or a command that cannot be run here, with the reason.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NOT_RUN = {
     "sqlite3": "a program of the reader's, asked for the integrity of a file",
     "openssl": "any program that makes random letters will do",
 }
-"""The first word of commands that nothing here runs."""
+"""First words of commands that are not run here, with the reason."""
 
 OTHER_VARIABLES = {
     *("PUBLISH_ADDRESS", "GRAFANA_PASSWORD", "INFLUXDB_ADMIN_PASSWORD"),
@@ -45,10 +45,10 @@ OTHER_VARIABLES = {
     *("WEATHER_API_KEY", "WEATHER_DEFAULT_LOCATION"),
     *("WEATHER_ENRICHMENT_ENABLED", "WEATHER_CACHE_MINUTES"),
 }
-"""Those of Compose, Python and the tests, and those that are accepted for nothing."""
+"""Variables of Compose, Python and the tests, and variables that are accepted and ignored."""
 
 NOT_SERVED = {"/internal/services/bulk_upsert"}
-"""Named to say so."""
+"""Routes that are documented as missing."""
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
 _INLINE = re.compile(r"`((?:make|python -m app|docker compose) [^`…]*)`")
@@ -58,7 +58,7 @@ _WITHOUT_SETTINGS = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
 
 
 def _commands() -> list[tuple[str, str]]:
-    """Return every command of the documents, once, with the document that has it first."""
+    """Return each distinct command of the documents, with the first document that has it."""
     found: dict[str, str] = {}
     for document in DOCUMENTS:
         lines = [
@@ -90,8 +90,8 @@ def _targets() -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_link_leads_somewhere(document: Path) -> None:
-    """To a file of this project, and to a head in it."""
+def test_every_link_of_a_document_resolves(document: Path) -> None:
+    """To a file of this project, and to a heading in it."""
     broken = []
     for link in _links(document):
         if link.startswith(("http://", "https://")):
@@ -105,8 +105,8 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_block_says_what_it_is(document: Path) -> None:
-    """A block without a language would be looked at by no test."""
+def test_every_code_block_names_its_language(document: Path) -> None:
+    """A block without a language would not be checked."""
     found = {block.language for block in blocks(document)}
     fences = document.read_text().count("\n```")
 
@@ -115,8 +115,8 @@ def test_every_block_says_what_it_is(document: Path) -> None:
 
 
 @pytest.mark.parametrize(("command", "document"), COMMANDS)
-def test_every_command_is_one_that_there_is(command: str, document: str) -> None:
-    """Or stands in the list of those that cannot be run, with a reason."""
+def test_every_documented_command_exists(command: str, document: str) -> None:
+    """Or is listed as one that cannot be run here, with a reason."""
     first, *words = shlex.split(command)
     match first:
         case "make":
@@ -125,7 +125,7 @@ def test_every_command_is_one_that_there_is(command: str, document: str) -> None
             assert command in OURS
         case "cp":
             *sources, _ = (word for word in words if not word.startswith("--"))
-            # The documents may have gone into a folder before.
+            # The documents may have changed the folder before.
             assert all((ROOT / source.removeprefix("../")).exists() for source in sources)
         case "cd":
             assert (ROOT / words[0]).is_dir()
@@ -134,10 +134,10 @@ def test_every_command_is_one_that_there_is(command: str, document: str) -> None
 
 
 @pytest.mark.parametrize("command", OURS)
-def test_our_commands_take_these_arguments(command: str, tmp_path: Path) -> None:
-    """Without settings each ends before it does anything, but only after its arguments were read.
+def test_our_commands_accept_the_documented_arguments(command: str, tmp_path: Path) -> None:
+    """Without settings each command exits once its arguments are parsed.
 
-    Where a command is only named, its help is asked for.
+    A command that is only mentioned is run with `--help`.
     """
     _, *arguments = shlex.split(command)
     if len(arguments) == len(("-m", "app", "command")):
@@ -157,16 +157,16 @@ def test_our_commands_take_these_arguments(command: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_variable_is_a_setting(document: Path) -> None:
-    """A name that is none would be set in vain."""
+def test_every_documented_variable_is_a_setting(document: Path) -> None:
+    """Setting any other name would have no effect."""
     known = {name for variable in variables() for name in variable.names} | OTHER_VARIABLES
 
     assert set(_VARIABLE.findall(prose(document))) - known == set()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_every_route_is_served(document: Path) -> None:
-    """With the method that is named, if one is."""
+def test_every_documented_route_is_served(document: Path) -> None:
+    """With the documented method, if there is one."""
     served = build_api(components()).openapi()["paths"]
     missing = [
         (method, path)
@@ -177,8 +177,8 @@ def test_every_route_is_served(document: Path) -> None:
     assert missing == []
 
 
-def test_what_cannot_be_run_is_in_the_documents() -> None:
-    """The list of excuses holds no more than is needed."""
+def test_every_command_that_cannot_be_run_is_in_the_documents() -> None:
+    """The list of exceptions has no unused entries."""
     firsts = {command.split()[0] for command, _ in COMMANDS}
 
     assert set(NOT_RUN) - firsts == set()

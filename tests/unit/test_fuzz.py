@@ -1,4 +1,4 @@
-"""Anything at all, at each place where something foreign is read."""
+"""Fuzz tests of every parser of foreign input."""
 
 from __future__ import annotations
 
@@ -73,23 +73,23 @@ def _streaming() -> Session:
 
 @settings(max_examples=60)
 @given(st.lists(_EVENTS, min_size=1, max_size=3))
-def test_what_looks_like_an_event_is_written_or_counted(events: list[object]) -> None:
-    """From the frame to the line and to the watchers nothing breaks, and none goes missing."""
+def test_every_event_is_written_or_counted(events: list[object]) -> None:
+    """From the frame to lines and subscribers nothing raises, and no event is missing."""
     frame = json.dumps([{"id": 2, "type": "event", "event": event} for event in events])
 
     step = _streaming().feed(frame.encode())
     changes, unusable = Normalizer(dict).changes(step.events)
     lines = HomeiqEncoder("events", instance=None, attribute_fields=()).encode(changes)
-    told = [json.loads(encode_event(each)) for each in changes]
+    messages = [json.loads(encode_event(each)) for each in changes]
 
     assert len(events) == len(changes) + len(unusable) + len(step.malformed)
-    assert lines.points == len(lines.split()) == len(changes) == len(told)
+    assert lines.points == len(lines.split()) == len(changes) == len(messages)
 
 
 @settings(max_examples=60)
 @given(st.binary() | st.text() | _JSON.map(json.dumps))
 def test_no_message_of_a_client_breaks_the_live_stream(sent: bytes | str) -> None:
-    """It is understood or not; the answer is one of three."""
+    """Any message gets one of three answers."""
     expected = "pong" if isinstance(_decoded(sent), Ping) else "error"
     assert json.loads(_reply(sent))["type"] == expected
 
@@ -97,7 +97,7 @@ def test_no_message_of_a_client_breaks_the_live_stream(sent: bytes | str) -> Non
 @settings(max_examples=60)
 @given(st.text(alphabet=st.characters(), max_size=40) | st.just("\ud800"))
 def test_no_text_breaks_the_comparison_with_the_key(offered: str) -> None:
-    """Also half a surrogate pair, which JSON can carry and UTF-8 cannot."""
+    """Also a lone surrogate, which JSON can carry and UTF-8 cannot."""
     rules = AccessRules(api_key="correct-horse-battery-staple")
 
     assert rules.is_key(offered) is (offered == "correct-horse-battery-staple")
@@ -116,7 +116,7 @@ def test_no_text_breaks_the_comparison_with_the_key(offered: str) -> None:
 def test_no_request_breaks_the_access_rules(
     method: str, path: str, headers: dict[str, list[str]], peer: str | None
 ) -> None:
-    """Whatever stands in its headers, there is a decision, and never one to answer a stranger."""
+    """Any headers lead to a decision, and never to one that answers a foreign origin."""
     asked = Asked(method=method, path=f"/api/{path}", headers=headers, peer=peer)
 
     for rules in (AccessRules(), AccessRules(api_key="correct-horse-battery-staple")):
@@ -125,10 +125,10 @@ def test_no_request_breaks_the_access_rules(
 
 @settings(max_examples=60)
 @given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4), st.text())
-def test_no_glob_breaks_the_selection_of_a_watcher(
+def test_no_glob_breaks_the_selection_of_a_subscriber(
     globs: list[str], domains: list[str], entity_id: str
 ) -> None:
-    """Any text is a glob; one that is the id itself, without wildcards, fits it."""
+    """Any text is a glob; without wildcards it matches the entity id that is equal to it."""
     wanted = Selection(entity_id=tuple(globs), domain=tuple(domains)).compiled()
     exact = Selection(entity_id=(_literal(entity_id),)).compiled()
 
@@ -180,7 +180,7 @@ _TEXTS = (
 
 
 def _read(text: str) -> Rules | None:
-    """Return the rules, or None where the refusal says where it stands, in one printable line."""
+    """Return the rules, or None if they are refused with their place in one printable line."""
     try:
         return read_rules(text)
     except FilterInvalid as exc:
@@ -195,7 +195,7 @@ def _read(text: str) -> Rules | None:
 def test_any_text_is_an_entity_filter_or_is_refused_with_its_place(
     text: str, changes: list[Change]
 ) -> None:
-    """And each filter that can be read decides about each change, and can be shown."""
+    """Each valid filter decides about every change, and can be shown."""
     rules = _read(text)
     if rules is None:
         return
@@ -211,8 +211,8 @@ def test_any_text_is_an_entity_filter_or_is_refused_with_its_place(
 
 @settings(max_examples=150)
 @given(_FILTERS, hostile.changes)
-def test_a_filter_decides_by_one_key_that_fits(filter_: dict[str, object], one: Change) -> None:
-    """A literal pattern beside any others makes a change one that fits."""
+def test_one_matching_key_is_enough_for_a_filter(filter_: dict[str, object], one: Change) -> None:
+    """A change matches if one literal pattern does, whatever the others are."""
     fitting = {
         "entity_id": "".join(f"[{each}]" if each in "*?[" else each for each in one.entity_id)
     }
@@ -237,8 +237,8 @@ def _as_list(value: object) -> list[object]:
 @pytest.mark.parametrize(
     "glob", ["*a" * 100, "*a*" * 100 + "c", "*?" * 300 + "x", "*[ab]*" * 200 + "c"]
 )
-def test_no_glob_makes_a_filter_think_for_ever(glob: str) -> None:
-    """Where each `*` may give back what it took, these would take longer than the universe has."""
+def test_no_glob_makes_a_filter_backtrack_exponentially(glob: str) -> None:
+    """With backtracking at each `*` these globs would never finish."""
     judge = Filter(read_rules(json.dumps({"patterns": [{"entity_id": [glob, f"{glob}{glob}"]}]})))
 
     assert judge.passes(change("sensor." + "a" * 20_000 + "b"))

@@ -1,4 +1,4 @@
-"""`docs/GUARANTEES.md` names the tests that pin each promise; here they are looked up."""
+"""`docs/GUARANTEES.md` names the tests of each guarantee; these tests check that they exist."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def defined_in(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", sorted({path for path, _ in _NAMED.findall(TEXT)}))
-def test_every_test_it_names_exists(path: str) -> None:
-    """Whoever renames a test renames it there."""
+def test_every_test_that_a_guarantee_names_exists(path: str) -> None:
+    """Renaming a test means renaming it there."""
     named = {name for file, name in _NAMED.findall(TEXT) if file == path}
 
     assert named - defined_in(ROOT / path) == set()
 
 
-def test_every_promise_names_its_tests() -> None:
-    """G1 to G10, in order; one that is not built yet says so instead."""
+def test_every_guarantee_names_its_tests() -> None:
+    """G1 to G10, in order; one that is not built yet is marked as such."""
     numbers = [promise.partition(" ")[0] for promise in PROMISES]
 
     assert numbers == [f"G{number}" for number in range(1, 11)]

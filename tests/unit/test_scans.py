@@ -1,4 +1,4 @@
-"""Scans of foreign text take time in proportion to its length."""
+"""Scans of foreign text take time proportional to its length."""
 
 from __future__ import annotations
 
@@ -136,14 +136,14 @@ PREFIXES = (
 
 def _cost_s(scan: Scan, text: str) -> float:
     began = time.thread_time()
-    with contextlib.suppress(ValueError, IngestError):  # refusing it is fine, if it is quick
+    with contextlib.suppress(ValueError, IngestError):  # a quick refusal is fine
         scan(text)
     return time.thread_time() - began
 
 
 @pytest.mark.parametrize("name", SCANS)
 def test_a_scan_of_foreign_text_is_linear(name: str) -> None:
-    """Eight times the text costs about eight times as much, whatever is repeated in it."""
+    """Eight times the text takes about eight times as long, whatever it repeats."""
     slow = []
     for prefix in PREFIXES:
         for unit in REPEATED:

@@ -1,4 +1,4 @@
-"""docs/TROUBLESHOOTING.md quotes what the service really says."""
+"""docs/TROUBLESHOOTING.md quotes messages that exist in the code."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MEMBER = re.compile(
 _OF_LOGS = re.compile(r"%(?:\.\d+)?[sdrf]")
 _FEW_WORDS = 3
 _FOREIGN = {"SSL CERTIFICATE_VERIFY_FAILED", "401", "403", "404"}
-"""What others say within our sentences."""
+"""Texts of other programs within our sentences."""
 
 
-def _said_by_the_code() -> set[str]:
-    """Return every text in app/, a `…` in place of each value in it."""
+def _texts_of_the_code() -> set[str]:
+    """Return every text in app/, with `…` in place of each value."""
     return {
         _OF_LOGS.sub("…", text)
         for file in (ROOT / "app").rglob("*.py")
@@ -44,48 +44,48 @@ def _text(node: ast.AST) -> str | None:
 
 
 def _words(text: str) -> list[str]:
-    """Return the words of a text without what stands between them."""
+    """Return the words of a text without punctuation."""
     return re.findall(r"\w[\w./-]*\w|\w", text)
 
 
-_SAID = _said_by_the_code()
-_PARTS = {" ".join(_words(part)) for text in _SAID for part in text.split("…")}
+_TEXTS = _texts_of_the_code()
+_PARTS = {" ".join(_words(part)) for text in _TEXTS for part in text.split("…")}
 
 
-def _is_said(words: list[str]) -> bool:
-    """Whether the words are one after another, by threes at least, in texts of the code.
+def _is_in_the_code(words: list[str]) -> bool:
+    """Whether texts of the code contain these words in order, at least three at a time.
 
-    A sentence is often put together from several texts: who, what, for how long, and advice.
+    A sentence is often composed of several texts: actor, fact, duration and advice.
     """
     for end in range(len(words), 0, -1):
         piece = " ".join(words[:end])
         whole = piece in _PARTS or piece in _FOREIGN
         known = whole or (end >= _FEW_WORDS and any(piece in part for part in _PARTS))
-        if known and _is_said(words[end:]):
+        if known and _is_in_the_code(words[end:]):
             return True
     return not words
 
 
 @pytest.mark.parametrize("sentence", [*_QUOTE.findall(DOCUMENT), *_LOGGED.findall(DOCUMENT)])
-def test_a_quoted_sentence_is_one_of_the_code(sentence: str) -> None:
-    """Whoever looks for what they see must find it."""
+def test_every_quoted_sentence_is_in_the_code(sentence: str) -> None:
+    """A reader searches for the sentence they see."""
     pieces = [words for piece in sentence.split("…") if (words := _words(piece))]
 
     assert pieces != []
-    assert [" ".join(words) for words in pieces if not _is_said(words)] == []
+    assert [" ".join(words) for words in pieces if not _is_in_the_code(words)] == []
 
 
 @pytest.mark.parametrize(
     "sentence", ["The journal is empty and drops points", "InfluxDB is sad", "Events Memory"]
 )
-def test_a_sentence_that_nobody_says_is_found(sentence: str) -> None:
-    """Also one that is near to what is said."""
-    assert not _is_said(_words(sentence))
+def test_a_sentence_that_is_not_in_the_code_is_detected(sentence: str) -> None:
+    """Even one that is similar to a real one."""
+    assert not _is_in_the_code(_words(sentence))
 
 
 @pytest.mark.parametrize("member", sorted({*_MEMBER.findall(DOCUMENT)}))
-def test_a_member_of_health_is_there(member: str) -> None:
-    """By the name under which it is looked for."""
+def test_every_quoted_member_of_health_exists(member: str) -> None:
+    """Under the quoted name."""
     found: object = asdict(HEALTHY)
     for name in member.split("."):
         assert isinstance(found, dict)
@@ -93,8 +93,8 @@ def test_a_member_of_health_is_there(member: str) -> None:
         found = found[name]
 
 
-def test_every_sentence_of_health_is_explained() -> None:
-    """Those that stand in `reasons`; each by words that only it has."""
+def test_every_reason_of_health_is_explained() -> None:
+    """Each is recognized by words that only it has."""
     expected = {
         "Home Assistant cannot be reached for",
         "Home Assistant refused the token",
@@ -122,6 +122,6 @@ def test_every_sentence_of_health_is_explained() -> None:
         "loop ended",
     }
 
-    said = [" ".join(text.split()) for text in _SAID]
-    assert [words for words in expected if not any(words in text for text in said)] == []
+    texts = [" ".join(text.split()) for text in _TEXTS]
+    assert [words for words in expected if not any(words in text for text in texts)] == []
     assert [words for words in expected if words not in DOCUMENT] == []
