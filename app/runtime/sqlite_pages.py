@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -62,46 +61,37 @@ class _Wal:
     frames: Sequence[_Frame]
 
 
+class _Location(NamedTuple):
+    """Where one version of a page is."""
+
+    page: int
+    file: _File
+    offset: int
+
+
 class Pages:
-    """The pages of a file, some of them replaced by newer versions in its write-ahead log."""
+    """One possible version of a database: its pages, from the file and its write-ahead log."""
 
     def __init__(
-        self,
-        main: _File,
-        *,
-        page_bytes: int,
-        log: _File,
-        replaced: Mapping[int, int],
-        only: Sequence[_Frame] | None = None,
+        self, page_bytes: int, pages: Iterable[_Location], others: Iterable[_Location] = ()
     ) -> None:
+        """Rows are read from `pages`; large ones may continue on `others`."""
         self.page_bytes = page_bytes
-        self._main = main
-        self._log = log
-        self._replaced = replaced
-        """Offsets in the log by page number."""
-        self._only = only
-        self._pages_in_main = -(-main.bytes // page_bytes)
-        self.max_bytes = main.bytes + log.bytes
+        self._pages = tuple(pages)
+        self._by_number = {location.page: location for location in (*others, *self._pages)}
+        self.max_bytes = page_bytes * len(self._by_number)
         """No record can be larger."""
 
     def page(self, number: int) -> bytes | None:
         """Return a page; None when there is none or the disk cannot read it."""
-        if (offset := self._replaced.get(number)) is not None:
-            return self._log.read(offset, self.page_bytes)
-        if not 0 < number <= self._pages_in_main:
-            return None
-        return self._main.read((number - 1) * self.page_bytes, self.page_bytes)
+        location = self._by_number.get(number)
+        return location and location.file.read(location.offset, self.page_bytes)
 
     def __iter__(self) -> Iterator[tuple[int, bytes]]:
         """Yield every page that can be read, with its number; a number may come again."""
-        for frame in self._only or ():
-            if (page := self._log.read(frame.offset, self.page_bytes)) is not None:
-                yield frame.page, page
-        if self._only is not None:
-            return
-        for number in sorted({*range(1, self._pages_in_main + 1), *self._replaced}):
-            if (page := self.page(number)) is not None:
-                yield number, page
+        for location in self._pages:
+            if (page := location.file.read(location.offset, self.page_bytes)) is not None:
+                yield location.page, page
 
 
 class _File:
@@ -140,18 +130,18 @@ def views(path: Path) -> Iterator[Pages]:
     main, log = _File(path), _File(_wal_path(path))
     try:
         wal = _read_wal(log)
-        page_bytes = _page_bytes(main, wal)
-
+        size = _page_bytes(main, wal)
+        numbers = range(1, -(-main.bytes // size) + 1)
+        in_main = [_Location(number, main, (number - 1) * size) for number in numbers]
         frames = wal.frames if wal else []
-        current = {frame.page: frame.offset for frame in frames if frame.is_current}
-        view = partial(Pages, main, page_bytes=page_bytes, log=log)
-        yield view(replaced=current)
+        stale = [_Location(each.page, log, each.offset) for each in frames if not each.is_current]
+        current = [_Location(each.page, log, each.offset) for each in frames if each.is_current]
+        newest = {location.page: location for location in (*in_main, *current)}
+        yield Pages(size, newest.values())
         if current:
-            yield view(replaced={})
+            yield Pages(size, in_main)
         if frames:
-            stale = [frame for frame in frames if not frame.is_current]
-            by_age = [*stale, *(frame for frame in frames if frame.is_current)]
-            yield view(replaced={frame.page: frame.offset for frame in by_age}, only=by_age)
+            yield Pages(size, [*stale, *current], in_main)
     finally:
         main.close()
         log.close()
