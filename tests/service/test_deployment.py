@@ -1,7 +1,7 @@
-"""What deploys the service, and the service itself, mean the same.
+"""The deployment files agree with each other and with the service.
 
-Nothing here needs Docker, a cluster or systemd: the files are read, and the service is started
-with exactly the environment that they would give it.
+Nothing here needs Docker, a cluster or systemd: the tests read the files and start the service
+with exactly the environment that they define.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::-([^{}]*)|:\?([^{}]*))?\}")
 
 
 class NotSet(Exception):
-    """Compose would stop here and say why."""
+    """A mandatory variable is missing; Compose would stop with this message."""
 
 
 def interpolated(text: str, given: Mapping[str, str]) -> str:
-    """Fill in variables as Compose does: `${A}`, `${A:-default}`, `${A:?message}`."""
+    """Interpolate variables as Compose does: `${A}`, `${A:-default}`, `${A:?message}`."""
 
     def value(found: re.Match[str]) -> str:
         name, default, message = found.groups()
@@ -57,7 +57,7 @@ def interpolated(text: str, given: Mapping[str, str]) -> str:
 
 
 def compose(given: Mapping[str, str]) -> Any:
-    """Return the services of the compose file, for what `.env` holds."""
+    """Return the services of the compose file, interpolated with the given `.env`."""
     return yaml.safe_load(interpolated((DOCKER / "compose.yaml").read_text(), given))["services"]
 
 
@@ -67,7 +67,7 @@ def manifest(name: str) -> Any:
 
 
 def pod() -> Any:
-    """Return what a pod is made of."""
+    """Return the pod spec of the stateful set."""
     return manifest("statefulset")["spec"]["template"]["spec"]
 
 
@@ -78,12 +78,12 @@ def container() -> Any:
 
 
 def unit(key: str) -> list[str]:
-    """Return every value of a key of the systemd unit."""
+    """Return every value of a key in the systemd unit."""
     return re.findall(rf"^{key}=(.*)$", UNIT, re.MULTILINE)
 
 
 def final_stage(word: str) -> Step:
-    """Return the one instruction of the image with that word."""
+    """Return the only instruction of the final stage with that keyword."""
     (step,) = (step for step in stages(DOCKERFILE.read_text())[-1] if step.word == word)
     return step
 
@@ -95,20 +95,20 @@ def of_the_image() -> dict[str, str]:
 
 
 def filled_in(given: Mapping[str, str]) -> dict[str, str]:
-    """Return what `.env.example` sets once a person has filled it in."""
+    """Return the variables of `.env.example` with the given ones filled in."""
     lines = (ROOT / ".env.example").read_text().splitlines()
     file = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
     return {**file, **given}
 
 
 def of_compose(given: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment under Compose, where `.env` is both looked at and passed on."""
+    """Return the environment under Compose, which interpolates `.env` and also passes it on."""
     own = compose(given)["websocket-ingestion"]["environment"]
     return of_the_image() | filled_in(given) | {name: str(value) for name, value in own.items()}
 
 
 def of_kubernetes(given: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment in a pod, with real secrets in place of the example's."""
+    """Return the environment in a pod, with the given secrets in place of the example's."""
     secret = manifest("secret.example")["stringData"]
     secret |= {name: given[name] for name in secret}
     places = {name: given[name] for name in ("HOME_ASSISTANT_URL", "INFLUXDB_URL")}
@@ -122,12 +122,12 @@ def of_systemd(given: Mapping[str, str]) -> dict[str, str]:
     return own | filled_in(given)
 
 
-WAYS = {"compose": of_compose, "kubernetes": of_kubernetes, "systemd": of_systemd}
+DEPLOYMENTS = {"compose": of_compose, "kubernetes": of_kubernetes, "systemd": of_systemd}
 
 
 @pytest.fixture
 def given(home_assistant: FakeHomeAssistant) -> dict[str, str]:
-    """Return what a person sets: the database's address is added by the test."""
+    """Return the settings of an operator; the test adds the address of the database."""
     return {
         "HOME_ASSISTANT_URL": home_assistant.url,
         "HOME_ASSISTANT_TOKEN": TOKEN,
@@ -140,7 +140,7 @@ async def health_check(running: Service) -> int | None:
     port = str(httpx.URL(running.url).port)
     python, *arguments = final_stage("HEALTHCHECK").command
     assert python == "python"
-    # A proxy that is set for downloads must not be asked for the service.
+    # The health check must ignore a proxy that is set for downloads.
     environment = {"WEBSOCKET_INGESTION_PORT": port, "http_proxy": "http://127.0.0.1:9"}
     process = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, env=environment, stderr=asyncio.subprocess.DEVNULL
@@ -149,15 +149,15 @@ async def health_check(running: Service) -> int | None:
         return await process.wait()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("deployment", DEPLOYMENTS)
 async def test_the_service_works_with_exactly_the_deployed_environment(
-    given: dict[str, str], tmp_path: Path, way: str
+    given: dict[str, str], tmp_path: Path, deployment: str
 ) -> None:
-    """It streams to the database, is healthy, and answers whoever has the key under any name.
+    """It streams to the database, is healthy, and answers under any host name with the key.
 
-    Only the folder and the address to listen on are those of the test. Nobody is trusted, as
-    nobody is in a container: there even the host of it is a stranger. A proxy that is set for
-    downloads is asked for no neighbor.
+    Only the folder and the address to listen on are the test's own. No peer is trusted, as in
+    a container, where even the host is another machine. The service ignores a proxy that is
+    set for downloads.
     """
     influx = FakeInflux()
     async with influx.serving():
@@ -169,7 +169,7 @@ async def test_the_service_works_with_exactly_the_deployed_environment(
             "TRUSTED_PEERS": "192.0.2.0/24",
             "http_proxy": "http://127.0.0.1:9",
         }
-        async with service(tmp_path, WAYS[way](given) | ours) as running:
+        async with service(tmp_path, DEPLOYMENTS[deployment](given) | ours) as running:
             health = await running.until("/health", lambda health: health["status"] == "healthy")
             as_docker = await health_check(running)
             async with httpx.AsyncClient(base_url=running.url) as client:
@@ -191,13 +191,13 @@ async def test_the_service_works_with_exactly_the_deployed_environment(
     assert (as_docker, status, stopped) == (0, 0, 1)
 
 
-@pytest.mark.parametrize("way", ["compose", "kubernetes"])
+@pytest.mark.parametrize("deployment", ["compose", "kubernetes"])
 async def test_a_container_answers_other_machines_only_with_the_key(
-    tmp_path: Path, way: str
+    tmp_path: Path, deployment: str
 ) -> None:
-    """It listens on all addresses, as the files say; Home Assistant and database are away."""
+    """It listens on all addresses, as configured; Home Assistant and the database are down."""
     ours = {"DATA_DIR": str(tmp_path / "data"), "WEBSOCKET_INGESTION_PORT": "0"}
-    async with served_apart(tmp_path, WAYS[way](_SOME) | ours) as running:
+    async with served_apart(tmp_path, DEPLOYMENTS[deployment](_SOME) | ours) as running:
         answers = [
             await status_from_elsewhere(running, "/health/live"),
             await status_from_elsewhere(running, "/metrics"),
@@ -211,7 +211,7 @@ async def test_a_container_answers_other_machines_only_with_the_key(
 
 
 async def test_a_container_without_a_key_refuses_other_machines(tmp_path: Path) -> None:
-    """Whoever starts the image without Compose may forget it, and is told."""
+    """Without Compose the key is easy to forget; the responses then name the problem."""
     ours = {"DATA_DIR": str(tmp_path / "data"), "WEBSOCKET_INGESTION_PORT": "0", "API_KEY": ""}
     async with served_apart(tmp_path, of_the_image() | _SOME | ours) as running:
         answers = [
@@ -225,7 +225,7 @@ async def test_a_container_without_a_key_refuses_other_machines(tmp_path: Path) 
 
 
 def test_compose_requires_the_mandatory_settings(given: dict[str, str]) -> None:
-    """Without a key nobody outside the container would be answered; so it does not start."""
+    """For example the key, without which no request from outside would be answered."""
     given |= {"INFLUXDB_TOKEN": "token"}
 
     for name in given:
@@ -234,7 +234,7 @@ def test_compose_requires_the_mandatory_settings(given: dict[str, str]) -> None:
 
 
 def test_compose_keeps_the_names_and_limits_of_the_predecessor(given: dict[str, str]) -> None:
-    """Names, limits and reservations are the predecessor's."""
+    """Container name, limits, reservations, port and profiles."""
     found = compose(given | {"INFLUXDB_TOKEN": "token"})
     ours = found["websocket-ingestion"]
 
@@ -256,7 +256,7 @@ def test_compose_keeps_the_names_and_limits_of_the_predecessor(given: dict[str, 
 
 
 def test_compose_sets_up_the_database_that_the_service_uses(given: dict[str, str]) -> None:
-    """Token, organization and bucket, also when they are chosen."""
+    """Token, organization and bucket, also when the operator chooses them."""
     chosen = {"INFLUXDB_TOKEN": "token", "INFLUXDB_ORG": "home", "INFLUXDB_BUCKET": "events"}
     found = compose(given | chosen)
     ours = found["websocket-ingestion"]["environment"]
@@ -271,7 +271,7 @@ def test_compose_sets_up_the_database_that_the_service_uses(given: dict[str, str
 
 
 def test_every_mounted_folder_exists(given: dict[str, str]) -> None:
-    """Docker would make an empty folder of what is missing."""
+    """Docker would silently create an empty folder for a missing one."""
     found = compose(given | {"INFLUXDB_TOKEN": "token"})
     mounted = [
         volume.partition(":")[0]
@@ -285,21 +285,21 @@ def test_every_mounted_folder_exists(given: dict[str, str]) -> None:
 
 
 def test_deployments_set_only_known_settings(given: dict[str, str]) -> None:
-    """A name that means nothing would be a setting that is silently ignored."""
+    """An unknown name would be silently ignored."""
     known = {name for variable in variables() for name in variable.names}
     known |= {"PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED"}
     given |= {"INFLUXDB_URL": "http://influxdb:8086", "INFLUXDB_TOKEN": "token"}
 
-    for way in WAYS.values():
-        assert way(given).keys() - known == set()
+    for deployment in DEPLOYMENTS.values():
+        assert deployment(given).keys() - known == set()
 
 
 def test_every_deployment_allows_enough_time_to_stop() -> None:
-    """Whoever kills waits longer than the service takes by itself."""
+    """The grace period exceeds SHUTDOWN_TIMEOUT by at least 5 s."""
     (default,) = (each.default for each in variables() if "SHUTDOWN_TIMEOUT" in each.names)
-    told = (DOCKER / "compose.yaml").read_text()
+    compose_text = (DOCKER / "compose.yaml").read_text()
     grace_s = [
-        *re.findall(r"stop_grace_period: (\d+)s", told),
+        *re.findall(r"stop_grace_period: (\d+)s", compose_text),
         pod()["terminationGracePeriodSeconds"],
         *unit("TimeoutStopSec"),
     ]
@@ -309,7 +309,7 @@ def test_every_deployment_allows_enough_time_to_stop() -> None:
 
 
 def test_the_memory_alarm_comes_before_the_memory_limit(given: dict[str, str]) -> None:
-    """At the limit the kernel ends the process, and nobody would be told why."""
+    """At the limit the kernel kills the process without a log line."""
     given |= {"INFLUXDB_URL": "http://influxdb:8086", "INFLUXDB_TOKEN": "token"}
     limits = [
         compose(given)["websocket-ingestion"]["deploy"]["resources"]["limits"]["memory"],
@@ -318,17 +318,17 @@ def test_the_memory_alarm_comes_before_the_memory_limit(given: dict[str, str]) -
     ]
 
     assert limits == ["500M"] * 3
-    assert {way(given)["MAX_MEMORY_MB"] for way in WAYS.values()} == {"400"}
+    assert {deployment(given)["MAX_MEMORY_MB"] for deployment in DEPLOYMENTS.values()} == {"400"}
 
 
 def test_systemd_does_not_restart_the_service_after_bad_settings() -> None:
-    """Systemd can tell them from a failure; status 2 is the one that only a person mends."""
+    """Status 2 tells systemd that only an operator can fix the problem."""
     assert unit("Restart") == ["on-failure"]
     assert unit("RestartPreventExitStatus") == [str(UNUSABLE)]
 
 
 def test_every_deployment_runs_the_same_command() -> None:
-    """`python -m app run`, without a shell that would keep the signals and the exit status."""
+    """`python -m app run`, without a shell that would swallow signals and the exit status."""
     command = final_stage("CMD").command
 
     assert command == ["python", "-m", "app", "run"]
@@ -339,7 +339,7 @@ def test_every_deployment_runs_the_same_command() -> None:
 
 
 def test_compose_and_the_image_use_the_same_health_check(given: dict[str, str]) -> None:
-    """Compose repeats it for images that were built otherwise."""
+    """Compose repeats it for images built in another way."""
     test = compose(given | {"INFLUXDB_TOKEN": "token"})["websocket-ingestion"]["healthcheck"][
         "test"
     ]
@@ -348,7 +348,7 @@ def test_compose_and_the_image_use_the_same_health_check(given: dict[str, str]) 
 
 
 def test_the_probes_use_routes_that_need_no_key() -> None:
-    """Live asks nothing of anyone, ready means that events can be journaled."""
+    """Liveness checks only the process; readiness means that events can be journaled."""
     probes = {name: container()[f"{name}Probe"]["httpGet"] for name in ("liveness", "readiness")}
 
     assert probes == {
@@ -359,14 +359,14 @@ def test_the_probes_use_routes_that_need_no_key() -> None:
 
 
 def test_kubernetes_service_links_cannot_set_the_port() -> None:
-    """For a Service of our name it sets WEBSOCKET_INGESTION_PORT=tcp://…, which is no port."""
+    """For a Service of this name Kubernetes sets WEBSOCKET_INGESTION_PORT=tcp://…."""
     assert manifest("service")["metadata"]["name"] == "websocket-ingestion"
     assert pod()["enableServiceLinks"] is False
     assert of_kubernetes(_SOME)["WEBSOCKET_INGESTION_PORT"] == "8001"
 
 
 def test_an_unprivileged_user_owns_the_data_folder() -> None:
-    """The number is the same in the image and in the pod, and is not root."""
+    """The user id is the same in the image and in the pod, and is not root."""
     user = final_stage("USER").text
     security = pod()["securityContext"]
 
@@ -381,7 +381,7 @@ def test_an_unprivileged_user_owns_the_data_folder() -> None:
 
 
 def test_the_data_folder_is_on_the_volume(given: dict[str, str]) -> None:
-    """What is durable must outlive the container."""
+    """Durable data must outlive the container."""
     ours = compose(given | {"INFLUXDB_TOKEN": "token"})["websocket-ingestion"]
     mounts = {each["name"]: each["mountPath"] for each in container()["volumeMounts"]}
 
@@ -393,7 +393,7 @@ def test_the_data_folder_is_on_the_volume(given: dict[str, str]) -> None:
 
 
 def test_the_build_context_holds_only_what_the_image_copies() -> None:
-    """Neither `.env` nor data nor history can get into it."""
+    """Neither `.env` nor data nor the Git history gets into the image."""
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     first, *_ = stages(DOCKERFILE.read_text())
     copied = {
@@ -409,7 +409,7 @@ def test_the_build_context_holds_only_what_the_image_copies() -> None:
 
 
 def test_the_image_names_the_version() -> None:
-    """Both stages have the same Python, and the label says which service it is."""
+    """Both stages use the same Python, and the version is that of the package."""
     first, last = stages(DOCKERFILE.read_text())
 
     assert final_stage("ARG").text == f"VERSION={__version__}"
@@ -420,7 +420,7 @@ def test_the_image_names_the_version() -> None:
 async def test_the_dockerfile_install_steps_build_a_working_service(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """They need no development packages, and leave bytecode for whoever cannot write it."""
+    """Without development packages, and with bytecode for a read-only file system."""
     built = await asyncio.to_thread(image.build, tmp_path, python=image.interpreter_of_the_image())
 
     settings = environment | {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -438,7 +438,7 @@ async def test_the_dockerfile_install_steps_build_a_working_service(
 
 
 async def test_only_the_data_folder_is_written(environment: dict[str, str], tmp_path: Path) -> None:
-    """With everything else read-only it starts, stores, and stops."""
+    """With everything else read-only the service starts, stores and stops."""
     environment |= {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
     async with small_disk(tmp_path, megabytes=64) as disk:
         await disk.protect_all_else()
@@ -446,15 +446,15 @@ async def test_only_the_data_folder_is_written(environment: dict[str, str], tmp_
         async with disk.service(tmp_path, environment) as running:
             health = await running.until("/health", lambda health: health["status"] == "healthy")
             status = await running.stop()
-        kept = sorted(path.name for path in disk.path.iterdir())
+        stored = sorted(path.name for path in disk.path.iterdir())
 
     assert health["journal"]["durable"]
     assert status == 0
-    assert {"journal.db", "events.db", "metadata.db"} - set(kept) == set()
+    assert {"journal.db", "events.db", "metadata.db"} - set(stored) == set()
 
 
 def test_the_systemd_unit_is_hardened() -> None:
-    """Root, homes and devices are out of reach; only its own state can be written."""
+    """System, homes and devices are out of reach; only its own state is writable."""
     expected = {
         "NoNewPrivileges": "yes",
         "ProtectSystem": "strict",
@@ -470,7 +470,7 @@ def test_the_systemd_unit_is_hardened() -> None:
 def test_systemd_can_load_the_example_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The unit's file is `.env.example` with the empty lines filled in."""
+    """The environment file of the unit is `.env.example` with the empty lines filled in."""
     for name, value in of_systemd(_SOME).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)

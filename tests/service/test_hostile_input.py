@@ -1,4 +1,4 @@
-"""Whatever Home Assistant or a database sends, the service lives, counts it and stops in time."""
+"""The service survives any input from Home Assistant or a database, and stops in time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NESTED = b"[" * 100_000 + b"]" * 100_000
 
 
 def event(place: str, name: str, moment: str, *, number: int) -> bytes:
-    """Return a state change of an entity of its own with one absurd time in it."""
+    """Return a state change of a separate entity with one absurd time in it."""
     entity_id = f"sensor.absurd_{number}"
     state = {
         "entity_id": entity_id,
@@ -63,19 +63,19 @@ def event(place: str, name: str, moment: str, *, number: int) -> bytes:
 
 
 async def until_balanced(running: Service, *, received: int) -> Any:
-    """Wait until so many events are accounted for, and return the health of that moment."""
+    """Wait until `received` events are accounted for, and return /health of that moment."""
 
     def balanced(health: Any) -> bool:
-        books = health["accounting"]["events"]
-        known = books["journaled"] + books["filtered"] + books["malformed"]
-        return bool(books["received"] >= received and books["received"] == known)
+        events = health["accounting"]["events"]
+        known = events["journaled"] + events["filtered"] + events["malformed"]
+        return bool(events["received"] >= received and events["received"] == known)
 
     return await running.until("/health", balanced)
 
 
 @pytest.fixture
 def settings(environment: dict[str, str]) -> dict[str, str]:
-    """Return settings with little time to stop."""
+    """Return settings with a short shutdown timeout."""
     return environment | {"SHUTDOWN_TIMEOUT": "4", "BATCH_TIMEOUT": "0.1"}
 
 
@@ -112,7 +112,7 @@ async def test_no_frame_stops_the_service_or_delays_its_stop(
     house: StillHouse,
     tmp_path: Path,
 ) -> None:
-    """Deep, long, broken, many: the service goes on and answers, and SIGTERM is obeyed in time."""
+    """Deep, long, broken or many: the service keeps answering and stops in time."""
     head = b'{"type":"event","event":{"event_type":"state_changed","data":'
     state = (
         b'{"entity_id":"sensor.x","new_state":{"state":%b,"last_changed":"'
@@ -161,7 +161,7 @@ async def test_no_command_result_stops_the_service(
     house: StillHouse,
     tmp_path: Path,
 ) -> None:
-    """Registry rows with absurd numbers, texts and times are read, repaired or left out."""
+    """Registry rows with absurd numbers, texts and times are read, repaired or skipped."""
     house.rows["entity"] = [
         {
             "entity_id": "sensor.good",
@@ -190,7 +190,7 @@ async def test_no_command_result_stops_the_service(
 async def test_no_database_response_stops_the_service_or_delays_its_stop(
     settings: dict[str, str], house: StillHouse, tmp_path: Path
 ) -> None:
-    """Absurd numbers, dates and texts of tens of kilobytes: then it accepts, and has everything."""
+    """Absurd numbers and dates, and bodies of tens of kilobytes."""
     long = "a" * 60_000
     replies = [
         error(429, "busy", Retry_After="Mon, 01 Jan 99999999999999999999 00:00:00 GMT"),

@@ -1,4 +1,4 @@
-"""Requests that no well-meaning client sends, over a plain socket, to every route."""
+"""Malformed and hostile requests to every route, over a plain socket."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ VALUES = (
 
 
 async def _answer(running: Service, request: bytes) -> bytes:
-    """Send a request; return what came back until the service hung up, or was silent."""
+    """Send a request; return the bytes received until the service closes or is silent for 2 s."""
     url = httpx.URL(running.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
     received = b""
@@ -125,7 +125,7 @@ def _status(received: bytes) -> int | None:
 
 
 async def _operations(running: Service) -> list[tuple[str, str, list[str]]]:
-    """Return method, path and names of parameters of every route."""
+    """Return the method, path and parameter names of every route."""
     document = await running.get("/openapi.json")
     return [
         (method.upper(), path, [each["name"] for each in operation.get("parameters", [])])
@@ -154,7 +154,7 @@ def _requests(operations: list[tuple[str, str, list[str]]]) -> Iterator[tuple[st
 
 @pytest.fixture
 async def running(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[Service]:
-    """Start the service; afterwards it is well, and has logged no traceback."""
+    """Start the service; assert afterwards that it is healthy and logged no traceback."""
     async with service(tmp_path, environment) as started:
         yield started
         health = await started.get("/health")
@@ -166,7 +166,7 @@ async def running(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[
 
 
 async def test_no_request_body_or_parameter_causes_a_server_error(running: Service) -> None:
-    """Every answer of every route is below 500, or nothing at all for what is cut short."""
+    """Every status is below 500; a truncated request may get no response."""
     wrong = {}
     for name, request in _requests(await _operations(running)):
         received = await _answer(running, request)
@@ -177,7 +177,7 @@ async def test_no_request_body_or_parameter_causes_a_server_error(running: Servi
 
 
 async def test_no_request_head_causes_a_server_error(running: Service) -> None:
-    """A refusal is a problem document, also where it is uvicorn that refuses."""
+    """A refusal is a problem document, even when uvicorn itself refuses the request."""
     wrong = {}
     for name, head in HEADS.items():
         received = await _answer(running, head)
@@ -190,7 +190,7 @@ async def test_no_request_head_causes_a_server_error(running: Service) -> None:
 
 
 async def test_an_upload_costs_no_more_memory_than_its_size(running: Service) -> None:
-    """27 MB of empty rows: refused without making an object of each."""
+    """27 MB of empty rows are refused without creating an object for each."""
     process = psutil.Process(running.process.pid)
     before = process.memory_info().rss
     body = b"[" + b"{}," * 9_000_000 + b"{}]"
@@ -206,7 +206,7 @@ async def test_an_upload_costs_no_more_memory_than_its_size(running: Service) ->
 
 
 async def test_concurrent_uploads_are_bounded(running: Service) -> None:
-    """What is over the bound is refused with 503 and a time to wait; then there is room again."""
+    """Beyond the bound they are refused with 503 and Retry-After; then there is room again."""
     body = b"[" + b" " * 30_000_000 + b"]"
     async with httpx.AsyncClient(base_url=running.url, timeout=60) as client:
         together = await asyncio.gather(
@@ -222,7 +222,7 @@ async def test_concurrent_uploads_are_bounded(running: Service) -> None:
 
 
 async def test_a_large_upload_does_not_block_other_requests(running: Service) -> None:
-    """Its rows are split in a thread: a probe is answered meanwhile."""
+    """Its rows are split in a thread, so a probe is answered meanwhile."""
     rows = [{"id": f"{number}", "name": "x" * 200, "labels": ["a"]} for number in range(90_000)]
     body = json.dumps(rows).encode()
     async with httpx.AsyncClient(base_url=running.url, timeout=60) as client:

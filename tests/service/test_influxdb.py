@@ -1,4 +1,4 @@
-"""The service with an InfluxDB: away, refusing, killed in between; nothing is lost."""
+"""The service with an InfluxDB that is down or rejects points: nothing is lost."""
 
 import re
 import signal
@@ -18,14 +18,14 @@ _STATE = re.compile(rb'state_value="(\d+)"')
 
 @pytest.fixture
 async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve an InfluxDB 2 that is well."""
+    """Serve a healthy InfluxDB 2."""
     async with FakeInflux().serving() as fake:
         yield fake
 
 
 @pytest.fixture
 def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
-    """Return settings that lead to both neighbors, with short waits."""
+    """Return settings for Home Assistant and InfluxDB, with short waits."""
     return environment | {
         "INFLUXDB_URL": influx.url,
         "INFLUXDB_TOKEN": influx.token,
@@ -34,12 +34,12 @@ def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
 
 
 def states(influx: FakeInflux) -> list[int]:
-    """Return the numbers that were written, in the order of arrival."""
+    """Return the states that were written, as numbers, in the order of arrival."""
     return [int(number) for line in influx.lines for number in _STATE.findall(line)]
 
 
 def count_up(house: StillHouse, numbers: range) -> None:
-    """Let one entity change so often."""
+    """Set one entity to each number."""
     for number in numbers:
         house.set_state("sensor.counter", str(number))
 
@@ -47,7 +47,7 @@ def count_up(house: StillHouse, numbers: range) -> None:
 async def test_every_change_is_written_once_and_in_order(
     settings: dict[str, str], influx: FakeInflux, house: StillHouse, tmp_path: Path
 ) -> None:
-    """The plain case; there is no embedded store then, and the API says so."""
+    """The plain case; without an embedded store the events API answers 409."""
     async with service(tmp_path, settings) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
         count_up(house, range(1_000))
@@ -65,9 +65,9 @@ async def test_every_change_is_written_once_and_in_order(
 async def test_a_kill_while_the_database_is_unavailable_loses_nothing_committed(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """What /health called journaled before the kill is in the database after the restart."""
-    away = settings | {"INFLUXDB_URL": "http://127.0.0.1:9"}
-    async with service(tmp_path, away) as first:
+    """Points that /health reported as journaled before the kill are written after it."""
+    unreachable = settings | {"INFLUXDB_URL": "http://127.0.0.1:9"}
+    async with service(tmp_path, unreachable) as first:
         await first.until("/health", lambda health: health["subscription"]["is_subscribed"])
         count_up(house, range(500))
         health = await first.until(
@@ -89,7 +89,7 @@ async def test_a_kill_while_the_database_is_unavailable_loses_nothing_committed(
 async def test_every_point_waits_until_a_wrong_token_is_fixed(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """Nothing is put aside, and /health names the variable."""
+    """No point becomes a dead letter, and /health names the variable."""
     wrong = settings | {"INFLUXDB_TOKEN": "wrong-token"}
     async with service(tmp_path, wrong) as first:
         await first.until("/health", lambda health: health["subscription"]["is_subscribed"])
@@ -115,9 +115,9 @@ async def test_every_point_waits_until_a_wrong_token_is_fixed(
 async def test_capture_does_not_wait_for_the_detection_of_the_database(
     settings: dict[str, str], house: StillHouse, tmp_path: Path
 ) -> None:
-    """INFLUXDB_API=auto asks before the first write; meanwhile events become durable."""
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+    """INFLUXDB_API=auto detects it before the first write; meanwhile events become durable."""
+    with socket.create_server(("127.0.0.1", 0)) as silent_server:
+        url = f"http://127.0.0.1:{silent_server.getsockname()[1]}"
         unknown = settings | {"INFLUXDB_URL": url, "INFLUXDB_TOKEN": "", "SHUTDOWN_TIMEOUT": "2"}
         async with service(tmp_path, unknown) as running:
             await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
@@ -134,7 +134,7 @@ async def test_capture_does_not_wait_for_the_detection_of_the_database(
 async def test_a_rejected_point_becomes_a_dead_letter_that_can_be_retried(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """Its neighbors are written at once; it follows when the database takes it."""
+    """The other points are written at once; a retry writes it when the database accepts it."""
     influx.refuses = lambda line: "no sevens" if b'state_value="7"' in line else None
     async with service(tmp_path, settings) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
@@ -160,7 +160,7 @@ async def test_a_rejected_point_becomes_a_dead_letter_that_can_be_retried(
 async def test_a_journal_in_memory_works_and_is_reported_as_not_durable(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path, overflow: str
 ) -> None:
-    """JOURNAL=memory: the same way of an event, and /health says that a crash loses it."""
+    """JOURNAL=memory: the same pipeline, and /health reports that a crash loses points."""
     memory = settings | {"JOURNAL": "memory", "INFLUXDB_OVERFLOW_STRATEGY": overflow}
     async with service(tmp_path, memory) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
@@ -206,7 +206,7 @@ async def test_points_that_a_database_forgets_in_a_restart_are_sent_again(
 async def test_points_too_old_for_the_database_block_nothing_and_are_reported(
     settings: dict[str, str], influx: FakeInflux, house: StillHouse, tmp_path: Path
 ) -> None:
-    """Every point is older than the retention, until it is raised; the sum of all is kept."""
+    """Points older than the retention are dropped and counted, until the retention is raised."""
     influx.oldest_ns = 2**62
     async with service(tmp_path, settings) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])

@@ -1,4 +1,4 @@
-"""What a client may send, at most, to the service as users start it."""
+"""Size limits of requests and messages, on the service as users start it."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from websockets.exceptions import ConnectionClosed
 
 from tests.service.process import Service, service
 
-MOST_BYTES = 65_536
+MAX_BYTES = 65_536
 ENDLESS_BYTES = 64_000_000
 
 
 async def test_an_oversized_event_or_request_is_refused_without_side_effects(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """A message on /ws, a body, and headers have a bound; another client notices nothing."""
+    """Messages on /ws, bodies and headers are bounded; another client is not affected."""
     async with service(tmp_path, environment) as running:
         live = f"{running.url.replace('http', 'ws')}/ws"
-        async with connect(live) as neighbor, connect(live) as greedy, asyncio.timeout(20):
-            await neighbor.recv()
+        async with connect(live) as bystander, connect(live) as greedy, asyncio.timeout(20):
+            await bystander.recv()
             await greedy.recv()
-            await greedy.send("x" * MOST_BYTES)
+            await greedy.send("x" * MAX_BYTES)
             within = await greedy.recv()
-            await greedy.send("x" * (MOST_BYTES + 1))
+            await greedy.send("x" * (MAX_BYTES + 1))
             with pytest.raises(ConnectionClosed) as closed:
                 await greedy.recv()
             status = await _status_of_a_large_body(running)
             sent = await _headers_without_end(running)
-            await neighbor.send('{"type":"ping"}')
-            pong = await neighbor.recv()
+            await bystander.send('{"type":"ping"}')
+            pong = await bystander.recv()
         health = await running.get("/health")
 
     assert "Only ping is understood here" in str(within)
@@ -53,15 +53,15 @@ async def _status_of_a_large_body(running: Service) -> int:
 
 
 async def _headers_without_end(running: Service) -> int:
-    """Send a header that does not end until the service hangs up; return how much it took."""
+    """Send an endless header until the service disconnects; return the bytes sent."""
     url = httpx.URL(running.url)
     reader, writer = await asyncio.open_connection(url.host, url.port)
     sent = 0
     writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
     with contextlib.suppress(ConnectionError):
         while sent < ENDLESS_BYTES and not reader.at_eof():
-            writer.write(b"x" * MOST_BYTES)
+            writer.write(b"x" * MAX_BYTES)
             await writer.drain()
-            sent += MOST_BYTES
+            sent += MAX_BYTES
     writer.transport.abort()
     return sent

@@ -1,4 +1,4 @@
-"""The whole service at the pace it promises: what Home Assistant says, the database has."""
+"""The whole service at the promised rate: every event reaches the database."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from benchmarks.end_to_end import Load, measure
 async def test_ten_thousand_events_a_second_are_sustained(
     tmp_path: Path, *, coalesced: bool
 ) -> None:
-    """Every event is in the database exactly once, and Home Assistant never hangs up.
+    """Every event is in the database exactly once, and Home Assistant never disconnects.
 
-    How fast it is, only the benchmarks say.
+    Only the benchmarks measure speed.
     """
     load = Load(
         seconds=5,
         coalesced=coalesced,
         watchers=0,
         check=True,
-        # On a machine that is busy with other things events may be late, but not lost.
+        # On a busy machine events may be late, but not lost.
         patient=True,
         max_pending_points=100_000,
     )

@@ -1,4 +1,4 @@
-"""A long outage of every neighbor makes few lines, and they say how long and how often."""
+"""A long outage of every dependency logs few lines, with its duration and failure count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def test_a_long_outage_logs_few_lines(
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
 ) -> None:
-    """A hundred refused attempts are one line, and one more when it is well again."""
+    """A hundred refused attempts are one line, and one more at the recovery."""
     influx = FakeInflux()
     async with influx.serving():
         impatient = {

@@ -1,4 +1,4 @@
-"""docs/OPERATIONS.md, the alerts and the dashboards speak of what a running service exports."""
+"""docs/OPERATIONS.md, the alerts and the dashboards match the exported metrics."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _SHOWN_LABEL = re.compile(r"\$labels\.(\w+)|\{\{\s*(\w+)\s*\}\}")
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A metric as it is exported."""
+    """The type and the labels of an exported metric."""
 
     kind: str
     labels: frozenset[str]
 
 
 def exported(text: str) -> dict[str, Exported]:
-    """Return the metrics of an exposition by the name that a person writes in a query."""
+    """Return the metrics of an exposition by the name used in queries."""
     found = {}
     for family in text_string_to_metric_families(text):
         if family.name.endswith("_created"):
@@ -50,20 +50,20 @@ def exported(text: str) -> dict[str, Exported]:
 
 
 def rows(head: str) -> list[list[str]]:
-    """Return the cells of the document's table under the head that begins so."""
+    """Return the cells of the document's table whose header begins with `head`."""
     _, _, rest = DOCUMENT.partition(f"\n| {head}")
     lines = rest.split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
 def codes(cell: str) -> list[str]:
-    """Return what stands in backquotes."""
+    """Return the texts in backquotes."""
     return re.findall(r"`([^`]+)`", cell)
 
 
 def unknown(expression: str, known: Mapping[str, Exported]) -> Iterator[str]:
-    """Yield what a query asks for that is not exported."""
-    asked: set[str] = set()
+    """Yield the metrics and labels of a query that are not exported."""
+    queried: set[str] = set()
     labels = set(SCRAPED)
     for name, matchers in _SELECTOR.findall(expression):
         metric = known.get(re.sub(r"_(bucket|sum|count)$", "", name)) or known.get(name)
@@ -72,13 +72,13 @@ def unknown(expression: str, known: Mapping[str, Exported]) -> Iterator[str]:
             continue
         of_metric = SCRAPED | (metric.labels | {"le"} if metric else set())
         labels |= of_metric
-        asked |= {f"{name}{{{label}}}" for label in _LABEL.findall(matchers)} - {
+        queried |= {f"{name}{{{label}}}" for label in _LABEL.findall(matchers)} - {
             f"{name}{{{label}}}" for label in of_metric
         }
     grouped = {
         label.strip() for group in _GROUPING.findall(expression) for label in group.split(",")
     }
-    yield from asked | (grouped - labels - {""})
+    yield from queried | (grouped - labels - {""})
 
 
 @pytest.fixture
@@ -88,20 +88,20 @@ async def known(
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
 ) -> dict[str, Exported]:
-    """Return all that a service exports which had every trouble that adds a metric."""
+    """Return the metrics of a service with every problem that adds a metric."""
     assert home_assistant.url
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared/broken_transform.py").write_text(
         "def fails(event):\n    raise ValueError\n"
     )
-    troubled = {
+    degraded = {
         **environment,
         "DATA_API_URL": "http://127.0.0.1:9",
         "HOMEIQ_SHARED_PATH": str(tmp_path / "shared"),
         "INGEST_TRANSFORMS": "broken_transform:fails",
         "BATCH_TIMEOUT": "0.05",
     }
-    async with service(tmp_path, troubled) as running:
+    async with service(tmp_path, degraded) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
         house.set_state("sensor.a", "1")
         await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 1)
@@ -113,7 +113,7 @@ async def known(
 async def test_every_metric_is_documented_and_every_documented_one_is_exported(
     known: dict[str, Exported],
 ) -> None:
-    """With its type and its labels."""
+    """With the same type and labels."""
     documented = {
         codes(name)[0]: Exported(kind, frozenset(codes(labels)))
         for name, kind, _, labels, *_ in rows("name | type")
@@ -123,12 +123,12 @@ async def test_every_metric_is_documented_and_every_documented_one_is_exported(
 
 
 def test_every_documented_metric_has_a_unit_and_a_meaning() -> None:
-    """A number without a unit is none."""
+    """In the table of docs/OPERATIONS.md."""
     assert [row[0] for row in rows("name | type") if not (row[2] and row[4])] == []
 
 
 def test_every_alert_is_documented_with_its_severity_and_what_to_do() -> None:
-    """Both ways, in the order of the file."""
+    """In the order of the file."""
     documented = [
         (codes(name)[0], severity) for name, severity, advice in rows("alert") if len(advice) > 20
     ]
@@ -137,7 +137,7 @@ def test_every_alert_is_documented_with_its_severity_and_what_to_do() -> None:
 
 
 async def test_alerts_and_panels_query_only_exported_metrics(known: dict[str, Exported]) -> None:
-    """A misspelt name never fires and draws an empty panel; so does a label that is not there."""
+    """A misspelt metric or label never fires an alert and draws an empty panel."""
     expressions = {f"alert {rule.alert}": rule.expr for rule in alert_rules()}
     expressions |= panel_expressions()
 
@@ -149,20 +149,20 @@ async def test_alerts_and_panels_query_only_exported_metrics(known: dict[str, Ex
 
 
 async def test_alert_texts_use_only_labels_of_their_metrics(known: dict[str, Exported]) -> None:
-    """A label that is not there is an empty place in the sentence."""
+    """A missing label leaves a hole in the sentence."""
     wrong = []
     for rule in alert_rules():
         names = [name for name, _ in _SELECTOR.findall(rule.expr)]
-        there = SCRAPED.union(*(known[name].labels for name in names if name in known))
+        available = SCRAPED.union(*(known[name].labels for name in names if name in known))
         texts = " ".join(rule.annotations.values())
         shown = {label for label, _ in _SHOWN_LABEL.findall(texts) if label}
-        wrong += [(rule.alert, label) for label in shown - there]
+        wrong += [(rule.alert, label) for label in shown - available]
 
     assert wrong == []
 
 
 def test_a_misspelt_query_is_detected() -> None:
-    """Or the tests above would say nothing."""
+    """Otherwise the tests above could not fail."""
     known = {"ingest_gaps": Exported("gauge", frozenset({"state"}))}
 
     assert [*unknown('sum by (instance) (ingest_gaps{state="open",job="x"})', known)] == []
@@ -187,7 +187,7 @@ def alert_rules() -> list[Rule]:
 
 
 def panel_expressions() -> dict[str, str]:
-    """Return every query of the dashboard that asks Prometheus, by where it stands."""
+    """Return every Prometheus query of the dashboard, by its panel."""
     dashboard = json.loads(HEALTH_DASHBOARD.read_text())
     return {
         f"panel {panel['title']} {target['refId']}": target["expr"]
