@@ -90,7 +90,7 @@ class Normalizer:
         entity = self._entity(entity_id, new=new, old=old)
         if new is None:
             self._forget(entity_id)
-        names = entity.names
+        device_class, unit_of_measurement, friendly_name = entity.names
         placement = placements.get(entity_id, NOWHERE)
         return Change(
             entity_id=entity_id,
@@ -100,9 +100,9 @@ class Normalizer:
             previous_state=None if old is None else old.state[:_MAX_STATE_CHARS],
             duration_s=None if old is None else _duration_s(old, until_ns=changed_ns),
             attributes=b"{}" if new is None else entity.attributes.json,
-            device_class=names.device_class,
-            unit_of_measurement=names.unit_of_measurement,
-            friendly_name=names.friendly_name or placement.name,
+            device_class=device_class,
+            unit_of_measurement=unit_of_measurement,
+            friendly_name=friendly_name or placement.name,
             context=event.context,
             placement=placement,
             changed_ns=changed_ns,
