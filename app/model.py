@@ -324,8 +324,7 @@ class Lifecycle:
     started_ns: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LastState:
+class LastState(msgspec.Struct, frozen=True, gc=False):
     """An entity's newest change, as far as it is stored."""
 
     state: str | None

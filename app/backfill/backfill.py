@@ -729,7 +729,7 @@ class Backfill:
             return state
         # An update of nothing but attributes; the state may have changed in a gap before it.
         if any(gap.start_ns < point.time_ns and former.time_ns < gap.end_ns for gap in gaps):
-            return replace(state, changed_ns=None)
+            return LastState(state.state, None, state.time_ns)
         return state
 
     def _report(self, gap: Gap) -> None:

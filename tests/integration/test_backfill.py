@@ -847,7 +847,7 @@ async def test_what_is_remembered_is_brought_up_to_date_from_the_journal(
         process.journal._housekeeping._save_states_s = 3600.0
         house.set_state(SENSOR, "1", {"n": 1})
         await process.until_journaled(3)
-        known = {name: process.last_states._all()[name] for name in [SENSOR]}
+        known = {name: process.last_states.get(name) for name in [SENSOR]}
         old = Lines(b'events,entity_id=%s backfilled=true,state_value="x" 1\n' % SENSOR.encode(), 1)
         await process.journal.append(old, received_at=time.time())
         shutil.copytree(folder, killed)
