@@ -1,4 +1,4 @@
-"""`python -m app run` and `uvicorn app.main:app`: start, stop, and how they end."""
+"""`python -m app run` and `uvicorn app.main:app`: start, stop and exit status."""
 
 import asyncio
 import contextlib
@@ -25,7 +25,7 @@ from tests.service.process import ROOT, TOKEN, service
 async def test_every_change_is_in_the_store_once_after_sigterm(
     environment: dict[str, str], house: StillHouse, tmp_path: Path
 ) -> None:
-    """Also those that were received right before the signal."""
+    """Even if it was received right before the signal."""
     async with service(tmp_path, environment) as running:
         await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
         for number in range(500):
@@ -51,10 +51,10 @@ async def test_the_event_totals_balance(
         for number in range(2_000):
             house.set_state("sensor.counter", str(number))
             if number % 100 == 0:
-                books = (await running.get("/health"))["accounting"]["events"]
-                assert books["received"] == sum(
-                    books[name] for name in ("journaled", "filtered", "malformed", "pending")
-                ) + sum(books["dropped"].values())
+                events = (await running.get("/health"))["accounting"]["events"]
+                assert events["received"] == sum(
+                    events[name] for name in ("journaled", "filtered", "malformed", "pending")
+                ) + sum(events["dropped"].values())
         health = await running.until(
             "/health", lambda health: health["sinks"][0]["points_written"] == 2_000
         )
@@ -63,8 +63,8 @@ async def test_the_event_totals_balance(
 
 
 @contextlib.asynccontextmanager
-async def watcher(address: str) -> AsyncIterator[None]:
-    """Watch `/ws` and say nothing."""
+async def subscriber(address: str) -> AsyncIterator[None]:
+    """Subscribe to `/ws` and send nothing."""
     async with connect(f"ws://{address}/ws") as socket:
         await socket.recv()
         yield
@@ -84,14 +84,14 @@ async def slow_request(address: str) -> AsyncIterator[None]:
         writer.close()
 
 
-CLIENTS = {"a watcher": watcher, "a slow request": slow_request}
+CLIENTS = {"a subscriber": subscriber, "a slow request": slow_request}
 
 
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_connected_clients_do_not_delay_the_stop(
     environment: dict[str, str], tmp_path: Path, client: str
 ) -> None:
-    """The service ends within SHUTDOWN_TIMEOUT whoever is connected."""
+    """The service stops within SHUTDOWN_TIMEOUT, whatever clients are connected."""
     async with service(tmp_path, environment) as running:
         address = running.url.removeprefix("http://")
         async with CLIENTS[client](address), asyncio.timeout(8):
@@ -130,10 +130,10 @@ async def test_plain_uvicorn_runs_the_service(environment: dict[str, str], tmp_p
     assert (folder / "journal.db").exists()
 
 
-def ended(
+def run_to_exit(
     tmp_path: Path, settings: dict[str, str], command: tuple[str, ...] = ("-m", "app", "run")
 ) -> subprocess.CompletedProcess[str]:
-    """Start it with a Home Assistant that is away, and wait for its end."""
+    """Run the service without a Home Assistant, and wait for its exit."""
     environment = {
         "PYTHONPATH": str(ROOT),
         "HOME_ASSISTANT_URL": "http://127.0.0.1:9",
@@ -154,8 +154,8 @@ def ended(
 
 @pytest.mark.parametrize("command", [("-m", "app", "run"), ("-m", "uvicorn", "app.main:app")])
 def test_bad_settings_give_status_2_and_one_line(tmp_path: Path, command: tuple[str, ...]) -> None:
-    """No traceback: the line says which variable and how to mend it."""
-    process = ended(tmp_path, {"HOME_ASSISTANT_TOKEN": ""}, command)
+    """No traceback: the line names the variable and the fix."""
+    process = run_to_exit(tmp_path, {"HOME_ASSISTANT_TOKEN": ""}, command)
 
     (line,) = process.stderr.splitlines()
     assert process.returncode == 2
@@ -186,14 +186,14 @@ def test_bad_settings_give_status_2_and_one_line(tmp_path: Path, command: tuple[
 def test_an_unusable_folder_log_file_or_address_is_reported_like_a_bad_setting(
     tmp_path: Path, settings: dict[str, str], line: str
 ) -> None:
-    """Folder, log file and address are only tried at the start; they too end it with status 2."""
+    """They are only checked at startup, and also exit with status 2."""
     (tmp_path / "file").write_text("in the way")
 
-    process = ended(tmp_path, settings)
+    process = run_to_exit(tmp_path, settings)
 
-    (told,) = process.stderr.splitlines()
+    (message,) = process.stderr.splitlines()
     assert process.returncode == 2
-    assert re.match(f"websocket-ingestion: {line}", told), told
+    assert re.match(f"websocket-ingestion: {line}", message), message
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,10 @@ def test_an_unusable_folder_log_file_or_address_is_reported_like_a_bad_setting(
 def test_a_misspelt_setting_is_warned_about_in_the_log(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    """However the service is started."""
+    """With either way to start the service."""
     settings = {"BATCH_SIZ": "5", "WEBSOCKET_MAX_RETRIES": "0"}
 
-    process = ended(tmp_path, settings, command)
+    process = run_to_exit(tmp_path, settings, command)
 
     assert process.returncode != 0
     assert "BATCH_SIZ is not a setting; did you mean BATCH_SIZE?" in process.stdout
@@ -214,7 +214,7 @@ def test_a_misspelt_setting_is_warned_about_in_the_log(
 async def test_a_second_process_on_the_same_folder_is_refused(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Two writers would spoil the journal; the message names --workers and --reload too."""
+    """Two writers would corrupt the journal."""
     async with service(tmp_path, environment) as first:
         second = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -255,7 +255,7 @@ async def test_a_loop_that_gives_up_stops_the_process_with_status_1(tmp_path: Pa
 async def test_no_secret_is_in_the_log_or_in_a_response(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Not in the log at DEBUG, not in any open route."""
+    """Neither in the log at DEBUG nor in a response."""
     secrets = {"API_KEY": "key-" + "k" * 40, "INFLUXDB_TOKEN": "influx-" + "i" * 40}
     settings = environment | secrets | {"LOG_LEVEL": "DEBUG"}
     async with service(tmp_path, settings) as running:
@@ -278,7 +278,7 @@ async def test_no_payload_is_in_the_log_above_debug(
     house: StillHouse,
     tmp_path: Path,
 ) -> None:
-    """Whatever goes wrong with an event, the log names its entity and none of its values."""
+    """When an event fails, the log names its entity but none of its values."""
     influx = FakeInflux()
     influx.refuses = lambda line: f"no to {line.decode()}" if b"sensor.refused" in line else None
     settings = environment | {"INFLUXDB_TOKEN": influx.token, "BATCH_TIMEOUT": "0.1"}
@@ -308,7 +308,7 @@ async def test_no_payload_is_in_the_log_above_debug(
 async def test_a_refused_websocket_client_is_not_logged_as_an_error(
     environment: dict[str, str], tmp_path: Path
 ) -> None:
-    """Whoever may not watch is told so; that is nothing a person must act on."""
+    """A refused subscription needs no action by an operator."""
     async with service(tmp_path, environment) as running:
         address = running.url.removeprefix("http://")
         for _ in range(3):
@@ -322,7 +322,7 @@ async def test_a_refused_websocket_client_is_not_logged_as_an_error(
 
 
 def test_importing_the_run_command_loads_no_optional_client() -> None:
-    """They were half of the time that importing takes, and a quarter of the memory."""
+    """Such clients took half of the import time and a quarter of the memory."""
     loaded = subprocess.run(
         [sys.executable, "-c", "import sys, app.commands.run; print(*sys.modules)"],
         cwd=ROOT,

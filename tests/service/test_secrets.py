@@ -1,4 +1,4 @@
-"""No secret leaves the process: everything a full run produced is searched for each of them."""
+"""No secret leaves the process: each is searched for in everything a full run produces."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WRONG = ("/api/v1/events?limit=x", "/nowhere", "/api/v1/events?cursor=x", "/ws")
 
 @pytest.fixture
 def hidden() -> dict[str, str]:
-    """Return a secret for each setting that takes one, made for this run."""
+    """Return a random secret for each setting that takes one."""
     names = ("HOME_ASSISTANT_TOKEN", "INFLUXDB_TOKEN", "INFLUXDB_PASSWORD", "API_KEY")
     return {name: f"{name.lower()}-{secrets.token_urlsafe(32)}" for name in names}
 
@@ -46,9 +46,9 @@ def hidden() -> dict[str, str]:
 async def test_nothing_a_run_produces_contains_a_secret(
     tmp_path: Path, hidden: Mapping[str, str], version: str, *, right: bool
 ) -> None:
-    """Logs at DEBUG, files, every route, errors, and the command line; also when refused.
+    """Logs at DEBUG, files, every route, errors and the command line; also when refused.
 
-    The database repeats in its refusals what it was sent, as some do.
+    The fake database repeats credentials in its error messages, as some databases do.
     """
     house = StillHouse()
     influx = _influx(hidden, version=version, right=right)
@@ -72,7 +72,7 @@ async def test_nothing_a_run_produces_contains_a_secret(
         }
         async with service(tmp_path, settings) as running:
             await _until_busy(running, house, right=right)
-            produced = dict(await _told(running, hidden["API_KEY"]))
+            produced = dict(await _responses(running, hidden["API_KEY"]))
             produced["process list"] = " ".join(psutil.Process(running.process.pid).cmdline())
             assert await running.stop(signal.SIGTERM) == 0
         produced |= {
@@ -97,10 +97,10 @@ def _token(hidden: Mapping[str, str], *, right: bool) -> str:
 
 
 def _influx(hidden: Mapping[str, str], *, version: str, right: bool) -> FakeInflux:
-    said = hidden["INFLUXDB_PASSWORD" if version == "v1" else "INFLUXDB_TOKEN"]
+    secret = hidden["INFLUXDB_PASSWORD" if version == "v1" else "INFLUXDB_TOKEN"]
     refusals = [
-        error(401, f"unauthorized: {said}", code="unauthorized"),
-        error(500, f"cannot authenticate {said}", code="internal error"),
+        error(401, f"unauthorized: {secret}", code="unauthorized"),
+        error(500, f"cannot authenticate {secret}", code="internal error"),
     ]
     if version == "v1":
         password = hidden["INFLUXDB_PASSWORD"] if right else "another"
@@ -109,34 +109,34 @@ def _influx(hidden: Mapping[str, str], *, version: str, right: bool) -> FakeInfl
 
 
 async def _until_busy(running: Service, house: StillHouse, *, right: bool) -> None:
-    """Wait until it has done what it can with the secrets it has."""
+    """Wait until the service has used its credentials."""
     if not right:
         await running.until("/health", lambda health: health["connection"]["failed_connections"])
         return
     await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
     house.set_state("sensor.a", "1")
-    # The database refuses at first, and is asked again half a minute later.
+    # The database rejects the first write; the next attempt is half a minute later.
     await running.until("/health", lambda health: health["sinks"][0]["last_error"])
 
 
-async def _told(running: Service, key: str) -> list[tuple[str, str]]:
-    """Return what every kind of route says, with the key, without it, and with a wrong one."""
-    told = []
+async def _responses(running: Service, key: str) -> list[tuple[str, str]]:
+    """Return the responses of every kind of route, with the key, a wrong one and none."""
+    responses = []
     async with httpx.AsyncClient(base_url=running.url, timeout=10) as client:
         for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key[:-1]}, {}):
             for path in (*OPEN, *DATA, *WRONG):
                 answer = await client.get(path, headers=headers)
-                told.append((f"{path} {headers}"[:60], f"{answer.headers} {answer.text}"))
-    for said in (key[:-1], key):
+                responses.append((f"{path} {headers}"[:60], f"{answer.headers} {answer.text}"))
+    for sent in (key[:-1], key):
         async with connect(f"{running.url.replace('http', 'ws')}/ws") as socket, asyncio.timeout(5):
-            asked = str(await socket.recv())
-            await socket.send(json.dumps({"type": "auth", "api_key": said}))
-            told.append(("/ws", asked + str(await socket.recv())))
-    return told
+            request = str(await socket.recv())
+            await socket.send(json.dumps({"type": "auth", "api_key": sent}))
+            responses.append(("/ws", request + str(await socket.recv())))
+    return responses
 
 
-def _ours() -> Iterator[object]:
-    """Yield every object of this process that is an instance of one of our classes."""
+def _app_objects() -> Iterator[object]:
+    """Yield every object of this process whose class is in `app`."""
     for each in gc.get_objects():
         if str(type(each).__module__).startswith("app."):
             yield each
@@ -145,7 +145,7 @@ def _ours() -> Iterator[object]:
 def test_no_repr_shows_a_secret(
     tmp_path: Path, hidden: Mapping[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever ends up in a traceback or a debugger: settings, sinks, source, routes, rules."""
+    """Of any object that a traceback or a debugger may show: settings, sinks, source, rules."""
     settings = {
         **hidden,
         "HOME_ASSISTANT_URL": "http://127.0.0.1:9",
@@ -163,16 +163,16 @@ def test_no_repr_shows_a_secret(
     step = session.feed(b'{"type":"auth_required"}')
     target = Target(bucket="b", token=hidden["INFLUXDB_TOKEN"])
     request = dialect_for("v2", target).authorized(Request(path="/"))
-    shown = {f"{type(each).__qualname__}": repr(each) for each in _ours()}
+    reprs = {f"{type(each).__qualname__}": repr(each) for each in _app_objects()}
 
     assert hidden["HOME_ASSISTANT_TOKEN"] in step.send[0].decode()
     assert hidden["INFLUXDB_TOKEN"] in request.headers["Authorization"]
     assert app.title
-    # Those that hold one are among what was looked at.
+    # The classes that hold a secret are among those inspected.
     assert {
         *("ServingSettings", "HomeAssistantSettings", "InfluxSettings", "AccessRules"),
         *("InfluxSink", "Target", "HomeAssistantSource", "Session", "Received", "Request"),
-    } <= set(shown)
+    } <= set(reprs)
     assert [
-        kind for kind, text in shown.items() if any(secret in text for secret in hidden.values())
+        kind for kind, text in reprs.items() if any(secret in text for secret in hidden.values())
     ] == []

@@ -1,4 +1,4 @@
-"""SIGTERM in every phase: status 0 in time, and everything received is in one of two places."""
+"""SIGTERM in every phase: status 0 in time, and each event is written or in the journal."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _STATE = re.compile(rb'state_value="(\d+)"')
 
 @pytest.fixture
 async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve an InfluxDB 2 that is well."""
+    """Serve a healthy InfluxDB 2."""
     async with FakeInflux().serving() as fake:
         yield fake
 
 
 @pytest.fixture
 def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
-    """Return settings that lead to both neighbors, and little time to stop."""
+    """Return settings for Home Assistant and InfluxDB, with a short shutdown timeout."""
     return environment | {
         "INFLUXDB_URL": influx.url,
         "INFLUXDB_TOKEN": influx.token,
@@ -49,44 +49,48 @@ def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
 
 
 async def stopped_in_time(running: Service) -> None:
-    """Send SIGTERM; the process must end with status 0 within its SHUTDOWN_TIMEOUT."""
+    """Send SIGTERM; assert that the process exits with status 0 within SHUTDOWN_TIMEOUT."""
     begun = time.monotonic()
     status = await running.stop()
     took_s = time.monotonic() - begun
 
     assert status == 0, running.output.read_text()
     assert took_s <= SHUTDOWN_TIMEOUT_S, f"it took {took_s:.2f} s"
-    assert not (running.output.parent / "data" / "journal.db-wal").exists(), "it was not closed"
+    assert not (running.output.parent / "data" / "journal.db-wal").exists(), (
+        "the journal was not closed"
+    )
 
 
-def kept(folder: Path, influx: FakeInflux) -> list[int]:
-    """Return the states that the database has and that the journal holds for it, sorted."""
+def stored(folder: Path, influx: FakeInflux) -> list[int]:
+    """Return the states in the database and those pending in the journal, sorted."""
     with contextlib.closing(sqlite3.connect(folder / "data" / "journal.db")) as journal:
         (acked,) = journal.execute("SELECT settled FROM cursors").fetchone()
         rows = journal.execute("SELECT first, gzip FROM journal_rows").fetchall()
-    held = [
+    pending = [
         line
         for first, packed in rows
         for number, line in enumerate(gzip.decompress(packed).splitlines(), start=first)
         if number > acked
     ]
-    return sorted({int(state) for line in [*influx.lines, *held] for state in _STATE.findall(line)})
+    return sorted(
+        {int(state) for line in [*influx.lines, *pending] for state in _STATE.findall(line)}
+    )
 
 
 def in_state(state: str) -> Callable[[Any], bool]:
-    """Return whether /health says that the connection is in a state."""
+    """Return a condition on /health: the connection is in this state."""
     return lambda health: bool(health["connection"]["current_state"] == state)
 
 
 def received(count: int) -> Callable[[Any], bool]:
-    """Return whether /health says that so many events came."""
+    """Return a condition on /health: at least `count` events were received."""
     return lambda health: bool(health["subscription"]["total_events_received"] >= count)
 
 
 async def test_a_stop_while_the_journal_opens_is_orderly(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """The signal waits until what was opened can be closed again."""
+    """The signal takes effect once everything opened can be closed again."""
     driver = ("-m", "tests.service.driver", "--armed", "--signal", "SIGTERM")
     command = (*driver, "--at", "before INSERT OR IGNORE INTO cursors", "--", "app", "run")
 
@@ -98,9 +102,9 @@ async def test_a_stop_while_the_journal_opens_is_orderly(
 
 
 async def test_a_stop_while_connecting_is_orderly(settings: dict[str, str], tmp_path: Path) -> None:
-    """Home Assistant accepts the connection and says nothing at all."""
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        url = f"http://127.0.0.1:{mute.getsockname()[1]}"
+    """Home Assistant accepts the TCP connection and sends nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent_server:
+        url = f"http://127.0.0.1:{silent_server.getsockname()[1]}"
         async with service(tmp_path, settings | {"HOME_ASSISTANT_URL": url}) as running:
             await running.until("/health", in_state("connecting"))
 
@@ -110,7 +114,7 @@ async def test_a_stop_while_connecting_is_orderly(settings: dict[str, str], tmp_
 async def test_a_stop_while_authenticating_is_orderly(
     settings: dict[str, str], home_assistant: FakeHomeAssistant, tmp_path: Path
 ) -> None:
-    """Home Assistant opens the WebSocket and does not greet."""
+    """Home Assistant opens the WebSocket and does not send `auth_required`."""
     home_assistant.fall_silent()
     async with service(tmp_path, settings) as running:
         await running.until("/health", in_state("authenticating"))
@@ -121,7 +125,7 @@ async def test_a_stop_while_authenticating_is_orderly(
 async def test_a_stop_while_subscribing_is_orderly(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """Home Assistant takes the token and answers no command."""
+    """Home Assistant accepts the token and answers no command."""
 
     async def converse(connection: ServerConnection) -> None:
         await connection.send(json.dumps({"type": "auth_required", "ha_version": "2026.11.0"}))
@@ -141,9 +145,9 @@ async def test_a_stop_while_subscribing_is_orderly(
 async def test_a_stop_while_waiting_to_reconnect_is_orderly(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """Nobody listens where Home Assistant should be."""
-    away = settings | {"HOME_ASSISTANT_URL": "http://127.0.0.1:9"}
-    async with service(tmp_path, away) as running:
+    """Home Assistant is down."""
+    unreachable = settings | {"HOME_ASSISTANT_URL": "http://127.0.0.1:9"}
+    async with service(tmp_path, unreachable) as running:
         await running.until("/health", in_state("waiting"))
 
         await stopped_in_time(running)
@@ -152,7 +156,7 @@ async def test_a_stop_while_waiting_to_reconnect_is_orderly(
 async def test_a_stop_while_events_wait_for_the_registries_loses_nothing(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """On the very first start; what waits is written without areas rather than lost."""
+    """On the first start; waiting events are written without areas rather than lost."""
     slow = FakeHomeAssistant(house, token=TOKEN, unknown_commands=["config/area_registry/list"])
     async with slow as home_assistant:
         house.fire = home_assistant.fire
@@ -166,13 +170,13 @@ async def test_a_stop_while_events_wait_for_the_registries_loses_nothing(
             await stopped_in_time(running)
 
     assert health["accounting"]["events"]["pending"] == 300
-    assert kept(tmp_path, influx) == list(range(300))
+    assert stored(tmp_path, influx) == list(range(300))
 
 
 async def test_a_stop_while_idle_is_orderly(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """Everything was delivered already."""
+    """Everything has been delivered already."""
     async with service(tmp_path, settings) as running:
         await running.until("/health", in_state("connected"))
         for number in range(300):
@@ -182,13 +186,13 @@ async def test_a_stop_while_idle_is_orderly(
         await stopped_in_time(running)
 
     assert len(influx.lines) == 300
-    assert kept(tmp_path, influx) == list(range(300))
+    assert stored(tmp_path, influx) == list(range(300))
 
 
 async def test_a_stop_while_events_stream_loses_nothing(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """Reading stops at one event; those before it are all there, those after it are not."""
+    """Reading stops at one event; all events before it are stored, none after it."""
     async with service(tmp_path, settings) as running:
         await running.until("/health", in_state("connected"))
         async with changing(house, per_s=2_000):
@@ -197,15 +201,15 @@ async def test_a_stop_while_events_stream_loses_nothing(
 
             await stopped_in_time(running)
 
-    found = kept(tmp_path, influx)
-    assert len(found) >= health["subscription"]["total_events_received"]
-    assert found == list(range(len(found)))
+    states = stored(tmp_path, influx)
+    assert len(states) >= health["subscription"]["total_events_received"]
+    assert states == list(range(len(states)))
 
 
 async def test_a_stop_while_a_backlog_drains_leaves_the_rest_in_the_journal(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """What does not get through in time stays in the journal."""
+    """Points that are not written in time stay in the journal."""
     influx.delay_s = 0.4
     slow = settings | {"INFLUXDB_MAX_BATCH_POINTS": "100"}
     async with service(tmp_path, slow) as running:
@@ -219,13 +223,13 @@ async def test_a_stop_while_a_backlog_drains_leaves_the_rest_in_the_journal(
         await stopped_in_time(running)
 
     assert 0 < len(influx.lines) < 3_000
-    assert kept(tmp_path, influx) == list(range(3_000))
+    assert stored(tmp_path, influx) == list(range(3_000))
 
 
 async def test_a_stop_while_a_database_request_hangs_loses_nothing(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """What was under way is sent again at the next start."""
+    """The points of that request stay in the journal for the next start."""
     influx.script.append(HANG)
     async with service(tmp_path, settings) as running:
         await running.until("/health", in_state("connected"))
@@ -237,17 +241,17 @@ async def test_a_stop_while_a_database_request_hangs_loses_nothing(
         await stopped_in_time(running)
 
     assert influx.lines == []
-    assert kept(tmp_path, influx) == list(range(300))
+    assert stored(tmp_path, influx) == list(range(300))
 
 
 async def test_a_stop_does_not_wait_for_a_request_that_never_ends(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """A request that never ends is given up."""
+    """Its connection is closed."""
     async with service(tmp_path, settings) as running:
         await running.until("/health", in_state("connected"))
-        async with talking(running, SLOW_REQUEST) as reader:
-            await running.get("/health")  # answered later than the other came
+        async with connected_client(running, SLOW_REQUEST) as reader:
+            await running.get("/health")  # answered only after the other request arrived
 
             await stopped_in_time(running)
             await reader.read()
@@ -256,27 +260,27 @@ async def test_a_stop_does_not_wait_for_a_request_that_never_ends(
 async def test_a_stop_does_not_wait_for_subscribers_that_do_not_read(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """Their connections are full of events, and nobody waits for them."""
+    """Their send buffers are full of events."""
     async with service(tmp_path, settings) as running, contextlib.AsyncExitStack() as stack:
         await running.until("/health", in_state("connected"))
         for _ in range(5):
-            await stack.enter_async_context(talking(running, WATCH))
+            await stack.enter_async_context(connected_client(running, SUBSCRIBE))
         async with changing(house, per_s=2_000):
             await running.until("/health", received(4_000))
             health = await running.get("/health")
 
             await stopped_in_time(running)
 
-    found = kept(tmp_path, influx)
+    states = stored(tmp_path, influx)
     assert health["status"] == "healthy"
-    assert len(found) >= 4_000
-    assert found == list(range(len(found)))
+    assert len(states) >= 4_000
+    assert states == list(range(len(states)))
 
 
 async def test_a_second_sigterm_does_not_disturb_the_stop(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """An impatient second signal does not spoil the orderly end."""
+    """As sent by an impatient operator."""
     influx.script.append(HANG)
     async with service(tmp_path, settings) as running:
         await running.until("/health", in_state("connected"))
@@ -286,25 +290,25 @@ async def test_a_second_sigterm_does_not_disturb_the_stop(
 
         await stopped_in_time(running)
 
-    assert kept(tmp_path, influx) == [0]
+    assert stored(tmp_path, influx) == [0]
 
 
 SLOW_REQUEST = (
     b"POST /api/v1/dead-letters/retry HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
 )
-WATCH = (
+SUBSCRIBE = (
     b"GET /ws HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
 
 
 @contextlib.asynccontextmanager
-async def talking(running: Service, words: bytes) -> AsyncIterator[asyncio.StreamReader]:
-    """Say something to the service, and then neither write nor read."""
+async def connected_client(running: Service, sent: bytes) -> AsyncIterator[asyncio.StreamReader]:
+    """Send some bytes to the service, and then neither write nor read."""
     host, _, port = running.url.removeprefix("http://").partition(":")
     # A small limit: what the service sends soon fills the sockets on both sides.
     reader, writer = await asyncio.open_connection(host, int(port), limit=1_024)
-    writer.write(words)
+    writer.write(sent)
     await writer.drain()
     try:
         yield reader

@@ -1,4 +1,4 @@
-"""A loop that ends takes the process with it, orderly; memory over its limit is an alarm."""
+"""A loop that ends stops the process in order; memory over its limit raises an alarm."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _UVICORN = re.compile(r"Uvicorn running on (http://\S+)")
 
 @pytest.fixture
 async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve an InfluxDB 2 that is well."""
+    """Serve a healthy InfluxDB 2."""
     async with FakeInflux().serving() as fake:
         yield fake
 
@@ -60,17 +60,17 @@ def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
 
 
 def is_connected(health: Any) -> bool:
-    """Return whether events stream."""
+    """Return whether the service is subscribed to events."""
     return bool(health["subscription"]["is_subscribed"])
 
 
 async def test_every_supervised_loop_is_tested(
     settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever adds a loop adds it to the list above."""
+    """A new loop must be added to LOOPS."""
     names: list[str] = []
 
-    class Noting(Supervisor):
+    class RecordingSupervisor(Supervisor):
         @contextlib.asynccontextmanager
         async def running(self, loops: Mapping[str, Loop], **rest: Any) -> AsyncIterator[None]:
             names.extend(loops)
@@ -80,7 +80,7 @@ async def test_every_supervised_loop_is_tested(
     for name, value in {**settings, "DATA_DIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     container = Container(settings=load_settings(None))
-    with container.supervisor.override(Noting(grace_s=1.0)):
+    with container.supervisor.override(RecordingSupervisor(grace_s=1.0)):
         async with running(container):
             pass
 
@@ -90,7 +90,7 @@ async def test_every_supervised_loop_is_tested(
 async def test_the_thread_switch_interval_is_short_while_the_service_runs(
     settings: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit's thread asks for the interpreter many times, and events come meanwhile."""
+    """A committing thread must not block the event loop for a whole default interval."""
     before_s = sys.getswitchinterval()
     for name, value in {**settings, "DATA_DIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
@@ -106,7 +106,7 @@ async def test_the_thread_switch_interval_is_short_while_the_service_runs(
 async def test_a_loop_that_ends_early_stops_the_process(
     settings: dict[str, str], tmp_path: Path, loop: str
 ) -> None:
-    """With status 1, its reason as the last log line, within 5 s and with the journal closed."""
+    """Status 1 within 5 s, the reason as the last log line, and the journal closed."""
     command = ("-m", "tests.service.driver", "--end", loop, "--", "app", "run")
     async with service(tmp_path, settings, command=command) as running:
         await running.until("/health", is_connected)
@@ -124,7 +124,7 @@ async def test_a_loop_that_ends_early_stops_the_process(
 async def test_a_hanging_database_and_a_slow_client_do_not_delay_the_exit(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:
-    """Not even when an operator gives an orderly stop a minute."""
+    """Of a failed loop, even when SHUTDOWN_TIMEOUT is a minute."""
     influx.script.append(HANG)
     command = ("-m", "tests.service.driver", "--end", "journal", "--", "app", "run")
     patient = settings | {"SHUTDOWN_TIMEOUT": "60"}
@@ -137,7 +137,7 @@ async def test_a_hanging_database_and_a_slow_client_do_not_delay_the_exit(
         writer.write(b"POST /api/v1/dead-letters/retry HTTP/1.1\r\nHost: localhost\r\n")
         writer.write(b"Content-Length: 100\r\n\r\n{")
         await writer.drain()
-        await running.get("/health")  # answered later than the other came
+        await running.get("/health")  # answered only after the other request arrived
         begun = time.monotonic()
         status = await running.stop(signal.SIGUSR1)
         took_s = time.monotonic() - begun
@@ -150,7 +150,7 @@ async def test_a_hanging_database_and_a_slow_client_do_not_delay_the_exit(
 async def test_under_uvicorn_an_ended_loop_gives_a_nonzero_status(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """After the journal was closed; the reason stands in the log."""
+    """After the journal is closed, with the reason in the log."""
     command = ("-m", "tests.service.driver", "--end", "intake", "--")
     uvicorn = ("uvicorn", "app.main:app", "--port", "0")
     async with service(
@@ -170,7 +170,7 @@ async def test_under_uvicorn_an_ended_loop_gives_a_nonzero_status(
 async def test_memory_over_its_limit_raises_an_alarm(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
-    """Once in the log, and in /health and /metrics for as long as it lasts; all goes on."""
+    """Once in the log, and in /health and /metrics while it lasts; the service stays ready."""
     async with service(tmp_path, settings | {"MAX_MEMORY_MB": "1"}) as running:
         health = await running.until("/health", is_connected)
         metrics = await running.text("/metrics")

@@ -22,7 +22,7 @@ _STATE = re.compile(rb'state_value="([^"]*)"')
 
 @pytest.fixture
 async def house() -> StillHouse:
-    """Return a home where nothing moves by itself."""
+    """Return a home whose states only the test changes."""
     return StillHouse()
 
 
@@ -53,7 +53,7 @@ def environment(home_assistant: FakeHomeAssistant, influx: FakeInflux) -> dict[s
 async def test_an_unavailable_database_blocks_nothing_and_gets_everything_later(
     home_assistant: FakeHomeAssistant, house: StillHouse, tmp_path: Path
 ) -> None:
-    """The store has all at once, health says who is behind and why, then both have the same."""
+    """The store has everything at once; /health names the sink behind; then both are equal."""
     influx = FakeInflux()
     async with influx.serving():
         port = int(influx.url.rpartition(":")[2])
@@ -61,18 +61,22 @@ async def test_an_unavailable_database_blocks_nothing_and_gets_everything_later(
     async with service(tmp_path, environment(home_assistant, influx)) as running:
         await _play(running, house)
         await _until_sinks(running, lambda sinks: sinks["embedded"]["points_written"] == CHANGES)
-        away = await _until_sinks(running, lambda sinks: sinks["influxdb"]["state"] == "waiting")
+        unavailable = await _until_sinks(
+            running, lambda sinks: sinks["influxdb"]["state"] == "waiting"
+        )
         async with influx.serving(port=port):
-            back = await _until_sinks(running, lambda sinks: sinks["influxdb"]["held"] == 0)
+            recovered = await _until_sinks(running, lambda sinks: sinks["influxdb"]["held"] == 0)
             health = await running.until("/health", lambda health: health["status"] == "healthy")
         await running.stop()
 
-    assert away["status"] == "degraded"
-    assert [reason for reason in away["reasons"] if reason.startswith("InfluxDB has not been")]
-    assert _books(away) == {"influxdb": (0, CHANGES), "embedded": (CHANGES, 0)}
-    assert _sinks(away)["embedded"]["state"] == "ok"
-    assert _sinks(away)["influxdb"]["lag_seconds"] > 0
-    assert _books(back) == {"influxdb": (CHANGES, 0), "embedded": (CHANGES, 0)}
+    assert unavailable["status"] == "degraded"
+    assert [
+        reason for reason in unavailable["reasons"] if reason.startswith("InfluxDB has not been")
+    ]
+    assert _totals(unavailable) == {"influxdb": (0, CHANGES), "embedded": (CHANGES, 0)}
+    assert _sinks(unavailable)["embedded"]["state"] == "ok"
+    assert _sinks(unavailable)["influxdb"]["lag_seconds"] > 0
+    assert _totals(recovered) == {"influxdb": (CHANGES, 0), "embedded": (CHANGES, 0)}
     assert health["reasons"] == []
     assert _states_in(influx) == _states_in_store(tmp_path) == _played()
 
@@ -80,12 +84,12 @@ async def test_an_unavailable_database_blocks_nothing_and_gets_everything_later(
 async def test_a_slow_database_lags_behind_and_the_totals_of_both_sinks_balance(
     home_assistant: FakeHomeAssistant, house: StillHouse, tmp_path: Path
 ) -> None:
-    """Each sink goes its own speed through one journal; at every moment nothing is unaccounted."""
+    """Each sink reads one journal at its own speed, and the totals balance at every moment."""
     influx = FakeInflux()
     influx.delay_s = 0.4
     balances: list[int] = []
 
-    def slow_one_is_done(sinks: Any) -> bool:
+    def slow_sink_is_done(sinks: Any) -> bool:
         balances.extend(sink["points_written"] + sink["held"] for sink in sinks.values())
         return bool(sinks["influxdb"]["points_written"] == CHANGES)
 
@@ -97,10 +101,10 @@ async def test_a_slow_database_lags_behind_and_the_totals_of_both_sinks_balance(
         ahead = await _until_sinks(
             running, lambda sinks: sinks["embedded"]["points_written"] == CHANGES
         )
-        await _until_sinks(running, slow_one_is_done)
+        await _until_sinks(running, slow_sink_is_done)
         await running.stop()
 
-    written, held = _books(ahead)["influxdb"]
+    written, held = _totals(ahead)["influxdb"]
     assert written < CHANGES
     assert written + held == CHANGES
     assert set(balances) == {CHANGES}
@@ -109,7 +113,7 @@ async def test_a_slow_database_lags_behind_and_the_totals_of_both_sinks_balance(
 
 
 async def _play(running: Service, house: StillHouse) -> None:
-    """Let the home change, and wait until all of it is in the journal."""
+    """Change the states, and wait until all changes are in the journal."""
     await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
     for state in _played():
         house.set_state("sensor.counter", state)
@@ -123,7 +127,7 @@ def _played() -> list[str]:
 
 
 async def _until_sinks(running: Service, condition: Callable[[Any], bool]) -> Any:
-    """Wait for a condition of the sinks by name, and return the whole of health then."""
+    """Wait until the sinks, by name, meet a condition; return all of /health."""
     return await running.until("/health", lambda health: condition(_sinks(health)), timeout_s=30)
 
 
@@ -131,8 +135,8 @@ def _sinks(health: Any) -> dict[str, Any]:
     return {sink["name"]: sink for sink in health["sinks"]}
 
 
-def _books(health: Any) -> dict[str, tuple[int, int]]:
-    """Return what each sink has been given, and what it still has to be given."""
+def _totals(health: Any) -> dict[str, tuple[int, int]]:
+    """Return the written and the pending points of each sink."""
     return {sink["name"]: (sink["points_written"], sink["held"]) for sink in health["sinks"]}
 
 
