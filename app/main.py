@@ -29,7 +29,7 @@ from app.settings import Settings
 ENV_FILE = Path(".env")
 
 _MOST_CHALLENGES = 100
-"""Clients of /ws that may owe their key at a time; at most a quarter of all connections."""
+"""How many clients of /ws may be unauthenticated at once; at most a quarter of all."""
 _SWITCH_INTERVAL_S = 0.0002
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ def create_app(container: Container, *, connections: Connections | None = None) 
 
 @asynccontextmanager
 async def running(container: Container) -> AsyncIterator[None]:
-    """Start from the sinks and stop from the source, so that no point is orphaned.
+    """Run the service: start from the sinks, stop from the source, so that no point is orphaned.
 
     Raises:
         StorageLocked: another process works in the same DATA_DIR.
@@ -113,10 +113,11 @@ async def running(container: Container) -> AsyncIterator[None]:
 
 @contextmanager
 def _threads_in_turn() -> Iterator[None]:
-    """Let the thread of a commit have the interpreter soon, however busy the loop is.
+    """Shorten the interpreter's switch interval, so that commits keep up while the loop is busy.
 
-    It asks for it again after every statement and every piece that is compressed. By Python's own
-    interval of 5 ms a commit at full speed lasts three times as long (benchmarks/README.md).
+    A commit's thread needs the interpreter again after every statement and every compressed
+    piece. With Python's default of 5 ms a commit at full speed takes three times as long
+    (benchmarks/README.md).
     """
     before_s = sys.getswitchinterval()
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -127,7 +128,7 @@ def _threads_in_turn() -> Iterator[None]:
 
 
 def configure_logs(chosen: Settings, *, env_file: Path | None = None) -> None:
-    """Send the log where the settings say, and warn there of settings that mean nothing.
+    """Configure logging, and log a warning for each setting that has no effect.
 
     Raises:
         SettingsError: the log file cannot be written.
@@ -197,7 +198,7 @@ def _diagnostics(chosen: Settings) -> Mapping[str, object]:
 
 
 def __getattr__(name: str) -> FastAPI:
-    """Build `app` from the environment when a server asks for it, and only then."""
+    """Build `app` from the environment on first access."""
     if name != "app":
         raise AttributeError(name)
     try:

@@ -1,4 +1,4 @@
-"""A house in which nothing moves until a test says so."""
+"""A house in which nothing changes until a test changes it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class StillHouse:
     def __init__(
         self, *, fire: Fire | None = None, clock: Callable[[], datetime] | None = None
     ) -> None:
-        """Take where to fire events; None, or set `fire` later, for a house without listeners.
+        """Assign; without `fire` (it may be set later) events are not sent.
 
-        With a `clock` changes happen when it says, and none at the same moment.
+        With a `clock`, changes have its time, and no two the same.
         """
         self.fire = fire
         self.ha_state = "RUNNING"
@@ -35,9 +35,9 @@ class StillHouse:
         self.backlog = 0
         self.recording = True
         self.components: list[str] = []
-        """The integrations that are set up; empty for a Home Assistant that does not say."""
+        """The integrations that are set up; empty if Home Assistant does not list them."""
         self.uncommitted_since: str | None = None
-        """The `last_updated` from which on the recorder has not written rows; None: all are."""
+        """The `last_updated` from which on rows are not committed yet; None: all are."""
         self.recorded: dict[str, list[JsonObject]] = {}
         """Every state each entity ever had, oldest first: what the recorder keeps."""
         self.logbook_entries: list[JsonObject] = []
@@ -69,11 +69,11 @@ class StillHouse:
         return self._happened(self._states.pop(entity_id), None, next(self._moments))
 
     def restart_time(self, clock: Callable[[], datetime]) -> None:
-        """Let changes happen when this clock says, also when it was set back."""
+        """Use this clock for changes, also if it is behind."""
         self._moments = _moments_of(clock)
 
     def restart(self, *, is_clean: bool = True) -> list[JsonObject]:
-        """Have Home Assistant lose all states and write each again; return the events of that.
+        """Lose all states, write each again and return the events, as Home Assistant restarts.
 
         A kill (not `is_clean`) leaves no entry of the stop in the logbook.
         """
@@ -203,7 +203,7 @@ class StillHouse:
 
 
 def now() -> datetime:
-    """Return the time, for a house in which it passes."""
+    """Return the time, as a clock for a house."""
     return datetime.now(UTC)
 
 
