@@ -1,1 +1,1 @@
-"""Tests against real neighbors."""
+"""Tests against real dependencies."""

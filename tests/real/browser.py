@@ -31,31 +31,31 @@ _WATCH_LONG_TASKS = """
 
 @dataclass(frozen=True, slots=True)
 class Tab:
-    """A page and what it complained about."""
+    """A page, with the errors it reported."""
 
     page: Page
     complaints: list[str] = field(default_factory=list)
-    """Errors and warnings of the console, and exceptions nobody caught."""
+    """Errors and warnings of the console, and uncaught exceptions."""
 
     async def go(self, view: str) -> None:
-        """Show a view of the dashboard, as by its link."""
+        """Show a view of the dashboard, as its link does."""
         await self.page.evaluate("(view) => { location.hash = view }", view)
 
     async def long_tasks_ms(self) -> list[float]:
-        """Return how long each task took that kept the page busy for over 50 ms."""
+        """Return the duration of each task that blocked the page for over 50 ms."""
         found: list[float] = await self.page.evaluate("window.longTasks")
         return found
 
-    async def sideways(self) -> int:
-        """Return how many pixels the page is wider than its window."""
+    async def overflow_px(self) -> int:
+        """Return by how many pixels the page is wider than its window."""
         wide: int = await self.page.evaluate(
             "Math.max(0, document.documentElement.scrollWidth - window.innerWidth)"
         )
         return wide
 
     async def violations(self) -> list[str]:
-        """Return what axe-core finds wrong with what is shown now, a line each."""
-        # Evaluated, not added as a script: the page's own policy would refuse that.
+        """Return what axe-core reports for the current view, one line each."""
+        # Evaluated, not added as a script: the page's content security policy would block that.
         await self.page.evaluate(axe_core().read_text())
         found: list[str] = await self.page.evaluate(
             """async () => (await axe.run()).violations.flatMap(({ id, nodes }) =>
@@ -66,12 +66,12 @@ class Tab:
 
 @contextlib.asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
-    """Start the browser of this machine, and end it with the block."""
+    """Run this machine's browser within the block."""
     expect.set_options(timeout=_WAIT_MS)
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(
             executable_path=program("chromium"),
-            # Its sandbox needs rights that a container's root does not have.
+            # Chromium's sandbox needs rights that root in a container does not have.
             args=["--no-sandbox"] if os.geteuid() == 0 else [],
         )
         try:
@@ -89,7 +89,7 @@ async def tab(
     size: dict[str, int] = DESKTOP,
     calm: bool = False,
 ) -> AsyncIterator[Tab]:
-    """Open the dashboard in a session of its own; `calm` asks for reduced motion."""
+    """Open the dashboard in its own session; `calm` requests reduced motion."""
     context = await browser.new_context(
         viewport={"width": size["width"], "height": size["height"]},
         color_scheme=theme,
@@ -100,7 +100,7 @@ async def tab(
         page = await context.new_page()
         page.set_default_timeout(_WAIT_MS)
         shown = Tab(page)
-        page.on("console", lambda said: _note(shown, said.type, said.text))
+        page.on("console", lambda message: _note(shown, message.type, message.text))
         page.on("pageerror", lambda error: _note(shown, "error", str(error)))
         await page.add_init_script(_WATCH_LONG_TASKS)
         await page.goto(url)
@@ -118,7 +118,7 @@ def axe_core() -> Path:
     """Return the script of axe-core, which `make real-servers` fetches from npm.
 
     Raises:
-        ServerMissing: it is not there.
+        ServerMissing: it is not installed.
     """
     folder = Path(os.environ.get("REAL_SERVERS_DIR") or PROJECT / ".real")
     script = folder / "axe-core" / "axe.min.js"

@@ -1,4 +1,4 @@
-"""Write to, ask and empty a real InfluxDB 1, beside the service.
+"""Client that writes to, queries and clears a real InfluxDB 1, independently of the service.
 
 https://archive.docs.influxdata.com/influxdb/v1.6/tools/api/
 """
@@ -36,12 +36,12 @@ class Database:
     """One database of an InfluxDB 1."""
 
     def __init__(self, url: str, name: str) -> None:
-        """Take the server's address and the name of the database, which need not exist yet."""
+        """Name a database on a server; it need not exist yet."""
         self.name = name
         self._url = url
 
     def create(self) -> None:
-        """Make an empty database of it."""
+        """Create the database, or empty it."""
         self.run(f'DROP DATABASE "{self.name}"')
         self.run(f'CREATE DATABASE "{self.name}"')
 
@@ -49,7 +49,7 @@ class Database:
         """Write lines as another program would.
 
         Raises:
-            httpx.HTTPStatusError: some were refused.
+            httpx.HTTPStatusError: some lines were refused.
         """
         httpx.post(
             f"{self._url}/write",
@@ -59,11 +59,11 @@ class Database:
         ).raise_for_status()
 
     def points(self, query: str = "SELECT * FROM /.*/ GROUP BY *") -> list[StoredPoint]:
-        """Return what the query finds, by series and time; it must group by every tag."""
+        """Return the points of a query, by series and time; it must group by every tag."""
         return [point for series in self._ask(query) for point in _points(series)]
 
     def rows(self, query: str) -> list[dict[str, _Value]]:
-        """Return what the query finds as rows, the tags it groups by among their columns."""
+        """Return the result of a query as rows, with the tags it groups by as columns."""
         return [
             {**series.tags, **dict(zip(series.columns, row, strict=True))}
             for series in self._ask(query)
@@ -71,13 +71,13 @@ class Database:
         ]
 
     def count(self, query: str) -> int:
-        """Return the only number that the query finds; 0 when it finds nothing."""
+        """Return the single number a query returns; 0 when it returns nothing."""
         values = [row[-1] for series in self._ask(query) for row in series.values]
         assert len(values) <= 1, values
         return int(values[0] or 0) if values else 0
 
     def run(self, query: str) -> None:
-        """Change something."""
+        """Execute a statement that changes something."""
         self._ask(query)
 
     def _ask(self, query: str) -> list[_Series]:
@@ -87,7 +87,7 @@ class Database:
             data={"q": query},
             timeout=60,
         ).raise_for_status()
-        # It writes the float minus zero as `-0`, which a parser of JSON takes for the integer 0.
+        # InfluxDB writes the float -0.0 as `-0`, which a JSON parser reads as the integer 0.
         document = json.loads(answer.content, parse_int=_number)
         (result,) = msgspec.convert(document, _Answer).results
         assert result.error is None, result.error
@@ -103,7 +103,7 @@ def _points(series: _Series) -> Iterator[StoredPoint]:
         assert isinstance(time_ns, int), time_ns
         yield StoredPoint(
             measurement=series.name,
-            # A series without a tag that others have is told to have an empty one.
+            # InfluxDB reports an empty tag for a series without a tag that others have.
             tags={key: value for key, value in series.tags.items() if value},
             fields={
                 key: value

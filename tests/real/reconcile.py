@@ -1,6 +1,6 @@
-"""The recorder's states table and InfluxDB, compared row by row.
+"""Row-by-row comparison of the recorder's states table with InfluxDB.
 
-What each point must hold is computed here from the recorder's table alone, by the rules of
+The expected points are computed here from the recorder's table alone, by the rules of
 docs/SCHEMA.md, without the service's code. A difference is a documented exception (`Rule`) or a
 failure.
 """
@@ -33,7 +33,7 @@ Wanted: TypeAlias = dict[str, tuple[object, ...]]
 
 
 class Rule(StrEnum):
-    """Why a point may differ from what the recorder's table says."""
+    """Why a point may differ from the recorder's table."""
 
     RENAMED = "a rename removes the old entity id, which Home Assistant does not record"
     KILLED = "captured live; Home Assistant was killed before its recorder committed the row"
@@ -51,41 +51,41 @@ class Row:
 
     state_id: int
     old_state_id: int | None
-    """The row of the state before; None where Home Assistant had none, or had just started."""
+    """The previous state's row; None without one, or just after Home Assistant started."""
     entity_id: str
     state: str | None
     """None when the entity was removed."""
     updated_ns: int
     changed_ns: int
     attributes: Mapping[str, object] = field(default_factory=dict)
-    """Those that the recorder keeps."""
+    """The attributes that the recorder stores."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expectation:
-    """What the point of one row holds."""
+    """The expected point of one row."""
 
     row: Row
     wanted: Wanted
     inherited_ns: int | None
-    """The time of the row whose class or unit this one inherits; None when it names its own."""
+    """Time of the row whose class or unit is inherited; None if this row has its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class History:
-    """What happened outside the recorder's table, from the log of the test's own actions."""
+    """Events that the recorder's table does not show, from the log of the test's own actions."""
 
     renames: Mapping[str, str] = field(default_factory=dict)
-    """The new entity id of each old one."""
+    """New entity ids by old entity id."""
     present: Collection[str] = ()
-    """The entities that have a state at the end."""
+    """Entities that have a state at the end."""
     kills_ns: Sequence[int] = ()
-    """When Home Assistant was killed."""
+    """Times at which Home Assistant was killed."""
     service_kills_ns: Sequence[int] = ()
-    """When the service was killed."""
+    """Times at which the service was killed."""
 
     def newest_id(self, entity_id: str) -> str:
-        """Return what an entity is called at the end: the recorder moves its history there."""
+        """Return the final id of an entity: the recorder moves its history there."""
         while entity_id in self.renames:
             entity_id = self.renames[entity_id]
         return entity_id
@@ -93,7 +93,7 @@ class History:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One point that is not what the recorder's table says."""
+    """One point that differs from the recorder's table."""
 
     entity_id: str
     time_ns: int
@@ -105,7 +105,7 @@ class Difference:
 
     @property
     def kind(self) -> str:
-        """What differs in which kind of point."""
+        """The field that differs, and the kind of point."""
         if self.what == "missing":
             return self.what
         return f"{self.what} ({'backfilled' if self.is_backfilled else 'live'})"
@@ -117,7 +117,7 @@ class Difference:
 
 @dataclass(slots=True)
 class Comparison:
-    """What came of it."""
+    """The result of a comparison."""
 
     rows: int = 0
     points: int = 0
@@ -125,10 +125,10 @@ class Comparison:
     explained: Counter[Rule] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
     unknowable: list[Difference] = field(default_factory=list)
-    """The rows whose absence is explained, for a person to check."""
+    """Missing rows with an explanation, for manual checks."""
 
     def add_extra(self, point: StoredPoint, rule: Rule | None) -> None:
-        """Count a point that has no row."""
+        """Count a point without a row."""
         if rule is not None:
             self.explained[rule] += 1
         else:
@@ -136,7 +136,7 @@ class Comparison:
             self.differences.append(_difference("extra", point, None, state))
 
     def add_missing(self, identity: tuple[str, int], row: Row, rule: Rule | None) -> None:
-        """Count a row that has no point."""
+        """Count a row without a point."""
         entity_id, time_ns = identity
         missing = Difference(
             entity_id=entity_id, time_ns=time_ns, what="missing", expected=row.state
@@ -155,7 +155,7 @@ class Comparison:
         is_known: bool,
         names_rule: Rule | None,
     ) -> None:
-        """Compare the points of one row, of which there must be one."""
+        """Compare the points of one row, of which there must be exactly one."""
         if len(points) > 1:
             series = [dict(point.tags) for point in points]
             self.differences.append(_difference("twice", points[0], "one series", series))
@@ -173,11 +173,11 @@ class Comparison:
                     self.differences.append(_difference(name, point, acceptable, actual))
 
     def counts(self) -> Counter[str]:
-        """Return how often each kind of difference occurs."""
+        """Return the number of differences of each kind."""
         return Counter(found.kind for found in self.differences)
 
     def summary(self) -> str:
-        """Return one paragraph for a person."""
+        """Return a one-paragraph summary."""
         lines = [f"{self.rows:,} rows, {self.points:,} points, {self.backfilled:,} backfilled"]
         lines += [f"{count:,} explained: {rule}" for rule, count in self.explained.items()]
         lines += [f"{count:,} differ: {what}" for what, count in self.counts().most_common()]
@@ -215,7 +215,7 @@ def compare(
     until_ns: int,
     history: History,
 ) -> Comparison:
-    """Compare all rows and points from one moment to another."""
+    """Compare all rows and points of a time range."""
     result = Comparison()
     expected = {
         (history.newest_id(found.row.entity_id), found.row.updated_ns): found
@@ -261,7 +261,7 @@ def _why_other_names(
     entity_id: str,
     history: History,
 ) -> Rule | None:
-    """Return why a live point may have another class or unit than the row that it inherits from."""
+    """Return why a live point may have another class or unit than the row it inherits from."""
     named_ns = expected.inherited_ns
     if named_ns is None:
         return None
@@ -277,7 +277,7 @@ def _unseen(
 ) -> set[tuple[str, int]]:
     """Return the rows of lives that ended before an entity was first captured live.
 
-    Nothing knew the entity then, although one of its name exists later.
+    The service did not know that entity, even if one with its id exists later.
     """
     unseen: set[tuple[str, int]] = set()
     for lives in _lives(expected).values():
@@ -297,7 +297,7 @@ def _lives(
 ) -> Mapping[str, list[list[tuple[str, int]]]]:
     """Return the lives of each entity, in order.
 
-    A removal ends a life, and so does a restart of Home Assistant, which has no row.
+    A life ends with a removal, or with a restart of Home Assistant, which has no row.
     """
     lives: dict[str, list[list[tuple[str, int]]]] = defaultdict(list)
     for identity in sorted(expected, key=lambda identity: identity[1]):
@@ -310,16 +310,16 @@ def _lives(
 
 
 def _is_omitted(rows: Sequence[Row]) -> bool:
-    """Return whether the logbook shows nothing of a life: it shows changes of texts only."""
+    """Return whether the logbook omits a whole life: it shows only changes of text states."""
     states = [row for row in rows if row.state is not None]
     return len(states) < 2 or any("unit_of_measurement" in row.attributes for row in states)
 
 
 def _expectations(rows: Sequence[Row]) -> Iterator[Expectation]:
-    """Yield what the point of each row holds."""
+    """Yield the expected point of each row."""
     by_id = {row.state_id: row for row in rows}
     described: dict[str, _Described] = {}
-    # The recorder numbers the rows of one commit in any order.
+    # Row ids are in no particular order within one commit of the recorder.
     for row in sorted(rows, key=lambda row: (row.updated_ns, row.state_id)):
         before = None if row.old_state_id is None else by_id.get(row.old_state_id)
         if before is None and row.changed_ns < row.updated_ns:
@@ -334,14 +334,14 @@ def _expectations(rows: Sequence[Row]) -> Iterator[Expectation]:
 
 
 class _Described:
-    """Class and unit of one entity, as its rows say one after the other."""
+    """Class and unit of one entity, updated row by row."""
 
     def __init__(self) -> None:
         self._values: dict[str, object] = {}
         self._named_ns: dict[str, int] = {}
 
     def learn(self, row: Row) -> int | None:
-        """Learn from the next row; return when the row was that named what this one inherits."""
+        """Read the next row; return the time of the row whose class or unit it inherits."""
         is_silent = row.state is None or row.state in _UNAVAILABLE
         inherited = [0]
         for name in _CLASS_AND_UNIT:
@@ -353,8 +353,8 @@ class _Described:
         return max(inherited) or None
 
     def tags(self, *, is_new: bool) -> Wanted:
-        """Return what the tags may be."""
-        # Without an old state there is only what the service may still know from before.
+        """Return the acceptable tags."""
+        # Without an old state the service has only what it may have cached earlier.
         return {
             name: (self._values.get(name), *(_ABSENT if is_new else ())) for name in _CLASS_AND_UNIT
         }
@@ -392,7 +392,7 @@ def _unknowable(rows: Sequence[Row], *, present: Collection[str]) -> set[str]:
 
 
 def _lost_by_kills(rows: Sequence[Row], history: History) -> list[tuple[int, int]]:
-    """Return the spans of time whose rows were lost: the recorder commits in order."""
+    """Return the time ranges whose rows a kill lost: the recorder commits in order."""
     return [
         (max((row.updated_ns for row in rows if row.updated_ns <= kill), default=0), kill)
         for kill in history.kills_ns
@@ -427,10 +427,10 @@ def _is_backfilled(point: StoredPoint) -> bool:
 
 
 def clock(time_ns: int) -> str:
-    """Return the time of day, in UTC, to the microsecond."""
+    """Return the time of day in UTC, to the microsecond."""
     return f"{_EPOCH + timedelta(microseconds=time_ns // 1_000):%H:%M:%S.%f}"
 
 
 def _nanoseconds(timestamp: float) -> int:
-    # Home Assistant's float of seconds; its own conversion rounds to the microsecond like this.
+    # Home Assistant rounds its float seconds to the microsecond in the same way.
     return (datetime.fromtimestamp(timestamp, UTC) - _EPOCH) // timedelta(microseconds=1) * 1_000

@@ -1,8 +1,8 @@
-"""Take the pictures of the dashboard in docs/screenshots: `make screenshots`.
+"""Takes the screenshots of the dashboard in docs/screenshots: `make screenshots`.
 
-The simulated home plays some hours through the service first, so that there is a history, and
-then lives for a few minutes, so that there is a rate of events. Each picture is taken on a
-desktop and on a phone, in light and in dark.
+The simulated home first plays several hours through the service, for a history, and then runs
+for a few minutes in real time, for an event rate. Each screenshot is taken on a desktop and on a
+phone, in the light and the dark theme.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SIZES = {"desktop": DESKTOP, "phone": PHONE}
 
 
 async def main() -> None:
-    """Take all pictures."""
+    """Take all screenshots."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         async with _history(Path(folder)) as running:
@@ -50,7 +50,7 @@ async def main() -> None:
 
 @contextlib.asynccontextmanager
 async def _history(folder: Path) -> AsyncIterator[Service]:
-    """Let the house live through the last hours in seconds."""
+    """Replay the last hours of the home in seconds."""
     moments = [time.time() - _HISTORY_S]
     house = SimulatedHome(folder / "house", clock=lambda: moments[-1])
     async with _served(folder, house) as (home_assistant, running):
@@ -73,7 +73,7 @@ async def _history(folder: Path) -> AsyncIterator[Service]:
 
 @contextlib.asynccontextmanager
 async def _life(folder: Path) -> AsyncIterator[Service]:
-    """Let the house live on, at the pace of life."""
+    """Continue the home in real time."""
     house = SimulatedHome(folder / "house")
     async with _served(folder, house) as (home_assistant, running):
         living = asyncio.create_task(house.run(home_assistant.fire), name="house")

@@ -1,8 +1,8 @@
-"""Start and stop the real neighbors: Home Assistant, databases and Prometheus.
+"""Starts and stops real dependencies: Home Assistant, databases and Prometheus.
 
-Each runs on a free loopback port in a folder of its own and ends when its `with` block does.
-`python -m tests.real.servers` starts and stops them once, so that what Home Assistant fetches
-at its very first start is there before a test waits for it.
+Each runs on a free loopback port in its own folder and stops at the end of its `with` block.
+`python -m tests.real.servers` starts and stops each once, so that what Home Assistant downloads
+at its first start is there before a test waits for it.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ _CLIENT_ID = "http://127.0.0.1/"
 
 
 class ServerMissing(AssertionError):
-    """A real server is not installed; the message says what to run."""
+    """A real server is not installed; the message names the command that installs it."""
 
 
 class ServerFailed(AssertionError):
-    """A process ended or was not ready in time; the message has the end of its log."""
+    """A process exited or was not ready in time; the message has the end of its log."""
 
 
 def program(name: str) -> Path:
     """Return the path of a program that `make real-servers` installs.
 
     Raises:
-        ServerMissing: it is not there.
+        ServerMissing: it is not installed.
     """
     folder = Path(os.environ.get("REAL_SERVERS_DIR") or PROJECT / ".real")
     path = folder / "home-assistant/bin/hass" if name == "hass" else shutil.which(name)
@@ -54,17 +54,17 @@ def program(name: str) -> Path:
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody listens on at this moment."""
+    """Return a loopback port that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def wait_until(met: Callable[[], bool], what: str, *, timeout_s: float) -> None:
-    """Return once the condition is met; it is asked every 50 ms.
+    """Return once the condition is met; it is checked every 50 ms.
 
     Raises:
-        AssertionError: it was not met in time; the message says `what` was waited for.
+        AssertionError: it was not met in time; the message names `what` was awaited.
     """
     deadline = time.monotonic() + timeout_s
     while not met():
@@ -73,7 +73,7 @@ def wait_until(met: Callable[[], bool], what: str, *, timeout_s: float) -> None:
 
 
 class Server:
-    """One process with a log file, started and ended by `with`, or by hand in between."""
+    """One process with a log file, started and stopped by `with` or explicitly within it."""
 
     def __init__(
         self,
@@ -85,9 +85,9 @@ class Server:
         environment: Mapping[str, str] | None = None,
         timeout_s: float = 60.0,
     ) -> None:
-        """Take the command and its folder; it is ready when `url` + `ready` is answered.
+        """Configure the process; it is ready once `url` + `ready` is answered.
 
-        `timeout_s` bounds starting; without an environment it gets that of the tests.
+        `timeout_s` bounds the start; `environment` defaults to that of the tests.
         """
         self.url = url
         self.log = folder / "log.txt"
@@ -99,7 +99,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        """Start it."""
+        """Start the process."""
         self.start()
         return self
 
@@ -109,8 +109,8 @@ class Server:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End it; a failed block also shows how its log ends."""
-        self.stop(timeout_s=3.0)  # nobody will miss what it has not written
+        """Stop the process; after a failed block, add the end of its log to the error."""
+        self.stop(timeout_s=3.0)  # unwritten data is not needed any more
         if error is not None:
             error.add_note(self._story())
 
@@ -118,7 +118,7 @@ class Server:
         """Start the process and wait until it is ready.
 
         Raises:
-            ServerFailed: it ended, or was not ready in time.
+            ServerFailed: it exited, or was not ready in time.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
@@ -138,7 +138,7 @@ class Server:
             time.sleep(0.1)
 
     def stop(self, *, timeout_s: float = 60.0) -> int | None:
-        """Ask the process to end, make it after `timeout_s`, and return its exit status."""
+        """Terminate the process, kill it after `timeout_s`, and return its exit status."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -150,7 +150,7 @@ class Server:
             return process.wait()
 
     def kill(self) -> None:
-        """End the process as a power cut would."""
+        """Kill the process, like a power cut."""
         process, self._process = self._process, None
         assert process is not None, "it does not run"
         process.kill()
@@ -167,9 +167,9 @@ class Server:
 
 
 def victoria_metrics(folder: Path) -> Server:
-    """Return a VictoriaMetrics that keeps everything it is sent, not yet started.
+    """Return a VictoriaMetrics with unlimited retention, not yet started.
 
-    It keeps once what it is sent twice, which it only does when told to.
+    It deduplicates points that are sent twice, which is not its default.
     """
     port = free_port()
     return Server(
@@ -213,7 +213,7 @@ def influxdb(folder: Path) -> Server:
 
 
 def prometheus(folder: Path, *, config: Path) -> Server:
-    """Return a Prometheus that follows a configuration, not yet started."""
+    """Return a Prometheus with a configuration, not yet started."""
     port = free_port()
     return Server(
         [
@@ -230,7 +230,7 @@ def prometheus(folder: Path, *, config: Path) -> Server:
 
 @dataclass(frozen=True, slots=True, order=True)
 class Emitted:
-    """A state change as Home Assistant itself knew it."""
+    """A state change as Home Assistant itself recorded it."""
 
     entity_id: str
     last_updated: datetime
@@ -238,10 +238,10 @@ class Emitted:
 
 
 class RandomChanges(NamedTuple):
-    """What the load generator does by itself."""
+    """Changes that the load generator makes on its own."""
 
     rate: float
-    """Changes a second."""
+    """Changes per second."""
     seed: int
 
 
@@ -251,12 +251,12 @@ class HomeAssistant:
     def __init__(
         self, folder: Path, *, timeout_s: float = 100.0, changes: RandomChanges | None = None
     ) -> None:
-        """Take a folder of its own, and how long it may take to listen, then to be RUNNING."""
+        """Use a folder; set how long it may take to listen, then to be RUNNING."""
         port = free_port()
         self.token = ""
         """A long-lived token of the owner."""
         self.read_only_token = ""
-        """A long-lived token of a user who may only read."""
+        """A long-lived token of a read-only user."""
         self._changes = changes
         self._folder = folder
         self._config = folder / "config"
@@ -273,11 +273,11 @@ class HomeAssistant:
 
     @property
     def url(self) -> str:
-        """The address that a person would type."""
+        """The address a user would enter."""
         return self.server.url
 
     def __enter__(self) -> Self:
-        """Start it, with an owner, a user who may only read, and a token for each."""
+        """Start it, with an owner, a read-only user, and a token for each."""
         self._configure()
         self.server.start()
         try:
@@ -294,11 +294,11 @@ class HomeAssistant:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End it; a failed block also shows how its log ends."""
+        """Stop it; after a failed block, add the end of its log to the error."""
         self.server.__exit__(kind, error, traceback)
 
     def restart(self) -> None:
-        """Stop it as an operator would, and start it again at the same address."""
+        """Stop it gracefully, and start it again at the same address."""
         self.server.stop()
         self.start()
 
@@ -317,9 +317,9 @@ class HomeAssistant:
         ).raise_for_status()
 
     def emit(self, count: int, *, rate: int, sensors: int) -> list[Emitted]:
-        """Have it emit `count` changes, `rate` a second; return them as it knew them.
+        """Emit `count` changes, `rate` a second; return them as Home Assistant recorded them.
 
-        `sensor.load_0` and so on, `sensors` of them, take turns; no state occurs twice.
+        The `sensors` entities, from `sensor.load_0`, take turns; no state occurs twice.
         """
         before = self.emitted()
         self.act(
@@ -334,7 +334,7 @@ class HomeAssistant:
         return self.emitted()[len(before) :]
 
     def emitted(self) -> list[Emitted]:
-        """Return all that was emitted so far, in order, from Home Assistant's own notes."""
+        """Return everything emitted so far, in order, from the load generator's log."""
         notes = self._config / "emitted.jsonl"
         if not notes.exists():
             return []
@@ -396,7 +396,7 @@ load_generator: {load}
         self._wait_until_stored(self.token, self.read_only_token)
 
     def _wait_until_stored(self, *tokens: str) -> None:
-        """Wait until the tokens are on disk: a Home Assistant that is killed forgets the others."""
+        """Wait until the tokens are on disk: a kill of Home Assistant loses the others."""
         ids = [_token_id(token) for token in tokens]
         file = self._config / ".storage/auth"
         wait_until(
@@ -482,12 +482,12 @@ def _answered(url: str) -> bool:
         status = httpx.get(url, timeout=2).status_code
     except httpx.TransportError:
         return False
-    # 404: it listens, but this part of it is not there yet; any other answer comes from it.
+    # 404: the server listens, but this route does not exist yet; any other answer is the route's.
     return status < httpx.codes.INTERNAL_SERVER_ERROR and status != httpx.codes.NOT_FOUND
 
 
 def main() -> None:
-    """Start and stop every neighbor once, and say how long each took."""
+    """Start and stop each dependency once, and print how long it took."""
     with tempfile.TemporaryDirectory() as folder:
         # The very first start waits for downloads.
         home_assistant = HomeAssistant(Path(folder) / "home-assistant", timeout_s=600.0)

@@ -1,8 +1,9 @@
-"""A storm: everything around and in the service fails, in an order drawn from a seed.
+"""A storm: faults of the service and everything around it, in an order drawn from a seed.
 
-The service stands between a real Home Assistant and a real InfluxDB, behind a TCP proxy on each
-side. Every fault leaves all of them running again, except for what goes on in the background for
-some seconds: a locked recorder, a slow or a silent link. Those overlap the faults that follow.
+The service runs between a real Home Assistant and a real InfluxDB, behind a TCP proxy on each
+side. Every fault leaves all of them running again, except for those that continue in the
+background for some seconds: a locked recorder, a slow or a silent link. Those overlap the faults
+that follow.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _REGISTRY_SAVED_S = 12.0
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing the storm did."""
+    """One action of the storm."""
 
     time_ns: int
     what: str
@@ -49,7 +50,7 @@ class Action:
 
 
 class Storm:
-    """The service, its two dependencies, the links between them, and all that befalls them."""
+    """The service, its two dependencies, the links between them, and their faults."""
 
     def __init__(
         self,
@@ -65,9 +66,9 @@ class Storm:
         self.kills_ns: list[int] = []
         self._service_kills_ns: list[int] = []
         self.since_ns = 0
-        """From when on the service is responsible."""
+        """Start of the time range in which every change must be captured."""
         self.until_ns = 0
-        """Up to when all is captured, and committed by the recorder."""
+        """End of that time range: everything is captured, and committed by the recorder."""
         self.renames: dict[str, str] = {}
         self._renamed_at = -math.inf
         self.present: list[str] = []
@@ -88,8 +89,8 @@ class Storm:
     async def ready(self) -> AsyncIterator[None]:
         """Run the links and the service; the block begins once events stream.
 
-        At its very first start the service finds no Home Assistant: all that happens after
-        Home Assistant's own start must be there.
+        At its first start the service finds no Home Assistant; everything that happens after the
+        start of Home Assistant must be captured.
         """
         async with self._home_link, self._database_link:
             await asyncio.to_thread(self._home_assistant.server.stop)
@@ -106,7 +107,7 @@ class Storm:
                 await self._life.aclose()
 
     async def rage(self, seconds: float) -> None:
-        """Let one fault follow the other until the time is up and each occurred at least once."""
+        """Inject faults until the time is up and each occurred at least once."""
         deadline = time.monotonic() + seconds
         deck: list[Fault] = []
         while deck or time.monotonic() < deadline:
@@ -138,7 +139,7 @@ class Storm:
         return health
 
     def history(self) -> History:
-        """Return what the comparison has to know of all this."""
+        """Return what the comparison needs to know about the storm."""
         return History(
             renames=self.renames,
             present=self.present,
@@ -178,15 +179,15 @@ class Storm:
     # --- the service
 
     async def kill_service(self) -> None:
-        """End it as a power cut would, and start it again."""
+        """Kill it, like a power cut, and start it again."""
         await self._without_service(signal.SIGKILL, self._chance.uniform(0, 6))
 
     async def stop_service(self) -> None:
-        """End it as an operator would, and start it again."""
+        """Stop it gracefully, and start it again."""
         await self._without_service(signal.SIGTERM, self._chance.uniform(0, 6))
 
     async def suspend_service(self) -> None:
-        """Stop the whole process for a while, as a busy host or a snapshot does."""
+        """Suspend the whole process for a while, like a busy host or a VM snapshot."""
         seconds = self._chance.uniform(2, 8)
         self._note(f"suspend the service for {seconds:.1f} s")
         assert self._running is not None
@@ -195,7 +196,7 @@ class Storm:
         self._running.process.send_signal(signal.SIGCONT)
 
     async def suspend_service_while_it_reconnects(self) -> None:
-        """Cut its connection and stop the process a moment later."""
+        """Cut its connection and suspend the process a moment later."""
         await self.cut_home_link()
         await asyncio.sleep(self._chance.uniform(0, 2))
         await self.suspend_service()
@@ -238,8 +239,8 @@ class Storm:
     # --- Home Assistant and its recorder
 
     async def kill_home_assistant(self) -> None:
-        """End it as a power cut would, and start it again."""
-        # A kill would undo a rename that the registry has not saved, though not the recorder's.
+        """Kill it, like a power cut, and start it again."""
+        # A kill would undo a rename in the unsaved registry, but not in the recorder.
         await asyncio.sleep(self._renamed_at + _REGISTRY_SAVED_S - time.monotonic())
         async with self._recorder_lock:
             self._note("kill Home Assistant")
@@ -249,7 +250,7 @@ class Storm:
             self._note("Home Assistant runs")
 
     async def restart_home_assistant(self) -> None:
-        """Stop it as an operator would, and start it again."""
+        """Stop it gracefully, and start it again."""
         async with self._recorder_lock:
             self._note("restart Home Assistant")
             if await asyncio.to_thread(self._home_assistant.server.stop) == -signal.SIGKILL:
@@ -265,7 +266,7 @@ class Storm:
 
     async def lock_recorder_from_outside(self) -> None:
         """Hold an exclusive lock on the recorder's database, as another program may."""
-        # Home Assistant gives up, and loses rows, after more than 30 s of its own retries.
+        # After more than 30 s of retries Home Assistant gives up and loses rows.
         seconds = self._chance.uniform(8, min(30, self._longest_lock_s))
 
         def hold() -> None:
@@ -279,7 +280,7 @@ class Storm:
         await self._lock_recorder(lambda: asyncio.to_thread(hold), seconds, "from outside")
 
     async def lock_recorder_as_a_backup_does(self) -> None:
-        """Have Home Assistant itself stop writing, for longer."""
+        """Have Home Assistant itself pause its recorder, for longer."""
         seconds = self._chance.uniform(10, self._longest_lock_s)
 
         async def hold() -> None:
@@ -294,7 +295,7 @@ class Storm:
         await self._lock_recorder(hold, seconds, "as a backup does")
 
     async def lock_recorder_and_cut_home_link(self) -> None:
-        """Open a gap that the recorder cannot answer for yet."""
+        """Open a gap that the recorder cannot fill yet."""
         await self.lock_recorder_as_a_backup_does()
         await asyncio.sleep(self._chance.uniform(2, 5))
         await self.cut_home_link()
@@ -315,7 +316,7 @@ class Storm:
         self._in_background(locked(), "storm.lock")
 
     async def _until_recorded(self) -> None:
-        """Wait until the recorder has written nearly all that it was given."""
+        """Wait until the recorder has written nearly all of its backlog."""
         async with asyncio.timeout(120 + self._longest_lock_s):
             while await self._backlog() > _FEW_ROWS:
                 await asyncio.sleep(0.5)
@@ -328,21 +329,21 @@ class Storm:
     # --- InfluxDB
 
     async def kill_influxdb(self) -> None:
-        """End it as a power cut would, and start it again."""
+        """Kill it, like a power cut, and start it again."""
         self._note("kill InfluxDB")
         await asyncio.to_thread(self._influx.kill)
         await asyncio.sleep(self._chance.uniform(0, 4))
         await asyncio.to_thread(self._influx.start)
 
     async def restart_influxdb(self) -> None:
-        """Stop it as an operator would, and start it again."""
+        """Stop it gracefully, and start it again."""
         self._note("restart InfluxDB")
         await asyncio.to_thread(self._influx.stop)
         await asyncio.sleep(self._chance.uniform(0, 4))
         await asyncio.to_thread(self._influx.start)
 
     async def suspend_influxdb(self) -> None:
-        """Have it accept connections and answer nothing for a while."""
+        """Suspend it: it accepts connections and answers nothing for a while."""
         seconds = self._chance.uniform(3, 9)
         self._note(f"suspend InfluxDB for {seconds:.1f} s")
         self._influx.signal(signal.SIGSTOP)
@@ -357,11 +358,11 @@ class Storm:
         self._home_link.cut()
 
     async def freeze_home_link(self) -> None:
-        """Let it fall silent without an end, sometimes for longer than a probe may take."""
+        """Stop all traffic without closing, sometimes for longer than the ping timeout."""
         await self._freeze(self._home_link, "Home Assistant", self._chance.uniform(3, 28))
 
     async def delay_home_handshake(self) -> None:
-        """Cut the link, and hold back the answers to the next handshakes."""
+        """Cut the link, and delay the answers to the next handshakes."""
         seconds = self._chance.uniform(1, 8)
         self._note(f"cut the link to Home Assistant, handshakes take {seconds:.1f} s")
         self._home_link.delay_s = seconds
@@ -369,7 +370,7 @@ class Storm:
         self._in_background(self._restored(self._home_link, 2 * seconds), "storm.handshake")
 
     async def skew_date_header(self) -> None:
-        """Cut the link, and have the next handshakes answered by a proxy with its own clock."""
+        """Cut the link, and change the `Date` header of the next handshakes, as a proxy may."""
         seconds = self._chance.choice([-3600, -30, -5, 5, 30, 3600])
         self._note(f"cut the link to Home Assistant, the Date header is {seconds:+d} s off")
         self._home_link.rewrite = lambda chunk: _skewed(chunk, seconds)
@@ -377,7 +378,7 @@ class Storm:
         self._in_background(self._restored(self._home_link, 10), "storm.skew")
 
     async def slow_home_link(self) -> None:
-        """Have everything from and to Home Assistant arrive late."""
+        """Delay all traffic from and to Home Assistant."""
         await self._slow(self._home_link, "Home Assistant")
 
     async def cut_database_link(self) -> None:
@@ -386,11 +387,11 @@ class Storm:
         self._database_link.cut()
 
     async def freeze_database_link(self) -> None:
-        """Let it fall silent without an end."""
+        """Stop all traffic without closing."""
         await self._freeze(self._database_link, "InfluxDB", self._chance.uniform(3, 12))
 
     async def slow_database_link(self) -> None:
-        """Have everything from and to InfluxDB arrive late."""
+        """Delay all traffic from and to InfluxDB."""
         await self._slow(self._database_link, "InfluxDB")
 
     async def _freeze(self, link: TcpProxy, name: str, seconds: float) -> None:
@@ -418,8 +419,8 @@ class Storm:
     # --- the registries
 
     async def rename_entity(self) -> None:
-        """Give an entity another id, as a person does."""
-        # One that was removed from the registry may come back under an id that it had before.
+        """Give an entity another id, as a user does."""
+        # An entity removed from the registry may come back under an earlier id.
         entity_id = await self._registered(besides=self.renames)
         renamed = f"{_PREFIX}renamed_{len(self.renames)}"
         self._note(f"rename {entity_id} to {renamed}")
@@ -430,11 +431,11 @@ class Storm:
         self._renamed_at = time.monotonic()
 
     async def rename_entity_without_service(self) -> None:
-        """Rename one while the service is down."""
+        """Rename an entity while the service is down."""
         await self._without_service(self._signal(), self._chance.uniform(1, 4), self.rename_entity)
 
     async def move_area(self) -> None:
-        """Put an entity into a new area."""
+        """Move an entity to a new area."""
         entity_id = await self._registered()
         area = await self._call("config/area_registry/create", name=f"Area {time.time_ns()}")
         assert isinstance(area, dict)
@@ -444,7 +445,7 @@ class Storm:
         )
 
     async def remove_entity(self) -> None:
-        """Remove an entity from the registry; it comes back when Home Assistant starts."""
+        """Remove an entity from the registry; it returns when Home Assistant starts."""
         entity_id = await self._registered()
         self._note(f"remove {entity_id}")
         await self._call("config/entity_registry/remove", entity_id=entity_id)
@@ -494,7 +495,7 @@ def _settled(health: Any) -> bool:
 
 
 def _skewed(chunk: bytes, seconds: int) -> bytes:
-    """Return an answer whose `Date` header is off by so many seconds."""
+    """Return an answer whose `Date` header is off by this many seconds."""
     head, separator, rest = chunk.partition(b"\r\n\r\n")
     lines = [
         _skewed_line(line, seconds) if line.lower().startswith(b"date:") else line

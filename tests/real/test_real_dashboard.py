@@ -35,14 +35,14 @@ DOWN = error(503, "shutting down", code="unavailable")
 
 @pytest.fixture
 async def browser() -> AsyncIterator[Browser]:
-    """Return a browser."""
+    """Yield a browser."""
     async with chromium() as started:
         yield started
 
 
 @contextlib.asynccontextmanager
 async def _demo(folder: Path, **settings: str) -> AsyncIterator[Service]:
-    """Start the demo and wait until something is in its store."""
+    """Start the demo and wait until its store has data."""
     environment = {
         "BATCH_TIMEOUT": "0.2",
         "LOG_LEVEL": "INFO",
@@ -62,7 +62,7 @@ async def _grows(page: Page, number: Callable[[], Awaitable[int]]) -> None:
 
 
 async def test_the_dashboard_shows_a_living_home(browser: Browser, tmp_path: Path) -> None:
-    """All is well, events move, every filter holds, the home and a history are there."""
+    """Health, moving events, filters, the home and a history are shown."""
     async with _demo(tmp_path) as running, tab(browser, running.url) as shown:
         page = shown.page
         await expect(page.locator("#verdict")).to_have_text("All is well")
@@ -102,7 +102,7 @@ async def _filters_hold(page: Page) -> None:
     await expect(rows).not_to_have_count(0)
     await page.get_by_role("button", name="Pause").click()
     await expect(page.locator("#line")).to_have_text("Paused")
-    # Nothing moves on the page while more arrives behind it.
+    # The page is paused while events still arrive.
     before = await page.locator("#events").inner_text()
     await expect(page.locator("#live-note")).to_contain_text("wait")
     assert before == await page.locator("#events").inner_text()
@@ -134,14 +134,14 @@ async def _history_is_drawn(page: Page) -> None:
 
 
 async def _history_of_words_is_drawn(shown: Tab, entity_id: str) -> None:
-    """A state that is a word is a band of colors, and a legend says how long each lasted."""
+    """Text states are a band of colors, and a legend has the duration of each."""
     await shown.go(f"#/entity/{entity_id}")
     await expect(shown.page.locator("#entity-id")).to_have_text(entity_id)
     await expect(shown.page.locator("#entity-plot rect")).not_to_have_count(0)
     await expect(shown.page.locator(".legend li").first).to_have_text(re.compile(r"^\w+ \d"))
 
 
-async def test_axe_finds_nothing_wrong(browser: Browser, tmp_path: Path) -> None:
+async def test_axe_finds_no_accessibility_violations(browser: Browser, tmp_path: Path) -> None:
     """Every view has roles, names and contrast in both themes; none is wider than a phone."""
     found: dict[str, list[str]] = {}
     complaints: list[str] = []
@@ -151,7 +151,7 @@ async def test_axe_finds_nothing_wrong(browser: Browser, tmp_path: Path) -> None
                 await expect(shown.page.locator("#latest li")).not_to_have_count(0)
                 for view in VIEWS:
                     found[f"{view} in {theme}, {size['width']} px"] = await _wrong(shown, view)
-                    assert await shown.sideways() == 0, view
+                    assert await shown.overflow_px() == 0, view
                 complaints += shown.complaints
 
     assert {view: [] for view in found} == found
@@ -170,8 +170,8 @@ async def _wrong(shown: Tab, view: str) -> list[str]:
     return await shown.violations()
 
 
-async def test_it_works_below_a_path(browser: Browser, tmp_path: Path) -> None:
-    """Every address in it is relative: behind a proxy it may stand beside other services."""
+async def test_the_dashboard_works_below_a_path(browser: Browser, tmp_path: Path) -> None:
+    """All its URLs are relative, so a proxy may serve it below a path."""
     async with (
         _demo(tmp_path) as running,
         below("home/ingestion", running.url) as url,
@@ -188,10 +188,10 @@ async def test_it_works_below_a_path(browser: Browser, tmp_path: Path) -> None:
     assert shown.complaints == []
 
 
-async def test_it_can_be_used_by_keyboard_and_without_motion(
+async def test_the_dashboard_can_be_used_by_keyboard_and_without_motion(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """Tab and Enter reach every view, the heading takes the focus, and nothing is animated."""
+    """Tab and Enter reach every view, the heading gets the focus, and nothing is animated."""
     async with _demo(tmp_path) as running, tab(browser, running.url, calm=True) as shown:
         page = shown.page
         await page.keyboard.press("Tab")
@@ -231,12 +231,12 @@ def _large_house() -> StillHouse:
     return house
 
 
-async def test_a_home_of_14_000_entities_is_shown_whole_and_is_not_heavy(
+async def test_a_home_of_14_000_entities_is_shown_completely_and_stays_fast(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """All are counted and found; rows are on the page only where somebody opened an area.
+    """All are counted and found; rows are rendered only for areas the user opened.
 
-    How long the page was busy is printed, and says as much of the machine.
+    The time for which the page was blocked is printed; it depends on the machine.
     """
     house = _large_house()
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
@@ -258,7 +258,7 @@ async def test_a_home_of_14_000_entities_is_shown_whole_and_is_not_heavy(
                 longest_ms = max(await shown.long_tasks_ms(), default=0.0)
                 await shown.page.locator("#home-search").fill("")
                 await expect(shown.page.locator(".fold")).to_have_count(41)
-                violations = await shown.violations()  # at last: it is a long task itself
+                violations = await shown.violations()  # last, because it is a long task itself
 
     sys.stdout.write(f"\n14,000 entities: the longest task {longest_ms:.0f} ms\n")
     assert found == {"areas": 41, "rows at first": 0, "one area": 335, "none, at first": 500}
@@ -268,7 +268,7 @@ async def test_a_home_of_14_000_entities_is_shown_whole_and_is_not_heavy(
 
 
 async def _opened_by_hand(shown: Tab) -> dict[str, int]:
-    """Open an area, close it, and open the largest in two steps; count what is on the page."""
+    """Open an area, close it, and open the largest in two steps; count the page's elements."""
     page = shown.page
     rows = page.locator(".entities li")
     await expect(page.locator("#home-note")).to_contain_text("14,000 entities of 14,000.")
@@ -299,7 +299,7 @@ async def _found_among_many(page: Page) -> None:
 
 @contextlib.asynccontextmanager
 async def _demo_home(folder: Path) -> AsyncIterator[FakeHomeAssistant]:
-    """Let the simulated home live in this process."""
+    """Run the simulated home in this process."""
     house = SimulatedHome(folder / "house")
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
         living = asyncio.create_task(house.run(home_assistant.fire), name="house")
@@ -310,10 +310,10 @@ async def _demo_home(folder: Path) -> AsyncIterator[FakeHomeAssistant]:
             await asyncio.wait({living})
 
 
-async def test_an_outage_of_the_database_is_told_and_so_is_its_end(
+async def test_the_start_and_end_of_a_database_outage_are_shown(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """The page names what to act on while it lasts, counts what is held, and is well again."""
+    """During it the page says what to do and counts pending points; afterwards it is healthy."""
     influx = FakeInflux()
     async with (
         _demo_home(tmp_path) as home_assistant,
@@ -338,8 +338,10 @@ async def test_an_outage_of_the_database_is_told_and_so_is_its_end(
     assert shown.complaints == []
 
 
-async def test_all_is_not_well_when_something_was_lost(browser: Browser, tmp_path: Path) -> None:
-    """Also when nothing is wrong any more: what was dropped at a bound stays lost."""
+async def test_the_page_reports_lost_points_after_the_cause_is_gone(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """Points dropped at a limit stay lost, so the page does not say that all is well."""
     house = StillHouse()
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
         house.fire = home_assistant.fire
@@ -369,7 +371,7 @@ async def test_all_is_not_well_when_something_was_lost(browser: Browser, tmp_pat
 async def test_dead_letters_are_shown_with_their_reason_and_sent_again(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """Also to who only sees the overview; deleting asks first."""
+    """The overview shows them too; deleting needs a confirmation."""
     influx = FakeInflux()
     house = StillHouse()
     influx.refuses = lambda line: "no sevens" if b'state_value="7"' in line else None
@@ -415,10 +417,10 @@ def _settings(home_assistant: str, influx: str) -> dict[str, str]:
     }
 
 
-async def test_the_key_is_asked_for_and_a_wrong_one_is_refused(
+async def test_the_dashboard_asks_for_the_key_and_refuses_a_wrong_one(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """Health is shown without it; nothing else is, until the right one was given."""
+    """Without it only health is shown."""
     async with _demo(tmp_path, API_KEY=KEY) as running, tab(browser, running.url) as shown:
         page = shown.page
         await expect(page.get_by_label("This service needs its API key")).to_be_focused()
@@ -436,7 +438,7 @@ async def test_the_key_is_asked_for_and_a_wrong_one_is_refused(
         await expect(page.locator("#latest li")).not_to_have_count(0)
         await shown.go("#/entity/sensor.electricity_meter_power")
         await expect(page.locator("#changes tr")).not_to_have_count(0)
-        # Reloaded, the tab still knows it; a new one does not.
+        # A reloaded tab still has the key; a new one does not.
         await page.reload()
         await expect(page.locator("#line")).to_have_text("Live")
         async with tab(browser, running.url) as other:
@@ -447,15 +449,19 @@ async def test_the_key_is_asked_for_and_a_wrong_one_is_refused(
     assert shown.complaints == []
 
 
-async def test_it_comes_back_after_a_restart_and_says_so(browser: Browser, tmp_path: Path) -> None:
-    """While the service is away the page says that too, and keeps what it knew."""
+async def test_the_dashboard_shows_a_restart_and_reconnects(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """While the service is down the page says so and keeps its content."""
     port = str(free_port())
     async with contextlib.AsyncExitStack() as stack:
         async with _demo(tmp_path, WEBSOCKET_INGESTION_PORT=port) as first:
             shown = await stack.enter_async_context(tab(browser, first.url))
             page = shown.page
             await expect(page.locator("#line")).to_have_text("Live")
-            await expect(page.locator("#verdict")).to_have_text("All is well")  # it knows the first
+            await expect(page.locator("#verdict")).to_have_text(
+                "All is well"
+            )  # it has seen the first run
             before = shown.complaints.copy()
             await first.stop()
         await expect(page.locator("#line")).to_contain_text("retrying in")
@@ -471,14 +477,13 @@ async def test_it_comes_back_after_a_restart_and_says_so(browser: Browser, tmp_p
     assert before == []
 
 
-async def test_it_stays_usable_at_two_thousand_events_a_second(
+async def test_the_dashboard_stays_usable_at_two_thousand_events_a_second(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """No task keeps the page busy for half a second, in the views that move most.
+    """No task blocks the page for half a second, in the busiest views.
 
-    On a machine that is busy with other things a pause says nothing of the page, so the best
-    of some looks counts; only those count in which the events really came. The figures are
-    printed.
+    On a busy machine a pause does not show a fault of the page, so the best of several samples
+    counts, of those in which events arrived at that rate. The figures are printed.
     """
     house = StillHouse()
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
@@ -500,7 +505,7 @@ async def test_it_stays_usable_at_two_thousand_events_a_second(
 
 
 async def _busiest_ms(shown: Tab, view: str) -> float:
-    """Return the longest task of three seconds in a view; the best of at most five looks."""
+    """Return the longest task within three seconds in a view; the best of at most five samples."""
     await shown.go(view)
     looks = []
     for _ in range(5):
@@ -517,12 +522,12 @@ async def _busiest_ms(shown: Tab, view: str) -> float:
             looks.append(max(tasks_ms, default=0.0))
         if looks and min(looks) < 250:
             break
-    assert looks, "the events never came at that pace"
+    assert looks, "events never arrived at that rate"
     return min(looks)
 
 
 async def _arrived(shown: Tab) -> int:
-    """Return how many events the page has had, as it says itself once a second."""
+    """Return the number of events the page has received, which it updates once a second."""
     note = await shown.page.locator("#live-note").text_content() or ""
     found = re.search(r"([\d,]+) since", note)
     return int(found[1].replace(",", "")) if found else 0

@@ -1,4 +1,4 @@
-"""What real databases do with points that they lose, refuse or cannot unpack."""
+"""How real databases treat points that they lose, refuse or cannot decompress."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ class _Exported(msgspec.Struct):
 
 
 def numbered(first: int, last: int, *, start_s: float, room: str = "a") -> Lines:
-    """Return a line a millisecond, each with its number as value."""
+    """Return one line per millisecond, each with its number as value."""
     start_ns = int(start_s * 1000) * MS_NS
     text = [f"m,room={room} v={n} {start_ns + n * MS_NS}\n" for n in range(first, last + 1)]
     return Lines("".join(text).encode(), last - first + 1)
 
 
 def in_victoria_metrics(url: str) -> set[int]:
-    """Return the numbers that are stored."""
+    """Return the stored numbers."""
     httpx.get(f"{url}/internal/force_flush").raise_for_status()
     answer = httpx.get(f"{url}/api/v1/export", params={"match[]": "m_v"}, timeout=30)
     rows = msgspec.json.Decoder(_Exported).decode_lines(answer.raise_for_status().content)
@@ -64,10 +64,10 @@ async def killed(server: Server) -> None:
 
 
 @pytest.mark.parametrize("flush_s", [None, 0.0], ids=["retained", "not retained"])
-async def test_what_victoria_metrics_loses_in_a_kill_is_sent_again(
+async def test_points_that_victoria_metrics_loses_in_a_kill_are_resent(
     tmp_path: Path, flush_s: float | None
 ) -> None:
-    """Three kills in a stream of points; without the interval the same kills lose points."""
+    """Three kills in a stream of points; without the resend interval the same kills lose points."""
     start_s, number, kills = time.time() - HOUR_S, 0, 0
     server = victoria_metrics(tmp_path / "victoria-metrics")
     with server:
@@ -92,7 +92,7 @@ async def test_what_victoria_metrics_loses_in_a_kill_is_sent_again(
     if flush_s is None:
         assert missing == set()
     else:
-        assert missing != set(), "the check notices nothing"
+        assert missing != set(), "no point was lost, so this test proves nothing"
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def influx(tmp_path: Path) -> Server:
     return influxdb(tmp_path / "influxdb")
 
 
-async def test_influxdb_keeps_live_points_while_old_ones_are_refused(
+async def test_influxdb_stores_live_points_while_old_ones_are_refused(
     tmp_path: Path, influx: Server
 ) -> None:
     """12,000 points older than the retention, then every second one, then live ones."""
@@ -140,10 +140,10 @@ async def test_influxdb_keeps_live_points_while_old_ones_are_refused(
     assert retention_s == HOUR_S
 
 
-async def test_a_field_of_another_type_in_influxdb_holds_all_points(
+async def test_a_field_type_conflict_in_influxdb_holds_all_points(
     tmp_path: Path, influx: Server
 ) -> None:
-    """Every fortieth point has no such field and is accepted in between."""
+    """Every fortieth point lacks the field and is accepted in between."""
     now_ns = time.time_ns()
     with influx:
         database = Database(influx.url, NAME)
@@ -227,10 +227,10 @@ async def without_gzip(url: str) -> AsyncIterator[str]:
         server.close()
 
 
-async def test_behind_a_proxy_without_gzip_influxdb_gets_plain_lines(
+async def test_influxdb_behind_a_proxy_without_gzip_gets_plain_lines(
     tmp_path: Path, influx: Server
 ) -> None:
-    """It answers 400 to what it takes for a line of binary."""
+    """It answers 400 to the compressed bytes, which it parses as a line."""
     with influx:
         database = Database(influx.url, NAME)
         database.create()

@@ -1,4 +1,4 @@
-"""A real Home Assistant's registries: listed, followed as they change, and kept."""
+"""The registries of a real Home Assistant are listed, followed as they change, and stored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def _asked(home_assistant: HomeAssistant, command: str, **parameters: obje
 
 
 async def _changed(home_assistant: HomeAssistant, entity_id: str, state: str) -> None:
-    """Give an entity a state, as anybody with a token may."""
+    """Set an entity's state, as any API client may."""
     async with httpx.AsyncClient(base_url=home_assistant.url, timeout=10) as client:
         answer = await client.post(
             f"/api/states/{entity_id}",
@@ -38,7 +38,7 @@ async def _changed(home_assistant: HomeAssistant, entity_id: str, state: str) ->
 
 
 async def _event(running: Service, entity_id: str, state: str) -> Mapping[str, Any]:
-    """Return the event that told of a state."""
+    """Return the event of a state."""
 
     def met(page: Any) -> bool:
         return any(event["state"] == state for event in page.get("events", ()))
@@ -51,7 +51,7 @@ async def _event(running: Service, entity_id: str, state: str) -> Mapping[str, A
 async def _until_area(
     home_assistant: HomeAssistant, running: Service, area_id: str | None, *, within_s: float
 ) -> float:
-    """Change the light again and again until an event carries the area; return the seconds."""
+    """Change the light repeatedly until an event carries the area; return the seconds."""
     began = time.monotonic()
     number = 0
     while True:
@@ -79,7 +79,7 @@ async def _discovered(running: Service) -> Any:
 
 
 @pytest.mark.parametrize("user", ["owner", "reader"])
-async def test_everything_is_listed(
+async def test_all_registries_are_listed(
     home_assistant: HomeAssistant, tmp_path: Path, user: str
 ) -> None:
     """A read-only token is enough."""
@@ -107,10 +107,10 @@ async def test_everything_is_listed(
     }
 
 
-async def test_the_next_event_carries_the_new_area(
+async def test_the_next_event_after_a_registry_change_carries_the_new_area(
     home_assistant: HomeAssistant, tmp_path: Path
 ) -> None:
-    """Within 2 s: an entity that is moved, its device that is moved, an area that is deleted."""
+    """Within 2 s of moving an entity or its device, or of deleting an area."""
     lab = (await _asked(home_assistant, "config/area_registry/create", name="Lab"))["area_id"]
     shed = (await _asked(home_assistant, "config/area_registry/create", name="Shed"))["area_id"]
     entity = await _asked(home_assistant, "config/entity_registry/get", entity_id=_LIGHT)
@@ -131,7 +131,7 @@ async def test_the_next_event_carries_the_new_area(
         )
         seconds.append(await _until_area(home_assistant, running, shed, within_s=2))
 
-        # The catalog outlives the process: the first event of the next is in the same series.
+        # The catalog is persistent: the first event after a restart is in the same series.
         await running.stop()
     async with service(tmp_path, _reading(home_assistant, home_assistant.token)) as running:
         await _discovered(running)

@@ -1,4 +1,4 @@
-"""`python -m app doctor` between a real Home Assistant and real databases."""
+"""`python -m app doctor` against a real Home Assistant and real databases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.settings import variables
 from tests.real.influx_1 import Database
 from tests.real.servers import HomeAssistant, Server
 
-# The first test waits for Home Assistant to start, which takes minutes on a busy machine.
+# The first test includes the start of Home Assistant, minutes on a busy machine.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 Set = Callable[..., None]
@@ -24,7 +24,7 @@ Set = Callable[..., None]
 
 @pytest.fixture
 def set_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
-    """Return what sets variables; at first only the folder and the port are."""
+    """Return a function that sets variables; the folder and the port are set already."""
     for variable in variables():
         for name in variable.names:
             monkeypatch.delenv(name, raising=False)
@@ -46,10 +46,10 @@ async def doctor() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("is_admin", [True, False])
-async def test_all_is_well_with_either_token(
+async def test_every_check_passes_with_either_token(
     home_assistant: HomeAssistant, influx_1: Server, set_: Set, *, is_admin: bool
 ) -> None:
-    """Rights, version, clock and recorder as they are; the probe is written, found and gone."""
+    """Rights, version, clock and recorder are real; the probe is written, read and deleted."""
     database = Database(influx_1.url, "doctor")
     database.run('DROP DATABASE "doctor"')
     set_(
@@ -59,55 +59,55 @@ async def test_all_is_well_with_either_token(
         INFLUXDB_BUCKET="doctor",
     )
 
-    told = await doctor()
+    report = await doctor()
 
-    assert told["verdict"] == "ok", told
-    assert told["rights"]["readings"] == {"is_admin": is_admin}
-    assert told["version"]["readings"]["ha_state"] == "RUNNING"
-    assert told["recorder"]["readings"] == {"present": True, "hours_back": 1.0}
-    assert abs(told["ha_clock"]["readings"]["difference_s"]) <= 5.0
-    assert told["database"]["readings"]["version"].startswith("1.6.7")
-    assert told["database_read_back"]["readings"] == {"found": True, "removed": True}
+    assert report["verdict"] == "ok", report
+    assert report["rights"]["readings"] == {"is_admin": is_admin}
+    assert report["version"]["readings"]["ha_state"] == "RUNNING"
+    assert report["recorder"]["readings"] == {"present": True, "hours_back": 1.0}
+    assert abs(report["ha_clock"]["readings"]["difference_s"]) <= 5.0
+    assert report["database"]["readings"]["version"].startswith("1.6.7")
+    assert report["database_read_back"]["readings"] == {"found": True, "removed": True}
     assert database.points(f'SELECT * FROM "{MEASUREMENT}" GROUP BY *') == []
 
 
-async def test_a_wrong_token_is_told_from_an_address_that_is_wrong(
+async def test_a_wrong_token_and_a_wrong_address_are_distinguished(
     home_assistant: HomeAssistant, influx_1: Server, set_: Set
 ) -> None:
-    """A real Home Assistant at a wrong path, the database where it should be, and the reverse."""
+    """A wrong path of Home Assistant, the database's address in its place, and the reverse."""
     set_(
         HOME_ASSISTANT_URL=home_assistant.url,
         HOME_ASSISTANT_TOKEN="x" * 64,
         INFLUXDB_URL=home_assistant.url,
     )
-    told = await doctor()
+    report = await doctor()
     set_(HOME_ASSISTANT_URL=influx_1.url)
     again = await doctor()
     set_(HOME_ASSISTANT_URL=home_assistant.url.replace("http:", "https:"))
     tls = await doctor()
 
-    assert told["home_assistant"]["status"] == "ok"
-    assert told["token"]["status"] == "failed"
-    assert "HOME_ASSISTANT_TOKEN" in told["token"]["advice"]
-    assert "INFLUXDB_URL" in told["database"]["advice"]
+    assert report["home_assistant"]["status"] == "ok"
+    assert report["token"]["status"] == "failed"
+    assert "HOME_ASSISTANT_TOKEN" in report["token"]["advice"]
+    assert "INFLUXDB_URL" in report["database"]["advice"]
     assert again["home_assistant"]["status"] == "failed"
     assert "404" in again["home_assistant"]["what"]
     assert "does not speak TLS" in tls["home_assistant"]["what"]
 
 
-async def test_a_point_stays_in_victoria_metrics(
+async def test_the_probe_point_stays_in_victoria_metrics(
     home_assistant: HomeAssistant, victoria: Server, set_: Set
 ) -> None:
-    """It is taken; that it cannot be read back in the way of InfluxDB is a warning, and said."""
+    """It is accepted; that InfluxDB's query API cannot read it back is a warning."""
     set_(
         HOME_ASSISTANT_URL=home_assistant.url,
         HOME_ASSISTANT_TOKEN=home_assistant.read_only_token,
         INFLUXDB_URL=victoria.url,
     )
 
-    told = await doctor()
+    report = await doctor()
 
-    assert told["verdict"] == "warning", told
-    assert told["database_write"]["status"] == "ok"
-    assert told["database_read_back"]["status"] == "warning"
-    assert MEASUREMENT in told["database_read_back"]["what"]
+    assert report["verdict"] == "warning", report
+    assert report["database_write"]["status"] == "ok"
+    assert report["database_read_back"]["status"] == "warning"
+    assert MEASUREMENT in report["database_read_back"]["what"]

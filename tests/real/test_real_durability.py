@@ -1,6 +1,6 @@
-"""Acknowledged means on the disk: what the system calls of a running service say.
+"""Acknowledged means synced to disk, checked in the system calls of a running service.
 
-A kill leaves the page cache alone, so only they can show that a power cut would lose nothing.
+A kill does not clear the page cache, so only system calls show that a power cut loses nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>.*= 0$")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a trace shows."""
+    """The result of a trace."""
 
     acknowledged: int
     """Writes to the ledger."""
@@ -58,7 +58,7 @@ class _Reading:
     """Threads whose sync of the WAL has begun and not returned."""
 
     def take(self, line: str) -> None:
-        """Note one line of the trace."""
+        """Process one line of the trace."""
         if found := _RESUMED.match(line):
             if found[1] in self.syncing:
                 self.syncing.discard(found[1])
@@ -93,7 +93,7 @@ class _Reading:
 
 
 def read_trace(lines: Iterator[str]) -> Found:
-    """Hold every acknowledgement in a trace against the syncs before it."""
+    """Check every acknowledgement in a trace against the syncs before it."""
     reading = _Reading()
     for line in lines:
         reading.take(line)
@@ -101,10 +101,10 @@ def read_trace(lines: Iterator[str]) -> Found:
 
 
 async def traced(folder: Path, *options: str, commits: int) -> Found:
-    """Run the service under strace until it acknowledged so many commits; judge the trace."""
+    """Run the service under strace until it acknowledged this many commits; check the trace."""
     trace = folder / "trace.txt"
     house, ledger = StillHouse(), Acknowledged()
-    # -D: strace stands aside, so that signals and exit status are the service's own.
+    # -D: strace is not the parent, so signals and exit status are the service's own.
     strace = ("-D", "-f", "-y", "-s", "0", "-e", f"trace={CALLS}", "-o", str(trace))
     async with (
         FakeHomeAssistant(house, token=TOKEN) as home_assistant,
@@ -133,15 +133,15 @@ async def traced(folder: Path, *options: str, commits: int) -> Found:
 
 
 async def test_every_acknowledged_commit_was_synced_before(tmp_path: Path) -> None:
-    """The WAL is on the disk when a commit returns, and only then it is acknowledged."""
+    """The WAL is on disk when a commit returns, and only then is the commit acknowledged."""
     found = await traced(tmp_path, commits=50)
 
     assert found.acknowledged >= 50
     assert (found.unsynced, found.uncommitted) == (0, 0)
 
 
-async def test_the_check_notices_a_journal_that_does_not_sync(tmp_path: Path) -> None:
-    """The same look at a journal with `synchronous = OFF` finds every commit unsafe."""
+async def test_the_trace_check_detects_a_journal_that_does_not_sync(tmp_path: Path) -> None:
+    """With `synchronous = OFF` it finds every commit unsafe."""
     found = await traced(tmp_path, "--synchronous", "OFF", commits=50)
 
     assert found.acknowledged >= 50

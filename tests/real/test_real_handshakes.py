@@ -1,4 +1,4 @@
-"""How a real Home Assistant turns a connection away, and what is said of it."""
+"""How a real Home Assistant refuses a connection, and the reason that is reported."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ WRONG_TOKEN = "wrong-token-0123456789-0123456789-0123456789"
 
 
 @pytest.fixture(scope="module")
-def home_of_ours(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HomeAssistant]:
-    """Return a Home Assistant that no other test uses: it is broken, and bans us."""
+def own_home_assistant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HomeAssistant]:
+    """Yield a Home Assistant for these tests only: it gets broken, and bans us."""
     with HomeAssistant(tmp_path_factory.mktemp("home-of-ours")) as server:
         yield server
 
@@ -49,8 +49,8 @@ def source_to(
     )
 
 
-async def test_a_proxy_that_is_not_trusted_is_named(home_assistant: HomeAssistant) -> None:
-    """Home Assistant answers 400 to what a proxy has forwarded, unless it trusts the proxy."""
+async def test_an_untrusted_proxy_is_named(home_assistant: HomeAssistant) -> None:
+    """Home Assistant answers 400 to requests forwarded by a proxy it does not trust."""
     source = source_to(
         home_assistant, token=home_assistant.token, **{"X-Forwarded-For": "192.0.2.1"}
     )
@@ -61,7 +61,7 @@ async def test_a_proxy_that_is_not_trusted_is_named(home_assistant: HomeAssistan
     assert "trusted_proxies" in str(caught.value.advice)
 
 
-async def test_a_path_that_is_not_there_is_named(home_assistant: HomeAssistant) -> None:
+async def test_a_wrong_path_is_named(home_assistant: HomeAssistant) -> None:
     """Home Assistant answers 404."""
     source = source_to(home_assistant, token=home_assistant.token, path="/behind")
     with pytest.raises(SourceUnavailable, match=r"no WebSocket API at this path \(404\)"):
@@ -69,13 +69,13 @@ async def test_a_path_that_is_not_there_is_named(home_assistant: HomeAssistant) 
             pass
 
 
-async def test_recovery_mode_is_reported(home_of_ours: HomeAssistant) -> None:
-    """A configuration that cannot be read leaves it RUNNING, with next to nothing."""
-    file = configuration(home_of_ours)
+async def test_recovery_mode_is_reported(own_home_assistant: HomeAssistant) -> None:
+    """With an unreadable configuration it is RUNNING, but has almost no entities."""
+    file = configuration(own_home_assistant)
     good = file.read_text()
     file.write_text(good + "\nsensor: [\n")
-    await asyncio.to_thread(home_of_ours.restart)
-    source = source_to(home_of_ours, token=home_of_ours.token)
+    await asyncio.to_thread(own_home_assistant.restart)
+    source = source_to(own_home_assistant, token=own_home_assistant.token)
     try:
         async with running(source, RecordingListener()):
             await until(lambda: source.status().ha_state == "RUNNING")
@@ -87,19 +87,19 @@ async def test_recovery_mode_is_reported(home_of_ours: HomeAssistant) -> None:
     assert "Home Assistant runs in recovery mode" in reason
 
 
-async def test_a_ban_is_named(home_of_ours: HomeAssistant) -> None:
-    """Wrong tokens have the address banned, and then every request is answered with 403."""
-    file = configuration(home_of_ours)
+async def test_a_banned_address_is_named(own_home_assistant: HomeAssistant) -> None:
+    """After wrong tokens the address is banned, and every request is answered with 403."""
+    file = configuration(own_home_assistant)
     banning = "http:\n  ip_ban_enabled: true\n  login_attempts_threshold: 2"
     file.write_text(file.read_text().replace("http:", banning, 1))
-    await asyncio.to_thread(home_of_ours.restart)
+    await asyncio.to_thread(own_home_assistant.restart)
     for _ in range(2):
         with pytest.raises(SourceAuthRejected):
-            async with source_to(home_of_ours, token=WRONG_TOKEN).commands():
+            async with source_to(own_home_assistant, token=WRONG_TOKEN).commands():
                 pass
 
     with pytest.raises(SourceUnavailable, match=r"bans this machine \(403\)") as caught:
-        async with source_to(home_of_ours, token=home_of_ours.token).commands():
+        async with source_to(own_home_assistant, token=own_home_assistant.token).commands():
             pass
 
     assert "ip_bans.yaml" in str(caught.value.advice)

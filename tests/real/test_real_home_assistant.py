@@ -17,7 +17,7 @@ import pytest
 from tests.real.servers import Emitted, HomeAssistant, Server
 from tests.service.process import Service, service
 
-# The first test waits for Home Assistant to start, which takes minutes on a busy machine.
+# The first test includes the start of Home Assistant, minutes on a busy machine.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 _QUICK = {
@@ -30,7 +30,7 @@ _QUICK = {
 async def test_20_000_changes_arrive_once_in_both_databases(
     home_assistant: HomeAssistant, victoria: Server, tmp_path: Path
 ) -> None:
-    """At 1,000 a second, what Home Assistant emitted is what the databases hold."""
+    """At 1,000 a second, the databases hold exactly what Home Assistant emitted."""
     environment = _reading(home_assistant, home_assistant.token) | {
         "EMBEDDED_STORE": "on",
         "INFLUXDB_URL": victoria.url,
@@ -51,8 +51,10 @@ async def test_20_000_changes_arrive_once_in_both_databases(
     assert health["status"] == "healthy", health["reasons"]
 
 
-async def test_a_read_only_token_is_enough(home_assistant: HomeAssistant, tmp_path: Path) -> None:
-    """Nobody has to give this service more than reading: events and registries come."""
+async def test_a_read_only_token_receives_events_and_registries(
+    home_assistant: HomeAssistant, tmp_path: Path
+) -> None:
+    """The service needs no more rights than reading."""
     environment = _reading(home_assistant, home_assistant.read_only_token)
 
     async with service(tmp_path, environment) as running:
@@ -66,10 +68,10 @@ async def test_a_read_only_token_is_enough(home_assistant: HomeAssistant, tmp_pa
     assert health["discovery"]["devices"] > 0
 
 
-async def test_a_wrong_token_is_said_in_words(
+async def test_a_wrong_token_makes_the_service_degraded_with_advice(
     home_assistant: HomeAssistant, tmp_path: Path
 ) -> None:
-    """The service stays up, is degraded, and says what a person has to do."""
+    """The service keeps running, and health says what to do."""
     async with service(tmp_path, _reading(home_assistant, "x" * 64)) as running:
         health = await running.until("/health", lambda health: health["status"] == "degraded")
         health = await running.until("/health", lambda health: health["reasons"])
@@ -101,9 +103,9 @@ def _reading(home_assistant: HomeAssistant, token: str) -> dict[str, str]:
 
 
 async def _connected(running: Service, *, times: int = 1) -> Any:
-    """Wait until events stream over the connection of this number, from a Home Assistant at work.
+    """Wait until events stream over this connection, counted from 1, and Home Assistant runs.
 
-    The registries were listed by then, so no event waits for them.
+    The registries are listed by then, so no event waits for them.
     """
 
     def met(health: Any) -> bool:
@@ -122,7 +124,7 @@ async def _emitted(home_assistant: HomeAssistant, count: int, *, rate: int) -> l
 
 
 async def _settled(running: Service, emitted: Sequence[Emitted]) -> Any:
-    """Wait until so many events were received, and all of them are where they should be."""
+    """Wait until this many events were received and all of them are written."""
 
     def met(health: Any) -> bool:
         received = health["accounting"]["events"]["received"]
@@ -134,7 +136,7 @@ async def _settled(running: Service, emitted: Sequence[Emitted]) -> Any:
 
 
 async def _stored(running: Service, emitted: Sequence[Emitted]) -> list[Emitted]:
-    """Return what the embedded store has of the generator's sensors since the first of these."""
+    """Return the generator's states in the embedded store since the first of these."""
     stored: list[Emitted] = []
     query = {"start": emitted[0].last_updated.isoformat(), "domain": "sensor", "limit": "1000"}
     while True:

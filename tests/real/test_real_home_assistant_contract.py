@@ -1,4 +1,4 @@
-"""The contract of Home Assistant's answers, asked of a real one."""
+"""The contract of Home Assistant's answers, checked with a real one."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from app.homeassistant.endpoint import Endpoint
 from tests.contracts.home_assistant import Home, HomeAssistantContract
 from tests.real.servers import HomeAssistant
 
-# The first test waits for Home Assistant to start, which takes minutes on a busy machine.
+# The first test includes the start of Home Assistant, minutes on a busy machine.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(300)]
 
 
 @pytest.fixture
 async def home(home_assistant: HomeAssistant) -> AsyncIterator[Home]:
-    """Home Assistant with its demo devices; a user who may only read asks."""
+    """Yield Home Assistant with its demo devices, for a read-only user."""
     owner = {"Authorization": f"Bearer {home_assistant.token}"}
     endpoint = Endpoint(
         home_assistant.url.replace("http", "ws", 1) + "/api/websocket",
@@ -41,4 +41,4 @@ async def home(home_assistant: HomeAssistant) -> AsyncIterator[Home]:
 
 
 class TestRealHomeAssistant(HomeAssistantContract):
-    """In `make test-real`."""
+    """Runs in `make test-real`."""

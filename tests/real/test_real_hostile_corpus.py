@@ -1,7 +1,7 @@
-"""Whatever Home Assistant may say is read back equal from a real InfluxDB 1.
+"""Hostile input from Home Assistant is read back equal from a real InfluxDB 1.
 
-Or, where line protocol cannot carry it, as docs/SCHEMA.md says that it is replaced. What comes
-back is compared to the last bit of a float and the last character of a text.
+What line protocol cannot carry is replaced as docs/SCHEMA.md says. Values are compared to the
+last bit of a float and the last character of a text.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ KEPT = {
     "an integer": "5i",
     "null": "null",
 }
-"""What every text may be: state, name, attribute, context, and tag."""
+"""Texts that are stored unchanged as state, name, attribute, context and tag."""
 
 REPLACED = {
     "newline": ("a\nb", "a b"),
@@ -71,10 +71,10 @@ REPLACED = {
     "backslash before an equals sign": ("a\\\\=b", "a//=b"),
     "long": ("ä" * 2_000, "ä" * 1_024),
 }
-"""What a string field keeps, and a tag holds instead."""
+"""Texts that a string field stores, with what a tag stores instead."""
 
 SURROGATE = ("a\ud83db", "a\ufffdb")
-"""Half a character, which no JSON parser of ours lets through."""
+"""A lone surrogate, which our JSON parsers never return."""
 
 VALUES: Mapping[str, float | None] = {
     "1.7976931348623157e308": 1.7976931348623157e308,
@@ -112,7 +112,7 @@ VALUES: Mapping[str, float | None] = {
     "٣": None,
     "½": None,
 }
-"""States at the edges of what is a number."""
+"""Edge cases of numeric states."""
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def database(influx_1: Server) -> Database:
     return database
 
 
-async def test_every_text_is_kept_where_a_field_holds_it(
+async def test_every_text_is_stored_unchanged_in_a_field(
     influx_1: Server, database: Database
 ) -> None:
     """State, previous state, names, context and attributes: newlines, NUL and all."""
@@ -151,10 +151,10 @@ async def test_every_text_is_kept_where_a_field_holds_it(
     _assert_equal(stored, changes)
 
 
-async def test_every_text_is_a_tag_as_it_is_or_as_its_replacement(
+async def test_every_text_is_stored_as_a_tag_or_its_replacement(
     influx_1: Server, database: Database
 ) -> None:
-    """Every tag that may hold any text, and none breaks out of its place or loses its point."""
+    """No text breaks out of its tag or loses its point."""
     table = [*((text, text) for text in KEPT.values()), *REPLACED.values(), SURROGATE]
     changes = [
         msgspec.structs.replace(
@@ -178,8 +178,8 @@ async def test_every_text_is_a_tag_as_it_is_or_as_its_replacement(
     _assert_equal(stored, changes)
 
 
-async def test_tags_without_a_text_are_left_out(influx_1: Server, database: Database) -> None:
-    """An empty tag is none at all in InfluxDB, and a line that has one is refused."""
+async def test_empty_tags_are_omitted(influx_1: Server, database: Database) -> None:
+    """InfluxDB has no empty tags and refuses a line with one."""
     (change,) = _changes([_event(0, "", attributes={"device_class": "", "friendly_name": ""})])
     change = msgspec.structs.replace(
         change, placement=Placement(device_id="", area_id="", integration="", model="")
@@ -199,9 +199,7 @@ async def test_tags_without_a_text_are_left_out(influx_1: Server, database: Data
     _assert_equal([stored], [change])
 
 
-async def test_every_name_of_an_attribute_names_a_field(
-    influx_1: Server, database: Database
-) -> None:
+async def test_every_attribute_name_becomes_a_field(influx_1: Server, database: Database) -> None:
     """Also `time`, which no field may be called, and numbers beside texts of one name."""
     names = [*KEPT.values(), *(text for text, _ in REPLACED.values()), "x", "x_str", "value"]
     values: Sequence[object] = (21, "warm", True, 2.5, None, [1, "a"], {"b": 2}, -0.0, 1e300, 2**80)
@@ -230,8 +228,8 @@ async def test_every_name_of_an_attribute_names_a_field(
     _assert_equal(stored, changes)
 
 
-async def test_numbers_are_kept_to_the_last_bit(influx_1: Server, database: Database) -> None:
-    """A state that is a finite number is one here; any other is text, and keeps its letters."""
+async def test_numbers_are_stored_to_the_last_bit(influx_1: Server, database: Database) -> None:
+    """A state that is a finite number is stored as one; any other is unchanged text."""
     changes = _changes(_event(number, state) for number, state in enumerate(VALUES))
 
     await _write(influx_1, database, changes)
@@ -243,10 +241,10 @@ async def test_numbers_are_kept_to_the_last_bit(influx_1: Server, database: Data
     _assert_equal(stored, changes)
 
 
-async def test_70_kb_of_attributes_are_cut_to_what_a_string_may_hold(
+async def test_70_kb_of_attributes_are_truncated_to_the_limit_of_a_string(
     influx_1: Server, database: Database
 ) -> None:
-    """The largest go, `_truncated` names them, and what is left is JSON; a long state is cut."""
+    """The largest are removed and named in `_truncated`; the rest is JSON; a long state is cut."""
     large = 'ä, "\\\n' * 10_000
     (change,) = _changes([_event(0, large, attributes={"large": large, "small": "\\" * 20_000})])
 
@@ -262,7 +260,7 @@ async def test_70_kb_of_attributes_are_cut_to_what_a_string_may_hold(
     _assert_equal([stored], [change])
 
 
-async def test_every_time_that_influxdb_can_hold_is_kept(
+async def test_every_time_that_influxdb_can_represent_is_stored(
     influx_1: Server, database: Database
 ) -> None:
     """From 1677 to 2262, to the microsecond."""
@@ -290,13 +288,11 @@ async def test_every_time_that_influxdb_can_hold_is_kept(
     _assert_equal(stored, changes)
 
 
-async def test_points_that_nobody_thought_of_are_read_back_equal(
-    influx_1: Server, database: Database
-) -> None:
-    """Changes and whole events made by hypothesis, the same every time, in one request each."""
+async def test_generated_points_are_read_back_equal(influx_1: Server, database: Database) -> None:
+    """Changes and whole events generated by hypothesis, always the same, in one request each."""
     changes = [*_made_changes(), *_changes(_made_events())]
     changes = [
-        # Their own times are compared elsewhere: here each is the name of its point.
+        # Times are compared in another test; here each identifies its point.
         msgspec.structs.replace(change, time_ns=_NOON_NS + number * 1_000)
         for number, change in enumerate(changes)
     ]
@@ -316,7 +312,7 @@ def _event(
     context: Mapping[str, object] | None = None,
     time: str | None = None,
 ) -> Event:
-    """Return an event read from JSON as Home Assistant writes it, `number` seconds after noon."""
+    """Return an event decoded from Home Assistant's JSON, `number` seconds after noon."""
     time = time or f"2026-11-23T12:{number // 60:02d}:{number % 60:02d}.123456+00:00"
     row = {
         "entity_id": "sensor.kitchen",
@@ -338,7 +334,7 @@ def _changes(events: Iterator[Event] | Sequence[Event]) -> list[Change]:
     """Return the changes of events that all have one."""
     changes: list[Change] = []
     for event in events:
-        # Each as the first of its home: what was known before is no part of these cases.
+        # Each with an empty cache: earlier attributes are not part of these cases.
         found, malformed = Normalizer(dict).changes([event])
         assert not malformed
         changes += found
@@ -383,7 +379,7 @@ def _made_events() -> list[Event]:
 
 
 async def _write(server: Server, database: Database, changes: Sequence[Change]) -> None:
-    """Encode the changes and have the sink write them, all in one request."""
+    """Encode the changes and write them with the sink, in one request."""
     lines = _encoder().encode(changes)
     row = Row(first=1, points=lines.points, gzip=gzip.compress(lines.data, 1), received_at=0.0)
     async with InfluxSink(
@@ -398,7 +394,7 @@ def _encoder() -> HomeiqEncoder:
 
 
 def _assert_equal(stored: Sequence[StoredPoint], changes: Sequence[Change]) -> None:
-    """Compare what is stored with what the tables of the schema say, written down a second time."""
+    """Compare the stored points with the schema's tables, which are written down here again."""
     expected = [
         expected_point(
             change,
@@ -422,7 +418,7 @@ def _comparable(point: StoredPoint) -> object:
 
 
 def _exact(value: str | float | None) -> object:
-    """Return something that differs where the bits of a float do: -0.0 equals 0.0."""
+    """Return a value that differs if any bit of a float does: -0.0 equals 0.0."""
     if isinstance(value, str | bool | None):
         return value
     return math.copysign(1.0, value), float(value)

@@ -1,4 +1,4 @@
-"""A database with a past: the predecessor's points, and fields of another type."""
+"""A database with earlier data: the predecessor's points, and fields of another type."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ CONFLICTS = {
     "state_value": "state_value=21.5",
     "available": 'available="yes"',
 }
-"""A field of the point schema, and what somebody wrote to it before."""
+"""A field of the point schema, and an earlier value of another type."""
 
 
 @pytest.fixture
 async def house() -> StillHouse:
-    """Return a home where nothing moves by itself."""
+    """Return a home that only the test changes."""
     return StillHouse()
 
 
@@ -65,14 +65,14 @@ def database(influx_1: Server) -> Database:
     return database
 
 
-async def test_the_predecessors_points_and_ours_stand_side_by_side(
+async def test_the_predecessors_points_and_ours_coexist(
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
     influx_1: Server,
     database: Database,
     tmp_path: Path,
 ) -> None:
-    """The same measurement and entity, the same field names: no conflict, and nothing is lost."""
+    """Same measurement, entity and field names: there is no conflict, and nothing is lost."""
     database.write("\n".join(PREDECESSOR).encode(), precision="ms")
     theirs = database.points()
 
@@ -88,7 +88,7 @@ async def test_the_predecessors_points_and_ours_stand_side_by_side(
 
 
 @pytest.mark.parametrize("field", CONFLICTS)
-async def test_a_field_of_another_type_is_named_and_costs_nothing_once_it_is_gone(  # noqa: PLR0917 - fixtures
+async def test_a_field_type_conflict_is_named_and_all_points_are_written_once_it_is_fixed(  # noqa: PLR0917 - fixtures
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
     influx_1: Server,
@@ -96,7 +96,7 @@ async def test_a_field_of_another_type_is_named_and_costs_nothing_once_it_is_gon
     tmp_path: Path,
     field: str,
 ) -> None:
-    """A person reads what to drop; then held points go by themselves, dead letters by request."""
+    """Health names the field to drop; then pending points are written, dead letters by request."""
     database.write(_with_field(field))
 
     async with service(tmp_path, _settings(home_assistant, influx_1, database)) as running:
@@ -113,14 +113,14 @@ async def test_a_field_of_another_type_is_named_and_costs_nothing_once_it_is_gon
     assert health["status"] == "healthy", health["reasons"]
 
 
-async def test_what_one_database_refuses_another_one_takes_after_a_restart(
+async def test_points_that_one_database_refuses_go_to_another_after_a_restart(
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
     influx_1: Server,
     database: Database,
     tmp_path: Path,
 ) -> None:
-    """A new INFLUXDB_BUCKET, created on the way, gets all that the old one did not take."""
+    """A new INFLUXDB_BUCKET is created and gets every point that the old one did not accept."""
     field = "duration_in_state_seconds"
     database.write(_with_field(field))
     other = Database(influx_1.url, "without a past")
@@ -135,7 +135,7 @@ async def test_what_one_database_refuses_another_one_takes_after_a_restart(
         retried = await _retry(running)
         await _until_settled(running)
 
-    # The first change has no duration, and is where there was no reason to refuse it.
+    # The first change has no duration, so the old database had no reason to refuse it.
     accepted = [point for point in database.points() if "state_value" in point.fields]
     assert [point.fields["state_value"] for point in accepted] == _NUMBERS[:1]
     assert [point.fields["state_value"] for point in other.points()] == _NUMBERS[1:]
@@ -144,7 +144,7 @@ async def test_what_one_database_refuses_another_one_takes_after_a_restart(
 
 
 def _with_field(field: str) -> bytes:
-    """Return a line that gives the field its other type, in the week of the test's changes."""
+    """Return a line with the field in its other type, in the week of the test's changes."""
     written = CONFLICTS.get(field, f'{field}="61.2"')
     return f"home_assistant_events,entity_id=sensor.old {written} {_NOON_MS}000000".encode()
 
@@ -164,7 +164,7 @@ def _settings(
 
 
 async def _play(running: Service, house: StillHouse) -> None:
-    """Let the kitchen change, and wait until all of it is in the journal."""
+    """Change the kitchen, and wait until everything is in the journal."""
     await running.until("/health", lambda health: health["subscription"]["is_subscribed"])
     for state in _NUMBERS:
         house.set_state("sensor.kitchen", state)
@@ -180,7 +180,7 @@ async def _until_refusing(running: Service) -> Any:
 
 
 async def _until_settled(running: Service) -> Any:
-    """Wait until nothing is held, and no earlier."""
+    """Wait until nothing is pending."""
     return await running.until(
         "/health",
         lambda health: health["sinks"][0]["held"] == 0 and health["sinks"][0]["state"] == "ok",
@@ -189,7 +189,7 @@ async def _until_settled(running: Service) -> Any:
 
 
 async def _retry(running: Service) -> int:
-    """Send the dead letters again, and return how many that were."""
+    """Send the dead letters again, and return their number."""
     async with httpx.AsyncClient(base_url=running.url, timeout=10) as client:
         answer = await client.post("/api/v1/dead-letters/retry")
     return int(answer.raise_for_status().json()["retried"])

@@ -1,4 +1,4 @@
-"""docker/prometheus, read by a real Prometheus and its promtool."""
+"""docker/prometheus, checked with a real Prometheus and its promtool."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ FILES = PROJECT / "docker" / "prometheus"
     ],
     ids=" ".join,
 )
-def test_promtool_finds_nothing_wrong(question: tuple[str, ...]) -> None:
-    """Both files can be used, and each alert fires when it should and at no other time."""
+def test_promtool_accepts_the_configuration_and_the_rules(question: tuple[str, ...]) -> None:
+    """Each alert fires when it should and at no other time."""
     assert promtool(FILES, *question) == (0, "")
 
 
 def test_every_alert_is_tested_to_fire(tmp_path: Path) -> None:
-    """With rules that never fire, the tests of all of them fail."""
+    """With rules that never fire, every rule test fails."""
     folder = Path(shutil.copytree(FILES, tmp_path / "prometheus"))
     rules = yaml.safe_load((folder / "alerts.yml").read_text())
     names = {rule["alert"] for rule in rules["groups"][0]["rules"]}
@@ -47,14 +47,14 @@ def test_every_alert_is_tested_to_fire(tmp_path: Path) -> None:
         rule["expr"] = "vector(0) > 1"
     (folder / "alerts.yml").write_text(yaml.safe_dump(rules))
 
-    status, said = promtool(folder, "test", "rules", "alerts.test.yml")
+    status, output = promtool(folder, "test", "rules", "alerts.test.yml")
 
     assert status == 1
-    assert set(re.findall(r'exp: \{alertname="(\w+)"\}', said)) == names
+    assert set(re.findall(r'exp: \{alertname="(\w+)"\}', output)) == names
 
 
-async def test_a_real_prometheus_scrapes_the_service_and_raises_the_alarm(tmp_path: Path) -> None:
-    """While all is well nothing fires; Home Assistant away is told, and is over again."""
+async def test_a_real_prometheus_scrapes_the_service_and_fires_an_alert(tmp_path: Path) -> None:
+    """None fires while healthy; one fires while Home Assistant is down, and resolves afterwards."""
     house = StillHouse()
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
         house.fire = home_assistant.fire
@@ -75,10 +75,10 @@ async def test_a_real_prometheus_scrapes_the_service_and_raises_the_alarm(tmp_pa
             with server:
                 async with httpx.AsyncClient(base_url=server.url, timeout=10) as client:
                     await until(client, "count(up == 1)", 1.0)
-                    # Three rounds of all rules have seen it.
+                    # All rules were evaluated three times.
                     await until(client, "sum(count_over_time(up[1m])) > bool 3", 1.0)
                     await until(client, FIRING, None)
-                    assert await asked(client, "count(ingest_events_received_total)") == 1.0
+                    assert await value_of(client, "count(ingest_events_received_total)") == 1.0
 
                     home_assistant.refusing = True
                     await home_assistant.drop()
@@ -106,36 +106,36 @@ class _Answer(msgspec.Struct):
 
 
 async def samples(client: httpx.AsyncClient, query: str) -> list[_Sample]:
-    """Return what Prometheus answers to a query now."""
+    """Return the samples of a query now."""
     answer = await client.get("/api/v1/query", params={"query": query})
     return msgspec.json.decode(answer.content, type=_Answer).data.result
 
 
-async def asked(client: httpx.AsyncClient, query: str) -> float | None:
-    """Return the one value of a query; None when it has none."""
+async def value_of(client: httpx.AsyncClient, query: str) -> float | None:
+    """Return the single value of a query; None without one."""
     found = await samples(client, query)
     return float(found[0].value[1]) if found else None
 
 
 async def alerts(client: httpx.AsyncClient) -> set[str]:
-    """Return the names of the alerts that fire."""
+    """Return the names of the firing alerts."""
     found = await samples(client, 'ALERTS{alertstate="firing"}')
     return {sample.metric["alertname"] for sample in found}
 
 
 async def until(client: httpx.AsyncClient, query: str, value: float | None) -> None:
-    """Wait until a query has that value."""
+    """Wait until a query has this value."""
     seen: float | None = None
     try:
         async with asyncio.timeout(40):
-            while (seen := await asked(client, query)) != value:
+            while (seen := await value_of(client, query)) != value:
                 await asyncio.sleep(0.2)
     except TimeoutError:
         raise AssertionError(f"{query} stayed {seen}: {await alerts(client)}") from None
 
 
 def impatient(folder: Path, *, target: str) -> Path:
-    """Return the configuration with one target, where seconds stand for minutes."""
+    """Return the configuration with one target and seconds in place of minutes."""
     shutil.copytree(FILES, folder)
     config, rules = folder / "prometheus.yml", folder / "alerts.yml"
     text = re.sub(r"1[05]s", "1s", config.read_text())
@@ -146,7 +146,7 @@ def impatient(folder: Path, *, target: str) -> Path:
 
 
 def promtool(folder: Path, *question: str) -> tuple[int, str]:
-    """Return promtool's exit status and what it complains about."""
+    """Return promtool's exit status and its output."""
     done = subprocess.run(
         [program("promtool"), *question], cwd=folder, capture_output=True, text=True, check=False
     )

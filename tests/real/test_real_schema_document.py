@@ -1,4 +1,4 @@
-"""The InfluxQL queries of docs/SCHEMA.md, asked of a real InfluxDB 1 as they stand there."""
+"""The InfluxQL queries of docs/SCHEMA.md, run verbatim against a real InfluxDB 1."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _DAY_S = 24 * _HOUR_S
 
 @pytest.fixture(scope="module")
 def database(influx_1: Server) -> Database:
-    """Return a database where a sensor moved, a light was on, a meter counted, a door was open."""
+    """Return a database with a moved sensor, a light, a meter and a door."""
     database = Database(influx_1.url, "home_assistant_events")
     database.create()
     now_s = int(time.time())
     hour_s = now_s - now_s % _HOUR_S
     day_s = now_s - now_s % _DAY_S
     changes = [
-        # Two hours and two rooms; the third value is of this very minute.
+        # Two hours and two areas; the third value is from the current minute.
         _change("sensor.kitchen", "21.5", area_id="kitchen", at_s=hour_s - 2 * _HOUR_S),
         _change("sensor.kitchen", "22.5", area_id="kitchen", at_s=hour_s - 2 * _HOUR_S + 60),
         _change("sensor.kitchen", "19.5", area_id="cellar", at_s=now_s - 30),
@@ -37,12 +37,12 @@ def database(influx_1: Server) -> Database:
         _change("light.kitchen", "on", area_id="kitchen", at_s=hour_s - 120),
         _change("light.kitchen", "off", area_id="kitchen", at_s=hour_s, previous_state="on"),
         _change("light.cellar", "on", area_id="cellar", at_s=hour_s - 5),
-        # At the end of a day it counted so far.
+        # The meter's total at the end of each day.
         _change("sensor.energy", "100", at_s=day_s - 2 * _DAY_S - 60),
         _change("sensor.energy", "102", at_s=day_s - _DAY_S - 7_200),
         _change("sensor.energy", "104.5", at_s=day_s - _DAY_S - 60),
         _change("sensor.energy", "106", at_s=day_s - 60),
-        # It was open for a minute twice on one day and once on the next, and closed for hours.
+        # Open for a minute twice on one day and once on the next, and closed for hours.
         _change("binary_sensor.door", "off", at_s=day_s - _DAY_S - 600, previous_state="on"),
         _change("binary_sensor.door", "on", at_s=day_s - _DAY_S - 500, previous_state="off"),
         _change("binary_sensor.door", "off", at_s=day_s - _DAY_S - 440, previous_state="on"),
@@ -53,15 +53,15 @@ def database(influx_1: Server) -> Database:
     return database
 
 
-def test_an_entity_is_found_whole_by_its_id(database: Database) -> None:
-    """Two rooms are two series, and one question finds both, newest first."""
+def test_one_query_finds_an_entity_in_all_its_areas(database: Database) -> None:
+    """Two areas are two series; the newest point is first."""
     rows = database.rows(_QUERIES["What an entity did"])
 
     assert [row["state_value"] for row in rows] == ["19.5", "22.5", "21.5"]
 
 
-def test_the_last_state_of_each_light(database: Database) -> None:
-    """One row for each entity of the domain."""
+def test_the_light_query_returns_the_last_state_of_each_light(database: Database) -> None:
+    """One row per entity of the domain."""
     rows = database.rows(_QUERIES["The last state"])
 
     assert sorted((row["entity_id"], row["state"]) for row in rows) == [
@@ -70,37 +70,37 @@ def test_the_last_state_of_each_light(database: Database) -> None:
     ]
 
 
-def test_the_mean_of_each_hour_takes_both_series(database: Database) -> None:
+def test_the_hourly_query_returns_the_mean_of_both_series(database: Database) -> None:
     """Hours without a value have no row."""
     rows = database.rows(_QUERIES["The mean of each hour"])
 
     assert [row["mean"] for row in rows] == [22.0, 19.5]
 
 
-def test_the_energy_of_each_day(database: Database) -> None:
-    """What the meter counted since the end of the day before; nothing while it stands still."""
+def test_the_energy_query_returns_the_use_of_each_day(database: Database) -> None:
+    """What the meter counted since the end of the previous day; 0 on a day without change."""
     rows = database.rows(_QUERIES["The energy of each day"])
 
     assert [row["used"] for row in rows][:2] == [4.5, 1.5]
     assert [row["used"] for row in rows][2:] == [0.0] * (len(rows) - 2)
 
 
-def test_how_long_a_door_was_open(database: Database) -> None:
-    """The sum over the changes that ended it; what a closed door lasted is not in it."""
+def test_the_door_query_returns_how_long_the_door_was_open(database: Database) -> None:
+    """The sum over the changes that end it, without the time the door was closed."""
     rows = database.rows(_QUERIES["How long a door was open"])
 
     assert [row["seconds"] for row in rows] == [120.0, 60.0]
 
 
-def test_the_mean_of_each_area(database: Database) -> None:
-    """Of the last hour; where the sensor was before has no value any more."""
+def test_the_area_query_returns_the_mean_of_each_area(database: Database) -> None:
+    """Over the last hour; the sensor's earlier area has no value any more."""
     rows = database.rows(_QUERIES["By area"])
 
     assert [(row["area_id"], row["mean"]) for row in rows] == [("cellar", 18.25)]
 
 
-def test_every_query_is_asked() -> None:
-    """A new one in the document needs a test here."""
+def test_every_query_of_the_schema_document_is_tested() -> None:
+    """A new query in the document needs a test here."""
     assert list(_QUERIES) == [
         "What an entity did",
         "The last state",

@@ -1,6 +1,6 @@
-"""The contract of the InfluxDB sink, asked of real databases.
+"""The contract of the InfluxDB sink, checked with real databases.
 
-A real InfluxDB 2 or 3 takes part when INFLUXDB_TEST_URL, _TOKEN, _ORG and _BUCKET are set.
+A real InfluxDB 2 or 3 is included when INFLUXDB_TEST_URL, _TOKEN, _ORG and _BUCKET are set.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _given() -> Database:
 
 @pytest.fixture(params=[*_SERVERS, *(["given"] if _GIVEN else [])])
 def database(request: pytest.FixtureRequest) -> Iterator[Database]:
-    """Each database in turn."""
+    """Yield each database in turn."""
     if request.param == "given":
         yield _given()
     elif request.param == "influxdb-1":
@@ -136,11 +136,11 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 
 class TestRealDatabases(SinkContract):
-    """In `make test-real`."""
+    """Runs in `make test-real`."""
 
 
-async def test_an_answer_that_takes_20_s_is_waited_for(influx_1: Server) -> None:
-    """INFLUXDB_TIMEOUT is 30 s by default: a database that is busy for 20 is not sent it twice."""
+async def test_an_answer_that_takes_20_s_does_not_time_out(influx_1: Server) -> None:
+    """INFLUXDB_TIMEOUT is 30 s by default, so a busy database does not get the batch twice."""
     patience_s = InfluxSettings.model_fields["timeout_s"].default
     database = Database(
         version="v1",

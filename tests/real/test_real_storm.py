@@ -1,4 +1,4 @@
-"""The central promise, end to end: what Home Assistant recorded, InfluxDB has, through a storm.
+"""End-to-end test of the central guarantee: after a storm InfluxDB has every recorded state.
 
 `MINUTES=30 make test-real` makes it longer, `SEED=…` repeats the order of its faults.
 """
@@ -24,7 +24,7 @@ from tests.real.servers import HomeAssistant, RandomChanges, Server, influxdb
 from tests.real.storm import Storm
 
 MINUTES = float(os.environ.get("MINUTES", "3"))
-# What must pass tries the same order of faults every time; new ones are for people.
+# CI always uses the same order of faults; other seeds are for manual runs.
 _SEED_OF_CI = 78
 SEED = int(os.environ.get("SEED", "0")) or (
     _SEED_OF_CI if os.environ.get("CI") else random.randrange(1, 1_000_000)
@@ -35,13 +35,13 @@ _START_S = 300.0
 _SLICE_NS = 60_000_000_000
 _LISTED_PER_KIND = 20
 
-# In front of the storm Home Assistant starts, behind it every gap is filled.
+# Includes the start of Home Assistant before the storm and the backfill after it.
 pytestmark = [pytest.mark.real, pytest.mark.timeout(MINUTES * 60 + 1_500)]
 
 
 @pytest.fixture
 def stormy_home_assistant(tmp_path: Path) -> Iterator[HomeAssistant]:
-    """Return a Home Assistant of this test's own, whose entities change all the time."""
+    """Yield a Home Assistant for this test only, whose entities change all the time."""
     folder, changes = tmp_path / "home-assistant", RandomChanges(RATE, SEED)
     with HomeAssistant(folder, changes=changes, timeout_s=_START_S) as server:
         yield server
@@ -49,7 +49,7 @@ def stormy_home_assistant(tmp_path: Path) -> Iterator[HomeAssistant]:
 
 @pytest.fixture
 def influx(tmp_path: Path) -> Iterator[Server]:
-    """Return an InfluxDB 1 of this test's own."""
+    """Yield an InfluxDB 1 for this test only."""
     with influxdb(tmp_path / "influxdb") as server:
         yield server
 
@@ -60,7 +60,7 @@ async def test_after_a_storm_influxdb_has_every_row_of_the_recorder(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Value, time, previous state, duration, class and unit are those of the recorder's rows."""
+    """Value, time, previous state, duration, class and unit equal the recorder's rows."""
     with capsys.disabled():
         sys.stdout.write(f"\nstorm: SEED={SEED} MINUTES={MINUTES:g}\n")
     storm = Storm(
@@ -108,7 +108,7 @@ def _points(influx: Server, since_ns: int) -> list[StoredPoint]:
 
 
 def _report(storm: Storm, result: Comparison, health: Any, *, most: int | None = None) -> str:
-    """Return what was done and what differs, in the order of time; `most` of each kind."""
+    """Return the actions and differences in order of time; at most `most` of each kind."""
     by_kind: dict[str, list[Difference]] = defaultdict(list)
     for found in result.differences:
         by_kind[found.kind].append(found)
