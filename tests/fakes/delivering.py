@@ -1,4 +1,4 @@
-"""A journal, dead letters and a sink around one fake database; its waits take no time."""
+"""Delivery from a journal to one database, with a clock whose waits take no time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAME = "influxdb"
 
 
 def line(number: int) -> bytes:
-    """Return a line that carries its number."""
+    """Return a line whose value and time are its number."""
     return b"m,entity_id=sensor.a v=%d %d" % (number, number)
 
 
@@ -33,12 +33,12 @@ def lines(first: int, last: int) -> Lines:
 
 
 def number_of(text: bytes) -> int:
-    """Return the number that a line carries."""
+    """Return the number of a line."""
     return int(text.rsplit(b" ", 1)[1])
 
 
 class Clock:
-    """Seconds since the epoch that pass when somebody sleeps."""
+    """Wall clock that a sleep advances at once."""
 
     def __init__(self) -> None:
         self.slept_s = 0.0
@@ -48,13 +48,13 @@ class Clock:
         return time.time() + self.slept_s
 
     async def sleep(self, seconds: float) -> None:
-        """Let time pass at once."""
+        """Advance the clock without waiting."""
         self.slept_s += seconds
         await asyncio.sleep(0)
 
 
 class RealTime(Clock):
-    """Seconds since the epoch as they are, for databases that cannot be hurried."""
+    """Real wall clock, for databases that need real time."""
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
@@ -67,7 +67,7 @@ class RealTime(Clock):
 
 
 class Address(Protocol):
-    """Where a database is, and as whom to write to it."""
+    """URL and credentials of a database."""
 
     url: str
     token: str
@@ -98,7 +98,7 @@ class House:
 
     @property
     def books(self) -> tuple[int, int, int, int]:
-        """Written, dead-lettered, dropped, held."""
+        """Points written, dead-lettered, dropped and pending."""
         counts = self.telemetry.sink(NAME)
         held = self.journal.pending(NAME).points
         return counts.written, counts.dead_lettered, counts.dropped, held
@@ -114,7 +114,7 @@ async def house(
     flush_s: float | None = None,
     clock: Clock | None = None,
 ) -> AsyncIterator[House]:
-    """Run everything on a folder; again on the same folder is a restart."""
+    """Run delivery with its files in a folder; running it again on that folder is a restart."""
     telemetry, clock = new_telemetry(), clock or Clock()
     async with AsyncExitStack() as stack:
         dead_letters = await stack.enter_async_context(DeadLetters(folder / "dead_letters.db"))

@@ -1,4 +1,4 @@
-"""Answers to the questions of discovery, and a discovery that asks for them."""
+"""Fake registry commands, and a discovery that calls them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from app.runtime.retry import Backoff
 
 
 class Answers:
-    """Answers each list command with what it was given: rows, bytes, an error, or in a while."""
+    """Answers each list command with prepared rows, bytes or an error, or after an event."""
 
     def __init__(self, answers: Mapping[str, object]) -> None:
         self.answers = dict(answers)
-        """By kind; an `asyncio.Event` is waited for, and then there are no rows."""
+        """By registry kind; an `asyncio.Event` delays an answer without rows."""
         self.asked: list[str] = []
-        """The kinds, in the order they were asked for."""
+        """The kinds in the order of the commands."""
 
     async def call(self, command: str) -> msgspec.Raw:
         """Answer one command."""
@@ -38,7 +38,7 @@ class Answers:
 
     @contextlib.asynccontextmanager
     async def commands(self) -> AsyncIterator[Answers]:
-        """Open a connection for questions."""
+        """Open a connection for commands."""
         yield self
 
 
@@ -50,7 +50,7 @@ def discovery_of(
     interval_s: float = 1_000.0,
     settle_s: float = 0.0,
 ) -> Discovery:
-    """Return a discovery that asks for these answers and never waits for long."""
+    """Return a discovery that reads these answers, with short waits."""
     return Discovery(
         ask=answers.commands,
         catalog=catalog or Catalog(),

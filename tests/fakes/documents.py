@@ -1,4 +1,4 @@
-"""What stands in the documents: fenced blocks, links, quoted sentences and queries."""
+"""Fenced blocks, prose and queries of the documentation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
-"""Those that people read, ours and no others."""
+"""The Markdown files of this project."""
 
 _FENCE = re.compile(r"^```([a-z]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

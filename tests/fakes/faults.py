@@ -1,4 +1,4 @@
-"""A server in front of a real or a fake database that spoils some of the writes to it."""
+"""A proxy for a real or fake database that injects faults into some writes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _HOPS = {"transfer-encoding", "connection", "content-length", "host", "date", "s
 
 
 class FaultServer:
-    """Passes everything on, but answers writes from `script` while there is something in it."""
+    """Forwards all requests, but answers writes from `script` until it is empty."""
 
     def __init__(self, upstream_url: str, *script: Reply) -> None:
-        """Take the database's address and the first answers to writes."""
+        """Set the address of the database and the answers to the first writes."""
         self.script = deque(script)
         self.url = ""
         self._upstream_url = upstream_url
@@ -43,16 +43,16 @@ class FaultServer:
             await runner.cleanup()
 
     async def _pass_on(self, request: web.Request) -> web.Response:
-        spoiled = self.script and request.path.endswith(_WRITES)
-        reply = self.script.popleft() if spoiled else None
+        is_scripted = self.script and request.path.endswith(_WRITES)
+        reply = self.script.popleft() if is_scripted else None
         if reply is not None and reply.act == "early":
             return await play(request, reply, ended=self._ended)
         body = await request.read()
         if reply is None:
             return await self._answered(request, body)
         if reply.keeps:
-            kept = await self._answered(request, body)
-            assert kept.status == web.HTTPNoContent.status_code, kept.text
+            stored = await self._answered(request, body)
+            assert stored.status == web.HTTPNoContent.status_code, stored.text
         return await play(request, reply, ended=self._ended)
 
     async def _answered(self, request: web.Request, body: bytes) -> web.Response:

@@ -1,4 +1,4 @@
-"""What may stand in front of a server, or in its place: every request gets the same answer."""
+"""An HTTP server in front or in place of the real one: all requests get the same response."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from aiohttp import web
 
 
 class Front:
-    """An HTTP server on a port of 127.0.0.1 that remembers what it was sent."""
+    """An HTTP server on 127.0.0.1 that records its requests."""
 
     def __init__(
         self, status: int = 200, *, headers: Mapping[str, str] | None = None, body: str = ""
     ) -> None:
-        """Take the answer."""
+        """Set the response."""
         self.status = status
         self.headers = dict(headers or {})
         self.body = body
@@ -26,11 +26,11 @@ class Front:
         self._tls = False
 
     def url(self, scheme: str = "http") -> str:
-        """Return its address; `http` and `ws` become `https` and `wss` with TLS."""
+        """Return the URL; `http` and `ws` become `https` and `wss` with TLS."""
         return f"{scheme}{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def sent(self, name: str) -> list[str | None]:
-        """Return a header of each request."""
+        """Return the values of a header, one per request."""
         return [request.headers.get(name) for request in self.requests]
 
     @asynccontextmanager

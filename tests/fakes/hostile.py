@@ -1,4 +1,4 @@
-"""Events as nobody should send them: every text that a line or a JSON could trip over."""
+"""Hypothesis strategies for hostile events: texts that break line protocol or JSON."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ states = texts | st.sampled_from(_STATES) | st.floats().map(repr) | st.integers(
 _zones = st.integers(-23, 23).map(lambda hours: timezone(timedelta(hours=hours)))
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _nearby = st.integers(0, 10**16).map(lambda us: _EPOCH + timedelta(microseconds=us))
-_never = st.datetimes(timezones=_zones)  # mostly outside what InfluxDB can hold
-moments = _nearby | _nearby | _nearby | _never
+_extreme = st.datetimes(timezones=_zones)  # mostly outside the range of InfluxDB
+moments = _nearby | _nearby | _nearby | _extreme
 
 _json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
-_read_names = st.sampled_from(("device_class", "unit_of_measurement", "friendly_name"))
-objects = st.dictionaries(texts | _read_names, _json_values, max_size=5)
+_known_names = st.sampled_from(("device_class", "unit_of_measurement", "friendly_name"))
+objects = st.dictionaries(texts | _known_names, _json_values, max_size=5)
 
 
 @st.composite
 def raw_json(draw: st.DrawFn, values: st.SearchStrategy[Any] = objects) -> msgspec.Raw:
-    """Return JSON as some program may write it: spaced or not, escaped or not, NaN and all."""
+    """Return JSON as any program may write it: with or without spaces, escapes and NaN."""
     text = json.dumps(
         draw(values),
         ensure_ascii=draw(st.booleans()),

@@ -1,4 +1,4 @@
-"""A journal in a list, for tests that decide what lies in it."""
+"""A fake journal in a list, for tests that control its rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.model import Pending, Row
 
 
 class FakeJournal:
-    """Rows and one cursor, whatever the sink is called."""
+    """Rows and one cursor, which all sink names share."""
 
     def __init__(self) -> None:
         self.rows: list[Row] = []
@@ -19,7 +19,7 @@ class FakeJournal:
         self.acks: list[int] = []
         """Every cursor move, in order."""
         self.errors: list[Exception] = []
-        """Raised by the next reads, one each."""
+        """Raised by the next reads, one per read."""
         self.reads = 0
         self._grown = asyncio.Condition()
 
@@ -30,18 +30,18 @@ class FakeJournal:
         return self.add_row(Row(first, len(lines), gzip.compress(data, 1), received_at))
 
     def add_row(self, row: Row) -> Row:
-        """Append a row as it is, also one that cannot be."""
+        """Append a row unchecked, even an invalid one."""
         self.rows.append(row)
         return row
 
     async def append(self, lines: Sequence[bytes], *, received_at: float = 0.0) -> None:
-        """Append one row and wake who waits for it."""
+        """Append one row and wake the waiting readers."""
         async with self._grown:
             self.add(lines, received_at=received_at)
             self._grown.notify_all()
 
     async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
-        """Return unacked rows as the journal's contract says."""
+        """Return unacked rows, as the contract of the journal requires."""
         self.reads += 1
         after = max(after, self.acked)
         if self.errors:
@@ -65,15 +65,15 @@ class FakeJournal:
         self.acks.append(through)
 
     def drop(self, through: int) -> None:
-        """Move the cursor as `drop_oldest` does."""
+        """Advance the cursor as `drop_oldest` does."""
         self.acked = max(self.acked, through)
 
     def pending(self, sink: str, *, after: int = 0) -> Pending:
         """Return what is not acked."""
         after = max(after, self.acked)
-        held = [row for row in self.rows if row.last > after]
-        points = sum(row.last - max(row.first - 1, after) for row in held)
-        return Pending(points=points, oldest_at=held[0].received_at if held else None)
+        rows = [row for row in self.rows if row.last > after]
+        points = sum(row.last - max(row.first - 1, after) for row in rows)
+        return Pending(points=points, oldest_at=rows[0].received_at if rows else None)
 
     async def grown(self, sink: str, *, points: int) -> None:
         """Wait until so many points are pending."""

@@ -1,4 +1,4 @@
-"""Points that carry their own number, so that a test can say which ones it got."""
+"""Numbered points, so that a test can identify the ones it received."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ def numbers_in(rows: Sequence[Row]) -> list[int]:
 
 
 def new_telemetry() -> Telemetry:
-    """Return counters of their own for one test."""
+    """Return telemetry with a separate registry, for one test."""
     return Telemetry(CollectorRegistry())

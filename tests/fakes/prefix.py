@@ -1,4 +1,4 @@
-"""A proxy that serves another server below a path, as people put services behind one address."""
+"""A reverse proxy that serves another server below a path prefix."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _CHUNK = 65_536
 
 @contextlib.asynccontextmanager
 async def below(path: str, url: str) -> AsyncIterator[str]:
-    """Serve what is at `url` below `/path/` on a port of this machine; yield that address.
+    """Serve `url` below `/path/` on a port of this machine, and yield the new address.
 
-    Bytes are passed on as they come, WebSockets among them; only the path of a request is cut.
+    Bytes are forwarded unchanged, WebSockets included, except that the prefix is removed.
     """
     upstream = urlsplit(url)
     connections: set[asyncio.Task[None]] = set()
@@ -46,7 +46,7 @@ async def _pass_on(
     with contextlib.suppress(ConnectionError):
         try:
             while chunk := await reader.read(_CHUNK):
-                # A browser sends one request at a time, and its beginning in one piece.
+                # A browser sends one request at a time, and the request line in one piece.
                 writer.write(chunk.replace(cut, b" /", 1) if cut else chunk)
                 await writer.drain()
         finally:

@@ -1,4 +1,4 @@
-"""The point schema `homeiq` once more: slow, obvious, and written from the tables alone."""
+"""Reference encoder for the schema `homeiq`: slow, obvious, written from the docs alone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def expected_point(
     instance: str | None = None,
     attribute_fields: Sequence[str] = (),
 ) -> StoredPoint:
-    """Return what a database holds once the change was written."""
+    """Return the point that a database stores for a change."""
     return StoredPoint(
         measurement=stored_name("_" + measurement[1:] if measurement[0] == "#" else measurement),
         tags={key: stored_name(value) for key, value in _tags(change, instance).items() if value},
@@ -101,10 +101,10 @@ def _category(domain: str, device_class: str | None) -> str:
 
 
 def number_of(state: str) -> float | None:
-    """Return the number that a state is or stands for; None when it is none."""
+    """Return the number that a state is or stands for; None for any other state."""
     if state in ONE or state in ZERO:
         return 1.0 if state in ONE else 0.0
-    # JSON's own grammar, in ASCII: what the parser reads as a number and nothing else.
+    # Only the number grammar of JSON, in ASCII; `float` accepts more.
     if not re.match(r"[-0-9]", state) or state[-1] not in "0123456789":
         return None
     try:
@@ -132,11 +132,11 @@ def _attribute_fields(attributes: bytes, globs: Sequence[str]) -> Mapping[str, F
 
 def stored_name(text: str) -> str:
     """Return a measurement, tag or key as it is stored."""
-    kept = _cut("".join(_plain(character) for character in text), 2_048)
-    characters = list(kept)
+    shortened = _cut("".join(_plain(character) for character in text), 2_048)
+    characters = list(shortened)
     for at in reversed(range(len(characters))):
         following = characters[at + 1 : at + 2]
-        replaced = bool(following) and following[0] == "/" and kept[at + 1] == "\\"
+        replaced = bool(following) and following[0] == "/" and shortened[at + 1] == "\\"
         if characters[at] == "\\" and (not following or following[0] in ",= " or replaced):
             characters[at] = "/"
     return "".join(characters)

@@ -1,4 +1,4 @@
-"""Scripted answers of an HTTP server: proper ones, wrong ones, and none at all."""
+"""Scripted responses of an HTTP server: valid, invalid or missing."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ Act: TypeAlias = Literal["answer", "reset", "hang", "early", "half", "cut", "slo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """One scripted answer to a write; what it refuses it does not keep."""
+    """One scripted response to a write; refused lines are not stored."""
 
     status: int = 204
     body: str = ""
     headers: dict[str, str] = field(default_factory=dict)
     keeps: bool = False
-    """Whether the lines are stored all the same, as by a server that fails afterwards."""
+    """Whether the lines are stored anyway, as by a server that fails afterwards."""
     act: Act = "answer"
-    """`reset` cuts the connection, `hang` never answers, `early` answers before reading, `half`
-    ends within the headers, `cut` within the body, `slow` takes `slow_s`."""
+    """`reset` resets the connection, `hang` never responds, `early` responds before reading,
+    `half` ends within the headers, `cut` within the body, `slow` takes `slow_s`."""
     slow_s: float = 0.5
 
 
 def error(status: int, message: str, *, code: str = "invalid", **headers: str) -> Reply:
-    """Return an answer with InfluxDB 2's error document; `Retry_After="3"` sets a header."""
+    """Return a response with InfluxDB 2's error document; `Retry_After="3"` sets a header."""
     return Reply(
         status=status,
         body=json.dumps({"code": code, "message": message}),
@@ -61,7 +61,7 @@ _BEGINNINGS = {
 
 
 async def play(request: web.Request, reply: Reply, *, ended: asyncio.Event) -> web.Response:
-    """Answer as scripted; nothing outlasts `ended`."""
+    """Respond as scripted; `ended` ends every wait."""
     transport = request.transport
     match reply.act:
         case "reset":

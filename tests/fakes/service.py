@@ -1,4 +1,4 @@
-"""The API with made-up parts behind it, and a real server around it."""
+"""The API with fake components, and a real server for it."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ async def _no_journal(_: Lines) -> None:
     raise StorageError("no journal takes these points")
 
 
-def _nobody() -> AbstractAsyncContextManager[NoReturn]:
+def _no_home_assistant() -> AbstractAsyncContextManager[NoReturn]:
     raise SourceUnavailable("no Home Assistant is there")
 
 
 def components(**changes: object) -> Components:
-    """Return parts that are all well; `changes` replaces some."""
+    """Return healthy components; `changes` replaces some."""
     registry = CollectorRegistry()
     catalog = Catalog()
     parts = Components(
@@ -58,7 +58,7 @@ def components(**changes: object) -> Components:
         catalog=catalog,
         metadata=CatalogStore(Path("never-opened.db"), catalog=catalog, source="home"),
         discovery=Discovery(
-            ask=_nobody, catalog=catalog, backoff=Backoff(max_s=1), interval_s=1_800
+            ask=_no_home_assistant, catalog=catalog, backoff=Backoff(max_s=1), interval_s=1_800
         ),
         entity_filter=None,
         takes_rows=True,
@@ -69,7 +69,7 @@ def components(**changes: object) -> Components:
 
 
 def client_of(app: FastAPI, *, peer: str = "127.0.0.1") -> httpx.AsyncClient:
-    """Return a client that reaches the application without a socket, from an address."""
+    """Return a client for the application without a socket; `peer` is its address."""
     transport = httpx.ASGITransport(app, client=(peer, 50_000), raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost:8001")
 
@@ -81,7 +81,7 @@ def api_client(parts: Components | None = None, *, peer: str = "127.0.0.1") -> h
 
 @dataclass(frozen=True)
 class Running:
-    """A server that listens."""
+    """A listening server."""
 
     server: uvicorn.Server
     task: asyncio.Task[None]
@@ -95,7 +95,7 @@ class Running:
     def watching(
         self, query: str = "", *, headers: Mapping[str, str] | None = None, **options: object
     ) -> connect:
-        """Connect to `/ws`."""
+        """Connect a subscriber to `/ws`."""
         return connect(
             f"ws://127.0.0.1:{self.port}/ws{query}",
             additional_headers=headers,
@@ -104,14 +104,14 @@ class Running:
         )
 
     async def stop(self) -> None:
-        """Stop as at a signal and wait for the end."""
+        """Stop as after a signal, and wait for the exit."""
         self.server.should_exit = True
         await self.task
 
 
 @contextlib.asynccontextmanager
 async def serving(parts: Components) -> AsyncIterator[Running]:
-    """Serve the parts on a free port of this machine."""
+    """Serve the components on a free port of this machine."""
     server = Server(build_api(parts), parts.connections)
     server.config.port = 0
     server.config.timeout_graceful_shutdown = 2

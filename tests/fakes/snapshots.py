@@ -1,4 +1,4 @@
-"""Snapshots of health and changes of state, made up for tests."""
+"""Example health snapshots and state changes."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def change(
     attributes: bytes = b'{"state_class":"measurement"}',
     friendly_name: str | None = "Kitchen",
 ) -> Change:
-    """Return a change; `number` moves its time on by as many microseconds."""
+    """Return a change; `number` shifts its time by so many microseconds."""
     return Change(
         entity_id=entity_id,
         domain=entity_id.partition(".")[0],

@@ -39,19 +39,19 @@ class StillHouse:
         self.uncommitted_since: str | None = None
         """The `last_updated` from which on rows are not committed yet; None: all are."""
         self.recorded: dict[str, list[JsonObject]] = {}
-        """Every state each entity ever had, oldest first: what the recorder keeps."""
+        """The states that the recorder holds, by entity, oldest first."""
         self.logbook_entries: list[JsonObject] = []
-        """What the logbook holds, each with `when` in seconds since the epoch."""
+        """The entries of the logbook, each with `when` in seconds since the epoch."""
         self.statistic_ids: list[str] = []
-        self._moments = _moments_of(clock) if clock else _made_up()
+        self._moments = _times_of(clock) if clock else _fictitious_times()
         self._states: dict[str, JsonObject] = {}
 
     def set_state(
         self, entity_id: str, state: str, attributes: JsonObject | None = None
     ) -> JsonObject:
-        """Give an entity a state, fire the event that says so, and return it.
+        """Set the state of an entity, fire the event, and return it.
 
-        Without `attributes` the entity keeps those it has.
+        Without `attributes` the entity retains its own.
         """
         at = next(self._moments)
         old = self._states.get(entity_id)
@@ -62,15 +62,15 @@ class StillHouse:
             changed_at = datetime.fromisoformat(str(old["last_changed"]))
         new = state_row(entity_id, state, attributes, at=at, changed_at=changed_at)
         self._states[entity_id] = new
-        return self._happened(old, new, at)
+        return self._record(old, new, at)
 
     def remove(self, entity_id: str) -> JsonObject:
-        """Remove an entity, fire the event that says so, and return it."""
-        return self._happened(self._states.pop(entity_id), None, next(self._moments))
+        """Remove an entity, fire the event, and return it."""
+        return self._record(self._states.pop(entity_id), None, next(self._moments))
 
     def restart_time(self, clock: Callable[[], datetime]) -> None:
         """Use this clock for changes, also if it is behind."""
-        self._moments = _moments_of(clock)
+        self._moments = _times_of(clock)
 
     def restart(self, *, is_clean: bool = True) -> list[JsonObject]:
         """Lose all states, write each again and return the events, as Home Assistant restarts.
@@ -89,7 +89,7 @@ class StillHouse:
         return events
 
     def let_pass(self, *, seconds: float) -> None:
-        """Let time pass without a change."""
+        """Advance the time without a change."""
         moments, pause = self._moments, timedelta(seconds=seconds)
         self._moments = (moment + pause for moment in moments)
 
@@ -98,14 +98,14 @@ class StillHouse:
         self.logbook_entries.append({**entry, "when": next(self._moments).timestamp()})
 
     def put_row(self, kind: RegistryKind, row: JsonObject, *, id_name: str) -> None:
-        """Add a row to a registry and fire the event that says so."""
+        """Add a row to a registry and fire the event."""
         self.rows.setdefault(kind, []).append(row)
         if self.fire:
             data = {"action": "create", id_name: row[id_name]}
             self.fire(registry_updated(kind, data, at=next(self._moments)))
 
     def change_row(self, kind: RegistryKind, id_name: str, row_id: str, **values: object) -> None:
-        """Change a row of a registry and fire the event that says so, with the old values."""
+        """Change a row of a registry and fire the event, with the old values."""
         rows = self.rows[kind]
         (row,) = (row for row in rows if row[id_name] == row_id)
         rows[rows.index(row)] = {**row, **values}
@@ -115,7 +115,7 @@ class StillHouse:
             self.fire(registry_updated(kind, data, at=next(self._moments)))
 
     def rename(self, entity_id: str, new_entity_id: str) -> None:
-        """Give the row of an entity another id and fire the event that says so."""
+        """Change the id in the row of an entity and fire the event."""
         rows = self.rows["entity"]
         (row,) = (row for row in rows if row["entity_id"] == entity_id)
         rows[rows.index(row)] = {**row, "entity_id": new_entity_id}
@@ -148,11 +148,11 @@ class StillHouse:
         return list(self._states.values())
 
     def registry(self, kind: RegistryKind) -> Sequence[JsonObject]:
-        """Return the rows put there."""
+        """Return the rows of a registry."""
         return self.rows.get(kind, [])
 
     def config(self) -> JsonObject:
-        """Return the state of Home Assistant itself."""
+        """Return the configuration, with the state of Home Assistant itself."""
         config = {"state": self.ha_state, "location_name": "Still house"}
         return {**config, "components": self.components} if self.components else config
 
@@ -161,13 +161,13 @@ class StillHouse:
         return self.entries
 
     def recorder(self) -> JsonObject:
-        """Return the backlog."""
+        """Return the backlog, and whether it is recording."""
         return {"backlog": self.backlog, "recording": self.recording}
 
     def history(
         self, start: datetime, end: datetime, entity_ids: Sequence[str]
     ) -> Mapping[str, Sequence[JsonObject]]:
-        """Return what was recorded between start and end."""
+        """Return the rows recorded between start and end."""
         return {
             entity_id: sorted(
                 (
@@ -182,7 +182,7 @@ class StillHouse:
         }
 
     def logbook(self, start: datetime, end: datetime) -> Sequence[JsonObject]:
-        """Return the entries put there."""
+        """Return the logbook entries between start and end."""
         return [
             entry
             for entry in self.logbook_entries
@@ -190,10 +190,10 @@ class StillHouse:
         ]
 
     def statistics(self) -> Sequence[JsonObject]:
-        """Return the entities put there."""
+        """Return the entities with statistics."""
         return [{"statistic_id": entity_id} for entity_id in self.statistic_ids]
 
-    def _happened(self, old: JsonObject | None, new: JsonObject | None, at: datetime) -> JsonObject:
+    def _record(self, old: JsonObject | None, new: JsonObject | None, at: datetime) -> JsonObject:
         event = state_changed(old, new, at=at)
         row = new or state_row(str((old or {})["entity_id"]), None, {}, at=at)
         self.recorded.setdefault(str(row["entity_id"]), []).append(row)
@@ -207,11 +207,11 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def _made_up() -> Iterator[datetime]:
+def _fictitious_times() -> Iterator[datetime]:
     return (NOON + timedelta(milliseconds=n) for n in itertools.count())
 
 
-def _moments_of(clock: Callable[[], datetime]) -> Iterator[datetime]:
+def _times_of(clock: Callable[[], datetime]) -> Iterator[datetime]:
     last = clock()
     while True:
         last = max(clock(), last + timedelta(microseconds=1))

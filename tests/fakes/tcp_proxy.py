@@ -59,7 +59,7 @@ class TcpProxy:
             writer.transport.abort()
 
     def freeze(self) -> None:
-        """Stop forwarding without closing anything: each side sees silence, not even an end."""
+        """Stop forwarding without closing anything: each side sees only silence."""
         self._flowing.clear()
 
     def thaw(self) -> None:
@@ -67,13 +67,13 @@ class TcpProxy:
         self._flowing.set()
 
     def restore(self) -> None:
-        """Forward everything at once and unchanged, as at first."""
+        """Reset all faults: forward everything at once and unchanged."""
         self.delay_s = self.chunk_delay_s = 0.0
         self.bytes_per_s, self.rewrite, self.refusing = None, _unchanged, False
         self.thaw()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # A reset is the end of this connection and of nothing else.
+        # A reset ends only this connection.
         with contextlib.suppress(OSError):
             async with self._registered(writer):
                 if not self.refusing:
@@ -102,7 +102,7 @@ class TcpProxy:
     async def _copied(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while chunk := await reader.read(_CHUNK_BYTES):
             await self._write(writer, chunk)
-        await self._flowing.wait()  # the end travels the same way as the bytes before it
+        await self._flowing.wait()  # a freeze also delays the end of the stream
 
     async def _write(self, writer: asyncio.StreamWriter, chunk: bytes) -> None:
         throttle_s = len(chunk) / self.bytes_per_s if self.bytes_per_s else 0.0
