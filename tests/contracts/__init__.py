@@ -1,6 +1,6 @@
-"""What every implementation of a seam promises, asked of fakes and of the real ones alike."""
+"""Contract suites that fakes and real servers must both pass."""
 
 import pytest
 
-# Only modules that pytest collects itself show what an assertion compared.
+# pytest rewrites assertions only in modules that it collects or that are registered.
 pytest.register_assert_rewrite("tests.contracts.sink")

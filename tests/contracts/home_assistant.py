@@ -1,6 +1,6 @@
-"""What this service relies on in Home Assistant's answers, of the fake and of a real one.
+"""What this service relies on in Home Assistant's answers, for the fake and a real one.
 
-Each test makes its own entities, so that the suite may run against a home that lives.
+Each test creates its own entities, so the suite can run against a home in use.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _RECORDED_S = 20.0
 
 
 class SetState(Protocol):
-    """Sets the state of an entity, or makes it."""
+    """Sets the state of an entity, and creates it if needed."""
 
     def __call__(
         self, entity_id: str, state: str, attributes: Mapping[str, object]
     ) -> Awaitable[None]:
-        """Return when it is set."""
+        """Return once the state is set."""
         ...
 
 
@@ -53,14 +53,14 @@ class Home:
     remove: Callable[[str], Awaitable[None]]
 
     async def states(self, entity_id: str) -> list[State]:
-        """Return what `get_states` says of an entity."""
+        """Return the rows of `get_states` for an entity."""
         rows = msgspec.json.decode(await self.call("get_states"), type=list[State])
         return [row for row in rows if row.entity_id == entity_id]
 
     async def history(
         self, entity_ids: Sequence[str], start: datetime, **parameters: object
     ) -> History:
-        """Return the rows since a moment."""
+        """Return the recorded rows since `start`."""
         answer = await self.call(
             "history/history_during_period",
             **{**_ALL, "start_time": start.isoformat(), "entity_ids": entity_ids, **parameters},
@@ -70,7 +70,7 @@ class Home:
     async def recorded(
         self, entity_id: str, count: int, start: datetime, **parameters: object
     ) -> list[RecordedState]:
-        """Return the rows of an entity once there are so many: the recorder lags behind."""
+        """Wait for `count` rows of an entity, because the recorder lags, and return them."""
         until = time.monotonic() + _RECORDED_S
         while True:
             rows = (await self.history([entity_id], start, **parameters)).get(entity_id, [])
@@ -80,27 +80,27 @@ class Home:
 
 
 def new_entity(domain: str = "sensor") -> str:
-    """Return an entity id that nobody has."""
+    """Return an unused entity id."""
     return f"{domain}.contract_{uuid4().hex[:12]}"
 
 
 def moment(seconds: float) -> datetime:
-    """Return the moment that a row means."""
+    """Return the time of a row."""
     return datetime.fromtimestamp(seconds, UTC)
 
 
 class HomeAssistantContract:
     """Derive from this and provide the fixture `home`."""
 
-    async def test_whose_token_it_is_can_be_asked(self, home: Home) -> None:
-        """Anyone may ask it of himself, and is told whether he is an administrator."""
+    async def test_the_user_of_the_token_can_be_requested(self, home: Home) -> None:
+        """`auth/current_user` needs no privilege and includes `is_admin`."""
         user = msgspec.json.decode(await home.call("auth/current_user"), type=dict[str, object])
 
         assert {"id", "name", "is_owner", "is_admin", "credentials", "mfa_modules"} == user.keys()
         assert isinstance(user["is_admin"], bool)
 
     async def test_history_has_the_moments_of_the_states(self, home: Home) -> None:
-        """To the microsecond, or a point read back would be another point than the live one."""
+        """To the microsecond; otherwise a backfilled point would differ from the live one."""
         entity_id, start = new_entity(), datetime.now(UTC)
         moments = []
         for number in range(20):
@@ -114,8 +114,8 @@ class HomeAssistantContract:
         assert [str(number) for number in range(20)] == [row.s for row in rows]
         assert all(row.lc is None for row in rows)
 
-    async def test_updates_of_attributes_are_rows_that_say_since_when(self, home: Home) -> None:
-        """`lc` is there when it differs from `lu`, and only then."""
+    async def test_attribute_updates_are_rows_with_last_changed(self, home: Home) -> None:
+        """`lc` is present only when it differs from `lu`."""
         entity_id, start = new_entity(), datetime.now(UTC)
         for number in range(3):
             await home.set_state(entity_id, "on", {"n": number})
@@ -132,10 +132,8 @@ class HomeAssistantContract:
             {"n": 2},
         ]
 
-    async def test_without_being_asked_for_them_updates_of_attributes_are_left_out(
-        self, home: Home
-    ) -> None:
-        """Why the service asks for all rows: the default is made for pictures."""
+    async def test_attribute_updates_are_left_out_by_default(self, home: Home) -> None:
+        """The default is made for charts, so the service requests all rows."""
         entity_id, start = new_entity(), datetime.now(UTC)
         for number in range(3):
             await home.set_state(entity_id, "on", {"n": number})
@@ -147,7 +145,7 @@ class HomeAssistantContract:
         assert [row.s for row in significant[entity_id]] == ["on", "off"]
 
     async def test_a_removal_is_a_row_without_a_state(self, home: Home) -> None:
-        """And an entity that comes back has an ordinary row."""
+        """An entity that returns has an ordinary row."""
         entity_id, start = new_entity(), datetime.now(UTC)
         await home.set_state(entity_id, "1", {})
         await home.remove(entity_id)
@@ -157,8 +155,8 @@ class HomeAssistantContract:
 
         assert [row.s for row in rows] == ["1", None, "2"]
 
-    async def test_an_empty_state_is_told_apart_from_a_removal(self, home: Home) -> None:
-        """A text that was cleared."""
+    async def test_an_empty_state_differs_from_a_removal(self, home: Home) -> None:
+        """As of a text input that was cleared."""
         entity_id, start = new_entity("input_text"), datetime.now(UTC)
         await home.set_state(entity_id, "x", {})
         await home.set_state(entity_id, "", {})
@@ -167,8 +165,8 @@ class HomeAssistantContract:
 
         assert [row.s for row in rows] == ["x", ""]
 
-    async def test_both_ends_of_the_span_are_left_out(self, home: Home) -> None:
-        """So the service asks for a microsecond more on either side."""
+    async def test_both_ends_of_the_time_span_are_exclusive(self, home: Home) -> None:
+        """So the service requests a microsecond more on either side."""
         entity_id, start = new_entity(), datetime.now(UTC)
         for number in range(3):
             await home.set_state(entity_id, str(number), {})
@@ -184,8 +182,8 @@ class HomeAssistantContract:
         assert [second] == [moment(row.lu) for row in inner[entity_id]]
         assert [first, second, third] == [moment(row.lu) for row in outer[entity_id]]
 
-    async def test_the_state_at_the_start_has_a_made_up_time(self, home: Home) -> None:
-        """It says what was true, under the time that was asked for."""
+    async def test_the_state_at_the_start_has_the_start_as_its_time(self, home: Home) -> None:
+        """It has the state of that moment, and the requested start as its time."""
         entity_id, start = new_entity(), datetime.now(UTC)
         for number in range(3):
             await home.set_state(entity_id, str(number), {"n": number})
@@ -194,18 +192,18 @@ class HomeAssistantContract:
 
         answer = await home.history([entity_id], middle, include_start_time_state=True)
 
-        made_up, last = answer[entity_id]
-        assert ("1", middle, None) == (made_up.s, moment(made_up.lu), made_up.lc)
+        initial, last = answer[entity_id]
+        assert ("1", middle, None) == (initial.s, moment(initial.lu), initial.lc)
         assert rows[2] == last
 
     async def test_an_entity_without_rows_is_left_out(self, home: Home) -> None:
-        """Also one that nobody has ever heard of."""
+        """Even an unknown entity."""
         entity_id = new_entity()
 
         assert await home.history([entity_id], datetime.now(UTC) - timedelta(hours=1)) == {}
 
-    async def test_a_span_that_has_not_begun_is_empty(self, home: Home) -> None:
-        """Clocks differ."""
+    async def test_a_time_span_in_the_future_is_empty(self, home: Home) -> None:
+        """As when the clocks differ."""
         entity_id = new_entity()
         await home.set_state(entity_id, "1", {})
 
@@ -224,10 +222,10 @@ class HomeAssistantContract:
             ({"entity_ids": ["sensor.a"], "end_time": "tomorrow"}, "invalid_end_time"),
         ],
     )
-    async def test_questions_that_make_no_sense_are_refused(
+    async def test_invalid_history_requests_are_refused(
         self, home: Home, parameters: Mapping[str, object], code: str
     ) -> None:
-        """Each with its code."""
+        """Each with its error code."""
         start = (datetime.now(UTC) - timedelta(hours=1)).isoformat()
 
         with pytest.raises(CommandFailed) as refused:
@@ -235,15 +233,15 @@ class HomeAssistantContract:
 
         assert refused.value.code == code
 
-    async def test_the_recorder_tells_its_backlog(self, home: Home) -> None:
-        """It is waited for before its answers are believed."""
+    async def test_the_recorder_reports_its_backlog(self, home: Home) -> None:
+        """The service waits for an empty backlog before it trusts the history."""
         info = msgspec.json.decode(await home.call("recorder/info"))
 
         assert isinstance(info["backlog"], int)
         assert info["recording"] is True
 
     async def test_the_service_reads_every_row_once(self, home: Home) -> None:
-        """Through its own eyes: window after window."""
+        """With its own recorder client, window after window."""
         entity_ids = [new_entity() for _ in range(3)]
         start = datetime.now(UTC)
         moments = []
@@ -271,7 +269,7 @@ class HomeAssistantContract:
         assert times == Times(*(nanoseconds(moment_of(time_ns)) for time_ns in times))
 
     async def test_the_registries_can_be_read(self, home: Home) -> None:
-        """All rows have what is required, and entities stand in devices and areas that exist."""
+        """Rows have their required fields and refer to devices and areas that exist."""
         registries = await list_registries(home.call)
 
         devices = {device.id for device in registries.devices}

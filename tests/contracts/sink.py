@@ -1,6 +1,6 @@
-"""What the InfluxDB sink promises in every dialect, of every database that speaks it.
+"""Contract of the InfluxDB sink, for every dialect and every database that speaks it.
 
-The lines hold numbers and whole milliseconds, because VictoriaMetrics keeps nothing else.
+The lines hold numbers and whole milliseconds, because VictoriaMetrics stores nothing else.
 """
 
 from __future__ import annotations
@@ -37,35 +37,35 @@ from tests.fakes import replies as fake
 from tests.fakes.faults import FaultServer
 
 Stored: TypeAlias = tuple[str, float, int]
-"""What is read back of a point: its tag `room`, its field `v`, its time in ns."""
+"""A point as read back: its tag `room`, its field `v`, its time in ns."""
 
 _START_NS = 1_700_000_000_000_000_000
 _MILLISECOND_NS = 1_000_000
-_IN_A_QUARTER_OF_AN_HOUR = "a date"
+_IN_15_MINUTES = "a date"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Database:
-    """One server as the suite sees it: where and as whom to write, and a way to read back."""
+    """One server as the suite sees it: URL, credentials, capabilities, and a way to read back."""
 
     version: Version
     url: str
     stored: Callable[[str, str], Awaitable[list[Stored]]]
-    """Returns what a database or bucket holds of a measurement, in any order."""
+    """Returns the points of a measurement in a database or bucket, in any order."""
     token: str = ""
     org: str = "homeiq"
     username: str = ""
     password: str = ""
     bucket: str = ""
-    """Empty for a new one in each test, which the sink has to create."""
+    """Empty for a new one in each test, which the sink must create."""
     judges_lines: bool = True
-    """Whether a line that does not parse is refused, and not skipped in silence."""
+    """Whether a line that does not parse is rejected rather than silently skipped."""
     judges_types: bool = True
-    """Whether a field keeps the type it was first written with."""
+    """Whether the first write fixes the type of a field."""
     forgets: bool = False
-    """Whether a kill loses what it has accepted in the last seconds."""
+    """Whether a kill loses points accepted in the last seconds."""
     wants_credentials: bool = True
-    """Whether wrong ones are refused."""
+    """Whether wrong credentials are refused."""
     measurement: str = field(default_factory=lambda: f"m{uuid4().hex}")
     new_bucket: str = field(default_factory=lambda: f"b{uuid4().hex}")
 
@@ -78,7 +78,7 @@ class Database:
         password: str | None = None,
         timeout_s: float = 10.0,
     ) -> InfluxSink:
-        """Return a sink that is not open yet, by default with the right settings."""
+        """Return an unopened sink, by default with the right settings."""
         return InfluxSink(
             url or self.url,
             token=self.token if token is None else token,
@@ -96,7 +96,7 @@ class Database:
         return f"{self.measurement},room={room} v={value or number} {time_ns}".encode()
 
     async def holds(self, *numbers: int) -> bool:
-        """Say whether exactly the lines with these numbers are stored, each once."""
+        """Assert that exactly the lines with these numbers are stored, each once."""
         expected = [
             ("kitchen", float(number), _START_NS + number * _MILLISECOND_NS) for number in numbers
         ]
@@ -106,7 +106,7 @@ class Database:
 
 
 def batch_of(lines: Sequence[bytes], *, lines_per_row: int = 1) -> WholeRows:
-    """Return lines as rows of the journal."""
+    """Return a batch of journal rows with these lines."""
     rows = [
         Row(
             start + 1,
@@ -120,12 +120,12 @@ def batch_of(lines: Sequence[bytes], *, lines_per_row: int = 1) -> WholeRows:
 
 
 async def one_by_one(sink: InfluxSink, batch: WholeRows) -> list[Outcome]:
-    """Write each line of a refused batch alone, which is where halving ends."""
+    """Write each line of a refused batch alone, as at the end of halving."""
     return [await sink.write(cut(batch, index, index + 1)) for index in range(batch.points)]
 
 
 async def with_first_line(database: Database) -> Database:
-    """Write line 0, so that there is a bucket or database for what a fault server passes on."""
+    """Write line 0, so that the bucket or database exists before a fault server is used."""
     async with opened(database.sink()) as sink:
         assert await sink.write(batch_of([database.line(0)])) == Accepted()
     return database
@@ -139,7 +139,7 @@ async def opened(sink: InfluxSink) -> AsyncIterator[InfluxSink]:
 
 
 def retry_after(text: str) -> fake.Reply:
-    """Return a 429 that says when to come back."""
+    """Return a 429 with a Retry-After header."""
     return fake.error(429, "slow down", code="too many requests", Retry_After=text)
 
 
@@ -168,17 +168,17 @@ FAULTS = {
 
 
 class SinkContract:
-    """The suite; a test module names a fixture `database` and a class that is one of these."""
+    """The suite; a test module defines a fixture `database` and derives a class from this one."""
 
     async def test_what_was_accepted_is_stored(self, database: Database) -> None:
-        """In a bucket or database that the sink creates; the stamps are nanoseconds."""
+        """In a bucket or database that the sink creates, with times in nanoseconds."""
         async with opened(database.sink()) as sink:
             assert await sink.write(batch_of([database.line(1), database.line(2)])) == Accepted()
 
         assert await database.holds(1, 2)
 
     async def test_every_row_of_a_large_batch_is_stored(self, database: Database) -> None:
-        """A body of many gzip members would be read only to the end of the first by some."""
+        """Some databases would read only the first of several concatenated gzip streams."""
         lines = [database.line(number) for number in range(3_000)]
 
         async with opened(database.sink()) as sink:
@@ -187,7 +187,7 @@ class SinkContract:
         assert await database.holds(*range(3_000))
 
     async def test_writing_twice_stores_once(self, database: Database) -> None:
-        """G3: so that every doubt can be met by sending again."""
+        """G3: so an uncertain write can simply be repeated."""
         batch = batch_of([database.line(1), database.line(2)])
 
         async with opened(database.sink()) as sink:
@@ -195,9 +195,9 @@ class SinkContract:
 
         assert await database.holds(1, 2)
 
-    async def test_a_line_that_does_not_parse_costs_no_neighbor(self, database: Database) -> None:
-        """G6: alone it is refused again, and its neighbors are stored."""
-        # VictoriaMetrics takes any value for a 0; a time that is none makes it skip the line.
+    async def test_a_line_that_does_not_parse_costs_no_other_line(self, database: Database) -> None:
+        """G6: alone it is refused again, and the other lines are stored."""
+        # VictoriaMetrics reads any invalid value as 0, and skips a line with an invalid time.
         bad = database.line(2, room="secret_room", value="nonsense none")
         batch = batch_of([database.line(1), bad, database.line(3)])
 
@@ -211,7 +211,7 @@ class SinkContract:
         assert await database.holds(1, 3)
 
     async def test_a_reason_does_not_quote_the_point(self, database: Database) -> None:
-        """Everyone may read `/health`, and a line names things in a home."""
+        """`/health` is public, and a line names things in a home."""
         bad = database.line(2, room="secret_room", value="nonsense")
 
         async with opened(database.sink()) as sink:
@@ -221,8 +221,8 @@ class SinkContract:
         assert len(refused) == (2 if database.judges_lines else 0)
         assert [answer for answer in refused if "secret" in answer.reason] == []
 
-    async def test_a_field_of_another_type_is_named(self, database: Database) -> None:
-        """With what to do about it; its neighbors are stored."""
+    async def test_a_field_with_a_conflicting_type_is_named(self, database: Database) -> None:
+        """With advice; the other lines are stored."""
         batch = batch_of([database.line(2), database.line(3, value='"three"')])
 
         async with opened(database.sink()) as sink:
@@ -240,10 +240,10 @@ class SinkContract:
         assert await database.holds(1, 2)
 
     @pytest.mark.parametrize("fault", FAULTS)
-    async def test_a_fault_is_understood_and_loses_nothing(
+    async def test_a_fault_is_classified_and_loses_nothing(
         self, database: Database, fault: str
     ) -> None:
-        """Nothing but a 204 is success; sending again stores each point once."""
+        """Only a 204 is success; a repeated write stores each point once."""
         reply, expected = FAULTS[fault]
         batch = batch_of([database.line(1), database.line(2)])
         await with_first_line(database)
@@ -252,14 +252,16 @@ class SinkContract:
             FaultServer(database.url, reply).serving() as server,
             opened(database.sink(url=server.url)) as sink,
         ):
-            spoiled, repeated = await sink.write(batch), await sink.write(batch)
+            failed, repeated = await sink.write(batch), await sink.write(batch)
 
-        assert type(spoiled) is expected
+        assert type(failed) is expected
         assert repeated == Accepted()
         assert await database.holds(0, 1, 2)
 
     @pytest.mark.parametrize("keeps", [False, True])
-    async def test_silence_is_a_timeout(self, database: Database, *, keeps: bool) -> None:
+    async def test_a_missing_response_is_a_timeout(
+        self, database: Database, *, keeps: bool
+    ) -> None:
         """After INFLUXDB_TIMEOUT, whether the points were stored or not."""
         batch = batch_of([database.line(1), database.line(2)])
         script = [fake.Reply(act="hang", keeps=keeps), fake.Reply(act="slow", keeps=keeps)]
@@ -267,15 +269,15 @@ class SinkContract:
 
         async with FaultServer(database.url, *script).serving() as server:
             async with opened(database.sink(url=server.url, timeout_s=0.2)) as sink:
-                spoiled = [await sink.write(batch), await sink.write(batch)]
+                failed = [await sink.write(batch), await sink.write(batch)]
             async with opened(database.sink()) as sink:
                 assert await sink.write(batch) == Accepted()
 
-        assert spoiled == [TimedOut(reason="no answer in time")] * 2
+        assert failed == [TimedOut(reason="no answer in time")] * 2
         assert await database.holds(0, 1, 2)
 
-    async def test_a_slow_answer_in_time_is_an_answer(self, database: Database) -> None:
-        """Patience is INFLUXDB_TIMEOUT and nothing shorter."""
+    async def test_a_slow_response_within_the_timeout_is_accepted(self, database: Database) -> None:
+        """The timeout is INFLUXDB_TIMEOUT and nothing shorter."""
         batch = batch_of([database.line(1)])
         await with_first_line(database)
 
@@ -291,7 +293,7 @@ class SinkContract:
         ("text", "seconds"),
         [
             ("17", 17.0),
-            (_IN_A_QUARTER_OF_AN_HOUR, pytest.approx(900, abs=60)),
+            (_IN_15_MINUTES, pytest.approx(900, abs=60)),
             ("99999999999", 99999999999.0),
             ("Mon, 01 Jan 2001 00:00:00 GMT", 0.0),
             ("soon", None),
@@ -300,11 +302,11 @@ class SinkContract:
         ],
         ids=["seconds", "date", "absurd", "past", "word", "negative", "empty"],
     )
-    async def test_a_busy_database_says_when_to_come_back(
+    async def test_retry_after_is_read_from_a_busy_database(
         self, database: Database, text: str, seconds: float | None
     ) -> None:
-        """In seconds or as a date; delivery caps what is absurd."""
-        if text == _IN_A_QUARTER_OF_AN_HOUR:  # from now, not from when the tests were collected
+        """In seconds or as a date; delivery caps absurd values."""
+        if text == _IN_15_MINUTES:  # relative to now, not to the collection of the tests
             text = format_datetime(datetime.now(UTC) + timedelta(seconds=900), usegmt=True)
         async with (
             FaultServer(database.url, retry_after(text)).serving() as server,
@@ -315,10 +317,10 @@ class SinkContract:
         assert busy == Busy(reason="slow down", status=429, retry_after_s=seconds)
 
     @pytest.mark.parametrize("status", [400, 415])
-    async def test_where_gzip_is_refused_a_plain_body_is_stored(
+    async def test_a_plain_body_is_stored_where_gzip_is_refused(
         self, database: Database, status: int
     ) -> None:
-        """The same line accepted uncompressed proves that it was not the line's fault."""
+        """The line is accepted uncompressed, so the refusal was not due to the line."""
         refusal = fake.Reply(status=status, body="no gzip here")
         await with_first_line(database)
 
@@ -334,7 +336,7 @@ class SinkContract:
     async def test_only_victoria_metrics_acknowledges_before_it_stores(
         self, database: Database
     ) -> None:
-        """A database says what it is at `/metrics`."""
+        """A database identifies itself at `/metrics`."""
         async with opened(database.sink()) as sink:
             process = await sink.process()
 
@@ -342,8 +344,8 @@ class SinkContract:
         assert (process.flush_s > 0) == database.forgets
         assert process.started is not None or not database.forgets
 
-    async def test_wrong_credentials_hold_and_are_named(self, database: Database) -> None:
-        """By the variable that holds them, never by what is in it."""
+    async def test_wrong_credentials_pause_delivery_and_are_named(self, database: Database) -> None:
+        """By their variable, never by their value."""
         batch = batch_of([database.line(1)])
 
         async with opened(database.sink(token="wrong-token", password="wrong-password")) as sink:
@@ -356,8 +358,8 @@ class SinkContract:
         assert ("INFLUXDB_PASSWORD" if database.username else "INFLUXDB_TOKEN") in held.advice
         assert "wrong" not in f"{held.reason} {held.advice}"
 
-    async def test_credentials_never_stand_in_an_answer(self, database: Database) -> None:
-        """Also where a server or a proxy repeats them."""
+    async def test_credentials_never_appear_in_an_outcome(self, database: Database) -> None:
+        """Even when a server or a proxy repeats them."""
         secret = "s3cret/pass word+"
         echo = f"denied: {secret} s3cret%2Fpass%20word%2B s3cret/pass%20word%2B"
         script = [
@@ -378,15 +380,15 @@ class SinkContract:
         assert [type(answer) for answer in answers] == [Held, Refused, ServerFailed, Unavailable]
         assert [answer for answer in answers if "s3cret" in str(answer)] == []
 
-    async def test_a_wrong_address_holds_and_is_named(self, database: Database) -> None:
-        """Whether what answers there says 400 or 404."""
+    async def test_a_wrong_url_pauses_delivery_and_is_named(self, database: Database) -> None:
+        """Whether the server there answers 400 or 404."""
         async with opened(database.sink(url=f"{database.url}/nowhere")) as sink:
             held = await sink.write(batch_of([database.line(1)]))
 
         assert isinstance(held, Held | Unavailable)
         assert "INFLUXDB_URL" in str(held)
 
-    async def test_the_dialect_is_found_out(self, database: Database) -> None:
+    async def test_the_dialect_is_detected(self, database: Database) -> None:
         """With INFLUXDB_API=auto, from the settings or from the server."""
         async with opened(database.sink(api="auto")) as sink:
             assert await sink.write(batch_of([database.line(1)])) == Accepted()
@@ -394,7 +396,7 @@ class SinkContract:
         assert await database.holds(1)
 
     async def test_a_ping_is_answered(self, database: Database) -> None:
-        """As long as there is anything there."""
+        """Only while a server listens."""
         async with opened(database.sink()) as sink:
             assert await sink.ping()
         async with opened(database.sink(url="http://127.0.0.1:9")) as sink:

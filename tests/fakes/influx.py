@@ -1,6 +1,6 @@
-"""A fake InfluxDB 1, 2 or 3 on a real socket: keeps every line it accepts, misbehaves on request.
+"""A fake InfluxDB 1, 2 or 3 on a real socket: stores accepted lines, and fails on request.
 
-What they have in common is here, what sets them apart in the rules of each version.
+`FakeInflux` has the common behavior, a class of rules that of each version.
 
 https://docs.influxdata.com/influxdb/v1/tools/api/
 https://docs.influxdata.com/influxdb/v2/api/v2/
@@ -51,7 +51,7 @@ class Request:
 
     lines: tuple[bytes, ...]
     status: int
-    """What was answered; 0 when nothing was."""
+    """The status of the response; 0 for none."""
     query: dict[str, str]
     headers: dict[str, str]
     peer: str
@@ -66,15 +66,15 @@ class Fault:
     line: bytes
     reason: str
     is_conflict: bool = False
-    """Whether the line is well-formed, but a field of it has another type already."""
+    """Whether the line is valid, but one of its fields already has another type."""
 
 
 class FakeInflux:
     """One organization with buckets, or databases, and one token or one user.
 
-    Writes take their answers from `script` while there are any; after that the rules of a
-    real InfluxDB hold: credentials, organization and bucket must be right, lines must parse,
-    and a field keeps the type it was first written with.
+    Writes are answered from `script` until it is empty, then by the rules of a real InfluxDB:
+    credentials, organization and bucket must be right, lines must parse, and the first write
+    fixes the type of a field.
     """
 
     def __init__(  # noqa: PLR0915 - a fake has many switches
@@ -87,7 +87,7 @@ class FakeInflux:
         org: str = "homeiq",
         bucket: str = "home_assistant_events",
     ) -> None:
-        """Take the first answers, and what exists; without a token or user all may write."""
+        """Set the first answers, credentials and bucket; without credentials anyone may write."""
         self.script = deque(script)
         self.version = version
         self.token = token
@@ -96,48 +96,48 @@ class FakeInflux:
         self.org = org
         self.buckets = {bucket}
         self.refuses: Callable[[bytes], str | None] = lambda _: None
-        """Gives the reason why a line is refused beside those of the real ones."""
+        """Returns a further reason to refuse a line, or None."""
         self.partial = False
-        """Store the good lines of a body with bad ones and answer 422, as for type conflicts."""
+        """Store the valid lines of a partly invalid body and answer 422, as for type conflicts."""
         self.oldest_ns: int | None = None
-        """Points before it are outside of the retention; None keeps all."""
+        """Earlier points are outside the retention; None accepts all."""
         self.status_of_old: int | None = None
-        """What is answered then; None for what this version answers."""
+        """The status for points outside the retention; None for that of the version."""
         self.most_series: int | None = None
-        """Series that one database may have; None for no limit."""
+        """Limit of series per database; None for none."""
         self.most_tag_values: int | None = None
-        """Values that a tag may have; None for no limit."""
+        """Limit of values per tag; None for none."""
         self.takes_gzip = True
-        """Whether gzipped bodies are unpacked, or answered with `gzip_refusal`."""
+        """Whether gzip bodies are accepted; otherwise they are answered with `gzip_refusal`."""
         self.gzip_refusal = Reply(status=415, body="Unsupported Media Type")
         self.breaks_on: Callable[[bytes], bool] = lambda _: False
-        """A body with such a line is answered with 500."""
+        """A body with a matching line is answered with 500."""
         self.max_body_bytes: int | None = None
-        """More is answered with 413; None for no limit."""
+        """Larger bodies are answered with 413; None for no limit."""
         self.may_create_buckets = True
         self.may_write = True
-        """Whether the token, or the user, may write; else it may only read."""
+        """Whether the token or user may write; otherwise it may only read."""
         self.may_read = True
         self.forgets = False
-        """Whether what is accepted is kept nowhere."""
+        """Whether accepted lines are discarded."""
         self.silent_on: frozenset[str] = frozenset()
-        """Paths whose requests are never answered."""
+        """Paths where requests get no response."""
         self.delay_s = 0.0
-        """How long every write takes."""
+        """Delay of every write."""
         self.fault: Reply | None = None
-        """What every write is answered after the script, whatever the rules say."""
+        """The answer to every write after the script, regardless of the rules."""
         self.pings = 0
         self.alive = True
-        """Whether `/ping` says so."""
+        """Whether `/ping` succeeds; otherwise it answers 503."""
         self.started_at: int | None = None
-        """When its process started, as VictoriaMetrics says at `/metrics`; None for InfluxDB."""
+        """Process start time, as VictoriaMetrics reports at `/metrics`; None for InfluxDB."""
         self.metrics_reply: Reply | None = None
-        """What `/metrics` is answered instead."""
+        """Replaces the response of `/metrics`."""
         self.metrics_asked = 0
         self.ping_reply: Reply | None = None
-        """What `/ping` is answered instead of the version."""
+        """Replaces the response of `/ping`."""
         self.lines: list[bytes] = []
-        """Every line accepted, in order, as often as it was accepted."""
+        """Every accepted line, in order, repeats included."""
         self.requests: list[Request] = []
         self.url = ""
         self._rules = _RULES[version]()
@@ -147,7 +147,7 @@ class FakeInflux:
 
     @property
     def statuses(self) -> list[int]:
-        """What the writes were answered, in order."""
+        """The statuses of the writes, in order."""
         return [request.status for request in self.requests]
 
     @asynccontextmanager
@@ -174,13 +174,13 @@ class FakeInflux:
             await runner.cleanup()
 
     async def wait_for(self, condition: Callable[[Self], bool], *, within_s: float = 5.0) -> None:
-        """Wait until the condition holds; it is looked at after every request."""
+        """Wait until the condition holds."""
         async with asyncio.timeout(within_s):
             while not condition(self):
                 await asyncio.sleep(0.005)
 
     def found(self, measurement: str, time_ns: int) -> list[StoredPoint]:
-        """Return the points of a measurement at one moment."""
+        """Return the points of a measurement at one time."""
         return [
             point
             for point in self.points()
@@ -192,11 +192,11 @@ class FakeInflux:
         self.lines = [line for line in self.lines if parse_line(line).measurement != measurement]
 
     def forget_types(self) -> None:
-        """Let every field have any type again, as after its measurement was dropped."""
+        """Forget all field types, as after their measurement was dropped."""
         self._types.clear()
 
     def points(self) -> list[StoredPoint]:
-        """Return what a query would find: of points with the same identity the last one."""
+        """Return the points that a query would find: the last one of each identity."""
         parsed = [parse_line(line) for line in self.lines]
         identities = {
             (point.measurement, *sorted(point.tags.items()), point.time_ns): point
@@ -243,7 +243,7 @@ class FakeInflux:
         return await play(request, reply, ended=self._ended)
 
     def _by_age(self, lines: list[bytes]) -> tuple[list[bytes], list[bytes]]:
-        """Return the lines that are young enough to be kept, and the others."""
+        """Return the lines within the retention, and those outside it."""
         bound = self.oldest_ns
         if bound is None:
             return lines, []
@@ -280,23 +280,23 @@ class FakeInflux:
         return faults
 
     def _over_limits(self, lines: Sequence[bytes]) -> dict[bytes, str]:
-        """Say which series are refused, as InfluxDB 1 does, which looks once per request.
+        """Return the refused series and the reasons, checked once per request as in InfluxDB 1.
 
-        All that a request would start are refused when there is no room for all of them. Any
-        number of new values of a tag is taken while the tag has fewer than it may have.
+        All new series of a request are refused when they exceed the limit together. Any number
+        of new values of a tag is accepted while the tag is below its limit.
         """
         started = {line.split(b" ", 1)[0] for line in lines} - self._series
-        most, most_values = self.most_series, self.most_tag_values
-        if most is not None and len(self._series) + len(started) > most:
-            return dict.fromkeys(started, f"max-series-per-database limit exceeded: ({most})")
-        if most_values is None:
+        limit, max_values = self.most_series, self.most_tag_values
+        if limit is not None and len(self._series) + len(started) > limit:
+            return dict.fromkeys(started, f"max-series-per-database limit exceeded: ({limit})")
+        if max_values is None:
             return {}
         values: dict[bytes, set[bytes]] = {}
         for tag in (tag for series in self._series for tag in series.split(b",")[1:]):
             values.setdefault(tag.split(b"=")[0], set()).add(tag)
-        full = {key: tags for key, tags in values.items() if len(tags) >= most_values}
+        full = {key: tags for key, tags in values.items() if len(tags) >= max_values}
         return {
-            series: f"max-values-per-tag limit exceeded ({len(full[key])}/{most_values}):"
+            series: f"max-values-per-tag limit exceeded ({len(full[key])}/{max_values}):"
             f' measurement="{series.split(b",")[0].decode()}" tag="{key.decode()}" value="…"'
             for series in started
             for tag in series.split(b",")[1:]
@@ -341,20 +341,20 @@ class FakeInflux:
 
 
 class Rules(Protocol):
-    """What one version does in its own way."""
+    """The behavior of one version."""
 
     path: str
     unparsable: str
-    """What it says of a `{line}` that it cannot parse."""
+    """Message for a `{line}` that it cannot parse."""
     conflict: str
-    """What it says of a `{field}` of another type."""
+    """Message for a `{field}` of another type."""
 
     def add_routes(self, router: web.UrlDispatcher, server: FakeInflux) -> None:
-        """Add what there is beside `/ping` and the path of writes."""
+        """Add the routes other than `/ping` and the path of writes."""
         ...
 
     def unpacked(self, body: bytes) -> bytes:
-        """Unpack a gzipped body as this version does."""
+        """Decompress a gzip body as this version does."""
         ...
 
     def ping(self, request: web.Request, server: FakeInflux) -> Reply:
@@ -362,11 +362,11 @@ class Rules(Protocol):
         ...
 
     def refusal(self, request: web.Request, server: FakeInflux) -> Reply | None:
-        """Answer whoever may not do this; None for all others."""
+        """Return the answer to a request without permission; None if it is allowed."""
         ...
 
     def missing(self, request: web.Request, server: FakeInflux) -> Reply | None:
-        """Answer a write to what does not exist; None when it does."""
+        """Return the answer to a write to a missing bucket or database; None if it exists."""
         ...
 
     def too_large(self, max_bytes: int) -> Reply:
@@ -374,16 +374,16 @@ class Rules(Protocol):
         ...
 
     def verdict(self, faults: Sequence[Fault], lines: Sequence[bytes], *, partial: bool) -> Reply:
-        """Answer a body some of whose lines have faults."""
+        """Answer a body with faulty lines."""
         ...
 
     def too_old(self, old: Sequence[bytes], *, status: int | None) -> Reply:
-        """Answer a body some of whose lines are outside of the retention."""
+        """Answer a body with lines outside the retention."""
         ...
 
 
 class RulesOf1:
-    """InfluxDB 1: writes the good lines and answers 400 for the others; errors in a header too."""
+    """InfluxDB 1: stores the valid lines and answers 400 for the others, also in a header."""
 
     path = "/write"
     unparsable = "unable to parse '{line}': invalid boolean"
@@ -427,22 +427,22 @@ class RulesOf1:
         router.add_route("*", "/query", query)
 
     def unpacked(self, body: bytes) -> bytes:
-        """Read every member."""
+        """Read every concatenated gzip stream."""
         return gzip.decompress(body)
 
     def ping(self, request: web.Request, server: FakeInflux) -> Reply:
-        """Name the version, to anyone."""
+        """Return the version, without authentication."""
         return Reply(headers={"X-Influxdb-Version": "1.6.7~rc0", "X-Influxdb-Build": "OSS"})
 
     def refusal(self, request: web.Request, server: FakeInflux) -> Reply | None:
-        """Want user and password, if there are users."""
+        """Require user and password, if there are users."""
         pair = base64.b64encode(f"{server.username}:{server.password}".encode()).decode()
         if not server.username or request.headers.get("Authorization") == f"Basic {pair}":
             return None
         return _error_of_1(401, "authorization failed")
 
     def missing(self, request: web.Request, server: FakeInflux) -> Reply | None:
-        """Want a database that exists."""
+        """Require an existing database."""
         assert request.query["precision"] == "ns"
         name = request.query.get("db", "")
         if name in server.buckets:
@@ -450,23 +450,23 @@ class RulesOf1:
         return _error_of_1(404, f'database not found: "{name}"')
 
     def too_large(self, max_bytes: int) -> Reply:
-        """Say so with its own status."""
+        """Answer with the status 413."""
         return _error_of_1(413, "Request Entity Too Large")
 
     def verdict(self, faults: Sequence[Fault], lines: Sequence[bytes], *, partial: bool) -> Reply:
-        """Keep the good lines; a limit hides conflicts, and both hide what cannot be parsed."""
+        """Store the valid lines; report limits before conflicts, and both before parse errors."""
         conflicts = [fault for fault in faults if fault.is_conflict]
         limited = [fault for fault in faults if "limit exceeded" in fault.reason]
-        told = "\n".join(fault.reason for fault in (limited[:1] or conflicts[:1] or faults))
+        message = "\n".join(fault.reason for fault in (limited[:1] or conflicts[:1] or faults))
         if not conflicts and not limited and len(faults) == len(lines):
-            return _error_of_1(400, told)
+            return _error_of_1(400, message)
         dropped = len(conflicts) + len(limited)
-        return _error_of_1(400, f"partial write: {told} dropped={dropped}", keeps=True)
+        return _error_of_1(400, f"partial write: {message} dropped={dropped}", keeps=True)
 
     def too_old(self, old: Sequence[bytes], *, status: int | None) -> Reply:
-        """Keep the others and count the old ones."""
-        told = f"partial write: points beyond retention policy dropped={len(old)}"
-        return _error_of_1(status or 400, told, keeps=True)
+        """Store the others and count the old ones."""
+        message = f"partial write: points beyond retention policy dropped={len(old)}"
+        return _error_of_1(status or 400, message, keeps=True)
 
 
 class RulesOf2:
@@ -530,15 +530,15 @@ class RulesOf2:
         router.add_get("/health", health)
 
     def unpacked(self, body: bytes) -> bytes:
-        """Read every member."""
+        """Read every concatenated gzip stream."""
         return gzip.decompress(body)
 
     def ping(self, request: web.Request, server: FakeInflux) -> Reply:
-        """Name the version, to anyone."""
+        """Return the version, without authentication."""
         return Reply(headers={"X-Influxdb-Version": "v2.7.12", "X-Influxdb-Build": "OSS"})
 
     def refusal(self, request: web.Request, server: FakeInflux) -> Reply | None:
-        """Want the token and the organization."""
+        """Require the token and the organization."""
         if request.headers.get("Authorization") != f"Token {server.token}":
             return UNAUTHORIZED
         if request.query.get("org", server.org) != server.org:
@@ -546,43 +546,43 @@ class RulesOf2:
         return None
 
     def missing(self, request: web.Request, server: FakeInflux) -> Reply | None:
-        """Want a bucket that exists."""
+        """Require an existing bucket."""
         bucket = request.query.get("bucket", "")
         if bucket in server.buckets:
             return None
         return error(404, f'bucket "{bucket}" not found', code="not found")
 
     def too_large(self, max_bytes: int) -> Reply:
-        """Say so with its own status."""
+        """Answer with the status 413."""
         return error(413, "request too large", code="request too large")
 
     def verdict(self, faults: Sequence[Fault], lines: Sequence[bytes], *, partial: bool) -> Reply:
-        """Keep the good lines for a conflict, and nothing for a line that does not parse."""
+        """Store the valid lines at a conflict, and nothing at a line that does not parse."""
         worst = [fault for fault in faults if not fault.is_conflict]
         is_limit = bool(worst) and all("limit exceeded" in fault.reason for fault in worst)
         if worst and not partial and not is_limit:
             return error(400, worst[0].reason)
-        said = f"failure writing points to database: partial write: {faults[0].reason}"
-        reply = error(422, f"{said} dropped={len(faults)}", code="unprocessable entity")
+        message = f"failure writing points to database: partial write: {faults[0].reason}"
+        reply = error(422, f"{message} dropped={len(faults)}", code="unprocessable entity")
         return Reply(status=422, body=reply.body, headers=reply.headers, keeps=True)
 
     def too_old(self, old: Sequence[bytes], *, status: int | None) -> Reply:
-        """Keep the others, count the old ones, and name the oldest, as 2.7 does; 500 as 2.0."""
+        """Store the others; count the old ones and name the oldest, as 2.7 does; 500 as 2.0."""
         if status == web.HTTPInternalServerError.status_code:
-            told = f"unexpected error writing points to database: partial write: {_BEYOND}"
-            reply = error(status, f"{told} dropped={len(old)}", code="internal error")
+            message = f"unexpected error writing points to database: partial write: {_BEYOND}"
+            reply = error(status, f"{message} dropped={len(old)}", code="internal error")
         else:
             key = old[0].split(b" ", 1)[0].decode()
             why = (
                 "dropped because it violates a Retention Policy Lower Bound at 2026-01-01T00:00:00Z"
             )
-            told = (
+            message = (
                 f"failure writing points to database: partial write: dropped {len(old)} points"
                 f" outside retention policy of duration 1h0m0s - oldest point {key} at"
                 f" 2020-01-01T00:00:00Z {why}, newest point {key} at 2020-01-01T00:00:00Z {why}"
                 f" dropped={len(old)} for database: 610c26001281c704 for retention policy: autogen"
             )
-            reply = error(status or 422, told, code="unprocessable entity")
+            reply = error(status or 422, message, code="unprocessable entity")
         return replace(reply, keeps=True)
 
     def _created(self, wanted: dict[str, str], server: FakeInflux) -> web.Response:
@@ -598,10 +598,10 @@ class RulesOf2:
 
 
 class RulesOf3:
-    """InfluxDB 3.0: wants a token even for `/ping`, and reads only the first gzip member.
+    """InfluxDB 3.0: requires a token even for `/ping`, and reads only the first gzip stream.
 
-    The real one creates databases by itself and knows the write paths of versions 1 and 2; here
-    a database must exist, as where a token may only write, and there is one path.
+    The real one creates databases itself and accepts the write paths of versions 1 and 2; here
+    a database must exist, as for a token that may only write, and there is one path.
     """
 
     path = "/api/v3/write_lp"
@@ -640,11 +640,11 @@ class RulesOf3:
         router.add_get("/health", health)
 
     def unpacked(self, body: bytes) -> bytes:
-        """Read the first member; nothing tells of the others."""
+        """Read the first gzip stream and silently ignore the others."""
         return zlib.decompressobj(wbits=31).decompress(body)
 
     def ping(self, request: web.Request, server: FakeInflux) -> Reply:
-        """Name the version, to those with a token."""
+        """Return the version, to requests with a token."""
         if (refusal := self.refusal(request, server)) is not None:
             return refusal
         return Reply(
@@ -654,7 +654,7 @@ class RulesOf3:
         )
 
     def refusal(self, request: web.Request, server: FakeInflux) -> Reply | None:
-        """Want the token, if there is one."""
+        """Require the token, if there is one."""
         authorization = request.headers.get("Authorization", "")
         allowed = {f"Bearer {server.token}", f"Token {server.token}"}
         if not server.token or authorization in allowed:
@@ -664,7 +664,7 @@ class RulesOf3:
         return Reply(status=401)
 
     def missing(self, request: web.Request, server: FakeInflux) -> Reply | None:
-        """Want a database that exists, with a name of plain letters."""
+        """Require an existing database with an ASCII name."""
         assert request.query["precision"] == "nanosecond"
         assert request.query["no_sync"] == "false"
         name = request.query["db"]
@@ -675,11 +675,11 @@ class RulesOf3:
         return Reply(status=404, body=f"database not found {name}")
 
     def too_large(self, max_bytes: int) -> Reply:
-        """Call it an error of its own."""
+        """Answer 500, as the real one does."""
         return Reply(status=500, body=f"max request size ({max_bytes} bytes) exceeded")
 
     def verdict(self, faults: Sequence[Fault], lines: Sequence[bytes], *, partial: bool) -> Reply:
-        """Keep the good lines and list the others, with their text."""
+        """Store the valid lines, and list the others with their text."""
         return _error_of_3(
             "partial write of line protocol occurred",
             [
@@ -693,7 +693,7 @@ class RulesOf3:
         )
 
     def too_old(self, old: Sequence[bytes], *, status: int | None) -> Reply:
-        """Take it, and delete it at its next look."""
+        """Accept the points; the real one deletes them later."""
         return OK
 
 
@@ -702,7 +702,7 @@ _TYPES: dict[type, str] = {str: "string", float: "float", bool: "boolean", int: 
 
 
 def _flaw(line: bytes, types: dict[tuple[str, str], type], rules: Rules) -> tuple[str | None, bool]:
-    """Say what is wrong with a line, and whether it is a type; learn the types of its fields."""
+    """Return the error of a line, if any, and whether it is a type conflict; learn its types."""
     try:
         point = parse_line(line)
     except ValueError:
@@ -710,13 +710,13 @@ def _flaw(line: bytes, types: dict[tuple[str, str], type], rules: Rules) -> tupl
     for name, value in point.fields.items():
         wanted = types.setdefault((point.measurement, name), type(value))
         if wanted is not type(value):
-            told = rules.conflict.format(
+            message = rules.conflict.format(
                 field=name,
                 measurement=point.measurement,
                 found=_TYPES[type(value)],
                 wanted=_TYPES[wanted],
             )
-            return told, True
+            return message, True
     return None, False
 
 
