@@ -39,17 +39,17 @@ def set_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
         for name in variable.names:
             monkeypatch.delenv(name, raising=False)
 
-    def given(**values: str) -> None:
+    def set_variables(**values: str) -> None:
         for name, value in values.items():
             monkeypatch.setenv(name, value)
 
-    given(
+    set_variables(
         HOME_ASSISTANT_URL="http://127.0.0.1:1",
         HOME_ASSISTANT_TOKEN=TOKEN,
         DATA_DIR=str(tmp_path / "data"),
         WEBSOCKET_INGESTION_PORT="0",
     )
-    return given
+    return set_variables
 
 
 @pytest.fixture

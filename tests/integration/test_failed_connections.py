@@ -41,9 +41,9 @@ async def answering(answer: bytes) -> AsyncIterator[int]:
 @contextlib.asynccontextmanager
 async def closed_port() -> AsyncIterator[int]:
     """Reserve a port that nothing listens on."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield held.getsockname()[1]
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
 
 
 async def reason_of_sink(url: str) -> str:

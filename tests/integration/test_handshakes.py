@@ -310,7 +310,7 @@ async def test_a_database_behind_mutual_tls_needs_the_client_certificate(
         async with sink_of(server.url) as sink:
             without = await sink.write(BATCH)
         report = await doctor(INFLUXDB_URL=server.url, INFLUXDB_TOKEN="token", INFLUXDB_ORG="org")
-        told_with = await doctor(
+        report_with = await doctor(
             INFLUXDB_CLIENT_CERT=str(authority / "client.pem"),
             INFLUXDB_CLIENT_KEY=str(authority / "client.key"),
             INFLUXDB_URL=server.url,
@@ -318,8 +318,8 @@ async def test_a_database_behind_mutual_tls_needs_the_client_certificate(
 
     assert isinstance(without, Unavailable)
     assert "INFLUXDB_CLIENT_CERT" in report["database"]
-    assert told_with["database"].startswith("ok")
-    assert told_with["database_write"].startswith("ok")
+    assert report_with["database"].startswith("ok")
+    assert report_with["database_write"].startswith("ok")
 
 
 @pytest.fixture
@@ -388,14 +388,14 @@ async def test_certificate_checks_of_a_database_can_be_disabled(
             accepted = await sink.write(BATCH)
         values = {"INFLUXDB_URL": server.url, "INFLUXDB_TOKEN": "token", "INFLUXDB_ORG": "org"}
         report = await doctor(**values)
-        told_unchecked = await doctor(**values, INFLUXDB_SSL_VERIFY="false")
+        report_unchecked = await doctor(**values, INFLUXDB_SSL_VERIFY="false")
 
     assert isinstance(refused, Unavailable)
     assert accepted == Accepted()
     assert "INFLUXDB_SSL_VERIFY=false" in report["database"]
-    assert told_unchecked["database"].startswith("warning")
-    assert "INFLUXDB_SSL_VERIFY=false" in told_unchecked["database"]
-    assert told_unchecked["database_write"].startswith("ok")
+    assert report_unchecked["database"].startswith("warning")
+    assert "INFLUXDB_SSL_VERIFY=false" in report_unchecked["database"]
+    assert report_unchecked["database_write"].startswith("ok")
 
 
 def replace(authority: Path, folder: Path, name: str) -> None:

@@ -163,7 +163,7 @@ class Server:
 
     def _story(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-40:]
-        return "\n".join([f"{' '.join(self._command)} said:", *lines])
+        return "\n".join([f"{' '.join(self._command)} printed:", *lines])
 
 
 def victoria_metrics(folder: Path) -> Server:
@@ -491,17 +491,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # The very first start waits for downloads.
         home_assistant = HomeAssistant(Path(folder) / "home-assistant", timeout_s=600.0)
-        neighbors: dict[str, Server | HomeAssistant] = {
+        servers: dict[str, Server | HomeAssistant] = {
             "InfluxDB": influxdb(Path(folder) / "influxdb"),
             "VictoriaMetrics": victoria_metrics(Path(folder) / "victoria-metrics"),
             "Home Assistant": home_assistant,
         }
-        for name, neighbor in neighbors.items():
+        for name, server in servers.items():
             started = time.monotonic()
-            with neighbor:
+            with server:
                 took_s = time.monotonic() - started
-                if neighbor is home_assistant:
-                    devices = neighbor.call("config/device_registry/list", token=neighbor.token)
+                if server is home_assistant:
+                    devices = server.call("config/device_registry/list", token=server.token)
                     assert devices, "Home Assistant runs without its demo devices"
             sys.stdout.write(f"{name} starts ({took_s:.1f} s)\n")
 

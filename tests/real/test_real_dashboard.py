@@ -392,7 +392,7 @@ async def test_dead_letters_are_shown_with_their_reason_and_sent_again(
         await expect(page.locator("#letters-badge")).to_have_text("1")
         await page.get_by_role("button", name="Delete all…").click()
         await expect(page.get_by_role("dialog")).to_contain_text("permanently deletes")
-        asked = await shown.violations()
+        violations = await shown.violations()
         await page.get_by_role("button", name="Cancel").click()
         influx.refuses = lambda _: None
         await page.get_by_role("button", name="Send all again").click()
@@ -400,7 +400,7 @@ async def test_dead_letters_are_shown_with_their_reason_and_sent_again(
         await expect(page.locator("#letters-empty")).to_be_visible()
         await influx.wait_for(lambda influx: len(influx.points()) == 9)
 
-    assert asked == []
+    assert violations == []
     assert shown.complaints == []
 
 

@@ -29,12 +29,12 @@ def set_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set:
         for name in variable.names:
             monkeypatch.delenv(name, raising=False)
 
-    def given(**values: str) -> None:
+    def set_variables(**values: str) -> None:
         for name, value in values.items():
             monkeypatch.setenv(name, value)
 
-    given(DATA_DIR=str(tmp_path / "data"), WEBSOCKET_INGESTION_PORT="0")
-    return given
+    set_variables(DATA_DIR=str(tmp_path / "data"), WEBSOCKET_INGESTION_PORT="0")
+    return set_variables
 
 
 async def doctor() -> dict[str, Any]:

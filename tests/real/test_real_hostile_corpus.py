@@ -34,7 +34,7 @@ ALL_ATTRIBUTES = ("*",)
 _MADE_POINTS = 300
 _NOON_NS = 1_795_435_200_000_000_000
 
-KEPT = {
+UNCHANGED = {
     "a comma": "a,b",
     "a space": " a  b ",
     "quotes": "\"a\" 'b' `c`",
@@ -127,7 +127,7 @@ async def test_every_text_is_stored_unchanged_in_a_field(
     influx_1: Server, database: Database
 ) -> None:
     """State, previous state, names, context and attributes: newlines, NUL and all."""
-    texts = [*KEPT.values(), *(text for text, _ in REPLACED.values())]
+    texts = [*UNCHANGED.values(), *(text for text, _ in REPLACED.values())]
     changes = _changes(
         _event(
             number,
@@ -155,7 +155,7 @@ async def test_every_text_is_stored_as_a_tag_or_its_replacement(
     influx_1: Server, database: Database
 ) -> None:
     """No text breaks out of its tag or loses its point."""
-    table = [*((text, text) for text in KEPT.values()), *REPLACED.values(), SURROGATE]
+    table = [*((text, text) for text in UNCHANGED.values()), *REPLACED.values(), SURROGATE]
     changes = [
         msgspec.structs.replace(
             change,
@@ -201,7 +201,7 @@ async def test_empty_tags_are_omitted(influx_1: Server, database: Database) -> N
 
 async def test_every_attribute_name_becomes_a_field(influx_1: Server, database: Database) -> None:
     """Also `time`, which no field may be called, and numbers beside texts of one name."""
-    names = [*KEPT.values(), *(text for text, _ in REPLACED.values()), "x", "x_str", "value"]
+    names = [*UNCHANGED.values(), *(text for text, _ in REPLACED.values()), "x", "x_str", "value"]
     values: Sequence[object] = (21, "warm", True, 2.5, None, [1, "a"], {"b": 2}, -0.0, 1e300, 2**80)
     changes = _changes(
         _event(number, "1", attributes=dict.fromkeys(names, value))
@@ -251,12 +251,12 @@ async def test_70_kb_of_attributes_are_truncated_to_the_limit_of_a_string(
     await _write(influx_1, database, [change])
     (stored,) = database.points()
 
-    kept = large.encode()[:65_536].decode(errors="ignore")
+    truncated = large.encode()[:65_536].decode(errors="ignore")
     assert json.loads(str(stored.fields["attributes"])) == {
         "small": "\\" * 20_000,
         "_truncated": ["large"],
     }
-    assert stored.fields["state_value"] == kept
+    assert stored.fields["state_value"] == truncated
     _assert_equal([stored], [change])
 
 

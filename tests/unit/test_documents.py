@@ -23,19 +23,19 @@ from tests.fakes.service import components
 LANGUAGES = {"sh", "ini", "json", "python", "text", "influxql", "flux", "sql"}
 
 NOT_RUN = {
-    "docker": "there is no engine where the tests run; the files are linted and read",
-    "kubectl": "there is no cluster; the manifests fit the schemas of Kubernetes",
+    "docker": "the test machine has no Docker engine; the files are linted and parsed",
+    "kubectl": "there is no cluster; the manifests are validated against Kubernetes' schemas",
     "systemctl": "there is no systemd; the unit is verified",
     "systemd-run": "as systemctl",
     "journalctl": "as systemctl",
     "useradd": "changes the machine",
     "install": "changes the machine",
-    "python3": "makes environments outside the project; the image's steps are run in its place",
+    "python3": "creates environments outside the project; the image's steps are run instead",
     "/opt/uv/bin/pip": "as python3",
     "/opt/uv/bin/uv": "as python3",
-    "tar": "a copy of a folder that belongs to the reader",
-    "sqlite3": "a program of the reader's, asked for the integrity of a file",
-    "openssl": "any program that makes random letters will do",
+    "tar": "copies a folder of the reader's",
+    "sqlite3": "checks the integrity of a file with the reader's own program",
+    "openssl": "any generator of random text works",
 }
 """First words of commands that are not run here, with the reason."""
 

@@ -117,10 +117,10 @@ def test_no_request_breaks_the_access_rules(
     method: str, path: str, headers: dict[str, list[str]], peer: str | None
 ) -> None:
     """Any headers lead to a decision, and never to one that answers a foreign origin."""
-    asked = Asked(method=method, path=f"/api/{path}", headers=headers, peer=peer)
+    request = Asked(method=method, path=f"/api/{path}", headers=headers, peer=peer)
 
     for rules in (AccessRules(), AccessRules(api_key="correct-horse-battery-staple")):
-        assert hasattr(decide(rules, asked), "problem")
+        assert hasattr(decide(rules, request), "problem")
 
 
 @settings(max_examples=60)
@@ -200,12 +200,12 @@ def test_any_text_is_an_entity_filter_or_is_refused_with_its_place(
     if rules is None:
         return
 
-    judge = Filter(rules)
-    kept = judge.selected(changes)
+    entity_filter = Filter(rules)
+    selected = entity_filter.selected(changes)
 
-    assert [each for each in changes if judge.passes(each)] == kept
-    assert sum(judge.matched) <= len(changes)
-    for rule in _rules((*rules.patterns, *rules.exceptions), judge.matched):
+    assert [each for each in changes if entity_filter.passes(each)] == selected
+    assert sum(entity_filter.matched) <= len(changes)
+    for rule in _rules((*rules.patterns, *rules.exceptions), entity_filter.matched):
         rule.model_dump_json()
 
 
@@ -239,6 +239,8 @@ def _as_list(value: object) -> list[object]:
 )
 def test_no_glob_makes_a_filter_backtrack_exponentially(glob: str) -> None:
     """With backtracking at each `*` these globs would never finish."""
-    judge = Filter(read_rules(json.dumps({"patterns": [{"entity_id": [glob, f"{glob}{glob}"]}]})))
+    entity_filter = Filter(
+        read_rules(json.dumps({"patterns": [{"entity_id": [glob, f"{glob}{glob}"]}]}))
+    )
 
-    assert judge.passes(change("sensor." + "a" * 20_000 + "b"))
+    assert entity_filter.passes(change("sensor." + "a" * 20_000 + "b"))

@@ -1,15 +1,15 @@
-"""A Home Assistant component that changes states: as told, or at random.
+"""Home Assistant component that changes states, on request or at random.
 
-Action `load_generator.emit` with `count`, `rate` (changes a second), `sensors` and `first`
-(the first sequence number). It returns when all are emitted and `emitted.jsonl` in the
-configuration folder lists them: a line each, in order, with entity_id, state and
-last_updated as Home Assistant itself set them.
+Action `load_generator.emit` with `count`, `rate` (changes per second), `sensors` and `first`
+(the first sequence number). It returns once all changes are emitted and listed in
+`emitted.jsonl` in the configuration folder: one line each, in order, with entity_id, state and
+last_updated as set by Home Assistant.
 
 With `rate` and `seed` in its configuration it makes random changes of every kind, from its setup
-until Home Assistant ends or the action `load_generator.pause` is called. The action
+until Home Assistant stops or the action `load_generator.pause` is called. The action
 `load_generator.lock_recorder` with `seconds` locks the recorder's database as a backup does.
 
-Home Assistant imports these files. The project's own environment does not have it.
+Home Assistant imports these files; it is not installed in the project's environment.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _TICK_S = 0.005
 
 
 async def async_setup(hass: HomeAssistant, config: Mapping[str, object]) -> bool:
-    """Offer the actions, and begin the random changes when they are configured."""
+    """Register the actions, and start the random changes if they are configured."""
     proof = Path(hass.config.path("emitted.jsonl"))
 
     async def emit(call: ServiceCall) -> None:
@@ -69,7 +69,7 @@ def _change_at_random(
 
 
 async def _paced(count: int, *, rate: int) -> AsyncIterator[int]:
-    """Count from 0 to `count` at `rate` a second, catching up after each short sleep."""
+    """Count from 0 to `count` at `rate` per second, catching up after each short sleep."""
     clock = asyncio.get_running_loop().time
     started = clock()
     number = 0

@@ -1,4 +1,4 @@
-"""Random changes of every kind that a home makes, drawn from a seed."""
+"""Random changes of every kind that occurs in a home, drawn from a seed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WORD_PAIRS = (
 
 
 class RandomChanges:
-    """Changes one entity after the other."""
+    """Changes one entity at a time."""
 
     def __init__(self, hass: HomeAssistant, *, seed: int) -> None:
         self._hass = hass
@@ -45,12 +45,12 @@ class RandomChanges:
         self._passing: str | None = None
 
     async def run(self, rate: float) -> None:
-        """Make `rate` changes a second until cancelled, catching up after each short sleep."""
+        """Make `rate` changes per second until cancelled, catching up after each short sleep."""
         clock = asyncio.get_running_loop().time
         started, done = clock(), 0
         while True:
             due = int((clock() - started) * rate)
-            # After a suspension it goes on at its pace.
+            # At most one second's worth, so a suspension causes no larger burst.
             for _ in range(min(due - done, int(rate))):
                 self._chance.choice(self._kinds)()
             done = due
@@ -105,7 +105,7 @@ class RandomChanges:
         self._set(entity_id, str(self._sequence), attributes)
 
     def _drop_out(self) -> None:
-        """Have a sensor become unavailable, which drops its attributes."""
+        """Make a sensor unavailable, which drops its attributes."""
         state = self._chance.choice(["unavailable", "unavailable", "unknown"])
         entity_id = self._numeric()
         if self._hass.states.get(entity_id) is not None:
@@ -117,7 +117,7 @@ class RandomChanges:
             self._set(entity_id, str(self._chance.randrange(100)), {"unit_of_measurement": "%"})
 
     def _pass_by(self) -> None:
-        """Let an entity that nothing knew appear, change once and disappear for good."""
+        """Let an unknown entity appear, change once and disappear permanently."""
         if self._passing is None:
             self._passing = f"sensor.passing_{time.time_ns()}"
             self._set(self._passing, "here", {})
@@ -131,7 +131,7 @@ class RandomChanges:
         return f"sensor.random_{self._chance.randrange(_NUMBERS)}"
 
     def _described(self, entity_id: str) -> dict[str, object]:
-        """Return the attributes that the sensor has, or those it begins with."""
+        """Return the sensor's current attributes, or its initial ones."""
         state = self._hass.states.get(entity_id)
         if state is not None and state.attributes:
             return dict(state.attributes)

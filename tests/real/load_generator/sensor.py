@@ -1,4 +1,4 @@
-"""Sensors with a unique id: the registry knows them, so they can be renamed, moved and removed."""
+"""Sensors with a unique id, so the registry can rename, move and remove them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def async_setup_platform(
     async_add_entities: Callable[[Sequence[RegistrySensor]], None],
     discovery_info: object = None,
 ) -> None:
-    """Add the sensors, and hand them to whatever changes them."""
+    """Add the sensors, and store them for the random changes."""
     sensors = [RegistrySensor(number) for number in range(_COUNT)]
     async_add_entities(sensors)
     hass.data[DATA_SENSORS] = sensors
@@ -36,7 +36,7 @@ class RegistrySensor(SensorEntity):  # type: ignore[misc]  # Home Assistant is n
         self._attr_unique_id = f"load_generator_{number}"
 
     def change(self, value: float | None) -> None:
-        """Measure a value, or become unavailable; nothing while the entity is not added."""
+        """Set a value, or become unavailable; do nothing before the entity is added."""
         if self.hass is None or self.platform is None or self.entity_id is None:
             return
         self._attr_available = value is not None
