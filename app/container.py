@@ -133,7 +133,7 @@ class Container(containers.DeclarativeContainer):
     )
     coverage = providers.Singleton(
         Coverage,
-        kept=_journal_settings.is_on_disk,
+        is_persistent=_journal_settings.is_on_disk,
         fills=settings.provided.backfill.enabled,
     )
     last_states = providers.Singleton(LastStates)

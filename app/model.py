@@ -148,7 +148,7 @@ class Rename(NamedTuple):
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """A normalized state change with its placement: all that points and subscribers need."""
+    """A normalized state change with its placement: everything that points and subscribers need."""
 
     entity_id: str
     domain: str

@@ -235,7 +235,7 @@ class HomeAssistantSettings(_ServerSettings):
     ssl_verify: bool = Field(True, validation_alias="HA_SSL_VERIFY")
     """Verify the server's TLS certificate"""
     instance_name: Name | None = Field(None, validation_alias="INSTANCE_NAME")
-    """Value of the tag `instance` of every point, to tell several homes apart"""
+    """Value of the tag `instance` of every point, to distinguish several homes"""
 
 
 class ServingSettings(_Section):
@@ -442,7 +442,7 @@ class LogSettings(_Section):
     max_mb: Count = 100
     """Megabytes after which a new log file is started"""
     backups: Annotated[int, Field(ge=0, le=1_000)] = 5
-    """Older log files that are kept"""
+    """How many rotated log files are retained"""
     max_memory_mb: Count = Field(500, validation_alias="MAX_MEMORY_MB")
     """Megabytes of memory above which an error is logged and /health is degraded"""
 

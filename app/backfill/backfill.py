@@ -539,9 +539,9 @@ class Backfill:
             )
             recovery.describe(former, RecordedState(renamed.state, 0.0, a=renamed.attributes))
             changes += recovery.changes(former, [removal], committed=captured)
-        kept = self._keep(changes)
-        await self._journal_slowly(kept)
-        return replace(gap, changes=gap.changes + len(kept))
+        selected = self._keep(changes)
+        await self._journal_slowly(selected)
+        return replace(gap, changes=gap.changes + len(selected))
 
     def _before(self, gap: Gap) -> Mapping[str, LastState]:
         """Return the newest change before the rest of a gap of each entity where it is known."""

@@ -59,7 +59,7 @@ class Unsaved:
     """What was covered when this was put together."""
     gaps: Sequence[Gap]
     forgotten: Sequence[int]
-    """Ids of gaps so old that nobody asks for them any more."""
+    """Ids of gaps too old to be requested."""
     edge: tuple[int, int] | None = None
     """Number of the first point that the transaction appends live, and the newest time."""
 
@@ -67,20 +67,21 @@ class Unsaved:
 class Coverage:
     """The spans and gaps of one journal.
 
-    Every method is synchronous, so what they return at one moment is consistent. With `kept`
-    False (a journal in memory) a restart forgets all, so no gap is opened automatically.
+    Every method is synchronous, so results of one moment are consistent. A journal in memory
+    (`is_persistent` is False) forgets everything at a restart, so no gap is opened automatically.
     """
 
     def __init__(
         self,
         *,
-        kept: bool = True,
+        is_persistent: bool = True,
         fills: bool = True,
         compare_s: float = 120.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`kept`: the journal outlives the process. `fills`: gaps are filled automatically.
+        """Start without any span.
 
+        `is_persistent`: the journal outlives the process. `fills`: gaps are filled automatically.
         Live points that happened at most `compare_s` before the newest one stay in the journal,
         to be compared with what is read back: more than is requested beyond the bounds of a gap.
         Negative: none stay. `clock` is ours, in seconds since the epoch; what it shows is only
@@ -90,7 +91,7 @@ class Coverage:
         """Set when there is something to do for gaps; the backfill clears it."""
         self.awaits_event = False
         """Whether events stream and none has come yet: the bounds are open."""
-        self._kept = kept
+        self._is_persistent = is_persistent
         self._fills = fills
         self._compare_s = compare_s
         self._clock = clock
@@ -199,7 +200,7 @@ class Coverage:
         if is_first:
             return None
         start_ns = None if self._covered is None else self._covered.through_ns
-        if not self._kept:
+        if not self._is_persistent:
             # Nothing is committed here: what was received is all that is covered.
             covered_ns = start_ns if received_ns is None else received_ns
             self._missed_from_ns = self._missed_from_ns or covered_ns
@@ -250,7 +251,7 @@ class Coverage:
         self, times: Times | None, reason: Literal["journal_stalled", "journal_full", "damage"]
     ) -> None:
         """Note that what happened in this span was received and is not in the journal."""
-        if times is None or not self._kept:
+        if times is None or not self._is_persistent:
             return
         times = within_range(times)
         for gap in self.open_gaps():
@@ -281,7 +282,7 @@ class Coverage:
             and gap.start_ns <= times.newest_ns
             and gap.end_ns >= times.oldest_ns
         ]
-        is_bounded = self._kept and self._covered is not None
+        is_bounded = self._is_persistent and self._covered is not None
         since_ns = self._covered.since_ns if is_bounded and self._covered else _LAST_NS
         oldest_ns, newest_ns = within_range(times)
         wanted = Times(oldest_ns, min(newest_ns, since_ns))
@@ -419,7 +420,7 @@ class Coverage:
         for gap in self._unended():
             end_ns = max(gap.end_ns, gap.start_ns + _BEFORE_SET_BACK_NS)
             self._put(replace(gap, end_known=True, end_ns=end_ns))
-        if self._kept:
+        if self._is_persistent:
             self._open(Times(since_ns, times.newest_ns), "clock")
         else:
             self._missed_from_ns = since_ns
@@ -526,9 +527,9 @@ class Coverage:
         return gap
 
     def _log_command(self, end_ns: int) -> None:
-        """Log how to request what was missed when no account of it is kept."""
+        """Log how to request what was missed when the journal is not persistent."""
         start_ns, self._missed_from_ns = self._missed_from_ns, None
-        if start_ns is None or self._kept:
+        if start_ns is None or self._is_persistent:
             return
         # A second later: the command takes whole seconds.
         since, until = (

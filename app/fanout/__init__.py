@@ -1,1 +1,1 @@
-"""Live changes for whoever watches now."""
+"""Live changes for the subscribers of /ws."""

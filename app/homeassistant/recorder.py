@@ -53,7 +53,7 @@ _ENTITIES_PER_QUESTION = 100
 _DAY_S = 86_400
 _LOOK_BACK_S = (60, 600, 3_600, 6 * 3_600, *(day * _DAY_S for day in range(1, 11)))
 """How far back the newest row before a moment is searched, span after span: ten days are what
-Home Assistant keeps unless it is told otherwise."""
+Home Assistant keeps by default."""
 _SILENT_S = 600
 """How far back the last available state of an entity is searched that was unavailable."""
 _SHOWN_AFTER_S = 120

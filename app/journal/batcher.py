@@ -92,7 +92,7 @@ class Batcher:
         """Whether events were dropped because neither disk nor memory takes them."""
         self._journal = journal
         self._telemetry = telemetry
-        self._coverage = coverage or Coverage(kept=False)
+        self._coverage = coverage or Coverage(is_persistent=False)
         self._commit_interval_s = commit_interval_s
         self._commit_points = commit_points
         self._max_pending_points = max_pending_points

@@ -24,7 +24,7 @@ from app.model import (
 from app.normalize.changes import Normalizer
 
 Identity = tuple[str, int]
-"""An entity id and `last_updated` in nanoseconds: what tells one change from all others."""
+"""An entity id and `last_updated` in nanoseconds: what identifies a change."""
 
 
 _NO_ATTRIBUTES = msgspec.Raw(b"{}")

@@ -251,10 +251,10 @@ def limited_mode(*, recovery: bool, safe: bool) -> str | None:
 
 def _tls(party: Party, exc: ssl.SSLError) -> Obstacle:
     if isinstance(exc, ssl.SSLCertVerificationError):
-        said = getattr(exc, "verify_message", "") or exc.strerror or "it cannot be checked"
+        problem = getattr(exc, "verify_message", "") or exc.strerror or "it cannot be checked"
         advice = "Renew the certificate, or make this machine trust who signed it"
         return Obstacle(
-            f"its certificate is refused (CERTIFICATE_VERIFY_FAILED: {_shown(said)})",
+            f"its certificate is refused (CERTIFICATE_VERIFY_FAILED: {_shown(problem)})",
             f"{advice}, or set {party.tls_off} where you trust the way."
             if party.tls_off
             else f"{advice}.",

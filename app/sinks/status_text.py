@@ -91,10 +91,10 @@ class Expired:
         """Return the warning, for an hour after the last of them."""
         if self.is_over(now_s):
             return None
-        kept = f" of {duration(self.retention_s)}" if self.retention_s else ""
+        limit = f" of {duration(self.retention_s)}" if self.retention_s else ""
         return (
             f"{title(sink)} did not store {self._points} points that are older than its"
-            f" retention{kept}. Raise the retention of INFLUXDB_BUCKET, or lower"
+            f" retention{limit}. Raise the retention of INFLUXDB_BUCKET, or lower"
             " BACKFILL_MAX_HOURS; if the points are new, check the database's clock."
         )
 

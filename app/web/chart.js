@@ -168,7 +168,7 @@ export class Band {
     host.replaceChildren(this._figure, this._legend);
   }
 
-  /** Spans are [from, to, state], oldest first; `say` tells a duration in seconds. */
+  /** Spans are [from, to, state], oldest first; `say` formats a duration in seconds. */
   draw({ spans, from, to, label, say }) {
     const lasted = new Map();
     for (const [begun, ended, state] of spans) lasted.set(state, (lasted.get(state) ?? 0) + ended - begun);

@@ -4,7 +4,7 @@ import { byId, make, setChoices, setText } from "./dom.js";
 import { amount, clock, count, stateOf } from "./format.js";
 
 const MAX_ROWS = 150;
-const KEPT = 2_000;
+const MAX_EVENTS = 2_000;
 const MOST_IDS = 2_000;
 const MOST_LIT = 20;
 
@@ -12,7 +12,7 @@ export class Live {
   constructor(home, { onPause }) {
     this._home = home;
     this._onPause = onPause;
-    this._kept = []; // the newest events, oldest first, unfiltered
+    this._events = []; // the newest events, oldest first, unfiltered
     this._waiting = []; // events and drops not painted yet
     this._pressed = false;
     this._touched = false;
@@ -37,7 +37,7 @@ export class Live {
     const events = messages.filter(({ type }) => type === "event").length;
     this._arrived += events;
     this._waiting.push(...messages);
-    if (this._waiting.length > 2 * KEPT) this._waiting = this._waiting.slice(-KEPT);
+    if (this._waiting.length > 2 * MAX_EVENTS) this._waiting = this._waiting.slice(-MAX_EVENTS);
   }
 
   /** Show waiting events; nothing moves under the pointer or while paused. */
@@ -46,7 +46,7 @@ export class Live {
     const arrived = this._waiting;
     this._waiting = [];
     const events = arrived.filter(({ type }) => type === "event").map(({ event }) => event);
-    this._kept = [...this._kept, ...events].slice(-KEPT);
+    this._events = [...this._events, ...events].slice(-MAX_EVENTS);
     const rows = [];
     for (let index = arrived.length - 1; index >= 0 && rows.length < MAX_ROWS; index -= 1) {
       const message = arrived[index];
@@ -109,8 +109,8 @@ export class Live {
       home: this._home,
     });
     const rows = [];
-    for (let index = this._kept.length - 1; index >= 0 && rows.length < MAX_ROWS; index -= 1) {
-      if (this._fits(this._kept[index])) rows.push(eventRow(this._kept[index]));
+    for (let index = this._events.length - 1; index >= 0 && rows.length < MAX_ROWS; index -= 1) {
+      if (this._fits(this._events[index])) rows.push(eventRow(this._events[index]));
     }
     byId("events").replaceChildren(...rows);
     this._showEmpty();
@@ -119,7 +119,7 @@ export class Live {
   _showEmpty() {
     const isEmpty = byId("events").rows.length === 0;
     byId("live-empty").hidden = !isEmpty;
-    if (isEmpty && this._kept.length) setText(byId("live-empty"), "No event matches these filters yet.");
+    if (isEmpty && this._events.length) setText(byId("live-empty"), "No event matches these filters yet.");
   }
 }
 

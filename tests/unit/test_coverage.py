@@ -667,7 +667,7 @@ def test_without_a_file_the_log_names_the_command(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A journal in memory keeps no account of what was missed."""
-    coverage = Coverage(kept=False, clock=clock)
+    coverage = Coverage(is_persistent=False, clock=clock)
     streamed(coverage, 0, 0)
     committed(coverage, 1, 10)
 

@@ -177,11 +177,11 @@ def not_reached(name: str, party: Party, address: str, exc: BaseException) -> Fi
     return failed(name, f"{whom} cannot be reached at {address}: {found.why}.", found.advice)
 
 
-def not_speaking(address: str, said: str) -> Finding:
+def not_speaking(address: str, answer: str) -> Finding:
     """Return that something accepts connections there, but is not Home Assistant."""
     return failed(
         "home_assistant",
-        f"The server at {address} does not answer like Home Assistant: {said}.",
+        f"The server at {address} does not answer like Home Assistant: {answer}.",
         "Check HOME_ASSISTANT_URL. If it is Home Assistant, look at its log: it may hang.",
     )
 
@@ -215,11 +215,11 @@ def unchecked(finding: Finding) -> Finding:
     )
 
 
-def token_refused(said: str) -> Finding:
+def token_refused(reason: str) -> Finding:
     """Return that the token is wrong."""
     return failed(
         "token",
-        f"Home Assistant refuses the token: {said}.",
+        f"Home Assistant refuses the token: {reason}.",
         "Create a long-lived access token in Home Assistant (your profile, Security), and set"
         " HOME_ASSISTANT_TOKEN to it.",
     )
