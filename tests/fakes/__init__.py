@@ -1,1 +1,1 @@
-"""Hand-written neighbors that speak real protocols."""
+"""Hand-written fakes of the dependencies, over their real protocols."""

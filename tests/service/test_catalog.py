@@ -140,7 +140,7 @@ async def test_an_unavailable_entity_stays_in_its_series_across_a_restart(
     home_assistant: FakeHomeAssistant,
     house: StillHouse,
 ) -> None:
-    """Events of an unavailable entity carry no class or unit; the last known ones are used."""
+    """Its events carry no class or unit, so the last known ones are used until it is available."""
     furnish(house)
     named = {"device_class": "power", "unit_of_measurement": "W"}
     async with service(tmp_path, {**environment, **_QUICK}) as running:

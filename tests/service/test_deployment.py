@@ -211,7 +211,7 @@ async def test_a_container_answers_other_machines_only_with_the_key(
 
 
 async def test_a_container_without_a_key_refuses_other_machines(tmp_path: Path) -> None:
-    """Without Compose the key is easy to forget; the responses then name the problem."""
+    """Only the liveness route answers; without Compose the key is easy to forget."""
     ours = {"DATA_DIR": str(tmp_path / "data"), "WEBSOCKET_INGESTION_PORT": "0", "API_KEY": ""}
     async with served_apart(tmp_path, of_the_image() | _SOME | ours) as running:
         answers = [

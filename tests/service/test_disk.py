@@ -178,7 +178,7 @@ async def test_a_kill_on_a_full_disk_loses_no_delivered_point(
 async def test_an_unwritable_folder_stops_the_start_with_one_line(
     settings: dict[str, str], disk: Disk, problem: str
 ) -> None:
-    """Status 2; the line names DATA_DIR and says why."""
+    """Status 2; the line names DATA_DIR and gives the reason."""
     if problem == "read-only":
         await disk.remount("ro")
     else:

@@ -81,7 +81,7 @@ def test_an_unreadable_path_gives_one_line_and_status_2(
 
 
 def test_an_unreadable_env_file_gives_one_line_and_status_2(tmp_path: Path) -> None:
-    """And no traceback."""
+    """The line names the file and the reason."""
     file = tmp_path / ".env"
     file.write_text("BATCH_SIZE=hush")
     if os.geteuid() == 0:

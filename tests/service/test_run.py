@@ -202,7 +202,7 @@ def test_an_unusable_folder_log_file_or_address_is_reported_like_a_bad_setting(
 def test_a_misspelt_setting_is_warned_about_in_the_log(
     tmp_path: Path, command: tuple[str, ...]
 ) -> None:
-    """With either way to start the service."""
+    """Whether the service is started with `app run` or with uvicorn."""
     settings = {"BATCH_SIZ": "5", "WEBSOCKET_MAX_RETRIES": "0"}
 
     process = run_to_exit(tmp_path, settings, command)
