@@ -189,13 +189,22 @@ def take(rows: Iterator[Row], *, max_points: int) -> list[Row]:
 
 
 def _cut(lines: Lines) -> Iterator[Lines]:
-    if lines.points <= _MOST_ROW_POINTS:
+    """Cut an append into rows; only a newline inside a string makes that cost a split."""
+    data, points = lines.data, lines.points
+    if points <= _MOST_ROW_POINTS:
         yield lines
-        return
-    each = lines.split()
-    for start in range(0, len(each), _CUT_ROW_POINTS):
-        part = each[start : start + _CUT_ROW_POINTS]
-        yield Lines(b"\n".join((*part, b"")), len(part))
+    elif data.count(b"\n") != points:
+        each = lines.split()
+        for start in range(0, len(each), _CUT_ROW_POINTS):
+            part = each[start : start + _CUT_ROW_POINTS]
+            yield Lines(b"\n".join((*part, b"")), len(part))
+    else:
+        size = len(data) // -(-points // _CUT_ROW_POINTS)
+        start = 0
+        while start < len(data):
+            end = 1 + data.rfind(b"\n", start, start + size) or 1 + data.find(b"\n", start)
+            yield from _cut(Lines(data[start:end], data.count(b"\n", start, end)))
+            start = end
 
 
 def _first(row: Row) -> int:

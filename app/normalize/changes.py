@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 import msgspec
 
 from app.homeassistant.messages import Event, EventState
 from app.model import (
+    MAX_SECONDS,
     NOWHERE,
-    SECOND_NS,
     UNAVAILABLE,
     Change,
     LastNames,
@@ -86,7 +87,9 @@ class Normalizer:
             raise _Unusable("entity_id")
         if old is None and new is None:
             raise _Unusable("state")
-        time_ns, changed_ns = _times(event)
+        updated, changed = _times(event)
+        time_ns = _time_ns(updated)
+        changed_ns = time_ns if changed == updated else _time_ns(changed)
         entity = self._entity(entity_id, new=new, old=old)
         if new is None:
             self._forget(entity_id)
@@ -98,7 +101,7 @@ class Normalizer:
             time_ns=time_ns,
             state=None if new is None else new.state[:_MAX_STATE_CHARS],
             previous_state=None if old is None else old.state[:_MAX_STATE_CHARS],
-            duration_s=None if old is None else _duration_s(old, until_ns=changed_ns),
+            duration_s=None if old is None else _duration_s(old, until=changed),
             attributes=b"{}" if new is None else entity.attributes.json,
             device_class=device_class,
             unit_of_measurement=unit_of_measurement,
@@ -213,30 +216,32 @@ def _old_attributes(raw: msgspec.Raw) -> Attributes:
         return NO_ATTRIBUTES  # only the new state is written
 
 
-def _times(event: Event) -> tuple[int, int]:
-    """Return when the state was updated and when it changed, in nanoseconds.
+def _times(event: Event) -> tuple[datetime, datetime]:
+    """Return when the state was updated and when it changed.
 
     A removal has no state of its own: both times are the event's.
-
-    Raises:
-        _Unusable: a time is missing, or outside the range of a point's time.
     """
     new = event.data.new_state
     updated = event.time_fired if new is None else new.last_updated
     changed = event.time_fired if new is None else new.last_changed
     if updated is None or changed is None:
         raise _Unusable("time")
-    time_ns = nanoseconds(updated)
-    changed_ns = time_ns if changed == updated else nanoseconds(changed)
-    if not (is_representable(time_ns) and is_representable(changed_ns)):
+    return updated, changed
+
+
+def _time_ns(moment: datetime) -> int:
+    time_ns = nanoseconds(moment)
+    if not is_representable(time_ns):
         raise _Unusable("time")
-    return time_ns, changed_ns
+    return time_ns
 
 
-def _duration_s(old: EventState, *, until_ns: int) -> float | None:
+def _duration_s(old: EventState, *, until: datetime) -> float | None:
     """Return how long the old state lasted: 0 if the clock was set back, None if unknown."""
-    since_ns = nanoseconds(old.last_changed)
-    return max(0, until_ns - since_ns) / SECOND_NS if is_representable(since_ns) else None
+    duration_s = (until - old.last_changed).total_seconds()
+    if 0.0 <= duration_s <= MAX_SECONDS:
+        return duration_s
+    return 0.0 if is_representable(nanoseconds(old.last_changed)) else None
 
 
 def _excerpt(event: Event) -> str:

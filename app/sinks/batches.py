@@ -64,8 +64,10 @@ class WholeRows:
 
     @property
     def gzip(self) -> bytes | None:
-        """A single row as it is stored; None for several, which must be compressed again."""
-        return self.rows[0].gzip if len(self.rows) == 1 else None
+        """The lines as one gzip stream; None if rows must be compressed again to make one."""
+        if len(self.rows) == 1:
+            return self.rows[0].gzip
+        return gzip_stream.joined([row.gzip for row in self.rows])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,3 +40,28 @@ def test_bytes_that_are_no_whole_stream_are_an_error(broken: bytes) -> None:
     """They must not be taken for fewer points."""
     with pytest.raises(gzip_stream.Damaged):
         gzip_stream.decompressed(broken)
+
+
+@given(parts=st.lists(DATA, min_size=1, max_size=5))
+def test_joined_streams_are_one_stream_with_all_data(parts: list[bytes]) -> None:
+    """A strict reader finds nothing behind it."""
+    joined = gzip_stream.joined([gzip_stream.compressed(part) for part in parts])
+
+    assert joined is not None
+    assert only_stream(joined) == b"".join(parts)
+
+
+def test_a_joined_stream_can_be_joined_again() -> None:
+    """It is a stream like any other."""
+    first = gzip_stream.joined([gzip_stream.compressed(b"a"), gzip_stream.compressed(b"b")])
+    assert first is not None
+    twice = gzip_stream.joined([first, gzip_stream.compressed(b"c")])
+
+    assert twice is not None
+    assert only_stream(twice) == b"abc"
+
+
+@pytest.mark.parametrize("foreign", [b"", b"garbage", gzip.compress(b"whole")])
+def test_streams_of_another_program_are_not_joined(foreign: bytes) -> None:
+    """Their blocks may end inside a byte, so they must be compressed again."""
+    assert gzip_stream.joined([gzip_stream.compressed(b"good"), foreign]) is None

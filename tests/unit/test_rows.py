@@ -25,3 +25,18 @@ def test_a_large_append_is_cut_into_rows_of_whole_lines() -> None:
     assert [row.points for row in rows] == [2_400, 2_400, 1_200]
     for part, row in zip(parts, rows, strict=True):
         assert len(Lines(part, row.points).split()) == row.points
+
+
+def test_lines_of_any_length_are_cut_into_rows_of_whole_lines() -> None:
+    """Without line breaks inside strings the lines are cut by size, however their sizes differ."""
+    for sizes in ([20] * 6_000, [1] * 2_999 + [90_000], [90_000] + [1] * 2_999, [1, 900] * 3_000):
+        data = b"".join(
+            b'm s="%b" %d\n' % (b"x" * size, number) for number, size in enumerate(sizes)
+        )
+
+        rows = compress(Lines(data, len(sizes)))
+
+        parts = [decompressed(row.gzip) for row in rows]
+        assert b"".join(parts) == data
+        assert max(row.points for row in rows) <= 2_500
+        assert [part.count(b"\n") for part in parts] == [row.points for row in rows]
