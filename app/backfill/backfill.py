@@ -105,7 +105,7 @@ _REACHED_NS = 2_000
 _DROPPED = frozenset({"journal_stalled", "journal_full"})
 
 
-class Commands(Protocol):
+class CommandConnection(Protocol):
     """A connection to Home Assistant for questions."""
 
     @property
@@ -114,7 +114,7 @@ class Commands(Protocol):
         ...
 
 
-class Journal(Protocol):
+class BackfillJournal(Protocol):
     """What is needed of the journal."""
 
     async def append(self, lines: Lines, *, received_at: float) -> None:
@@ -154,14 +154,14 @@ class Backfill:
     def __init__(
         self,
         *,
-        commands: Callable[[], AbstractAsyncContextManager[Commands]],
+        commands: Callable[[], AbstractAsyncContextManager[CommandConnection]],
         caught_up: Callable[[], Awaitable[None]],
         streaming: asyncio.Event,
         is_running: Callable[[], bool],
         missing_component: Callable[[], str | None] = lambda: None,
         coverage: Coverage,
         last_states: LastStates,
-        journal: Journal,
+        journal: BackfillJournal,
         intake: Waiting,
         schema: Schema,
         placements: Callable[[], Placements],

@@ -27,7 +27,7 @@ points."""
 _LOOK_AT_THE_DISK = "Look at the disk of DATA_DIR; the commit is tried again every second."
 
 
-class Journal(Protocol):
+class JournalWriter(Protocol):
     """The part of a journal that the batcher uses."""
 
     @property
@@ -67,7 +67,7 @@ class Batcher:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: JournalWriter,
         *,
         telemetry: Telemetry,
         coverage: Coverage | None = None,

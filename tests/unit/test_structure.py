@@ -13,8 +13,6 @@ _APP = ROOT / "app"
 _MOST_FILES_OF_ONE_NAME = 2
 """A package and the routes or the command for it."""
 
-_SHARED_CLASS_NAMES = {"Commands", "Journal"}
-"""Public class names still used twice. Only ever remove from this list."""
 _SHARED_FILE_NAMES = {"dead_letters.py"}
 """The store, the routes and the command of one thing, which the layout names alike."""
 
@@ -33,8 +31,7 @@ def test_no_two_public_classes_of_app_share_a_name() -> None:
         files[name].append(str(file))
     shared = {name: sorted(where) for name, where in files.items() if len(where) > 1}
 
-    assert {name: where for name, where in shared.items() if name not in _SHARED_CLASS_NAMES} == {}
-    assert _SHARED_CLASS_NAMES - set(shared) == set(), "no longer shared: remove them above"
+    assert shared == {}
 
 
 def test_no_three_files_of_app_share_a_name() -> None:
