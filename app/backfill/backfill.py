@@ -106,16 +106,16 @@ _DROPPED = frozenset({"journal_stalled", "journal_full"})
 
 
 class CommandConnection(Protocol):
-    """A connection to Home Assistant for questions."""
+    """A connection to Home Assistant for commands."""
 
     @property
     def call(self) -> Call:
-        """What sends a command."""
+        """The function that sends a command."""
         ...
 
 
 class BackfillJournal(Protocol):
-    """What is needed of the journal."""
+    """The part of the journal that backfill uses."""
 
     async def append(self, lines: Lines, *, received_at: float) -> None:
         """Make points durable, or raise a `StorageError`."""
@@ -126,7 +126,7 @@ class BackfillJournal(Protocol):
 
 
 class Waiting(Protocol):
-    """The intake, as far as one must know what it still holds."""
+    """The part of the batcher that shows when received points are durable."""
 
     @property
     def put_points(self) -> int:
@@ -134,13 +134,13 @@ class Waiting(Protocol):
         ...
 
     def is_done_with(self, put_points: int) -> bool:
-        """Whether the first so many of them are durable, or dropped."""
+        """Whether that many of the first points received are durable or dropped."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schema:
-    """How changes become lines, and what can be read from a line again."""
+    """How changes become lines, and how lines are read back."""
 
     encode: Callable[[Sequence[Change]], Lines]
     parse: Callable[[bytes], StoredPoint]
@@ -149,7 +149,7 @@ class Schema:
 
 
 class Backfill:
-    """Fills one open gap after the other."""
+    """Fills open gaps, one after the other."""
 
     def __init__(
         self,
