@@ -61,7 +61,9 @@ def test_a_joined_stream_can_be_joined_again() -> None:
     assert only_stream(twice) == b"abc"
 
 
-@pytest.mark.parametrize("foreign", [b"", b"garbage", gzip.compress(b"whole")])
+@pytest.mark.parametrize(
+    "foreign", [b"", b"garbage", gzip.compress(b"whole")], ids=["empty", "not gzip", "gzip"]
+)
 def test_streams_of_another_program_are_not_joined(foreign: bytes) -> None:
     """Their blocks may end inside a byte, so they must be compressed again."""
     assert gzip_stream.joined([gzip_stream.compressed(b"good"), foreign]) is None
