@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from app.runtime.logging import repeats
 
 # How long an example takes says how busy the machine is, not whether the code is right. What
-# must pass tries the same examples every time; whoever works on it, new ones.
+# must pass tries the same examples every time; other runs try new ones.
 settings.register_profile(
     "calm",
     deadline=None,

@@ -101,7 +101,7 @@ async def test_other_routes_keep_their_bound(client: httpx.AsyncClient) -> None:
 
 
 async def test_an_instance_with_a_data_api_is_none(parts: Components) -> None:
-    """Two that name each other would send the same rows for ever."""
+    """Two services that name each other would send the same rows indefinitely."""
     async with api_client(replace(parts, takes_rows=False)) as client:
         answer = await client.post("/internal/devices/bulk_upsert", json=DEVICES)
 

@@ -28,7 +28,7 @@ from tests.fakes.snapshots import DEGRADED, HEALTHY, NOON, UNHEALTHY
 async def test_what_an_orchestrator_learns(
     snapshot: Snapshot, path: str, status: int, word: object
 ) -> None:
-    """Only a broken process is 503; a neighbor that is away is not."""
+    """Only a broken process is 503; a dependency that is down is not."""
     async with api_client(components(snapshot=lambda: snapshot)) as client:
         response = await client.get(path)
 

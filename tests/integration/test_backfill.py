@@ -57,7 +57,7 @@ class Time:
     def __init__(self) -> None:
         self.slept: list[float] = []
         self.holding: Callable[[], bool] = lambda: False
-        """While it says so, whoever sleeps sleeps on."""
+        """While it returns true, sleepers stay asleep."""
         self._ahead = 0.0
 
     def __call__(self) -> float:

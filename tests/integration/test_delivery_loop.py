@@ -78,7 +78,7 @@ class FakeSink:
         self.before_answer: Callable[[], Awaitable[None]] | None = None
 
     async def write(self, batch: Batch) -> Outcome:
-        """Take a batch."""
+        """Receive a batch."""
         self.sizes.append(batch.points)
         try:
             found = batch.lines()
@@ -107,7 +107,7 @@ class FakeSink:
 
 
 class FakeDeadLetters:
-    """Keeps what is put aside, or fails."""
+    """Stores dead letters, or fails."""
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, int, bytes], str] = {}
@@ -501,7 +501,7 @@ async def test_an_unforeseen_exception_of_a_sink_is_a_failed_attempt() -> None:
 
 
 async def test_a_refusing_database_holds_everything_and_recovers_by_itself() -> None:
-    """99 lines are put aside before it is clear; all others wait and arrive in order."""
+    """99 lines become dead letters before that is clear; all others wait and arrive in order."""
     bench = Bench()
     bench.journal.add(lines(1, 2000))
     bench.journal.add(lines(2001, 4000))

@@ -365,7 +365,7 @@ async def test_events_survive_a_restart(tmp_path: Path) -> None:
 
 
 async def test_the_newest_events_come_first(tmp_path: Path) -> None:
-    """Whoever asks without a start wants to know what happened just now."""
+    """A query without a start returns the newest events."""
     async with store_at(tmp_path) as store:
         await store.write(batch_of(*series(5)))
         page = await store.events(limit=2)

@@ -60,7 +60,7 @@ async def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 async def test_a_broken_file_is_refused_and_the_filter_before_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    """Loudly: in the log, in /health, in the stats; mending the file mends it."""
+    """The log, /health and the statistics say so until the file is fixed."""
     file = tmp_path / "filter.json"
     file.write_text(NO_LIGHTS)
     entity_filter = EntityFilter.of_file(file, poll_s=0.001)

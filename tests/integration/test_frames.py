@@ -39,7 +39,7 @@ async def hearing(
 
 
 async def lists_of(socket: FrameSocket) -> list[Sequence[bytes]]:
-    """Take frames until no more come."""
+    """Read frames until no more arrive."""
     lists: list[Sequence[bytes]] = []
     with contextlib.suppress(ConnectionClosed):
         while True:

@@ -229,7 +229,7 @@ async def test_a_long_error_page_is_not_read_to_its_end() -> None:
     [({"token": "wrong"}, "INFLUXDB_TOKEN"), ({"org": "wrong"}, "INFLUXDB_ORG")],
 )
 async def test_wrong_settings_hold_and_are_named(wrong: dict[str, str], named: str) -> None:
-    """Nothing is written until a person mends them."""
+    """Nothing is written until a person fixes them."""
     async with FakeInflux().serving() as server, sink_to(server, **wrong) as sink:  # type: ignore[arg-type]
         held = await sink.write(batch_of())
 

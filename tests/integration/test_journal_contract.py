@@ -124,7 +124,7 @@ async def test_reading_takes_whole_rows_that_fit(workshop: Workshop) -> None:
 
 @pytest.mark.parametrize("text", [b"plain", b"two\nlines"])
 async def test_a_large_append_is_cut_into_rows(workshop: Workshop, text: bytes) -> None:
-    """Whoever reads at least one row must not be handed a hundred thousand points."""
+    """A read of at least one row must not return a hundred thousand points."""
     large = Lines(
         b"".join(
             numbered_lines(number, 1, padding=text * (number % 7)).data

@@ -151,7 +151,7 @@ async def test_an_append_that_fails_leaves_neither(path: Path) -> None:
         await rig.append(10)
         await rig.journal._open_database().write(
             lambda connection: connection.execute(
-                "CREATE TRIGGER sick BEFORE INSERT ON journal_rows"
+                "CREATE TRIGGER failing BEFORE INSERT ON journal_rows"
                 " BEGIN SELECT RAISE(FAIL, 'disk I/O error'); END"
             )
         )
@@ -412,7 +412,7 @@ async def test_sources_and_limitations_of_a_gap_are_kept(path: Path) -> None:
 def test_the_time_of_lost_points_lies_between_their_neighbors(
     found: Sequence[int | str | None], acked: int, gaps: list[tuple[int, int]]
 ) -> None:
-    """Live neighbors: what was read back is of another time. Without any, all of it is."""
+    """The times of live rows around it, without backfilled ones; without live rows, its own."""
     rows = [
         span
         for span, what in zip(

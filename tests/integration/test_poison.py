@@ -1,4 +1,4 @@
-"""One bad point never blocks or loses its neighbors: the real parts, against refusing databases."""
+"""One bad point never blocks or loses the others: the real parts, against refusing databases."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ REFUSALS = [
 async def test_one_bad_line_in_a_thousand_at_any_place(
     tmp_path: Path, server: FakeInflux, reason: str, *, partial: bool
 ) -> None:
-    """It alone is put aside, with at most 21 requests for its thousand; all others arrive."""
+    """It alone becomes a dead letter, in at most 21 requests per thousand; all others arrive."""
     bad = [THOUSAND * turn + place for turn, place in enumerate(PLACES)]
     server.refuses, server.partial = refusing(bad, reason), partial
     requests = []

@@ -1,4 +1,4 @@
-"""SQLite files: durable, migrated in order, and honest about trouble."""
+"""SQLite files: durable, migrated in order, and explicit about errors."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ async def test_migrations_run_once_and_in_order(path: Path) -> None:
 
 
 async def test_a_failed_migration_leaves_the_version_before_it(path: Path) -> None:
-    """It may be tried again with a mended program."""
+    """It may be tried again with a fixed program."""
     async with database_at(path) as database:
         await database.write(insert)
     broken = (TABLE, "CREATE TABLE other (id); INSERT INTO nowhere VALUES (1)")
@@ -165,7 +165,7 @@ async def test_a_failed_migration_leaves_the_version_before_it(path: Path) -> No
 
 
 async def test_a_file_of_a_newer_version_is_not_touched(path: Path) -> None:
-    """Whoever goes back to an older version is told what to do."""
+    """After a downgrade the error says what to do."""
     async with database_at(path, migrations=(TABLE, "CREATE TABLE other (id)")):
         pass
     with pytest.raises(StorageNewer, match="newer version"):
@@ -224,7 +224,7 @@ async def test_a_folder_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) 
 def test_errors_of_the_file_system_are_translated(
     number: int, expected: type[StorageError]
 ) -> None:
-    """A full disk is a full disk, whoever says so."""
+    """A full disk is reported as one, whichever call finds it."""
     with pytest.raises(StorageError) as caught, sqlite.translated_errors():
         raise OSError(number, "no")
 

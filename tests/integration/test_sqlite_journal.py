@@ -144,7 +144,7 @@ async def test_what_append_returned_for_survives_a_kill(path: Path, tmp_path: Pa
 
 
 async def test_numbers_are_not_reused_after_all_rows_are_gone(path: Path) -> None:
-    """Dead letters carry sequence numbers, so a number means one point for ever."""
+    """Dead letters carry sequence numbers, so a number identifies one point permanently."""
     async with journal_at(path, "a") as journal:
         await append(journal, 1, 5)
         journal.ack("a", 5)
@@ -539,7 +539,7 @@ async def test_a_sink_that_is_not_configured_loses_points_that_were_never_commit
 async def test_a_cursor_without_a_sink_stays_and_is_reported(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever switches a sink off for a day finds its points again."""
+    """A sink that was removed for a day still has its points."""
     async with journal_at(path, "a", "b") as journal:
         await append(journal, 1, 5)
         journal.ack("a", 5)

@@ -55,7 +55,7 @@ SINKS = ("a", "b")
 MAX_PENDING = 60
 MAX_BYTES = 200_000
 MOST_RESTARTS = 4
-"""Of an example: with more of them nothing lives long enough to get into trouble."""
+"""Per example: with more of them no process runs long enough to fail."""
 IN_CI = bool(os.environ.get("CI"))
 
 
@@ -140,7 +140,7 @@ class Database:
         return list(zip(batch.numbers, found, strict=True))
 
     def forget_numbers_after(self, tail: int) -> None:
-        """Take it that later numbers were never given out: the next life gives them out again."""
+        """Treat later numbers as never used: the next process uses them again."""
         self.stored = {sequence for sequence in self.stored if sequence <= tail}
         self.dead = {sequence for sequence in self.dead if sequence <= tail}
         self.newest = min(self.newest, tail)
@@ -217,7 +217,7 @@ class Sink:
             self._database.store(self.asked, is_probe=self.is_probed)
             self._answer(Accepted())
 
-    def fail(self, trouble: SinkProblem, *, stores: bool) -> None:
+    def fail(self, problem: SinkProblem, *, stores: bool) -> None:
         """Answer as one that is not well; it may have stored the batch all the same."""
         if self.asked is None:
             return
@@ -229,11 +229,11 @@ class Sink:
             "failed": ServerFailed(reason="engine", status=500),
             "too large": TooLarge(reason="413"),
         }
-        if trouble == "too large" and self.asked.points == 1:
+        if problem == "too large" and self.asked.points == 1:
             return  # it would be the line's fault, and no line here is so long
-        if stores and trouble in {"timed out", "unavailable", "failed"}:
+        if stores and problem in {"timed out", "unavailable", "failed"}:
             self._database.store(self.asked, partly=True, is_probe=self.is_probed)
-        self._answer(answers[trouble])
+        self._answer(answers[problem])
 
     def _answer(self, answer: Outcome, *, alive: bool = False) -> None:
         assert self._answering is not None
@@ -307,7 +307,7 @@ class WatchedJournal:
         await self.gate.wait()
         self.at_the_gate = False
         if self.is_sick:
-            raise StorageError("sick")
+            raise StorageError("failing")
 
     def _note(self, lines: Lines) -> None:
         if not self.is_forgotten:
@@ -340,7 +340,7 @@ class WatchedJournal:
 
 
 def _let_threads_work() -> None:
-    """Give up the interpreter's lock: whoever only asks again and again keeps it for 5 ms."""
+    """Give up the interpreter's lock: a loop that only polls keeps it for 5 ms."""
     time.sleep(0.000_05)
 
 
@@ -474,17 +474,17 @@ class MemoryMachine(RuleBasedStateMachine):
 
     @rule(
         name=st.sampled_from(SINKS),
-        trouble=st.sampled_from(
+        problem=st.sampled_from(
             ["held", "busy", "timed out", "unavailable", "failed", "too large"]
         ),
         stores=st.booleans(),
     )
-    def have_trouble(self, name: str, trouble: SinkProblem, *, stores: bool) -> None:
+    def fail_a_request(self, name: str, problem: SinkProblem, *, stores: bool) -> None:
         """A database answers anything but what it should."""
         if (sink := self.now.sinks.get(name)) is not None:
             sink.wake()
             self.play(self.now.rest())
-            sink.fail(trouble, stores=stores)
+            sink.fail(problem, stores=stores)
             self.play(self.now.rest())
 
     @rule(name=st.sampled_from(SINKS), turns=st.integers(1, 50), stores_partly=st.booleans())
@@ -630,7 +630,7 @@ class SqliteMachine(MemoryMachine):
     def restart(self, sinks: tuple[str, ...], *, is_killed: bool, is_tidy: bool) -> None:
         """The process ends, in order or not, and starts again with other sinks perhaps.
 
-        Cursors may have been saved just before, however sick the commits are.
+        Cursors may have been saved just before, even while commits fail.
         """
         self.restarts += 1
         if is_tidy:

@@ -38,7 +38,7 @@ _SIZES = {"desktop": DESKTOP, "phone": PHONE}
 
 
 async def main() -> None:
-    """Take all screenshots."""
+    """Make all screenshots."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         async with _history(Path(folder)) as running:

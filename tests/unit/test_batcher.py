@@ -24,7 +24,7 @@ class FakeJournal:
 
     def __init__(self, *failures: StorageError) -> None:
         self.appended: list[tuple[Lines, float]] = []
-        self.lent: list[tuple[Lines, float]] = []
+        self.uncommitted: list[tuple[Lines, float]] = []
         """What the sinks have from memory and no disk has yet."""
         self.lent_sizes: list[int] = []
         """The points of each loan there ever was."""
@@ -47,31 +47,31 @@ class FakeJournal:
         counted()
 
     async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
-        """Note what is lent."""
-        self.lent.append((lines, received_at))
+        """Record uncommitted lines."""
+        self.uncommitted.append((lines, received_at))
         self.lent_sizes.append(lines.points)
 
     async def commit(self) -> None:
-        """Append what is lent, or raise the next failure."""
+        """Append the uncommitted lines, or raise the next failure."""
         if self._failures:
             raise self._failures.pop(0)
         self.secure()
 
     def secure(self) -> None:
-        """Say that nothing is lent any more: it is durable, or in every sink."""
+        """Mark all lines as durable, or as received by every sink."""
         self.telemetry.points_journaled(self.uncommitted_points)
-        self.appended += self.lent
-        self.lent = []
+        self.appended += self.uncommitted
+        self.uncommitted = []
 
     @property
     def uncommitted_points(self) -> int:
-        """How many points are lent."""
-        return sum(lines.points for lines, _ in self.lent)
+        """How many points are not committed."""
+        return sum(lines.points for lines, _ in self.uncommitted)
 
     @property
     def uncommitted_since(self) -> float | None:
         """When the oldest of them was received."""
-        return self.lent[0][1] if self.lent else None
+        return self.uncommitted[0][1] if self.uncommitted else None
 
     @property
     def sizes(self) -> list[int]:
@@ -302,8 +302,8 @@ async def test_a_sick_disk_keeps_the_batch(caplog: pytest.LogCaptureFixture) -> 
 
 
 async def test_while_commits_fail_the_sinks_are_fed_in_order() -> None:
-    """What comes meanwhile is lent behind what was lent before, and is pending until it is safe."""
-    journal = FakeJournal(*[StorageError("sick")] * 1000)
+    """New points follow the uncommitted ones, and are pending until they are safe."""
+    journal = FakeJournal(*[StorageError("failing")] * 1000)
     books = Books(journal, commit_interval_s=0.0, max_pending_points=100)
     async with books.running():
         books.put(1, 3)
@@ -323,8 +323,8 @@ async def test_while_commits_fail_the_sinks_are_fed_in_order() -> None:
 
 
 async def test_what_every_sink_has_needs_no_disk() -> None:
-    """A disk may stay sick for ever: the bound is for what is in danger."""
-    journal = FakeJournal(*[StorageError("sick")] * 100_000)
+    """A disk may fail indefinitely: the bound is for points at risk."""
+    journal = FakeJournal(*[StorageError("failing")] * 100_000)
     books = Books(journal, commit_interval_s=0.0, max_pending_points=20)
     async with books.running():
         for first in range(1, 1001, 10):
@@ -346,8 +346,8 @@ async def test_what_every_sink_has_needs_no_disk() -> None:
 async def test_disk_and_sinks_away_at_once_leave_the_policy(
     overflow: Overflow, kept: list[int]
 ) -> None:
-    """Half of the bound is lent, the other half waits where the policy can choose."""
-    journal = FakeJournal(*[StorageError("sick")] * 1000)
+    """Half of the bound is readable, the other half waits where the policy can choose."""
+    journal = FakeJournal(*[StorageError("failing")] * 1000)
     books = Books(
         journal, commit_interval_s=0.0, commit_points=2, max_pending_points=20, overflow=overflow
     )
@@ -365,7 +365,7 @@ async def test_disk_and_sinks_away_at_once_leave_the_policy(
 
 async def test_closing_on_a_failing_disk_gives_all_that_is_left_to_the_sinks() -> None:
     """After one more attempt the loop ends: what remains of the time to stop is the sinks'."""
-    journal = FakeJournal(*[StorageError("sick")] * 1000)
+    journal = FakeJournal(*[StorageError("failing")] * 1000)
     books = Books(journal, commit_interval_s=0.0, max_pending_points=20)
     async with books.running():
         for first in range(1, 20, 2):
@@ -377,7 +377,7 @@ async def test_closing_on_a_failing_disk_gives_all_that_is_left_to_the_sinks() -
 
 
 async def test_a_damaged_file_asks_for_a_restart() -> None:
-    """It does not mend itself while it is open."""
+    """It does not recover while it is open."""
     books = Books(FakeJournal(StorageDamaged("malformed")), commit_interval_s=0.0)
     async with books.running():
         books.put(1, 1)
@@ -387,7 +387,7 @@ async def test_a_damaged_file_asks_for_a_restart() -> None:
 
 
 async def test_a_full_journal_loses_the_batch_and_goes_on() -> None:
-    """`drop_new` at the journal's bound: the loss has a number and the disk is not sick."""
+    """`drop_new` at the journal's bound: the loss has a number and the disk is fine."""
     journal = FakeJournal(JournalFull("at its bound"))
     books = Books(journal, commit_interval_s=0.0)
     async with books.running():

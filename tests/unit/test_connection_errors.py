@@ -53,7 +53,7 @@ def _caused(exc: Exception, cause: Exception) -> Exception:
 
 @pytest.mark.parametrize("cause", _CAUSES, ids=str)
 def test_no_error_number_reaches_a_person(cause: OSError) -> None:
-    """Neither `[Errno 111]` nor aiohttp's `ssl:default`, whoever the connection was for."""
+    """Neither `[Errno 111]` nor aiohttp's `ssl:default`, for any server."""
     texts = [
         str(failure(_caused(aiohttp.ClientConnectorError(_KEY, cause), cause))),
         str(failure(_caused(aiohttp.ClientOSError(*cause.args), cause))),

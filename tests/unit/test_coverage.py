@@ -328,7 +328,7 @@ def test_neighboring_losses_become_one_gap(clock: Clock) -> None:
 
 @pytest.mark.parametrize("begun", ["taken", "half filled"])
 def test_a_gap_that_is_being_filled_does_not_grow(clock: Clock, begun: str) -> None:
-    """Whoever fills it would not go back for what was added; a second gap takes it."""
+    """An attempt that fills it would not go back for the added time, which becomes a second gap."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
     coverage.lost(span(10, 20), "journal_full")

@@ -281,7 +281,7 @@ def bound(lines: int, bad: Collection[int]) -> int:
 
 
 def test_one_bad_line_among_a_thousand_is_found_at_any_place() -> None:
-    """With at most 21 requests, and every neighbor is accepted, in order."""
+    """With at most 21 requests, and every other line is accepted, in order."""
     for bad in range(1, 1001):
         outcome = deliver(1000, lambda sent, bad=bad: bad in sent)  # type: ignore[misc]
 
@@ -301,7 +301,7 @@ def test_several_bad_lines_cost_no_more_than_promised(bad: list[int]) -> None:
 
 
 def test_a_hundred_refused_in_a_row_mean_a_refusing_database() -> None:
-    """99 are put aside before that is clear; from then on everything is held."""
+    """99 become dead letters before that is clear; from then on everything is held."""
     outcome = deliver(5000, lambda _: True, max_waits=50)
 
     assert [*range(1, 100)] == outcome.put_aside
@@ -328,7 +328,7 @@ def test_a_database_that_takes_lines_again_gets_every_held_line() -> None:
 
 
 def test_a_long_run_of_bad_lines_does_not_hold_up_the_good_ones_for_ever() -> None:
-    """A probe behind the run is accepted, and then the whole run is put aside."""
+    """A probe behind the run is accepted, and then the whole run becomes dead letters."""
     outcome = deliver(2000, lambda sent: sent[0] <= 700, max_waits=10)
 
     assert [*range(1, 701)] == outcome.put_aside

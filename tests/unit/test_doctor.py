@@ -1,4 +1,4 @@
-"""What each reading means, without a neighbor or a disk: the doctor's checks."""
+"""The doctor's checks: what each reading means, without a server or a disk."""
 
 from __future__ import annotations
 
@@ -119,13 +119,13 @@ def _caused(cause: Exception) -> Exception:
     ],
 )
 def test_what_stands_in_the_way_is_read_from_the_bottom(cause: Exception, words: str) -> None:
-    """Each kind of trouble has its own words, and each names the variable to look at."""
-    for neighbor in (HOME_ASSISTANT, DATABASE):
-        finding = checks.not_reached("x", neighbor, "ws://host", _caused(cause))
+    """Each kind of error has its own sentence, which names the variable to check."""
+    for server in (HOME_ASSISTANT, DATABASE):
+        finding = checks.not_reached("x", server, "ws://host", _caused(cause))
 
         assert words in finding.what
         assert finding.advice is not None
-        assert neighbor.variable in finding.advice or "certificate" in finding.advice
+        assert server.variable in finding.advice or "certificate" in finding.advice
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_a_home_assistant_is_running_and_not_too_old(
 
 
 def test_rights_are_judged_by_what_may_be_read() -> None:
-    """An administrator's token is more than is needed, and no trouble."""
+    """An administrator's token is more than is needed, and not a problem."""
     refused = CommandFailed("subscribe_events", code="unauthorized", message="no")
 
     assert "safer" in checks.rights(CurrentUser(is_admin=True), refused=None).what
@@ -191,7 +191,7 @@ def test_those_that_changed_last_are_asked_for_history() -> None:
 def test_how_far_back_the_recorder_goes_says_how_far_gaps_can_be_filled(
     info: RecorderInfo, hours: float | None, status: Status, words: str
 ) -> None:
-    """A young recorder is no trouble, a paused one is."""
+    """A young recorder is fine, a paused one is not."""
     finding = checks.recorder(info, found_hours=hours, max_hours=240.0)
 
     assert finding.status == status
@@ -375,7 +375,7 @@ def test_a_finding_is_one_line() -> None:
 def test_the_status_has_a_color_on_a_terminal_unless_no_color_is_set(
     monkeypatch: pytest.MonkeyPatch, *, is_terminal: bool, no_color: str, expected: str
 ) -> None:
-    """A file, a pipe and whoever asked for none get plain text."""
+    """Files, pipes and NO_COLOR get plain text."""
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("NO_COLOR", no_color)
     out = io.StringIO()

@@ -164,7 +164,7 @@ def test_an_unknown_status_has_a_reason() -> None:
 
 
 def test_a_redirect_names_where_it_leads() -> None:
-    """The address is what a person has to mend."""
+    """The address is what a person has to fix."""
     unavailable = outcome_of(
         reply(302, Location="https://login.example/"), dialect=DIALECT, secrets=[SECRET]
     )

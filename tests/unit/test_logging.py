@@ -332,9 +332,9 @@ def test_loggers_with_the_same_words_do_not_share_a_count(
 ) -> None:
     """What one module logs does not hide the message of another."""
     repeating.log.warning("Lost it")
-    RateLimitedLog(logging.getLogger("neighbor")).warning("Lost it")
+    RateLimitedLog(logging.getLogger("other")).warning("Lost it")
 
-    assert [record.name for record in caplog.records] == ["repeating", "neighbor"]
+    assert [record.name for record in caplog.records] == ["repeating", "other"]
 
 
 @pytest.mark.parametrize(

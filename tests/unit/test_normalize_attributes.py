@@ -80,7 +80,7 @@ def test_odd_types_cost_only_themselves(raw: bytes, named: tuple[str | None, ...
 
 
 @pytest.mark.parametrize(
-    ("raw", "mended"),
+    ("raw", "repaired"),
     [
         (b'{"x":NaN,"y":[Infinity,-Infinity,1.5]}', '{"x":null,"y":[null,null,1.5]}'),
         (b'{"x":NaN,"y":1e400}', '{"x":null,"y":null}'),
@@ -91,13 +91,13 @@ def test_odd_types_cost_only_themselves(raw: bytes, named: tuple[str | None, ...
         (b'{"friendly_name":"\xff", "x":1}', '{"friendly_name":"\ufffd","x":1}'),
     ],
 )
-def test_what_some_parsers_refuse_is_mended(raw: bytes, mended: str) -> None:
+def test_json_that_some_parsers_refuse_is_repaired(raw: bytes, repaired: str) -> None:
     """NaN is no JSON, and half a character no text."""
-    assert read_attributes(raw).json.decode() == mended
+    assert read_attributes(raw).json.decode() == repaired
 
 
 def test_mended_attributes_are_read_too() -> None:
-    """A bad neighbor does not hide a name."""
+    """A bad attribute does not hide the name."""
     assert read_attributes(b'{"x":NaN,"friendly_name":"A\\ud800"}').names.friendly_name == "A\ufffd"
 
 

@@ -94,7 +94,7 @@ def test_time_is_last_updated_to_the_microsecond(at: datetime, time_ns: int) -> 
 
 
 def test_a_thousand_microseconds_are_all_different() -> None:
-    """No two neighbors fall together."""
+    """No two adjacent times become the same."""
     events = [_event(_state(at=NOON + timedelta(microseconds=n))) for n in range(1000)]
 
     changes, _ = Normalizer(dict).changes(events)
@@ -430,7 +430,7 @@ def test_unreadable_attributes_of_an_old_state_do_not_matter() -> None:
     ],
 )
 def test_an_unusable_event_is_malformed(event: Event, kind: str) -> None:
-    """It says what is wrong and with which entity, and costs its neighbors nothing."""
+    """The record names the error and the entity, and other events are not affected."""
     good = _event(_state())
 
     changes, malformed = Normalizer(dict).changes([good, event, good])

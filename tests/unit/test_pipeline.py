@@ -55,7 +55,7 @@ class ListJournal:
         counted()
 
     async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
-        """Take nothing: this journal is never sick."""
+        """Do nothing: this journal never fails."""
 
     async def commit(self) -> None:
         """Have nothing to commit."""
@@ -72,7 +72,7 @@ class FragileEncoder(HomeiqEncoder):
 
 
 class Rig:
-    """A pipeline between made-up neighbors."""
+    """A pipeline between fakes."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ async def test_nothing_waits_when_the_catalog_is_known_from_the_last_run() -> No
 async def test_a_malformed_event_is_counted_and_named_once_a_minute(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Its neighbors go on, and the log does not fill up."""
+    """Other events are processed, and the log does not fill up."""
     rig = Rig(LISTED)
     rig.pipeline.finish()
     broken = Event("state_changed", EventData())

@@ -439,7 +439,7 @@ def test_what_strict_json_forbids_is_repaired(odd: bytes, read: object) -> None:
 
 @pytest.mark.parametrize(("odd", "read"), [(b'"\xff\xfe"', "��"), (b'"\xed\xa0\x80"', "���")])
 def test_attributes_that_are_no_text_are_left_to_their_reader(odd: bytes, read: object) -> None:
-    """Most are only compared with those before, so whoever reads them replaces what is no text."""
+    """Most are only compared with those before, so the reader replaces what is not text."""
     message = frame(changed("sensor.odd", attributes={"a": "ODD"})).replace(b'"ODD"', odd)
 
     step = streaming().feed(b"[" + frame(changed("sensor.even")) + b"," + message + b"]")
@@ -462,7 +462,7 @@ def test_an_answer_that_is_no_text_is_repaired() -> None:
 
 
 def test_a_state_may_need_repair_too() -> None:
-    """Half a character in a state is replaced, and its neighbors stay."""
+    """Half a character in a state is replaced, and the others stay."""
     message = frame(changed(state="HALF!")).replace(b"HALF", rb"\ud800")
 
     (event,) = streaming().feed(message).events
@@ -590,7 +590,7 @@ def test_a_frame_costs_no_more_than_its_size(frame: bytes) -> None:
 
 
 def test_a_single_message_too_long_to_be_repaired_is_malformed() -> None:
-    """It is an answer, and whoever waits for it gets none in time."""
+    """It is an answer, so the caller times out."""
     frame = b'{"id":1,"type":"result","result":[NaN' + b",1" * 10_000_000 + b"]}"
 
     (problem,) = _ready().feed(frame).malformed

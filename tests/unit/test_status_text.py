@@ -46,7 +46,7 @@ def test_every_condition_has_an_advice(
 
 
 def test_the_sentence_of_a_refusing_database_mentions_dead_letters() -> None:
-    """The lines put aside before it was clear are to be retried."""
+    """The dead letters from before it was clear are to be retried."""
     sentence = problem("refusing", advice="Set INFLUXDB_BUCKET.").sentence(105.0)
 
     assert "Set INFLUXDB_BUCKET. " in sentence
