@@ -20,8 +20,10 @@ def one_line(text: str, secrets: Sequence[str] = (), *, max_chars: int = 500) ->
             is_long = len(form) >= _LONG_SECRET
             exact = re.escape(form)
             text = re.sub(exact if is_long else rf"(?<!\w){exact}(?!\w)", "***", text)
-    printable = "".join(char if char.isprintable() else " " for char in text)
-    return " ".join(printable.split())[:max_chars]
+    text = " ".join(text.split())
+    if not text.isprintable():  # looking at each character of a long text takes milliseconds
+        text = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return text[:max_chars]
 
 
 def duration(seconds: float) -> str:

@@ -426,10 +426,15 @@ async def test_the_dockerfile_install_steps_build_a_working_service(
     settings = environment | {"PYTHONPATH": "", "PYTHONDONTWRITEBYTECODE": "1"}
     python = str(built.python)
     async with service(tmp_path, settings, python=python, cwd=built.folder) as running:
-        health = await running.until("/health", lambda health: health["status"] == "healthy")
+        await running.until(
+            "/health",
+            lambda health: (
+                (health["status"], health["connection"]["current_state"])
+                == ("healthy", "connected")
+            ),
+        )
         status = await running.stop()
 
-    assert health["connection"]["current_state"] == "connected"
     assert status == 0
     assert list((built.folder / "app" / "__pycache__").glob("main.*.pyc"))
     assert list(built.python.parents[1].glob("lib/*/site-packages/uvicorn/__pycache__/*.pyc"))
