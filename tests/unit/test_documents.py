@@ -53,6 +53,7 @@ NOT_SERVED = {"/internal/services/bulk_upsert"}
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
 _INLINE = re.compile(r"`((?:make|python -m app|docker compose) [^`…]*)`")
 _VARIABLE = re.compile(r"`([A-Z][A-Z0-9_]*_[A-Z0-9_]+)(?:=[^`]*)?`")
+_PATH = re.compile(r"`((?:app|simulator|tests|benchmarks|docker|docs)/[\w./-]*)(?:::\w+)?`")
 _ROUTE = re.compile(r"`(?:(GET|POST|DELETE) )?(/(?:api|health|internal|metrics|ws)\b[\w/{}.-]*)`")
 _WITHOUT_SETTINGS = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
 
@@ -182,3 +183,11 @@ def test_every_command_that_cannot_be_run_is_in_the_documents() -> None:
     firsts = {command.split()[0] for command, _ in COMMANDS}
 
     assert set(NOT_RUN) - firsts == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_file_of_the_repository_that_a_document_names_exists(document: Path) -> None:
+    """A file that was moved or deleted is renamed in the documents, too."""
+    paths = set(_PATH.findall(prose(document))) - {"docker/.env"}  # the reader creates it
+
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
