@@ -91,6 +91,7 @@ async function look() {
     showAbout();
     noteRestart();
     stream.hurry();
+    if (isHomeAsked && !home.isListed && isOpen() && health.discovery.entities > 0) await home.lookUp();
   } catch {
     overview.showNoAnswer();
   }

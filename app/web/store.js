@@ -14,6 +14,8 @@ export class HomeStore {
     this.areas = new Map();
     /** Ids of entities that changed since the last `takeChanged`. */
     this.changed = new Set();
+    /** Whether the catalog has listed an entity: it is empty until the first discovery is stored. */
+    this.isListed = false;
     /** Increases when an entity, device or area is added or moves. */
     this.shape = 0;
   }
@@ -100,6 +102,7 @@ export class HomeStore {
     for await (const devices of pages("devices")) devices.forEach((device) => this._takeDevice(device));
     for await (const entities of pages("entities")) {
       for (const entity of entities) this._takeEntity(entity, this.devices.get(entity.device_id));
+      this.isListed ||= entities.length > 0;
       this.shape += 1;
     }
   }

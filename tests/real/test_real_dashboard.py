@@ -231,6 +231,28 @@ def _large_house() -> StillHouse:
     return house
 
 
+async def test_a_page_that_was_open_before_the_first_discovery_shows_the_home(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """The catalog is empty until then; no entity changes that would show it."""
+    house = StillHouse()
+    async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
+        house.fire = home_assistant.fire
+        settings = {"HOME_ASSISTANT_URL": home_assistant.url, "HOME_ASSISTANT_TOKEN": TOKEN}
+        async with service(tmp_path, settings) as running:
+            await running.until("/health", lambda health: health["discovery"]["last_refresh"])
+            async with tab(browser, running.url) as shown:
+                await shown.go("#/home")
+                async with shown.page.expect_response(lambda found: "api/entities" in found.url):
+                    await shown.page.reload()
+                await expect(shown.page.get_by_text("Nothing here yet")).to_be_visible()
+                house.rows["entity"] = [
+                    {"entity_id": "light.hall", "name": "Hall lamp", "platform": "test"}
+                ]
+                await running.post("/api/v1/discovery/trigger", {})
+                await expect(shown.page.get_by_text("Hall lamp")).to_be_visible()
+
+
 async def test_a_home_of_14_000_entities_is_shown_completely_and_stays_fast(
     browser: Browser, tmp_path: Path
 ) -> None:
