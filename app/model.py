@@ -15,6 +15,7 @@ import msgspec
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECOND_NS = 1_000_000_000
+MICROSECOND_NS = 1_000
 MEGABYTE = 1_000_000
 """The unit of the settings that end in `_MB`."""
 MAX_SECONDS = 9_223_372_036

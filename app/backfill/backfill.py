@@ -42,6 +42,7 @@ from app.homeassistant.messages import RecordedState, State
 from app.homeassistant.recorded_entities import Entities, find_entities
 from app.homeassistant.recorder import Call, HistoryPage, Recorder
 from app.model import (
+    MICROSECOND_NS,
     NOWHERE,
     SECOND_NS,
     Change,
@@ -58,9 +59,7 @@ from app.model import (
     nanoseconds,
 )
 from app.normalize.recorded import Identity, Recovery
-from app.normalize.restarts import (
-    around,
-)
+from app.normalize.restarts import around
 from app.runtime import gzip_stream
 from app.runtime.errors import CommandFailed, SourceError, SourceProtocolError, StorageError
 from app.runtime.logging import RateLimitedLog
@@ -71,7 +70,6 @@ from app.runtime.text import duration
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
 
-_MICROSECOND_NS = 1_000
 _LONGEST_NS = 366 * 86_400 * SECOND_NS
 """A gap that is longer comes from a wrong clock, which must not decide that it is too old."""
 _COMPARED_PER_S = 50_000
@@ -573,7 +571,7 @@ class Backfill:
         The first live event ends a gap, and may come while the recorder is waited for.
         """
         now = self._coverage.gap(gap.id) or gap
-        since_ns = now.end_ns if now.end_known else now.end_ns + _MICROSECOND_NS
+        since_ns = now.end_ns if now.end_known else now.end_ns + MICROSECOND_NS
         return since_ns, self._last_states.changed_since(since_ns)
 
     async def _entities(

@@ -31,6 +31,7 @@ from app.homeassistant.messages import RecordedState, State
 from app.model import (
     MAX_SECONDS,
     MAX_TIME_NS,
+    MICROSECOND_NS,
     SECOND_NS,
     UNAVAILABLE,
     Lifecycle,
@@ -46,7 +47,6 @@ logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
 
 _MICROSECOND = timedelta(microseconds=1)
-_MICROSECOND_NS = 1_000
 _STATES_PER_SLICE = 200
 _ENTITY_ID = re.compile(r"(?!.*__)[a-z0-9][a-z0-9_]*(?<!_)\.[a-z0-9][a-z0-9_]*(?<!_)")
 _ENTITIES_PER_QUESTION = 100
@@ -274,7 +274,7 @@ class Recorder:
                 "logbook/get_events", _LogbookEntry, start_time=start, end_time=end
             )
             yield entries
-            at_ns = part.newest_ns + _MICROSECOND_NS
+            at_ns = part.newest_ns + MICROSECOND_NS
             if len(entries) < few:
                 span_s = min(longest_s, span_s * 2)
             elif len(entries) > many:
@@ -301,7 +301,7 @@ class Recorder:
         """
         missing = await self.states_at(at_ns, entity_ids)
         found: dict[str, RecordedState] = {}
-        newest_ns = at_ns - _MICROSECOND_NS
+        newest_ns = at_ns - MICROSECOND_NS
         for span_s in _LOOK_BACK_S:
             if not missing:
                 break
@@ -334,7 +334,7 @@ class Recorder:
         """
         found = await self.states_at(at_ns, entity_ids)
         silent = [name for name, row in found.items() if not _is_available(row)]
-        times = Times(max(0, at_ns - _SILENT_S * SECOND_NS), at_ns - _MICROSECOND_NS)
+        times = Times(max(0, at_ns - _SILENT_S * SECOND_NS), at_ns - MICROSECOND_NS)
         for some in _questions(silent):
             history = await self._recorded(times, some)
             available = {name: [*filter(_is_available, rows)] for name, rows in history.items()}
@@ -406,7 +406,7 @@ class Recorder:
             async for answer in self._window(window, entity_ids):
                 most_rows = max(most_rows, sum(map(len, answer.history.values())))
                 yield replace(answer, through_ns=answer.through_ns and end_ns)
-            at_ns = end_ns + _MICROSECOND_NS
+            at_ns = end_ns + MICROSECOND_NS
             if most_rows < few_rows:
                 window_s = min(longest_s, window_s * 2)
             elif most_rows > many_rows:

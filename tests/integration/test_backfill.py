@@ -1104,10 +1104,8 @@ async def test_what_was_read_back_stands_before_the_next_gap(
     ]
 
 
-async def test_each_gap_counts_its_own_changes(
-    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
-) -> None:
-    """Also when the older one is read later, because its first attempt failed."""
+async def _with_an_unread_gap(house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path) -> None:
+    """Miss the change to 1; capture those to 0 and 2; end before the gap is read."""
     async with running(Process(tmp_path, fake)) as process:
         await lived(process, house, 0, 1)
     house.set_state(SENSOR, "1")
@@ -1115,6 +1113,13 @@ async def test_each_gap_counts_its_own_changes(
     process.refuses = lambda _: True
     async with running(process):
         await lived(process, house, 2, 3)
+
+
+async def test_each_gap_counts_its_own_changes(
+    house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
+) -> None:
+    """Also when the older one is read later, because its first attempt failed."""
+    await _with_an_unread_gap(house, fake, tmp_path)
     house.set_state(SENSOR, "3")
 
     process = Process(tmp_path, fake)
@@ -1131,13 +1136,7 @@ async def test_what_changed_in_a_later_gap_is_left_to_that_gap(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
     """An entity that the recorder has yet to write there is not one without recorded history."""
-    async with running(Process(tmp_path, fake)) as process:
-        await lived(process, house, 0, 1)
-    house.set_state(SENSOR, "1")
-    process = Process(tmp_path, fake)
-    process.refuses = lambda _: True
-    async with running(process):
-        await lived(process, house, 2, 3)
+    await _with_an_unread_gap(house, fake, tmp_path)
     house.set_state("light.new", "off")
     house.set_state("light.new", "on")
     house.uncommitted_since = str(house.recorded["light.new"][0]["last_updated"])
