@@ -194,7 +194,7 @@ class Container(containers.DeclarativeContainer):
             ),
         ),
     )
-    intake = providers.Singleton(
+    batcher = providers.Singleton(
         Batcher,
         journal,
         telemetry=telemetry,
@@ -284,7 +284,7 @@ class Container(containers.DeclarativeContainer):
         discovery=discovery,
         normalizer=normalizer,
         encoder=encoder,
-        intake=intake,
+        batcher=batcher,
         coverage=coverage,
         last_states=last_states,
         hub=hub,
@@ -304,7 +304,7 @@ class Container(containers.DeclarativeContainer):
         coverage=coverage,
         last_states=last_states,
         journal=journal,
-        intake=intake,
+        batcher=batcher,
         schema=providers.Factory(
             Schema,
             # An encoder of its own: old names and classes would evict current ones from the cache.
@@ -337,7 +337,7 @@ class Container(containers.DeclarativeContainer):
         source=source,
         pipeline=pipeline,
         backfill=backfill,
-        intake=intake,
+        batcher=batcher,
         journal=journal,
         deliveries=deliveries,
         discovery=discovery,

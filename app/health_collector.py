@@ -99,7 +99,7 @@ class HealthCollector:
     source: HomeAssistantSource
     pipeline: Pipeline
     backfill: Backfill
-    intake: Batcher
+    batcher: Batcher
     journal: SqliteJournal
     deliveries: Sequence[Delivery]
     discovery: Discovery
@@ -202,22 +202,22 @@ class HealthCollector:
             filtered=telemetry.filtered,
             malformed=telemetry.malformed.total(),
             dropped=dict(telemetry.dropped),
-            pending=self.intake.pending_points + self.pipeline.waiting_events,
+            pending=self.batcher.pending_points + self.pipeline.waiting_events,
         )
 
     def _journal_status(self) -> JournalStatus:
         status = self.journal.status()
-        oldest_at = self.intake.oldest_at
+        oldest_at = self.batcher.oldest_at
         return replace(
             status,
-            pending_points=self.intake.pending_points + self.pipeline.waiting_events,
+            pending_points=self.batcher.pending_points + self.pipeline.waiting_events,
             oldest_pending_seconds=(
                 max(0.0, round(time.time() - oldest_at, 3)) if oldest_at else 0.0
             ),
             last_commit_delay_seconds=self.telemetry.last_commit_delay_s,
-            durable=status.durable and self.intake.durable,
-            losing=self.intake.losing,
-            reason=self.intake.reason or status.reason,
+            durable=status.durable and self.batcher.durable,
+            losing=self.batcher.losing,
+            reason=self.batcher.reason or status.reason,
         )
 
 

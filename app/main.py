@@ -61,7 +61,7 @@ async def running(container: Container) -> AsyncIterator[None]:
     """
     supervisor = container.supervisor()
     embedded, deliveries = container.embedded_store(), container.deliveries()
-    intake, pipeline = container.intake(), container.pipeline()
+    batcher, pipeline = container.batcher(), container.pipeline()
     journal, source, backfill = container.journal(), container.source(), container.backfill()
     discovery, data_api = container.discovery(), container.data_api()
     entity_filter = container.entity_filter()
@@ -93,7 +93,7 @@ async def running(container: Container) -> AsyncIterator[None]:
             )
         )
         await stack.enter_async_context(
-            supervisor.running({"intake": intake.run}, finish=intake.close)
+            supervisor.running({"batcher": batcher.run}, finish=batcher.close)
         )
         stack.callback(pipeline.finish)
         await backfill.recall()

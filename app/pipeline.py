@@ -38,7 +38,7 @@ class Pipeline:
         discovery: Discovery,
         normalizer: Normalizer,
         encoder: HomeiqEncoder,
-        intake: Batcher,
+        batcher: Batcher,
         coverage: Coverage,
         last_states: LastStates,
         hub: Hub,
@@ -57,7 +57,7 @@ class Pipeline:
         self._discovery = discovery
         self._normalizer = normalizer
         self._encoder = encoder
-        self._intake = intake
+        self._batcher = batcher
         self._coverage = coverage
         self._last_states = last_states
         self._hub = hub
@@ -155,7 +155,7 @@ class Pipeline:
             times = Times(min(times_ns), max(times_ns))
             self._coverage.received(times)
             self._last_states.update(changes)
-            self._intake.put(replace(lines, times=times), received_at=received_at)
+            self._batcher.put(replace(lines, times=times), received_at=received_at)
         if shown:
             self._hub.publish(shown)
 

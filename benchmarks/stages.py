@@ -117,7 +117,7 @@ async def measure_stages(material: Material, *, rounds: int = 5) -> list[Cost]:
     async with peer("benchmarks.sink") as database:
         url = (await database.ask(Where, "where")).url
         stages: Mapping[str, Callable[[Material, Path], Awaitable[_Times]]] = {
-            "intake and journal, with compression": _commit,
+            "batcher and journal, with compression": _commit,
             "delivery to InfluxDB": partial(_write, url=url),
             "delivery to the embedded store": _store,
         }
@@ -251,14 +251,14 @@ async def _commit(material: Material, folder: Path) -> _Times:
     async with SqliteJournal(
         folder / "journal.db", sinks=(), max_bytes=_JOURNAL_BYTES, telemetry=telemetry
     ) as journal:
-        intake = Batcher(journal, telemetry=telemetry)
+        batcher = Batcher(journal, telemetry=telemetry)
         with _Stopwatch() as watch:
-            committing = asyncio.create_task(intake.run(), name="benchmark.intake")
+            committing = asyncio.create_task(batcher.run(), name="benchmark.batcher")
             for lines in material.lines:
-                intake.put(lines, received_at=time.time())
-                while intake.pending_points > _PENDING_POINTS:  # noqa: ASYNC110 - a counter has no event
+                batcher.put(lines, received_at=time.time())
+                while batcher.pending_points > _PENDING_POINTS:  # noqa: ASYNC110 - a counter has no event
                     await asyncio.sleep(_POLL_S)
-            intake.close()
+            batcher.close()
             await committing
     assert telemetry.journaled == material.count, "nothing is dropped at this pace"
     return watch.times

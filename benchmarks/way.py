@@ -82,7 +82,7 @@ async def _way(
             telemetry=telemetry,
         )
         async with sink, journal, DeadLetters(Path(folder) / "dead_letters.db") as dead_letters:
-            intake = Batcher(
+            batcher = Batcher(
                 journal,
                 telemetry=telemetry,
                 coverage=coverage,
@@ -92,7 +92,7 @@ async def _way(
                 discovery=discovery_of(Answers({}), catalog=catalog),
                 normalizer=Normalizer(catalog.placements),
                 encoder=encoder,
-                intake=intake,
+                batcher=batcher,
                 coverage=coverage,
                 last_states=LastStates(),
                 hub=Hub(),
@@ -117,7 +117,7 @@ async def _way(
             )
             loops = {
                 "source": lambda: source.run(pipeline),
-                "intake": intake.run,
+                "batcher": batcher.run,
                 "delivery": delivery.run,
             }
             async with Supervisor(grace_s=1.0).running(loops):

@@ -160,7 +160,7 @@ class Backfill:
         coverage: Coverage,
         last_states: LastStates,
         journal: BackfillJournal,
-        intake: Waiting,
+        batcher: Waiting,
         schema: Schema,
         placements: Callable[[], Placements],
         names: Callable[[], Mapping[str, LastNames]],
@@ -195,7 +195,7 @@ class Backfill:
         self._coverage = coverage
         self._last_states = last_states
         self._journal = journal
-        self._intake = intake
+        self._batcher = batcher
         self._schema = schema
         self._placements = placements
         self._names = names
@@ -662,9 +662,9 @@ class Backfill:
 
     async def _until_committed(self) -> None:
         """Wait until all that was received so far is durable, or dropped."""
-        received = self._intake.put_points
+        received = self._batcher.put_points
         for _ in range(_LOOKS_FOR_COMMIT):
-            if self._intake.is_done_with(received):
+            if self._batcher.is_done_with(received):
                 return
             await self._sleep(_COMMIT_LOOK_S)
         raise StorageError("the journal takes no points")

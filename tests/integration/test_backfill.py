@@ -116,7 +116,7 @@ class Process:
             housekeeping_s=0.01,
             save_states_s=0.0,
         )
-        self.intake = Batcher(
+        self.batcher = Batcher(
             self.journal,
             telemetry=self.telemetry,
             coverage=self.coverage,
@@ -144,7 +144,7 @@ class Process:
             discovery=self.discovery,
             normalizer=self.normalizer,
             encoder=HomeiqEncoder("events", instance=None, attribute_fields=()),
-            intake=self.intake,
+            batcher=self.batcher,
             coverage=self.coverage,
             last_states=self.last_states,
             hub=Hub(),
@@ -158,7 +158,7 @@ class Process:
             coverage=self.coverage,
             last_states=self.last_states,
             journal=self.journal,
-            intake=self.intake,
+            batcher=self.batcher,
             schema=Schema(
                 encode=HomeiqEncoder("events", instance=None, attribute_fields=()).encode,
                 parse=parse_line,
@@ -242,7 +242,7 @@ async def running(process: Process) -> AsyncIterator[Process]:
         await process.backfill.recall()
         loops = {
             "journal": process.journal.run(),
-            "intake": process.intake.run(),
+            "batcher": process.batcher.run(),
             "discovery": process.discovery.run(process.pipeline.placed),
             "backfill": process.backfill.run(),
             "source": process.source.run(process.pipeline),

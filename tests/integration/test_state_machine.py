@@ -1,4 +1,4 @@
-"""Intake, journal and delivery against a model: whatever happens, in whatever order.
+"""Batcher, journal and delivery against a model: whatever happens, in whatever order.
 
 Hypothesis plays events, disks, databases and restarts. Nothing here runs on time: every
 database answers when a rule says so, every wait ends when a rule says so, and each rule lasts
@@ -252,7 +252,7 @@ class WatchedJournal:
         self.is_sick = False
         """Whether every commit fails."""
         self.napping: asyncio.Future[None] | None = None
-        """Where the intake waits before it tries a commit again."""
+        """Where the batcher waits before it tries a commit again."""
         self.is_forgotten = False
         """Set when the process counts as killed: what it still does never happened."""
         self.idle: set[str] = set()
@@ -355,7 +355,7 @@ class Life:
         self.journal = WatchedJournal(inner, model.log)
         self.put_points = 0
         self.sinks = {name: Sink(model.databases[name]) for name in sinks}
-        self.intake = Batcher(
+        self.batcher = Batcher(
             self.journal,
             telemetry=self.telemetry,
             commit_interval_s=0.0,
@@ -388,7 +388,7 @@ class Life:
         for sink, delivery in zip(self.sinks.values(), deliveries, strict=True):
             sink.delivery = delivery
         self.delivering = [asyncio.create_task(delivery.run()) for delivery in deliveries]
-        self.taking_in = asyncio.create_task(self.intake.run())
+        self.taking_in = asyncio.create_task(self.batcher.run())
 
     async def rest(self) -> None:
         """Wait until everything waits for a rule."""
@@ -407,7 +407,7 @@ class Life:
         # What every sink has is not pending any more, while its numbers may still be committed.
         if journal.inner._order.locked():
             return False
-        is_calm = self.intake.pending_points == 0 or journal.at_the_gate
+        is_calm = self.batcher.pending_points == 0 or journal.at_the_gate
         return (is_calm or journal.napping is not None) and all(
             sink.asked is not None
             or sink.waiting is not None
@@ -419,7 +419,7 @@ class Life:
         """Stop as at a signal: everything received is committed, requests are given up."""
         self.journal.gate.set()
         self.journal.is_sick = False
-        self.intake.close()
+        self.batcher.close()
         self.journal.wake()
         await self.taking_in
         for task in self.delivering:
@@ -453,7 +453,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.events += points
         data = b"".join(line_of(number) + b"\n" for number in numbers)
         self.now.put_points += points
-        self.now.intake.put(Lines(data, points), received_at=0.0)
+        self.now.batcher.put(Lines(data, points), received_at=0.0)
         self.play(self.now.rest())
         # A second has passed: where commits fail, sinks get what came, and a commit is tried.
         self.now.journal.wake()
@@ -511,7 +511,7 @@ class MemoryMachine(RuleBasedStateMachine):
             return
         telemetry = self.now.telemetry
         assert self.now.put_points == (
-            telemetry.journaled + telemetry.dropped.total() + self.now.intake.pending_points
+            telemetry.journaled + telemetry.dropped.total() + self.now.batcher.pending_points
         )
 
     @invariant()

@@ -28,7 +28,7 @@ LOOPS = (
     "source",
     "discovery",
     "backfill",
-    "intake",
+    "batcher",
     "deliver[influxdb]",
     "deliver[embedded]",
     "journal",
@@ -151,7 +151,7 @@ async def test_under_uvicorn_an_ended_loop_gives_a_nonzero_status(
     settings: dict[str, str], tmp_path: Path
 ) -> None:
     """After the journal is closed, with the reason in the log."""
-    command = ("-m", "tests.service.driver", "--end", "intake", "--")
+    command = ("-m", "tests.service.driver", "--end", "batcher", "--")
     uvicorn = ("uvicorn", "app.main:app", "--port", "0")
     async with service(
         tmp_path, settings, command=(*command, *uvicorn), listening=_UVICORN
@@ -162,7 +162,7 @@ async def test_under_uvicorn_an_ended_loop_gives_a_nonzero_status(
         took_s = time.monotonic() - begun
 
     assert status != 0
-    assert f"The intake loop ended: RuntimeError: {WHY}" in running.output.read_text()
+    assert f"The batcher loop ended: RuntimeError: {WHY}" in running.output.read_text()
     assert took_s <= ENDS_WITHIN_S
     assert not (tmp_path / "data" / "journal.db-wal").exists()
 

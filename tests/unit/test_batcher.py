@@ -32,7 +32,7 @@ class FakeJournal:
         self.letting_through = asyncio.Event()
         self.letting_through.set()
         self.telemetry = new_telemetry()
-        """Set to that of the intake."""
+        """Set to that of the batcher."""
         self._failures = list(failures)
 
     async def append(
@@ -85,7 +85,7 @@ class FakeJournal:
 
 
 class Books:
-    """An intake with its journal and its telemetry, and what was put into it."""
+    """A batcher with its journal and its telemetry, and what was put into it."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Books:
         journal.telemetry = self.telemetry
         self.put_points = 0
         self.waits_s: list[float] = []
-        self.intake = Batcher(
+        self.batcher = Batcher(
             journal,
             telemetry=self.telemetry,
             commit_interval_s=commit_interval_s,
@@ -117,13 +117,13 @@ class Books:
     def put(self, first: int, count: int, *, received_at: float = NOW) -> None:
         """Put numbered points, and look at the books."""
         self.put_points += count
-        self.intake.put(numbered_lines(first, count), received_at=received_at)
+        self.batcher.put(numbered_lines(first, count), received_at=received_at)
         self.check()
 
     def check(self) -> None:
         """Taken in = journaled + dropped + pending, at any moment."""
         dropped = self.telemetry.dropped.total()
-        assert self.telemetry.journaled + dropped + self.intake.pending_points == self.put_points
+        assert self.telemetry.journaled + dropped + self.batcher.pending_points == self.put_points
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until the condition holds, looking at the books at every turn of the loop."""
@@ -134,10 +134,10 @@ class Books:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Run the intake for as long as the block lasts, then close it and wait."""
-        task = asyncio.create_task(self.intake.run(), name="intake")
+        """Run the batcher for as long as the block lasts, then close it and wait."""
+        task = asyncio.create_task(self.batcher.run(), name="batcher")
         yield
-        self.intake.close()
+        self.batcher.close()
         async with asyncio.timeout(5):
             await task
         self.check()
@@ -236,18 +236,18 @@ async def test_pending_points_have_an_age() -> None:
     journal.letting_through.clear()
     books = Books(journal, commit_interval_s=0.0)
     async with books.running():
-        assert books.intake.oldest_at is None
+        assert books.batcher.oldest_at is None
         books.put(1, 1, received_at=NOW - 5)
-        assert books.intake.oldest_at == NOW - 5
+        assert books.batcher.oldest_at == NOW - 5
         books.put(2, 1, received_at=NOW - 4)
         await books.until(lambda: journal.begun == 1)
         books.put(3, 9, received_at=NOW - 1)
-        assert books.intake.pending_points == 11
-        assert books.intake.oldest_at == NOW - 5
+        assert books.batcher.pending_points == 11
+        assert books.batcher.oldest_at == NOW - 5
 
         journal.letting_through.set()
-        await books.until(lambda: books.intake.pending_points == 0)
-        assert books.intake.oldest_at is None
+        await books.until(lambda: books.batcher.pending_points == 0)
+        assert books.batcher.oldest_at is None
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ async def test_a_batch_that_can_never_fit_is_dropped() -> None:
     books.put(6, 21)
 
     assert dict(books.telemetry.dropped) == {"journal_stalled": 21}
-    assert books.intake.pending_points == 5
+    assert books.batcher.pending_points == 5
 
 
 async def test_a_sick_disk_keeps_the_batch(caplog: pytest.LogCaptureFixture) -> None:
@@ -289,15 +289,15 @@ async def test_a_sick_disk_keeps_the_batch(caplog: pytest.LogCaptureFixture) -> 
     books = Books(journal, commit_interval_s=0.0)
     async with books.running():
         books.put(1, 3)
-        await books.until(lambda: not books.intake.durable)
-        assert "Events are not durable: disk full" in str(books.intake.reason)
+        await books.until(lambda: not books.batcher.durable)
+        assert "Events are not durable: disk full" in str(books.batcher.reason)
         await books.until(lambda: journal.sizes == [3])
 
     assert books.waits_s == [1.0, 1.0, 1.0]
     assert books.telemetry.commit_failures == 3
     assert books.telemetry.journaled == 3
-    assert books.intake.durable
-    assert books.intake.reason is None
+    assert books.batcher.durable
+    assert books.batcher.reason is None
     assert caplog.text.count("Events are not durable") == 2, "each reason is told once"
 
 
@@ -311,12 +311,12 @@ async def test_while_commits_fail_the_sinks_are_fed_in_order() -> None:
         books.put(4, 2)
         books.put(6, 4)
         await books.until(lambda: journal.uncommitted_points == 9)
-        assert books.intake.pending_points == 9
-        assert books.intake.oldest_at == NOW
+        assert books.batcher.pending_points == 9
+        assert books.batcher.oldest_at == NOW
         journal._failures.clear()
-        await books.until(lambda: books.intake.durable)
+        await books.until(lambda: books.batcher.durable)
         books.put(10, 10)
-        await books.until(lambda: books.intake.pending_points == 0)
+        await books.until(lambda: books.batcher.pending_points == 0)
 
     assert journal.data == numbered_lines(1, 19).data
     assert books.telemetry.journaled == 19
@@ -332,7 +332,7 @@ async def test_what_every_sink_has_needs_no_disk() -> None:
             await books.until(lambda: journal.uncommitted_points == 10)
             journal.secure()
             books.check()
-        assert not books.intake.durable
+        assert not books.batcher.durable
         journal._failures.clear()
 
     assert books.telemetry.dropped.total() == 0
@@ -356,7 +356,7 @@ async def test_disk_and_sinks_away_at_once_leave_the_policy(
             books.put(first, 2)
             await books.until(lambda first=first: journal.uncommitted_points == min(first + 1, 10))  # type: ignore[misc]
         assert journal.uncommitted_points == 10
-        assert books.intake.pending_points == 20
+        assert books.batcher.pending_points == 20
         journal._failures.clear()
 
     assert dict(books.telemetry.dropped) == {"journal_stalled": 4}
@@ -370,10 +370,10 @@ async def test_closing_on_a_failing_disk_gives_all_that_is_left_to_the_sinks() -
     async with books.running():
         for first in range(1, 20, 2):
             books.put(first, 2)
-        await books.until(lambda: not books.intake.durable)
+        await books.until(lambda: not books.batcher.durable)
 
     assert journal.appended == []
-    assert 20 == journal.uncommitted_points == books.intake.pending_points
+    assert 20 == journal.uncommitted_points == books.batcher.pending_points
 
 
 async def test_a_damaged_file_asks_for_a_restart() -> None:
@@ -381,9 +381,9 @@ async def test_a_damaged_file_asks_for_a_restart() -> None:
     books = Books(FakeJournal(StorageDamaged("malformed")), commit_interval_s=0.0)
     async with books.running():
         books.put(1, 1)
-        await books.until(lambda: not books.intake.durable)
+        await books.until(lambda: not books.batcher.durable)
 
-        assert "restart the service" in str(books.intake.reason)
+        assert "restart the service" in str(books.batcher.reason)
 
 
 async def test_a_full_journal_loses_the_batch_and_goes_on() -> None:
@@ -392,12 +392,12 @@ async def test_a_full_journal_loses_the_batch_and_goes_on() -> None:
     books = Books(journal, commit_interval_s=0.0)
     async with books.running():
         books.put(1, 3)
-        await books.until(lambda: books.intake.pending_points == 0)
+        await books.until(lambda: books.batcher.pending_points == 0)
         books.put(4, 2)
         await books.until(lambda: journal.sizes == [2])
 
     assert dict(books.telemetry.dropped) == {"journal_full": 3}
-    assert books.intake.durable
+    assert books.batcher.durable
     assert books.waits_s == []
 
 
@@ -407,15 +407,15 @@ async def test_a_sick_disk_and_a_full_memory_are_one_loss() -> None:
     books = Books(journal, commit_interval_s=0.0, max_pending_points=5)
     seen = []
     books.put(1, 6)
-    seen.append(books.intake.losing)
+    seen.append(books.batcher.losing)
     async with books.running():
         books.put(7, 5)
-        await books.until(lambda: not books.intake.durable)
-        seen.append(books.intake.losing)
+        await books.until(lambda: not books.batcher.durable)
+        seen.append(books.batcher.losing)
         books.put(12, 1)
-        seen.append(books.intake.losing)
+        seen.append(books.batcher.losing)
         await books.until(lambda: journal.sizes != [])
-        seen.append(books.intake.losing)
+        seen.append(books.batcher.losing)
 
     assert seen == [False, False, True, False]
 
@@ -428,10 +428,10 @@ async def test_closing_commits_what_is_left() -> None:
             books.put(first, 1)
 
     assert books.journal.sizes == [200, 75]
-    assert books.intake.pending_points == 0
+    assert books.batcher.pending_points == 0
 
 
-async def test_closing_an_idle_intake_ends_it() -> None:
+async def test_closing_an_idle_batcher_ends_it() -> None:
     """Nothing was put, nothing is committed."""
     books = Books(FakeJournal())
     async with books.running():
@@ -443,7 +443,7 @@ async def test_closing_an_idle_intake_ends_it() -> None:
 async def test_what_comes_after_closing_is_counted() -> None:
     """A straggler at shutdown is lost, and lies in the gap that the next start finds."""
     books = Books(FakeJournal())
-    books.intake.close()
+    books.batcher.close()
     books.put(1, 3)
 
     assert dict(books.telemetry.dropped) == {"shutdown": 3}
@@ -452,13 +452,13 @@ async def test_what_comes_after_closing_is_counted() -> None:
 async def test_cancelling_between_commits_leaves_points_pending() -> None:
     """They are neither journaled nor dropped; the books still know them."""
     books = Books(FakeJournal())
-    running = asyncio.create_task(books.intake.run(), name="intake")
+    running = asyncio.create_task(books.batcher.run(), name="batcher")
     books.put(1, 3)
     await asyncio.sleep(0)
     running.cancel()
     await asyncio.wait({running})
 
-    assert books.intake.pending_points == 3
+    assert books.batcher.pending_points == 3
     books.check()
 
 
@@ -474,7 +474,7 @@ async def test_a_defect_of_the_journal_ends_the_loop() -> None:
     books = Books(BrokenJournal(), commit_interval_s=0.0)
     books.put(1, 1)
     with pytest.raises(ZeroDivisionError):
-        await books.intake.run()
+        await books.batcher.run()
 
 
 async def test_a_burst_of_a_hundred_thousand_events_is_journaled_in_order() -> None:
@@ -486,11 +486,11 @@ async def test_a_burst_of_a_hundred_thousand_events_is_journaled_in_order() -> N
     async with books.running():
         for number, lines in enumerate(batches):
             books.put_points += 50
-            books.intake.put(lines, received_at=NOW)
+            books.batcher.put(lines, received_at=NOW)
             if number % 100 == 0:
                 await asyncio.sleep(0)
                 books.check()
-        await books.until(lambda: books.intake.pending_points < 1000)
+        await books.until(lambda: books.batcher.pending_points < 1000)
 
     assert books.telemetry.journaled == 100_000
     assert books.telemetry.dropped.total() == 0

@@ -90,13 +90,13 @@ class Rig:
         self.catalog = Catalog()
         self.hub = Hub()
         self.coverage, self.last_states = Coverage(), LastStates()
-        self.intake = Batcher(self.journal, telemetry=self.telemetry, commit_interval_s=0)
+        self.batcher = Batcher(self.journal, telemetry=self.telemetry, commit_interval_s=0)
         self.discovery = discovery_of(answers, catalog=self.catalog)
         self.pipeline = Pipeline(
             discovery=self.discovery,
             normalizer=Normalizer(self.catalog.placements),
             encoder=encoder("events", instance=None, attribute_fields=()),
-            intake=self.intake,
+            batcher=self.batcher,
             coverage=self.coverage,
             last_states=self.last_states,
             hub=self.hub,
@@ -109,9 +109,9 @@ class Rig:
         )
 
     async def journaled(self) -> list[bytes]:
-        """End the intake and return the lines that reached the journal."""
-        self.intake.close()
-        await self.intake.run()
+        """End the batcher and return the lines that reached the journal."""
+        self.batcher.close()
+        await self.batcher.run()
         return self.journal.lines
 
 
