@@ -225,8 +225,8 @@ class HomeAssistantSettings(_ServerSettings):
     url: WebsocketUrl = Field(
         validation_alias=AliasChoices("HA_WS_URL", "HOME_ASSISTANT_URL", "HA_HTTP_URL")
     )
-    """Address of Home Assistant, for example http://homeassistant.local:8123; HA_WS_URL only if
-    its WebSocket API has another address"""
+    """Address of Home Assistant, for example http://homeassistant.local:8123; HA_WS_URL overrides
+    it if the WebSocket API has another address"""
     token: HomeAssistantToken = Field(
         validation_alias=AliasChoices("HOME_ASSISTANT_TOKEN", "HA_TOKEN")
     )
@@ -636,9 +636,9 @@ class Variable:
     """One setting as a person meets it."""
 
     names: tuple[str, ...]
-    """The first one set in the environment wins."""
+    """The one to use, then those that older installations have."""
     default: str | None
-    """As it would stand in the environment; empty for unset, None when one must be given."""
+    """As written in the environment; empty for unset, None if the setting is required."""
     description: str
 
 
@@ -647,7 +647,7 @@ def variables() -> list[Variable]:
     found = []
     for section in _sections().values():
         for name, field in section.model_fields.items():
-            names = _names(section, name)
+            names = _documented_names(section, name)
             default = None if field.is_required() else _as_text(field.default)
             found.append(Variable(names=names, default=default, description=_description(field)))
             if _is_secret(field):
@@ -679,6 +679,12 @@ def _names(section: type[_Section], field_name: str) -> tuple[str, ...]:
             return tuple(str(choice) for choice in choices)
         case alias:
             return (str(alias),)
+
+
+def _documented_names(section: type[_Section], field_name: str) -> tuple[str, ...]:
+    """Return the names of a variable, the one to use first: it has the prefix of the section."""
+    prefix = section.model_config["env_prefix"]
+    return tuple(sorted(_names(section, field_name), key=lambda name: not name.startswith(prefix)))
 
 
 def _file_names(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -720,4 +726,4 @@ def _sentences(section: type[_Section], exc: ValidationError) -> Iterator[str]:
                 what = "is missing"
             elif what[:2].istitle():  # pydantic's sentences; ours may begin with a variable's name
                 what = what[:1].lower() + what[1:]
-            yield f"{' or '.join(_names(section, name))}: {what}. {_description(field)}"
+            yield f"{' or '.join(_documented_names(section, name))}: {what}. {_description(field)}"

@@ -581,6 +581,7 @@ async def test_without_settings_ten_lines_say_what_to_put_into_the_file(
     lines = out.getvalue().splitlines()
     assert verdict == "unusable"
     assert len(lines) <= 10
+    assert lines[0].startswith("failed     settings              HOME_ASSISTANT_URL or ")
     assert "  HOME_ASSISTANT_URL=http://homeassistant.local:8123" in lines
     assert any(line.startswith("  HOME_ASSISTANT_TOKEN=") for line in lines)
 

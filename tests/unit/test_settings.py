@@ -68,6 +68,24 @@ def test_the_first_of_two_names_of_a_setting_wins(monkeypatch: pytest.MonkeyPatc
     assert settings.home_assistant.token.get_secret_value() == TOKEN
 
 
+def test_ha_ws_url_overrides_home_assistant_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the address of the WebSocket API itself, for homes where that differs."""
+    monkeypatch.setenv("HA_WS_URL", "ws://elsewhere:8123/api/websocket")
+
+    assert load_settings().home_assistant.url == "ws://elsewhere:8123/api/websocket"
+
+
+def test_the_name_to_use_comes_before_older_names_of_a_setting() -> None:
+    """In documents and messages alike, whichever name wins when several are set."""
+    names = {variable.names for variable in variables() if len(variable.names) > 1}
+
+    assert names == {
+        ("HOME_ASSISTANT_URL", "HA_WS_URL", "HA_HTTP_URL"),
+        ("HOME_ASSISTANT_TOKEN", "HA_TOKEN"),
+        ("HOME_ASSISTANT_TOKEN_FILE", "HA_TOKEN_FILE"),
+    }
+
+
 def test_all_mistakes_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody should have to start the service twice to learn of two mistakes."""
     monkeypatch.delenv("HOME_ASSISTANT_URL")
@@ -79,7 +97,8 @@ def test_all_mistakes_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) 
 
     line = str(caught.value)
     assert "\n" not in line
-    assert "HOME_ASSISTANT_URL or HA_HTTP_URL: is missing. Address of Home Assistant" in line
+    names = "HOME_ASSISTANT_URL or HA_WS_URL or HA_HTTP_URL"
+    assert line.startswith(f"{names}: is missing. Address of Home Assistant")
     assert "HOME_ASSISTANT_TOKEN or HA_TOKEN: is missing. A long-lived access token" in line
     assert "BATCH_SIZE: input should be greater than 0. Points that make up" in line
 
