@@ -90,11 +90,11 @@ class Pipeline:
 
     def connected(self, *, was_absent: bool) -> None:
         """Begin a covered span, and request the registries, now that events stream."""
-        gap = self._coverage.began(
+        gap = self._coverage.connected(
             reason="disconnect" if self._has_streamed else "restart", was_absent=was_absent
         )
         if gap is not None:
-            self._last_states.freeze(gap)
+            self._last_states.retain_before(gap)
         self._is_live = self._has_streamed = True
         self._discovery.connected()
         if self._discovery.known:

@@ -267,7 +267,7 @@ class Backfill:
 
     def _given_up(self) -> str | None:
         """Return what is known to be missing, until a person acknowledges it."""
-        gaps = self._coverage.given_up()
+        gaps = self._coverage.unacknowledged()
         if not gaps:
             return None
         return (
@@ -382,14 +382,14 @@ class Backfill:
         await self._sleep(_RETRY_LOOK_S)
 
     async def _fill(self, gap: Gap) -> None:
-        self._coverage.take(gap)
+        self._coverage.start_filling(gap)
         try:
             await self._until_running()
             async with self._recorder() as recorder:
                 gap = await self._recover(gap, recorder)
         finally:
-            self._coverage.release()
-        self._last_states.thaw(gap)
+            self._coverage.stop_filling()
+        self._last_states.discard_before(gap)
 
     @contextlib.asynccontextmanager
     async def _recorder(self) -> AsyncIterator[Recorder]:

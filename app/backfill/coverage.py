@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from app.backfill.row_retention import RowRetention
 from app.model import MAX_SECONDS, SECOND_NS, Gap, GapReason, GapState, Times, moment_of
 from app.runtime.logging import RateLimitedLog
 
@@ -31,7 +30,6 @@ _BEFORE_SET_BACK_NS = 3600 * SECOND_NS
 """How far before the first event after a clock was set back changes are requested: to when it
 was set back is unknown."""
 _BEFORE_START_NS = 60 * SECOND_NS
-_MAX_EDGES = 300
 _MAX_CLOSED = 1_000
 _MAX_OPEN = 1_000
 _READ = frozenset({"filled", "nothing_recorded"})
@@ -51,17 +49,17 @@ class Covered:
 
 
 @dataclass(frozen=True, slots=True)
-class Unsaved:
-    """What one transaction has to save of the coverage."""
+class CoverageChanges:
+    """What one transaction has to save."""
 
     covered: Covered | None
     before: Covered | None
-    """What was covered when this was put together."""
+    """What was covered before these changes."""
     gaps: Sequence[Gap]
-    forgotten: Sequence[int]
-    """Ids of gaps too old to be requested."""
+    deleted: Sequence[int]
+    """Ids of the oldest closed gaps, of which only so many are retained."""
     edge: tuple[int, int] | None = None
-    """Number of the first point that the transaction appends live, and the newest time."""
+    """Number of the first live point that the transaction appends, and the newest time."""
 
 
 class Coverage:
@@ -93,7 +91,7 @@ class Coverage:
         """Whether events stream and none has come yet: the bounds are open."""
         self._is_persistent = is_persistent
         self._fills = fills
-        self._compare_s = compare_s
+        self._retention = RowRetention(compare_s)
         self._clock = clock
         self._covered: Covered | None = None
         self._gaps: dict[int, Gap] = {}
@@ -106,8 +104,6 @@ class Coverage:
         """The newest time in the batch received last; None before the first of a connection."""
         self._missed_from_ns: int | None = None
         """Where the gap begins that a journal in memory does not keep."""
-        # Where live points stand in the journal: number of a first point, newest time behind it.
-        self._edges: deque[tuple[int, int]] = deque()
 
     def open(
         self, covered: Covered | None, gaps: Iterable[Gap], *, was_absent: bool = False
@@ -118,7 +114,7 @@ class Coverage:
         self._gaps = {gap.id: gap for gap in gaps}
         self._last_id = max(self._gaps, default=0)
         if covered is not None:
-            self._edges.append((covered.keep_from, covered.through_ns))
+            self._retention.add(covered.keep_from, covered.through_ns)
         if self.open_gaps():
             self.opened.set()
 
@@ -146,7 +142,7 @@ class Coverage:
         going to fill keeps none, or they would pile up to the bound of the journal.
         """
         waiting = [gap.keep_from for gap in self.open_gaps() if self.will_be_filled(gap)]
-        return min([self._edge_from, *waiting])
+        return min([self._retention.keep_from, *waiting])
 
     @property
     def is_unbounded(self) -> bool:
@@ -176,7 +172,7 @@ class Coverage:
         """Return how many gaps are in a state."""
         return sum(gap.state == state for gap in self._gaps.values())
 
-    def began(
+    def connected(
         self, *, reason: Literal["restart", "disconnect"], was_absent: bool = False
     ) -> Gap | None:
         """Begin a span: events stream now. Return the gap before it, None when there is none.
@@ -299,11 +295,11 @@ class Coverage:
             self.opened.set()
         return found
 
-    def take(self, gap: Gap) -> None:
+    def start_filling(self, gap: Gap) -> None:
         """Note that this gap is being filled: its start stays as it is."""
         self._taken = gap.id
 
-    def release(self) -> None:
+    def stop_filling(self) -> None:
         """Note that no gap is being filled."""
         self._taken = None
 
@@ -325,12 +321,12 @@ class Coverage:
 
     def acknowledge(self) -> int:
         """Note that a person knows of the gaps that cannot be filled; return how many are new."""
-        gaps = self.given_up()
+        gaps = self.unacknowledged()
         for gap in gaps:
             self._put(replace(gap, acknowledged=True))
         return len(gaps)
 
-    def given_up(self) -> list[Gap]:
+    def unacknowledged(self) -> list[Gap]:
         """Return the gaps that cannot be filled and that nobody has acknowledged, newest first."""
         return [gap for gap in self.gaps() if gap.state == "unfillable" and not gap.acknowledged]
 
@@ -348,9 +344,9 @@ class Coverage:
         rest = replace(gap, start_ns=before_ns, filled_ns=before_ns)
         return self._put(lost), self._put(rest)
 
-    def unsaved(
+    def changes_to_save(
         self, times: Times | None = None, *, received_at: float = 0.0, first: int = 0
-    ) -> Unsaved:
+    ) -> CoverageChanges:
         """Return what a transaction has to save that appends points of this span.
 
         `received_at` is that of the oldest, `first` the number of the first; `times` is None for
@@ -360,45 +356,31 @@ class Coverage:
         if times is not None:
             times = within_range(times)
             covered = self._grown(times, received_at, first=first)
-        return Unsaved(
+        return CoverageChanges(
             covered=covered,
             before=self._covered,
             gaps=[self._gaps[number] for number in sorted(self._unsaved)],
-            forgotten=self._too_many(),
+            deleted=self._too_many() if len(self._gaps) > _MAX_CLOSED else [],
             edge=None if times is None else (first, times.newest_ns),
         )
 
-    def saved(self, unsaved: Unsaved) -> None:
-        """Note that a transaction has saved this."""
-        if unsaved.edge is not None:
-            self._note_edge(*unsaved.edge)
-        if unsaved.covered is not None and unsaved.before is self._covered:
-            self._covered = unsaved.covered
+    def mark_saved(self, changes: CoverageChanges) -> None:
+        """Record that a transaction has saved these changes."""
+        if changes.edge is not None:
+            self._retention.add(*changes.edge)
+        if changes.covered is not None and changes.before is self._covered:
+            self._covered = changes.covered
             self._covered_unsaved = False  # else a connection has come since
-        for gap in unsaved.gaps:
+        for gap in changes.gaps:
             if self._gaps.get(gap.id) is gap:  # else it has changed since
                 self._unsaved.discard(gap.id)
-        for number in unsaved.forgotten:
+        for number in changes.deleted:
             if number not in self._unsaved:  # else somebody has asked for it since
                 self._gaps.pop(number, None)
 
     @property
     def _edge_at(self) -> float:
         return self._clock() if self._covered is None else self._covered.edge_at
-
-    @property
-    def _edge_from(self) -> int:
-        """Number of the oldest row near the newest live point; beyond all rows without any."""
-        return self._edges[0][0] if self._edges and self._compare_s >= 0 else sys.maxsize
-
-    def _note_edge(self, first: int, newest_ns: int) -> None:
-        """Note where live points were appended, about once per second of Home Assistant's time."""
-        edges = self._edges
-        if not edges or abs(newest_ns - edges[-1][1]) >= SECOND_NS:
-            edges.append((first, newest_ns))
-        kept_ns = newest_ns - int(self._compare_s * SECOND_NS)
-        while len(edges) > 1 and (edges[0][1] + SECOND_NS < kept_ns or len(edges) > _MAX_EDGES):
-            edges.popleft()
 
     def _end(self, times: Times) -> None:
         """End the gap before this connection with the first changes that came live over it.
@@ -445,14 +427,11 @@ class Coverage:
         )
 
     def _too_many(self) -> Sequence[int]:
-        # Asked at every commit, and nearly always there are a few gaps: nothing to sort then.
-        if len(self._gaps) <= _MAX_CLOSED:
-            return []
         return [gap.id for gap in self.gaps() if gap.state != "open"][_MAX_CLOSED:]
 
     def _grown(self, times: Times, received_at: float, *, first: int) -> Covered:
         """Return what is covered with points of this span."""
-        covered, keep_from = self._covered, min(self._edge_from, first)
+        covered, keep_from = self._covered, min(self._retention.keep_from, first)
         if covered is None:
             return Covered(times.oldest_ns, times.newest_ns, received_at, keep_from)
         through_ns = max(covered.through_ns, times.newest_ns)
@@ -491,7 +470,7 @@ class Coverage:
         )
 
     def _cover(self, since_ns: int, through_ns: int) -> None:
-        keep_from = self._edges[0][0] if self._edges else 0
+        keep_from = self._retention.first
         covered = Covered(since_ns, through_ns, self._edge_at, keep_from)
         if covered != self._covered:
             self._covered = covered
@@ -517,7 +496,7 @@ class Coverage:
                 found_at=self._clock(),
                 edge_at=self._edge_at,
                 entity_ids=tuple(entity_ids),
-                keep_from=self._edges[0][0] if self._edges else 0,
+                keep_from=self._retention.first,
             )
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from app.model import Change, Gap, LastState
 
-_MAX_FROZEN = 20
+_MAX_GAPS = 20
 
 
 class LastStates:
@@ -22,7 +22,7 @@ class LastStates:
         self._states: dict[str, LastState] = {}
         self._unsaved: dict[str, LastState] = {}
         """Those that have changed since they were last saved."""
-        self._frozen: dict[int, tuple[int, dict[str, LastState]]] = {}
+        self._before_gaps: dict[int, tuple[int, dict[str, LastState]]] = {}
         """The start of each open gap and the states before it, by the gap's id."""
 
     def open(self, states: Mapping[str, LastState], *, through: int) -> None:
@@ -46,11 +46,11 @@ class LastStates:
             newest = self._states.get(change.entity_id)
             if newest is None or newest.time_ns < state.time_ns:
                 self._states[change.entity_id] = self._unsaved[change.entity_id] = state
-            for start_ns, frozen in self._frozen.values():
-                former = frozen.get(change.entity_id)
+            for start_ns, before in self._before_gaps.values():
+                former = before.get(change.entity_id)
                 is_newer = former is None or former.time_ns < state.time_ns
                 if is_newer and state.time_ns <= start_ns:
-                    frozen[change.entity_id] = state
+                    before[change.entity_id] = state
 
     def changed_since(self, time_ns: int) -> list[str]:
         """Return the entities whose newest change is not before a time."""
@@ -60,24 +60,24 @@ class LastStates:
         """Set the newest change that an earlier process committed."""
         self._states[entity_id] = state
 
-    def freeze(self, gap: Gap) -> None:
+    def retain_before(self, gap: Gap) -> None:
         """Retain the states before a gap until it is closed."""
-        if gap.id in self._frozen:
+        if gap.id in self._before_gaps:
             return  # the gap continues over another connection, with no event in between
-        while len(self._frozen) >= _MAX_FROZEN:
-            del self._frozen[next(iter(self._frozen))]
-        self._frozen[gap.id] = gap.start_ns, self._before(gap.start_ns)
+        while len(self._before_gaps) >= _MAX_GAPS:
+            del self._before_gaps[next(iter(self._before_gaps))]
+        self._before_gaps[gap.id] = gap.start_ns, self._before(gap.start_ns)
 
-    def thaw(self, gap: Gap) -> None:
+    def discard_before(self, gap: Gap) -> None:
         """Discard the states before a gap."""
-        self._frozen.pop(gap.id, None)
+        self._before_gaps.pop(gap.id, None)
 
     def before(self, gap: Gap) -> Mapping[str, LastState]:
         """Return the newest known change of each entity before the unfilled rest of a gap."""
-        frozen = self._frozen.get(gap.id)
-        if frozen is None or gap.filled_ns is not None or frozen[0] != gap.start_ns:
+        retained = self._before_gaps.get(gap.id)
+        if retained is None or gap.filled_ns is not None or retained[0] != gap.start_ns:
             return self._before(gap.start_ns if gap.filled_ns is None else gap.filled_ns)
-        return frozen[1]
+        return retained[1]
 
     def get(self, entity_id: str) -> LastState | None:
         """Return the newest change of an entity."""
@@ -87,11 +87,11 @@ class LastStates:
         """Return all entities with a known change."""
         return {*self._states}
 
-    def unsaved(self) -> Mapping[str, LastState]:
+    def states_to_save(self) -> Mapping[str, LastState]:
         """Return the states that have changed since the last successful save."""
         return dict(self._unsaved)
 
-    def saved(self, states: Mapping[str, LastState]) -> None:
+    def mark_saved(self, states: Mapping[str, LastState]) -> None:
         """Record that these are saved."""
         for name, state in states.items():
             if self._unsaved.get(name) is state:  # else it has changed since

@@ -66,7 +66,7 @@ class Housekeeping:
         """Save what changed since the last time, and delete rows that are not needed any more."""
         deletable = min(self._cursors.acked_by_all, self._coverage.keep_from - 1)
         states = self._states_to_save(closing=closing)
-        unsaved = self._coverage.unsaved()
+        unsaved = self._coverage.changes_to_save()
         if (
             self.saved == self._cursors.acked
             and self._deleted_through == deletable
@@ -93,10 +93,10 @@ class Housekeeping:
                 partial(tidy_block, tidying=tidying, path=database.path)
             )
             self.saved = tidying.cursors
-            self._coverage.saved(unsaved)
+            self._coverage.mark_saved(unsaved)
             self._cursors.saved_holes(tidying.holes)
-            self._last_states.saved(states)
-            unsaved, states = self._coverage.unsaved(), {}
+            self._last_states.mark_saved(states)
+            unsaved, states = self._coverage.changes_to_save(), {}
         self._deleted_through = deletable
 
     def _durable_holes(self) -> Sequence[Span]:
@@ -112,4 +112,4 @@ class Housekeeping:
         if not closing and now_s - self._states_saved_at < self._save_states_s:
             return {}
         self._states_saved_at = now_s
-        return self._last_states.unsaved()
+        return self._last_states.states_to_save()

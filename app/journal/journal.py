@@ -382,7 +382,7 @@ class SqliteJournal:
             uncommitted = self._recent.uncommitted
             cursors = dict(self._cursors.acked)
             holes = tuple(self._cursors.unsaved_holes)
-            unsaved = self._coverage.unsaved(
+            unsaved = self._coverage.changes_to_save(
                 spanned(self._recent.uncommitted_times, lines.times),
                 # A commit of uncommitted points has no time of its own.
                 received_at=(
@@ -411,7 +411,7 @@ class SqliteJournal:
             # From here on nothing waits: rows, cursors and counters are consistent.
             self._full = self._still_full(appended)
             self._housekeeping.saved = cursors
-            self._coverage.saved(unsaved)
+            self._coverage.mark_saved(unsaved)
             self._cursors.saved_holes(holes)
             self._housekeeping.bytes = appended.bytes
             if appended.dropped_through:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from app.backfill.coverage import Covered, Unsaved
+from app.backfill.coverage import CoverageChanges, Covered
 from app.journal.cursors import Overflow, Span, missing
 from app.journal.rows import StoredRow, checksum, compress, live_times_of, numbered, take
 from app.model import MAX_SECONDS, SECOND_NS, Gap, LastState, Lines, Row, Times
@@ -204,7 +204,7 @@ class Tidying:
     cursors: Mapping[str, int]
     deletable: int
     """Rows up to this number are needed by no sink and no open gap."""
-    unsaved: Unsaved
+    unsaved: CoverageChanges
     states: Mapping[str, LastState]
     states_through: int
     holes: Sequence[Span] = ()
@@ -243,7 +243,7 @@ def append_lines(
     received_at: float,
     cursors: Mapping[str, int],
     configured: int,
-    unsaved: Unsaved,
+    unsaved: CoverageChanges,
     unsaved_holes: Sequence[Span],
     bounds: Bounds,
 ) -> Appended:
@@ -484,13 +484,13 @@ def _select(connection: Connection, table: str, columns: Sequence[str]) -> Curso
     return connection.execute(f"SELECT {', '.join(chosen)} FROM {table}")  # noqa: S608 - names of ours
 
 
-def save_coverage(connection: Connection, unsaved: Unsaved) -> None:
+def save_coverage(connection: Connection, unsaved: CoverageChanges) -> None:
     """Write what has changed of the coverage and its gaps."""
     if unsaved.covered is not None:
         save_covered(connection, unsaved.covered)
     save_gaps(connection, unsaved.gaps)
     connection.executemany(
-        "DELETE FROM gaps WHERE id = ?", [(number,) for number in unsaved.forgotten]
+        "DELETE FROM gaps WHERE id = ?", [(number,) for number in unsaved.deleted]
     )
 
 

@@ -29,10 +29,10 @@ def noted(*, fills: bool = True) -> tuple[Coverage, Gap]:
 
 def streamed(coverage: Coverage, at: datetime) -> Gap | None:
     """Begin a span with an event, and return the gap before it."""
-    gap = coverage.began(reason="restart")
+    gap = coverage.connected(reason="restart")
     times = Times(nanoseconds(at), nanoseconds(at))
     coverage.received(times)
-    coverage.saved(coverage.unsaved(times, received_at=at.timestamp(), first=1))
+    coverage.mark_saved(coverage.changes_to_save(times, received_at=at.timestamp(), first=1))
     return gap
 
 

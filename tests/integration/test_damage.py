@@ -173,7 +173,7 @@ async def written(folder: Path) -> Corpus:
     live.mkdir()
     rig = Rig(live)
     async with rig.journal:
-        rig.coverage.began(reason="restart")
+        rig.coverage.connected(reason="restart")
         rig.coverage.bound(oldest_ns=at(0), newest_ns=at(0), reach_ns=0)
         rig.coverage.request(Times(at(-600), at(0)), entity_ids=["sensor.a"])
         for first in range(1, POINTS + 1, ROW_POINTS):

@@ -98,7 +98,7 @@ async def test_a_gap_that_cannot_be_filled_is_shown_until_it_is_acknowledged(
             async with api_client(components(coverage=after.coverage)) as client:
                 answer = await client.post("/api/v1/gaps/acknowledge")
             quiet = after.backfill.status().reason
-            await after.until(lambda: not after.coverage.unsaved().gaps)
+            await after.until(lambda: not after.coverage.changes_to_save().gaps)
         last = Process(tmp_path, fake, fills=False)
         async with running(last):
             still_quiet = last.backfill.status().reason

@@ -303,7 +303,7 @@ async def test_a_crash_before_the_end_of_a_gap_is_known_loses_nothing(
     counter.count(5)
     house.ha_state = "NOT_RUNNING"  # nothing is filled yet
     async with running(Process(tmp_path, fake)) as process:
-        await process.until(lambda: not process.coverage.unsaved().gaps)
+        await process.until(lambda: not process.coverage.changes_to_save().gaps)
         assert not process.coverage.gaps()[0].end_known
     counter.count(5)
     house.ha_state = "RUNNING"

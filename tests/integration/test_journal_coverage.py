@@ -62,7 +62,7 @@ class Rig:
 
     def begin(self, second: int) -> Gap | None:
         """Begin a span: Home Assistant's newest state is of that second after the start."""
-        gap = self.coverage.began(reason="restart")
+        gap = self.coverage.connected(reason="restart")
         self.coverage.bound(oldest_ns=at(second), newest_ns=at(second), reach_ns=0)
         return gap
 
@@ -295,7 +295,7 @@ async def test_the_newest_states_are_saved_and_loaded(path: Path) -> None:
         await rig.append(1)
         rig.states.update([change])
         await tidy(rig.journal)
-        assert rig.states.unsaved() == {}
+        assert rig.states.states_to_save() == {}
         await rig.append(2)
 
     again = Rig(path)
@@ -559,7 +559,7 @@ async def test_housekeeping_saves_by_itself(path: Path, tmp_path: Path) -> None:
         running = asyncio.create_task(rig.journal.run(), name="journal")
         rig.begin(0)
         deadline = time.monotonic() + 5
-        while rig.coverage.unsaved().covered is not None:
+        while rig.coverage.changes_to_save().covered is not None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.005)
         shutil.copytree(tmp_path, tmp_path / "killed")

@@ -43,7 +43,7 @@ def span(oldest: float, newest: float) -> Times:
 
 def began(coverage: Coverage, *, clock: Clock | None = None, reason: str = "restart") -> Gap | None:
     """Begin a span."""
-    return coverage.began(reason=reason)  # type: ignore[arg-type]  # one of two words
+    return coverage.connected(reason=reason)  # type: ignore[arg-type]  # one of two words
 
 
 def bound(coverage: Coverage, oldest: float, newest: float, *, reach_s: float = 36_000) -> None:
@@ -54,7 +54,9 @@ def bound(coverage: Coverage, oldest: float, newest: float, *, reach_s: float = 
 def committed(coverage: Coverage, oldest: float, newest: float, *, first: int = 1) -> None:
     """Receive points, and have a transaction save them."""
     coverage.received(span(oldest, newest))
-    coverage.saved(coverage.unsaved(span(oldest, newest), received_at=START + oldest, first=first))
+    coverage.mark_saved(
+        coverage.changes_to_save(span(oldest, newest), received_at=START + oldest, first=first)
+    )
 
 
 def streamed(coverage: Coverage, oldest: float, newest: float, *, reason: str = "restart") -> None:
@@ -148,7 +150,7 @@ def test_a_gap_that_is_being_filled_does_not_take_in_the_next_connection(clock: 
     streamed(coverage, 1, 10)
     gap = began(coverage)
     assert gap is not None
-    coverage.take(gap)
+    coverage.start_filling(gap)
     bound(coverage, -1000, 50)
 
     other = began(coverage, reason="disconnect")
@@ -177,7 +179,7 @@ def test_a_new_journal_whose_home_assistant_was_absent_misses_what_came_since_it
 ) -> None:
     """Since a minute before the oldest state, and no longer ago than the recorder keeps."""
     coverage = Coverage(clock=clock)
-    gap = coverage.began(reason="restart", was_absent=True)
+    gap = coverage.connected(reason="restart", was_absent=True)
     assert gap is not None
     assert not gap.start_known
     committed(coverage, 500, 501)
@@ -186,7 +188,7 @@ def test_a_new_journal_whose_home_assistant_was_absent_misses_what_came_since_it
     assert [bounds(gap) for gap in coverage.open_gaps()] == [(40, 501)]
 
     other = Coverage(clock=clock)
-    other.began(reason="restart", was_absent=True)
+    other.connected(reason="restart", was_absent=True)
     bound(other, -100_000, 600, reach_s=1000)
     assert [bounds(gap) for gap in other.open_gaps()] == [(-400, 600)]
 
@@ -207,11 +209,11 @@ def test_what_is_on_its_way_to_the_journal_does_not_move_a_new_span_back(clock: 
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
     coverage.received(span(1, 10))
-    unsaved = coverage.unsaved(span(1, 10), received_at=START + 1)
+    unsaved = coverage.changes_to_save(span(1, 10), received_at=START + 1)
     began(coverage)
     coverage.received(span(61, 61))
-    coverage.saved(unsaved)
-    coverage.saved(coverage.unsaved(span(11, 12), received_at=START + 1))
+    coverage.mark_saved(unsaved)
+    coverage.mark_saved(coverage.changes_to_save(span(11, 12), received_at=START + 1))
 
     assert coverage.covered is not None
     assert coverage.covered.through_ns == at(61)
@@ -261,14 +263,14 @@ def test_a_commit_under_way_does_not_undo_that_the_clock_was_set_back(clock: Clo
     """Its points are of the future: the next gap would begin there, and time be missing."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 3600, 3700)
-    unsaved = coverage.unsaved(span(3701, 3702), received_at=START + 3701)
+    unsaved = coverage.changes_to_save(span(3701, 3702), received_at=START + 3701)
     began(coverage, reason="disconnect")
     coverage.received(span(30, 31))
-    coverage.saved(unsaved)
+    coverage.mark_saved(unsaved)
 
     assert coverage.covered is not None
     assert coverage.covered.through_ns == at(31)
-    assert coverage.unsaved().covered == coverage.covered
+    assert coverage.changes_to_save().covered == coverage.covered
 
 
 def test_a_clock_set_back_while_events_stream_moves_the_edge_back(clock: Clock) -> None:
@@ -334,7 +336,7 @@ def test_a_gap_that_is_being_filled_does_not_grow(clock: Clock, begun: str) -> N
     coverage.lost(span(10, 20), "journal_full")
     (gap,) = coverage.open_gaps()
     if begun == "taken":
-        coverage.take(gap)
+        coverage.start_filling(gap)
     else:
         coverage.update(replace(gap, filled_ns=at(19)))
 
@@ -526,13 +528,13 @@ def test_only_the_last_thousand_closed_gaps_are_remembered(clock: Clock) -> None
         for gap in coverage.open_gaps():
             coverage.close(gap, "filled", detail=None)
 
-    unsaved = coverage.unsaved()
-    coverage.saved(unsaved)
+    unsaved = coverage.changes_to_save()
+    coverage.mark_saved(unsaved)
 
-    assert list(unsaved.forgotten) == [2]
+    assert list(unsaved.deleted) == [2]
     assert coverage.count("filled") == 1_000
     assert coverage.gap(2) is None
-    assert coverage.unsaved().forgotten == []
+    assert coverage.changes_to_save().deleted == []
 
 
 def test_a_gap_that_is_opened_again_is_not_forgotten(clock: Clock) -> None:
@@ -544,13 +546,13 @@ def test_a_gap_that_is_opened_again_is_not_forgotten(clock: Clock) -> None:
         assert gap is not None
         committed(coverage, number * 10, number * 10 + 1)
         coverage.close(gap, "unfillable", detail="too old")
-    unsaved = coverage.unsaved()
-    assert list(unsaved.forgotten) == [1]
+    unsaved = coverage.changes_to_save()
+    assert list(unsaved.deleted) == [1]
 
     (again,) = coverage.request(span(1, 2), entity_ids=[])
-    coverage.saved(unsaved)
+    coverage.mark_saved(unsaved)
 
-    assert [again] == coverage.unsaved().gaps
+    assert [again] == coverage.changes_to_save().gaps
 
 
 def test_what_was_saved_is_not_saved_again(clock: Clock) -> None:
@@ -559,16 +561,16 @@ def test_what_was_saved_is_not_saved_again(clock: Clock) -> None:
     streamed(coverage, 0, 0)
     gap = began(coverage)
     assert gap is not None
-    unsaved = coverage.unsaved()
+    unsaved = coverage.changes_to_save()
     assert list(unsaved.gaps) == [gap]
     newer = coverage.update(replace(gap, changes=7))
 
-    coverage.saved(unsaved)
+    coverage.mark_saved(unsaved)
 
-    assert list(coverage.unsaved().gaps) == [newer]
-    assert coverage.unsaved().covered is None
-    coverage.saved(coverage.unsaved())
-    assert coverage.unsaved().gaps == []
+    assert list(coverage.changes_to_save().gaps) == [newer]
+    assert coverage.changes_to_save().covered is None
+    coverage.mark_saved(coverage.changes_to_save())
+    assert coverage.changes_to_save().gaps == []
 
 
 def test_a_transaction_that_fails_changes_nothing(clock: Clock) -> None:
@@ -576,7 +578,7 @@ def test_a_transaction_that_fails_changes_nothing(clock: Clock) -> None:
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
 
-    coverage.unsaved(span(1, 10), received_at=START + 1)
+    coverage.changes_to_save(span(1, 10), received_at=START + 1)
 
     assert coverage.covered is not None
     assert coverage.covered.through_ns == at(0)
@@ -630,7 +632,7 @@ def test_points_that_are_read_back_do_not_move_the_edge(clock: Clock) -> None:
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 1)
     committed(coverage, 200, 201, first=5)
-    coverage.saved(coverage.unsaved(None, received_at=START + 5_000, first=9_000))
+    coverage.mark_saved(coverage.changes_to_save(None, received_at=START + 5_000, first=9_000))
 
     gap = began(coverage)
 

@@ -61,11 +61,11 @@ def test_what_stood_before_a_gap_is_kept_until_it_is_closed() -> None:
     """Live events go on meanwhile."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10)])
-    states.freeze(gap(50))
+    states.retain_before(gap(50))
     states.update([change("sensor.a", "2", 90)])
 
     assert {"sensor.a": LastState("1", 10, 10)} == states.before(gap(50))
-    states.thaw(gap(50))
+    states.discard_before(gap(50))
     assert states.before(gap(50)) == {}
 
 
@@ -74,7 +74,7 @@ def test_what_was_received_but_not_durable_before_a_crash_lies_in_the_gap() -> N
     states = LastStates()
     states.open({"sensor.a": LastState("2", 60, 60)}, through=7)
 
-    states.freeze(gap(50))
+    states.retain_before(gap(50))
 
     assert states.before(gap(50)) == {}
 
@@ -84,7 +84,7 @@ def test_only_so_many_gaps_are_kept() -> None:
     states = LastStates()
     states.update([change("sensor.a", "1", 10)])
     for number in range(1, 22):
-        states.freeze(gap(50, number=number))
+        states.retain_before(gap(50, number=number))
     states.update([change("sensor.a", "2", 90)])
 
     assert states.before(gap(50, number=1)) == {}
@@ -95,23 +95,23 @@ def test_only_news_is_saved() -> None:
     """And what changed while it was being saved is saved the next time."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10), change("sensor.b", "x", 11)])
-    saved = states.unsaved()
+    saved = states.states_to_save()
     states.update([change("sensor.b", "y", 20)])
-    states.unsaved()
+    states.states_to_save()
 
-    states.saved(saved)
+    states.mark_saved(saved)
 
     assert {"sensor.a", "sensor.b"} == set(saved)
-    assert {"sensor.b": LastState("y", 20, 20)} == states.unsaved()
+    assert {"sensor.b": LastState("y", 20, 20)} == states.states_to_save()
 
 
 def test_a_save_that_failed_is_made_up_for() -> None:
     """Nothing is forgotten before it is on disk."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10)])
-    first = states.unsaved()
+    first = states.states_to_save()
 
-    assert first == states.unsaved()
+    assert first == states.states_to_save()
 
 
 def test_a_restart_continues_with_what_was_saved_and_recalled() -> None:
@@ -123,7 +123,7 @@ def test_a_restart_continues_with_what_was_saved_and_recalled() -> None:
     assert states.through == 7
     assert states.get("sensor.a") == LastState("2", 20, 20)
     assert states.get("sensor.c") is None
-    assert states.unsaved() == {}
+    assert states.states_to_save() == {}
 
 
 def test_what_was_read_back_counts_like_what_came_live() -> None:
@@ -145,15 +145,15 @@ def test_what_was_read_back_counts_like_what_came_live() -> None:
         "sensor.b": LastState("9", 90, 90),
         "sensor.c": LastState(None, 45, 45),
     }
-    assert states.unsaved().keys() == {"sensor.a", "sensor.b", "sensor.c"}
+    assert states.states_to_save().keys() == {"sensor.a", "sensor.b", "sensor.c"}
 
 
 def test_what_was_read_back_for_one_gap_stands_before_the_next() -> None:
     """Also when that was found before the first was filled; later changes do not."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10)])
-    states.freeze(gap(50, number=1))
-    states.freeze(gap(200, number=2))
+    states.retain_before(gap(50, number=1))
+    states.retain_before(gap(200, number=2))
 
     states.backfilled([change("sensor.a", "2", 120), change("sensor.a", "3", 250)])
 
@@ -165,7 +165,7 @@ def test_the_rest_of_a_gap_follows_what_was_read_back_of_it() -> None:
     """A fill that was interrupted goes on from there."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10), change("sensor.b", "1", 10)])
-    states.freeze(gap(50))
+    states.retain_before(gap(50))
     states.backfilled([change("sensor.a", "2", 80), change("sensor.b", "2", 140)])
 
     rest = replace(gap(50), filled_ns=100)
