@@ -39,7 +39,7 @@ async def influx() -> AsyncIterator[FakeInflux]:
 
 @pytest.fixture
 def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
-    """Return settings with backfill enabled and short waits."""
+    """Return settings with backfill enabled and short waits; this recorder commits at once."""
     return environment | {
         "INFLUXDB_URL": influx.url,
         "INFLUXDB_TOKEN": influx.token,
@@ -47,6 +47,7 @@ def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
         "BATCH_TIMEOUT": "0.1",
         "WEBSOCKET_MAX_RETRY_DELAY": "0.2",
         "BACKFILL_ENABLED": "true",
+        "BACKFILL_COMMIT_INTERVAL": "0.5",
     }
 
 

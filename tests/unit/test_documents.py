@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,13 @@ def _links(document: Path) -> list[str]:
 def _anchors(document: Path) -> set[str]:
     heads = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head).strip().lower().replace(" ", "-") for head in heads}
+
+
+@cache
+def _served() -> dict[str, dict[str, object]]:
+    """Return the operations of each route by method."""
+    paths: dict[str, dict[str, object]] = build_api(components()).openapi()["paths"]
+    return paths
 
 
 def _targets() -> set[str]:
@@ -168,7 +176,7 @@ def test_every_documented_variable_is_a_setting(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_documented_route_is_served(document: Path) -> None:
     """With the documented method, if there is one."""
-    served = build_api(components()).openapi()["paths"]
+    served = _served()
     missing = [
         (method, path)
         for method, path in _ROUTE.findall(prose(document))

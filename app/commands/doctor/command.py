@@ -16,11 +16,10 @@ from app import __version__, settings
 from app.commands.command_line import FAILED, OK, UNUSABLE
 from app.commands.doctor import checks, database, home_assistant, machine, report
 from app.commands.doctor.report import Finding, Verdict, failed, not_tried, ok, warning
-from app.discovery.data_api import DataApi
+from app.container import Container
 from app.main import ENV_FILE
 from app.runtime.errors import SettingsError
 from app.runtime.logging import shown_url
-from app.runtime.retry import Backoff, Breaker
 from app.runtime.text import one_line
 from app.sinks.influxdb.dialects import Target, dialect_for
 
@@ -127,17 +126,9 @@ def _groups(
 
 
 async def _data_api(chosen: Settings) -> AsyncGenerator[Finding, None]:
-    url = chosen.discovery.data_api_url
-    assert url is not None
-    api = DataApi(
-        url,
-        key=chosen.discovery.data_api_key.get_secret_value(),
-        source=chosen.source_name,
-        backoff=Backoff(max_s=1.0),
-        breaker=Breaker("data API", threshold=1, reset_s=1.0),
-        timeout_s=_REQUEST_S,
-    )
-    yield checks.data_api(await api.probe(), shown_url(url))
+    api = Container(settings=chosen).data_api(timeout_s=_REQUEST_S)
+    assert api is not None
+    yield checks.data_api(await api.probe(), shown_url(chosen.discovery.data_api_url or ""))
 
 
 async def _bounded(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from app.commands.doctor import checks
 from app.commands.doctor.probe import MEASUREMENT, Probe, is_found, is_removed
 from app.commands.doctor.report import Finding, failed, ok, warning
+from app.container import Container
 from app.model import http_date
 from app.runtime.connection_errors import DATABASE
 from app.runtime.logging import shown_url
@@ -44,7 +45,11 @@ async def check(
     if url is None:
         yield ok("database", "INFLUXDB_URL is unset: the embedded store in DATA_DIR is used.")
         return
-    async with _sink(url, chosen) as sink:
+    sink = Container(settings=chosen).influx_sink(
+        timeout_s=min(_REQUEST_S, chosen.influx.timeout_s), flush_s=None
+    )
+    assert sink is not None
+    async with sink:
         try:
             reply = await sink.ask(Request(path="/ping"))
         except NO_ANSWER as exc:
@@ -65,10 +70,11 @@ async def check(
         )
         probe = Probe(time.time_ns())
         answer = await sink.write(probe.batch())
-        version = _used_version(sink)
+        version: Version = "v1" if sink.dialect is None else sink.dialect.version
         yield checks.written(answer, version=version, bucket=chosen.influx.bucket)
         if isinstance(answer, Accepted):
-            yield await _read_back(sink, probe, version=version, target=_target(chosen))
+            target = Target(bucket=chosen.influx.bucket, org=chosen.influx.org)
+            yield await _read_back(sink, probe, version=version, target=target)
 
 
 def _unreachable(url: str, exc: Exception) -> Finding:
@@ -98,10 +104,6 @@ async def _version(sink: InfluxSink, ping: Reply, address: str) -> Finding:
             )
 
 
-def _used_version(sink: InfluxSink) -> Version:
-    return "v1" if sink.dialect is None else sink.dialect.version
-
-
 async def _read_back(
     sink: InfluxSink, probe: Probe, *, version: Version, target: Target
 ) -> Finding:
@@ -125,28 +127,4 @@ async def _read_back(
         )
     return checks.read_back(
         found=is_found(reply), status=reply.status, removed=removed, measurement=MEASUREMENT
-    )
-
-
-def _target(chosen: Settings) -> Target:
-    return Target(bucket=chosen.influx.bucket, org=chosen.influx.org)
-
-
-def _sink(url: str, chosen: Settings) -> InfluxSink:
-    # InfluxDB's client is a third of the time that importing this program takes.
-    from app.sinks.influxdb.sink import InfluxSink  # noqa: PLC0415
-
-    return InfluxSink(
-        url,
-        token=chosen.influx.token.get_secret_value(),
-        org=chosen.influx.org,
-        bucket=chosen.influx.bucket,
-        timeout_s=min(_REQUEST_S, chosen.influx.timeout_s),
-        api=chosen.influx.api,
-        username=chosen.influx.username,
-        password=chosen.influx.password.get_secret_value(),
-        ssl_verify=chosen.influx.ssl_verify,
-        headers=chosen.influx.headers_by_name,
-        client_cert=chosen.influx.client_cert,
-        client_key=chosen.influx.client_key,
     )

@@ -12,8 +12,8 @@ import msgspec
 from app.commands.doctor import checks
 from app.commands.doctor.checks import CurrentUser, Recent, RecorderInfo
 from app.commands.doctor.report import Finding, failed, ok
+from app.container import Container
 from app.homeassistant.commands import open_commands
-from app.homeassistant.endpoint import Endpoint
 from app.runtime.connection_errors import HOME_ASSISTANT, limited_mode
 from app.runtime.errors import CommandFailed, SourceAuthRejected, SourceError, SourceProtocolError
 from app.runtime.logging import shown_url
@@ -43,7 +43,10 @@ async def check(
     answers = checks.reached(url, ssl_verify=chosen.home_assistant.ssl_verify)
     is_connected = False
     try:
-        async with open_commands(_endpoint(chosen)) as commands:
+        endpoint = Container(settings=chosen).endpoint(
+            open_timeout_s=_CONNECT_S, auth_timeout_s=_CONNECT_S, command_timeout_s=_ANSWER_S
+        )
+        async with open_commands(endpoint) as commands:
             is_connected = True
             yield answers
             yield ok("token", "Home Assistant accepts the token.")
@@ -58,20 +61,6 @@ async def check(
     except SourceError as exc:
         if not is_connected:
             yield checks.not_reached(NAMES[0], HOME_ASSISTANT, url, exc)
-
-
-def _endpoint(chosen: Settings) -> Endpoint:
-    return Endpoint(
-        chosen.home_assistant.url,
-        token=chosen.home_assistant.token.get_secret_value(),
-        ssl_verify=chosen.home_assistant.ssl_verify,
-        headers=chosen.home_assistant.headers_by_name,
-        client_cert=chosen.home_assistant.client_cert,
-        client_key=chosen.home_assistant.client_key,
-        open_timeout_s=_CONNECT_S,
-        auth_timeout_s=_CONNECT_S,
-        command_timeout_s=_ANSWER_S,
-    )
 
 
 async def _commands(

@@ -110,7 +110,7 @@ async def _read_port(host: str, number: int, *, url: str) -> Port:
     with socket.socket(family, socket.SOCK_STREAM) as candidate:
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            # It never listens, so it blocks nobody.
+            # Bound but not listening: another program can still take the port.
             candidate.bind((host, number))
         except OSError as exc:
             if exc.errno != errno.EADDRINUSE:
