@@ -26,7 +26,7 @@ from app.homeassistant.messages import Event
 from app.homeassistant.protocol import Phase, Session
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
-from app.journal.rows import compress
+from app.journal.rows import rows_of
 from app.model import Change, Lines
 from app.normalize.changes import Normalizer
 from app.runtime.metrics import Telemetry
@@ -232,7 +232,7 @@ def _encode(encoder: HomeiqEncoder, batches: Sequence[Sequence[Change]]) -> None
 
 def _compress(commits: Sequence[Lines]) -> None:
     for lines in commits:
-        compress(lines)
+        rows_of(lines, first=1, received_at=0.0)
 
 
 def _fan_out(batches: Sequence[Sequence[Change]], watchers: int) -> None:

@@ -71,11 +71,8 @@ class Received(msgspec.Struct, frozen=True):
     malformed: list[MalformedFrame] = []
     phase: Phase | None = None
     """The phase that this frame began; None if it began none."""
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether it holds only state changes, like nearly every frame."""
-        return not (self.registry_events or self.answers or self.malformed or self.send)
+    is_plain: bool = False
+    """Whether it holds only state changes, like nearly every frame."""
 
     def __repr__(self) -> str:
         """Return counts: `send` may contain the token."""
@@ -146,7 +143,7 @@ class Session:
                 if (event := message.event) is not None and event.event_type == "state_changed"
             ]
             if len(events) == len(messages):
-                return Received(events=events, malformed=malformed)
+                return Received(events=events, malformed=malformed, is_plain=not malformed)
         if not malformed and not _is_utf8(frame):
             messages = self._salvage(frame, malformed)
         return self._process(messages, malformed)

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from app.backfill.coverage import Coverage
 from app.journal.cursors import Overflow
@@ -23,6 +24,9 @@ limited_log = RateLimitedLog(logger)
 _LATE_COMMITS = 20
 """How many times `commit_points` a late commit may take: on a busy machine commits are slow, not
 points."""
+
+_Batch: TypeAlias = tuple[Lines, float]
+"""Points, and when the oldest was received, in seconds since the epoch."""
 
 _LOOK_AT_THE_DISK = "Look at the disk of DATA_DIR; the commit is tried again every second."
 
@@ -84,8 +88,6 @@ class Batcher:
         Dropped points become a gap in `coverage`; `clock` gives seconds since the epoch, as
         `received_at` does.
         """
-        self.durable = True
-        """False while the journal cannot make points durable."""
         self.reason: str | None = None
         """One sentence for a person while commits fail."""
         self.losing = False
@@ -93,27 +95,27 @@ class Batcher:
         self._journal = journal
         self._telemetry = telemetry
         self._coverage = coverage or Coverage(is_persistent=False)
-        self._commit_interval_s = commit_interval_s
-        self._commit_points = commit_points
         self._max_pending_points = max_pending_points
         self._overflow: Overflow = overflow
         self._retry_s = retry_s
-        self._clock = clock
         self._sleep = sleep
-        # Bounded by points, not by batches: a batch is a frame, of one event or of thousands.
-        self._queue: asyncio.Queue[tuple[Lines, float] | None] = asyncio.Queue()
-        self._queued_points = 0
-        self._pending_points = 0
+        self._queue = _Queue(
+            commit_points=commit_points, commit_interval_s=commit_interval_s, clock=clock
+        )
         self._put_points = 0
-        self._oldest_at = 0.0
-        self._wanted_points = commit_points
-        self._enough = asyncio.Event()
-        self._closed = False
+        self._committing_points = 0
+        """Those that have left the queue and are not counted yet."""
+        self._committing_since = 0.0
+
+    @property
+    def durable(self) -> bool:
+        """False while the journal cannot make points durable."""
+        return self.reason is None
 
     @property
     def pending_points(self) -> int:
         """Points received and not journaled yet, those of a commit under way included."""
-        return self._pending_points + self._journal.uncommitted_points
+        return self._queue.points + self._committing_points + self._journal.uncommitted_points
 
     @property
     def oldest_at(self) -> float | None:
@@ -121,7 +123,7 @@ class Batcher:
         uncommitted_since = self._journal.uncommitted_since
         if uncommitted_since is not None:
             return uncommitted_since
-        return self._oldest_at if self._pending_points else None
+        return self._committing_since if self._committing_points else self._queue.oldest_at
 
     @property
     def put_points(self) -> int:
@@ -131,7 +133,7 @@ class Batcher:
     def is_done_with(self, put_points: int) -> bool:
         """Whether the first so many points that were put are committed or dropped."""
         return not self._journal.uncommitted_points and (
-            self._put_points - self._pending_points >= put_points
+            self._put_points - self.pending_points >= put_points
         )
 
     def put(self, lines: Lines, *, received_at: float) -> None:
@@ -139,26 +141,18 @@ class Batcher:
         points = lines.points
         if not points:
             return
-        if self._closed:
+        if self._queue.is_closed:
             self._telemetry.events_dropped(points, cause="shutdown")
             return
         if self.pending_points + points > self._max_pending_points and not self._fits(points):
             self._drop(lines, cause="journal_stalled")
             return
-        if not self._pending_points:
-            self._oldest_at = received_at
         self._put_points += points
-        self._pending_points += points
-        self._queued_points += points
-        self._queue.put_nowait((lines, received_at))
-        if self._queued_points >= self._wanted_points:
-            self._enough.set()
+        self._queue.put(lines, received_at)
 
     def close(self) -> None:
         """Accept no more points; `run` commits what is left and ends."""
-        self._closed = True
-        self._queue.put_nowait(None)
-        self._enough.set()
+        self._queue.close()
 
     async def run(self) -> None:
         """Commit what is put until closed and empty.
@@ -166,7 +160,7 @@ class Batcher:
         A commit begins when `commit_points` are there, and at the latest
         `commit_interval_s` after the oldest of them was received.
         """
-        while (batch := await self._next()) is not None:
+        while (batch := await self._queue.next()) is not None:
             if not await self._commit(*batch):
                 await self._append_uncommitted(*batch)
                 await self._retry()
@@ -180,11 +174,12 @@ class Batcher:
         is_last = False
         while not is_last:
             await self._sleep(self._retry_s)
-            is_last = self._closed
-            while self._closed or (2 * self._journal.uncommitted_points < self._max_pending_points):
-                if self._queue.empty() or (batch := await self._next(waits=False)) is None:
-                    break
-                await self._append_uncommitted(*batch)
+            is_last = self._queue.is_closed
+            while self._queue.points and (
+                self._queue.is_closed
+                or 2 * self._journal.uncommitted_points < self._max_pending_points
+            ):
+                await self._append_uncommitted(*self._queue.take())
             try:
                 await self._journal.commit()
             except StorageError as exc:
@@ -194,61 +189,26 @@ class Batcher:
                 return
 
     async def _append_uncommitted(self, lines: Lines, received_at: float) -> None:
+        self._committing_points, self._committing_since = lines.points, received_at
         await self._journal.append_uncommitted(lines, received_at=received_at)
-        self._pending_points -= lines.points
-
-    async def _next(self, *, waits: bool = True) -> tuple[Lines, float] | None:
-        """Return what is queued as one batch, up to a commit's worth; None when closed and empty.
-
-        With `waits`, a commit's worth or the commit interval is waited for.
-        """
-        if (first := await self._queue.get()) is None:
-            self._queue.put_nowait(None)
-            return None
-        lines, self._oldest_at = first
-        self._queued_points -= lines.points
-        if waits:
-            await self._wait_for_more(lines.points, self._oldest_at)
-        return self._merged(lines), self._oldest_at
-
-    async def _wait_for_more(self, points: int, received_at: float) -> None:
-        """Wait for `commit_points` or the commit interval, whichever comes first."""
-        self._wanted_points = self._commit_points - points
-        if self._queued_points >= self._wanted_points or self._closed:
-            return
-        self._enough.clear()
-        waited_s = max(0.0, self._clock() - received_at)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, self._commit_interval_s - waited_s)):
-                await self._enough.wait()
-
-    def _merged(self, first: Lines) -> Lines:
-        data, points, times = [first.data], first.points, first.times
-        while points < _LATE_COMMITS * self._commit_points and not self._queue.empty():
-            if (batch := self._queue.get_nowait()) is None:
-                self._queue.put_nowait(None)  # the next call of `_next` has to see it, too
-                break
-            lines = batch[0]
-            data.append(lines.data)
-            points += lines.points
-            times = spanned(times, lines.times)
-            self._queued_points -= lines.points
-        return Lines(b"".join(data), points, times) if len(data) > 1 else first
+        self._committing_points = 0
 
     async def _commit(self, lines: Lines, received_at: float) -> bool:
         """Append once; return False when the batch has to be kept because the commit failed."""
+        self._committing_points, self._committing_since = lines.points, received_at
         started = time.perf_counter()
 
         def counted() -> None:
-            self._pending_points -= lines.points
+            self._committing_points = 0
             seconds = time.perf_counter() - started
             self._telemetry.batch_committed(lines.points, seconds=seconds, received_at=received_at)
-            self._recovered()
+            if self.reason is not None:
+                self._recovered()
 
         try:
             await self._journal.append(lines, received_at=received_at, counted=counted)
         except JournalFull:
-            self._pending_points -= lines.points
+            self._committing_points = 0
             self._drop(lines, cause="journal_full")
         except StorageError as exc:
             self._failed(exc)
@@ -257,15 +217,12 @@ class Batcher:
 
     def _fits(self, points: int) -> bool:
         """Make room by the policy; points in a commit under way stay."""
-        in_hand = self.pending_points - self._queued_points
-        if self._overflow == "drop_new" or in_hand + points > self._max_pending_points:
+        in_commit = self.pending_points - self._queue.points
+        if self._overflow == "drop_new" or in_commit + points > self._max_pending_points:
             return False
         while self.pending_points + points > self._max_pending_points:
-            oldest = self._queue.get_nowait()
-            assert oldest is not None, "nothing is put after close"
-            self._pending_points -= oldest[0].points
-            self._queued_points -= oldest[0].points
-            self._drop(oldest[0], cause="journal_stalled")
+            oldest, _ = self._queue.pop()
+            self._drop(oldest, cause="journal_stalled")
         return True
 
     def _drop(self, lines: Lines, *, cause: Literal["journal_stalled", "journal_full"]) -> None:
@@ -281,13 +238,11 @@ class Batcher:
         )
 
     def _failed(self, exc: StorageError) -> None:
-        self._telemetry.commit_failed()
         limited_log.error(
             "Events are not durable, the commit is tried again: %s",
             exc,
             kind=type(exc).__name__,
         )
-        self.durable = False
         advice = RESTART_ADVICE if isinstance(exc, StorageDamaged) else _LOOK_AT_THE_DISK
         self.reason = (
             f"Events are not durable: {exc}. They go to the sinks from memory"
@@ -296,6 +251,77 @@ class Batcher:
 
     def _recovered(self) -> None:
         limited_log.resolved("The journal makes events durable again")
-        self.durable = True
         self.losing = False
         self.reason = None
+
+
+class _Queue:
+    """Batches in the order of their receipt.
+
+    Counted in points, not in batches: a batch is a frame, of one event or of thousands.
+    """
+
+    def __init__(
+        self, *, commit_points: int, commit_interval_s: float, clock: Callable[[], float]
+    ) -> None:
+        self.points = 0
+        self.is_closed = False
+        self._commit_points = commit_points
+        self._commit_interval_s = commit_interval_s
+        self._clock = clock
+        self._batches: deque[_Batch] = deque()
+        self._wanted_points = 1
+        self._arrived = asyncio.Event()
+
+    @property
+    def oldest_at(self) -> float | None:
+        """When the first batch was received; None when there is none."""
+        return self._batches[0][1] if self._batches else None
+
+    def put(self, lines: Lines, received_at: float) -> None:
+        self._batches.append((lines, received_at))
+        self.points += lines.points
+        if self.points >= self._wanted_points:
+            self._arrived.set()
+
+    def close(self) -> None:
+        self.is_closed = True
+        self._arrived.set()
+
+    async def next(self) -> _Batch | None:
+        """Wait for `commit_points` or the commit interval, whichever comes first, and `take`.
+
+        Return None when closed and empty.
+        """
+        while not self._batches:
+            if self.is_closed:
+                return None
+            self._wanted_points = 1
+            self._arrived.clear()
+            await self._arrived.wait()
+        if self.points < self._commit_points and not self.is_closed:
+            self._wanted_points = self._commit_points
+            self._arrived.clear()
+            waited_s = max(0.0, self._clock() - self._batches[0][1])
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, self._commit_interval_s - waited_s)):
+                    await self._arrived.wait()
+        return self.take()
+
+    def take(self) -> _Batch:
+        """Remove what is queued, up to a late commit's worth, and return it as one batch."""
+        first, received_at = self.pop()
+        data, points, times = [first.data], first.points, first.times
+        while self._batches and points < _LATE_COMMITS * self._commit_points:
+            lines, _ = self.pop()
+            data.append(lines.data)
+            points += lines.points
+            times = spanned(times, lines.times)
+        merged = Lines(b"".join(data), points, times) if len(data) > 1 else first
+        return merged, received_at
+
+    def pop(self) -> _Batch:
+        """Remove the first batch and return it."""
+        lines, received_at = self._batches.popleft()
+        self.points -= lines.points
+        return lines, received_at

@@ -43,38 +43,30 @@ class Cursors:
         """Holes that the file does not list yet."""
         self.configured = tuple(sinks)
         self._telemetry = telemetry
-        self._acked = dict.fromkeys(sinks, 0)
+        self.acked = dict.fromkeys(sinks, 0)
+        """The last acked sequence number by sink, orphans included."""
         self._waiting: dict[asyncio.Future[None], tuple[str, int]] = {}
 
     def open(self, *, tail: int, cursors: Mapping[str, int], holes: Sequence[Span]) -> None:
         """Continue where an earlier process stopped; `cursors` has every configured sink."""
         self.tail = tail
         self.holes = tuple(holes)
-        self._acked = dict(cursors)
-
-    @property
-    def acked(self) -> Mapping[str, int]:
-        """The last acked sequence number by sink, orphans included."""
-        return self._acked
+        self.acked = dict(cursors)
 
     @property
     def orphaned(self) -> list[str]:
         """The sinks that have a cursor and are not configured any more."""
-        return sorted(self._acked.keys() - set(self.configured))
+        return sorted(self.acked.keys() - set(self.configured))
 
     @property
     def acked_by_all(self) -> int:
         """The last sequence number that every sink has acked, orphans included."""
-        return min(self._acked.values(), default=self.tail)
+        return min(self.acked.values(), default=self.tail)
 
     @property
     def acked_by_configured(self) -> int:
         """The last sequence number that every configured sink has acked."""
-        return min((self._acked[sink] for sink in self.configured), default=self.tail)
-
-    def held(self, sink: str) -> int:
-        """Return how many points the sink has not acked."""
-        return self.points_between(self._acked[sink], self.tail)
+        return min((self.acked[sink] for sink in self.configured), default=self.tail)
 
     def points_between(self, cursor: int, through: int) -> int:
         """Return how many points come after `cursor` up to `through`, without holes."""
@@ -86,14 +78,15 @@ class Cursors:
     def ack(self, sink: str, through: int) -> None:
         """Move the sink's cursor forward to `through`; it never moves back."""
         assert through <= self.tail, "points are acked before they were appended"
-        self._acked[sink] = max(self._acked[sink], through)
+        self.acked[sink] = max(self.acked[sink], through)
 
     def appended(self, points: int) -> None:
         """Count points added at the tail, and wake the sinks that wait for them."""
         self.tail += points
         self.appended_points += points
         for future, (sink, wanted) in self._waiting.items():
-            if self.held(sink) >= wanted and not future.done():
+            held = self.points_between(self.acked[sink], self.tail)
+            if held >= wanted and not future.done():
                 future.set_result(None)
 
     def journaled(self, points: int) -> None:
@@ -102,22 +95,22 @@ class Cursors:
 
     def dropped(self, through: int) -> None:
         """Move the cursors behind points dropped at the bound, counted for each sink."""
-        for sink, cursor in self._acked.items():
+        for sink, cursor in self.acked.items():
             if cursor < through:
                 self._telemetry.points_dropped(sink, self.points_between(cursor, through))
-                self._acked[sink] = through
+                self.acked[sink] = through
 
     def lost(self, span: Span) -> int:
         """Record numbers that no row holds, as dropped for each sink that has not acked them.
 
         Return how many are newly missing; 0 when every sink has acked them.
         """
-        behind = [sink for sink, cursor in self._acked.items() if cursor < span.last]
+        behind = [sink for sink, cursor in self.acked.items() if cursor < span.last]
         points = self.points_between(span.first - 1, span.last)
         if not behind or not points:
             return 0
         for sink in behind:
-            after = max(self._acked[sink], span.first - 1)
+            after = max(self.acked[sink], span.first - 1)
             self._telemetry.points_dropped(sink, self.points_between(after, span.last))
         for first, last in missing(self.holes, after=span.first - 1, through=span.last):
             # Joined with the hole before it: while commits fail one may grow for hours.
@@ -141,7 +134,7 @@ class Cursors:
 
     async def grown(self, sink: str, *, points: int) -> None:
         """Wait until the sink holds at least `points`."""
-        if self.held(sink) >= points:
+        if self.points_between(self.acked[sink], self.tail) >= points:
             return
         future = asyncio.get_running_loop().create_future()
         self._waiting[future] = (sink, points)

@@ -12,7 +12,7 @@ from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
 from app.journal.cursors import Cursors, Span
 from app.journal.rows import RecentRows
-from app.journal.transactions import Tidying, tidy_block
+from app.journal.transactions import Metadata, tidy_block
 from app.model import LastState
 from app.runtime.errors import StorageError
 from app.runtime.logging import RateLimitedLog
@@ -76,25 +76,28 @@ class Housekeeping:
         more = True
         while more:  # each block is a transaction of its own, so that appends come between
             durable_through = self._recent.durable_through
-            tidying = Tidying(
+            metadata = Metadata(
                 # A cursor may be behind an uncommitted row; the tail on disk is before them.
                 cursors={
                     sink: min(cursor, durable_through)
                     for sink, cursor in self._cursors.acked.items()
                 },
-                deletable=deletable,
-                unsaved=unsaved,
+                holes=self._durable_holes(),
+                coverage=unsaved,
+            )
+            work = partial(
+                tidy_block,
+                metadata=metadata,
                 states=states,
                 # States of points that are not durable are read from the rows after this number.
                 states_through=durable_through,
-                holes=self._durable_holes(),
+                deletable=deletable,
+                path=database.path,
             )
-            more, self.bytes = await database.write(
-                partial(tidy_block, tidying=tidying, path=database.path)
-            )
-            self.saved = tidying.cursors
+            more, self.bytes = await database.write(work)
+            self.saved = metadata.cursors
             self._coverage.mark_saved(unsaved)
-            self._cursors.saved_holes(tidying.holes)
+            self._cursors.saved_holes(metadata.holes)
             self._last_states.mark_saved(states)
             unsaved, states = self._coverage.changes_to_save(), {}
         self._deleted_through = deletable

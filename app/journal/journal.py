@@ -10,7 +10,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Self
@@ -21,11 +21,12 @@ from app.health import JournalStatus
 from app.journal.cursors import Cursors, Overflow, Span
 from app.journal.housekeeping import Housekeeping
 from app.journal.repair import Repair, check_contents, repair
-from app.journal.rows import RecentRows, compress, numbered
+from app.journal.rows import RecentRows, rows_of
 from app.journal.transactions import (
     MIGRATIONS,
     Appended,
     Bounds,
+    Metadata,
     append_lines,
     retained_rows,
     rows_after,
@@ -94,6 +95,12 @@ class SqliteJournal:
         within `housekeeping_s`, the newest states of entities within `save_states_s`.
         """
         self._path = path
+        self._database = Database(
+            path,
+            migrations=MIGRATIONS,
+            wal_bytes=min(_MAX_WAL_BYTES, max_bytes // 8),
+            check=check_contents,
+        )
         self._bounds = Bounds(path, max_bytes, min_free_bytes, overflow, free_bytes)
         self._coverage = coverage or Coverage()
         self._last_states = last_states or LastStates()
@@ -110,7 +117,6 @@ class SqliteJournal:
         self._order = asyncio.Lock()
         """Held while numbers are given out."""
         self._closing = contextlib.AsyncExitStack()
-        self._database: Database | None = None
         self._oldest_at: dict[str, float | None] = {}
         self._full = False
         self._repair: Repair | None = None
@@ -149,11 +155,10 @@ class SqliteJournal:
             if lost := self._recent.uncommitted_points:
                 logger.error("Lost %d points that were never durable", lost)
             try:
-                await self._housekeeping.tidy(self._open_database(), closing=True)
+                await self._housekeeping.tidy(self._database, closing=True)
             except StorageError as exc:
                 # Nothing is lost: what was acked since the last save is delivered once more.
                 logger.warning("The cursors of the journal were not saved: %s", exc)
-        self._database = None
 
     @property
     def orphaned(self) -> list[str]:
@@ -183,7 +188,13 @@ class SqliteJournal:
             JournalFull: there is no room and the policy is `drop_new`; nothing was appended.
             StorageError: nothing was appended; try again.
         """
-        await _to_its_end(self._append(lines, received_at, counted))
+        task = asyncio.create_task(self._append(lines, received_at, counted), name="journal.append")
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            task.exception()  # or asyncio would report that nobody saw it
+            raise
 
     async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
         """Let sinks read points from memory that could not be appended; see `commit`.
@@ -191,11 +202,11 @@ class SqliteJournal:
         If the process ends before they are durable, points that no sink has acked are lost, and
         the next process gives their numbers to others.
         """
-        chunks = await asyncio.to_thread(compress, lines)
         async with self._order:
-            first = self._cursors.tail + 1
-            self._recent.extend(numbered(chunks, first=first, received_at=received_at))
-            self._recent.uncommitted_times = spanned(self._recent.uncommitted_times, lines.times)
+            rows = await asyncio.to_thread(
+                rows_of, lines, first=self._cursors.tail + 1, received_at=received_at
+            )
+            self._recent.add_uncommitted(rows, lines.times)
             self._cursors.appended(lines.points)
 
     async def commit(self) -> None:
@@ -204,7 +215,7 @@ class SqliteJournal:
         Raises:
             StorageError: nothing was changed; try again.
         """
-        await _to_its_end(self._append(Lines(b"", 0), 0.0, lambda: None))
+        await self.append(Lines(b"", 0), received_at=0.0)
 
     async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
         """Return the next rows the sink has not acked, in order, at least one if any.
@@ -237,7 +248,7 @@ class SqliteJournal:
 
     async def _read_disk(self, work: Callable[[Connection], list[Row]]) -> list[Row]:
         try:
-            return await self._open_database().read(work)
+            return await self._database.read(work)
         except StorageDamaged as exc:
             self._damage = exc
             raise
@@ -252,7 +263,7 @@ class SqliteJournal:
         """Count points that cannot be read from disk, and open a gap for their time."""
         if span.last < span.first:
             return
-        before, after = await self._open_database().read(partial(times_around, span=span))
+        before, after = await self._database.read(partial(times_around, span=span))
         points = self._cursors.lost(span)
         self._unreadable_points += points
         covered = self._coverage.covered
@@ -291,7 +302,7 @@ class SqliteJournal:
             StorageError: the rows cannot be read.
         """
         while True:
-            rows, last = await self._open_database().read(
+            rows, last = await self._database.read(
                 partial(retained_rows, after=after, limit=_ROWS_PER_PAGE)
             )
             for row in rows:
@@ -319,7 +330,7 @@ class SqliteJournal:
 
     async def run(self) -> None:
         """Save cursors and delete rows that are not needed any more, forever."""
-        await self._housekeeping.run(self._open_database())
+        await self._housekeeping.run(self._database)
 
     def status(self) -> JournalStatus:
         """Return the journal's part of the snapshot."""
@@ -346,25 +357,15 @@ class SqliteJournal:
             )
         return " ".join(reasons) or None
 
-    def _open_database(self) -> Database:
-        assert self._database is not None, "the journal is not open"
-        return self._database
-
     async def _open(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            wal_bytes = min(_MAX_WAL_BYTES, self._bounds.max_bytes // 8)
-            database = await stack.enter_async_context(
-                Database(
-                    self._path, migrations=MIGRATIONS, wal_bytes=wal_bytes, check=check_contents
-                )
-            )
-            stock = await database.write(
+            await stack.enter_async_context(self._database)
+            stock = await self._database.write(
                 partial(take_stock, sinks=self._cursors.configured, bounds=self._bounds)
             )
             self._closing = stack.pop_all()
-        self._database = database
         self._cursors.open(tail=stock.tail, cursors=stock.cursors, holes=stock.holes)
-        self._recent.committed(stock.tail)
+        self._recent.committed((), through=stock.tail, acked=stock.tail)
         self._housekeeping.saved = stock.cursors
         saved = stock.saved
         self._coverage.open(saved.covered, saved.gaps, was_absent=stock.was_unused)
@@ -372,7 +373,7 @@ class SqliteJournal:
         self._oldest_at = dict(stock.oldest_at)
         self._housekeeping.bytes = stock.bytes
         for sink in self._cursors.orphaned:
-            held = self._cursors.held(sink)
+            held = self._cursors.points_between(self._cursors.acked[sink], stock.tail)
             logger.warning("The journal holds %d points for %r, which is not set up", held, sink)
 
     async def _append(self, lines: Lines, received_at: float, counted: Callable[[], None]) -> None:
@@ -380,15 +381,17 @@ class SqliteJournal:
             if not lines.points and self._cursors.tail == self._recent.durable_through:
                 return
             uncommitted = self._recent.uncommitted
-            cursors = dict(self._cursors.acked)
-            holes = tuple(self._cursors.unsaved_holes)
-            unsaved = self._coverage.changes_to_save(
-                spanned(self._recent.uncommitted_times, lines.times),
-                # A commit of uncommitted points has no time of its own.
-                received_at=(
-                    uncommitted[0].received_at if uncommitted else received_at or time.time()
+            metadata = Metadata(
+                cursors=dict(self._cursors.acked),
+                holes=tuple(self._cursors.unsaved_holes),
+                coverage=self._coverage.changes_to_save(
+                    spanned(self._recent.uncommitted_times, lines.times),
+                    # A commit of uncommitted points has no time of its own.
+                    received_at=(
+                        uncommitted[0].received_at if uncommitted else received_at or time.time()
+                    ),
+                    first=self._recent.durable_through + 1,
                 ),
-                first=self._recent.durable_through + 1,
             )
             work = partial(
                 append_lines,
@@ -396,31 +399,30 @@ class SqliteJournal:
                 lines=lines,
                 tail=self._cursors.tail,
                 received_at=received_at,
-                cursors=cursors,
-                unsaved=unsaved,
                 configured=self._cursors.acked_by_configured,
-                unsaved_holes=holes,
+                metadata=metadata,
                 bounds=self._bounds,
             )
             try:
-                appended = await self._open_database().write(work)
+                appended = await self._database.write(work)
             except StorageError as exc:
                 self._full = self._full or isinstance(exc, JournalFull)
                 self._discard_acked()  # what was acked during the attempt
                 raise
             # From here on nothing waits: rows, cursors and counters are consistent.
-            self._full = self._still_full(appended)
-            self._housekeeping.saved = cursors
-            self._coverage.mark_saved(unsaved)
-            self._cursors.saved_holes(holes)
+            self._housekeeping.saved = metadata.cursors
             self._housekeeping.bytes = appended.bytes
-            if appended.dropped_through:
-                self._drop(appended.dropped_through, appended.oldest_at)
-            self._cursors.journaled(self._recent.uncommitted_points)
-            self._recent.extend(appended.rows)
+            self._coverage.mark_saved(metadata.coverage)
+            if metadata.holes:
+                self._cursors.saved_holes(metadata.holes)
+            if self._full or appended.dropped_through:
+                self._note_fullness(appended)
+            if uncommitted:
+                self._cursors.journaled(self._recent.uncommitted_points)
             self._cursors.appended(lines.points)
-            self._recent.committed(self._cursors.tail)
-            self._recent.shrink(acked=self._cursors.acked_by_all)
+            self._recent.committed(
+                appended.rows, through=self._cursors.tail, acked=self._cursors.acked_by_all
+            )
             counted()
 
     def _discard_acked(self) -> None:
@@ -440,32 +442,21 @@ class SqliteJournal:
         except OSError:
             return None  # a disk that is gone: the next commit reports it
 
-    def _still_full(self, appended: Appended) -> bool:
-        """Whether the journal counts as full: longer than only at the moment of a drop."""
-        if appended.dropped_through:
-            return True
-        drained = self._cursors.acked_by_all == self._cursors.tail
-        return self._full and not drained and appended.room < self._bounds.max_bytes // 4
-
-    def _drop(self, through: int, oldest_at: float | None) -> None:
+    def _note_fullness(self, appended: Appended) -> None:
+        """Count what was dropped; the journal counts as full until there is room again."""
+        through = appended.dropped_through
+        if not through:
+            drained = self._cursors.acked_by_all == self._cursors.tail
+            self._full = not drained and appended.room < self._bounds.max_bytes // 4
+            return
+        self._full = True
         for sink, cursor in self._cursors.acked.items():
             if cursor < through:
-                self._oldest_at[sink] = oldest_at
+                self._oldest_at[sink] = appended.oldest_at
         self._cursors.dropped(through)
         limited_log.error(
             "The journal is full: dropped the oldest points up to number %d", through, topic="drops"
         )
-
-
-async def _to_its_end(work: Coroutine[object, object, None]) -> None:
-    """Run something that ends also when the caller is cancelled, and wait for its end."""
-    task = asyncio.create_task(work, name="journal.append")
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        task.exception()  # or asyncio would report that nobody saw it
-        raise
 
 
 def _consecutive(rows: list[Row], cursor: int, cursors: Cursors) -> list[Row]:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from app.backfill.coverage import Covered, within_range
 from app.journal.cursors import Span, missing
-from app.journal.rows import CompressedChunk, StoredRow, live_times_of, numbered, points_in
+from app.journal.rows import StoredRow, live_times_of, points_in
 from app.journal.transactions import (
     CHECKED_VERSION,
     GAP_COLUMNS,
@@ -242,14 +242,12 @@ def _fill(
     def lost() -> list[Span]:
         return missing([*taken.spans, *known], after=numbers.acked, through=numbers.tail)
 
-    placed, left = _placed(doubtful, lost(), taken)
-    insert_rows(connection, placed)
+    placed, at_end = _placed(doubtful, lost(), taken, tail=numbers.tail)
+    insert_rows(connection, [*placed, *at_end])
     _save_coverage(connection, small.saved, known=known, numbers=numbers)
     through = small.saved.states_through
     save_states(connection, small.saved.states, through if through <= numbers.tail else 0)
 
-    at_end = numbered(left, first=numbers.tail + 1, received_at=time.time())
-    insert_rows(connection, at_end)
     save_tail(connection, at_end[-1].last if at_end else numbers.tail)
     save_new_cursors(connection, numbers.cursors)
     save_holes(connection, [*known, *lost()])
@@ -399,15 +397,15 @@ def _copy_rows(
 
 
 def _placed(
-    doubtful: Iterable[StoredRow], lost: Sequence[Span], taken: _Taken
-) -> tuple[list[Row], list[CompressedChunk]]:
+    doubtful: Iterable[StoredRow], lost: Sequence[Span], taken: _Taken, *, tail: int
+) -> tuple[list[Row], list[Row]]:
     """Return rows with a wrong checksum and readable points: those with a place, and the others.
 
-    A row keeps its numbers when all of them are lost. The others are appended at the end, so that
-    every sink gets them, perhaps once more.
+    A row keeps its numbers when all of them are lost. The others get numbers after the tail, so
+    that every sink gets them, perhaps once more.
     """
     placed: list[Row] = []
-    left: list[CompressedChunk] = []
+    at_end: list[Row] = []
     seen: set[int] = set()
     for stored in doubtful:
         points = points_in(stored.gzip, expected=max(0, stored.points))
@@ -419,8 +417,9 @@ def _placed(
         if fits and taken.add(span):
             placed.append(Row(stored.first, points, stored.gzip, _received_at(stored)))
         else:
-            left.append(CompressedChunk(points, stored.gzip))
-    return placed, left
+            at_end.append(Row(tail + 1, points, stored.gzip, time.time()))
+            tail += points
+    return placed, at_end
 
 
 def _received_at(stored: StoredRow) -> float:

@@ -7,11 +7,11 @@ import zlib
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
+from operator import attrgetter
 from typing import NamedTuple
 
-from app.model import Lines, Row, Times, is_representable
+from app.model import Lines, Row, Times, is_representable, spanned
 from app.runtime import gzip_stream
 
 _MOST_ROW_POINTS = 2_500
@@ -19,27 +19,15 @@ _MOST_ROW_POINTS = 2_500
 _CUT_ROW_POINTS = 2_400
 
 _ROW_OVERHEAD_BYTES = 250
+_FIRST = attrgetter("first")
 
 
-@dataclass(frozen=True, slots=True)
-class CompressedChunk:
-    """Some points of an append, compressed."""
-
-    points: int
-    gzip: bytes
-
-
-def compress(lines: Lines) -> list[CompressedChunk]:
-    """Compress an append into as many gzip streams as it needs; call it in a thread."""
-    return [CompressedChunk(part.points, gzip_stream.compressed(part.data)) for part in _cut(lines)]
-
-
-def numbered(chunks: Sequence[CompressedChunk], *, first: int, received_at: float) -> list[Row]:
-    """Return the rows of an append whose first point has the sequence number `first`."""
+def rows_of(lines: Lines, *, first: int, received_at: float) -> list[Row]:
+    """Compress an append whose first point has the number `first`; call it in a thread."""
     rows = []
-    for chunk in chunks:
-        rows.append(Row(first, chunk.points, chunk.gzip, received_at))
-        first += chunk.points
+    for part in _cut(lines):
+        rows.append(Row(first, part.points, gzip_stream.compressed(part.data), received_at))
+        first += part.points
     return rows
 
 
@@ -129,33 +117,34 @@ class RecentRows:
             return []
         return [row for row in self._rows if row.first > self.durable_through]
 
-    def extend(self, rows: Sequence[Row]) -> None:
-        """Add uncommitted rows; the first continues at the tail."""
+    def add_uncommitted(self, rows: Sequence[Row], times: Times | None) -> None:
+        """Add rows at the tail; `times` is when their points happened."""
         self._rows.extend(rows)
-        self.bytes += sum(map(_size, rows))
+        self.bytes += sum(len(row.gzip) + _ROW_OVERHEAD_BYTES for row in rows)
         self.uncommitted_points += sum(row.points for row in rows)
+        self.uncommitted_times = spanned(self.uncommitted_times, times)
 
-    def committed(self, through: int) -> None:
-        """Mark all rows as durable; `through` is the tail."""
+    def committed(self, rows: Sequence[Row], *, through: int, acked: int) -> None:
+        """Add rows at the tail and mark all as durable, up to the number `through`.
+
+        Then remove those that every sink has acked, and the oldest ones above the bound.
+        """
+        self._rows.extend(rows)
+        self.bytes += sum(len(row.gzip) + _ROW_OVERHEAD_BYTES for row in rows)
         self.durable_through = through
         self.uncommitted_points = 0
         self.uncommitted_times = None
+        while self._rows and (self._rows[0].last <= acked or self.bytes > self._max_bytes):
+            self.bytes -= len(self._rows.popleft().gzip) + _ROW_OVERHEAD_BYTES
 
     def discard_uncommitted(self, through: int) -> list[Row]:
         """Remove, and return, the uncommitted rows that end at or before a number."""
         removed = [row for row in self.uncommitted if row.last <= through]
         for row in removed:
             self._rows.remove(row)
-            self.bytes -= _size(row)
+            self.bytes -= len(row.gzip) + _ROW_OVERHEAD_BYTES
             self.uncommitted_points -= row.points
         return removed
-
-    def shrink(self, *, acked: int) -> None:
-        """Remove durable rows that every sink has acked, and the oldest ones above the bound."""
-        while self._rows and self._rows[0].last <= self.durable_through:
-            if self._rows[0].last > acked and self.bytes <= self._max_bytes:
-                return
-            self.bytes -= _size(self._rows.popleft())
 
     def holding(self, sequence: int) -> Row | None:
         """Return the row that holds a sequence number, or None when none does."""
@@ -170,7 +159,7 @@ class RecentRows:
         return take(islice(self._rows, index, None), max_points=max_points)
 
     def _index(self, sequence: int) -> int | None:
-        index = bisect_right(self._rows, sequence, key=_first) - 1
+        index = bisect_right(self._rows, sequence, key=_FIRST) - 1
         if index < 0 or self._rows[index].last < sequence:
             return None
         return index
@@ -205,11 +194,3 @@ def _cut(lines: Lines) -> Iterator[Lines]:
             end = 1 + data.rfind(b"\n", start, start + size) or 1 + data.find(b"\n", start)
             yield from _cut(Lines(data[start:end], data.count(b"\n", start, end)))
             start = end
-
-
-def _first(row: Row) -> int:
-    return row.first
-
-
-def _size(row: Row) -> int:
-    return len(row.gzip) + _ROW_OVERHEAD_BYTES

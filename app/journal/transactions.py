@@ -18,7 +18,7 @@ import msgspec
 
 from app.backfill.coverage import CoverageChanges, Covered
 from app.journal.cursors import Overflow, Span, missing
-from app.journal.rows import StoredRow, checksum, compress, live_times_of, numbered, take
+from app.journal.rows import StoredRow, checksum, live_times_of, rows_of, take
 from app.model import MAX_SECONDS, SECOND_NS, Gap, LastState, Lines, Row, Times
 from app.runtime import gzip_stream
 from app.runtime.errors import JournalFull, StorageDamaged, StorageFull
@@ -145,17 +145,14 @@ class Bounds:
     overflow: Overflow
     free_bytes: Callable[[Path], int]
 
-    def room(self, size: Size) -> int:
-        """Return how many bytes an append may add to a file of this size."""
+    def room(self, size: Size) -> tuple[int, int]:
+        """Return how many bytes may be added to a file of this size, and how many the disk has."""
         # A WAL shrinks only when the file is closed; it may never take the whole bound.
         bound = max(self.max_bytes - size.wal_bytes, self.max_bytes // 2)
-        return min(bound - size.live_bytes, self.disk_room(size))
-
-    def disk_room(self, size: Size) -> int:
-        """Return how many bytes the disk has for it; freed pages are used again, so they count."""
-        if self.path is None:
-            return sys.maxsize
-        return size.free_bytes + max(0, self.free_bytes(self.path) - self.min_free_bytes)
+        on_disk = sys.maxsize
+        if self.path is not None:  # pages that were freed are used again, so they count
+            on_disk = size.free_bytes + max(0, self.free_bytes(self.path) - self.min_free_bytes)
+        return bound - size.live_bytes, on_disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,17 +195,13 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tidying:
-    """What one transaction of housekeeping does."""
+class Metadata:
+    """What a transaction saves besides rows."""
 
     cursors: Mapping[str, int]
-    deletable: int
-    """Rows up to this number are needed by no sink and no open gap."""
-    unsaved: CoverageChanges
-    states: Mapping[str, LastState]
-    states_through: int
-    holes: Sequence[Span] = ()
-    """Holes that the file does not list yet."""
+    holes: Sequence[Span]
+    """Those that the file does not list yet."""
+    coverage: CoverageChanges
 
 
 def take_stock(connection: Connection, sinks: Sequence[str], bounds: Bounds) -> Stock:
@@ -241,23 +234,22 @@ def append_lines(
     lines: Lines,
     tail: int,
     received_at: float,
-    cursors: Mapping[str, int],
     configured: int,
-    unsaved: CoverageChanges,
-    unsaved_holes: Sequence[Span],
+    metadata: Metadata,
     bounds: Bounds,
 ) -> Appended:
-    """Save cursors and coverage, and append uncommitted rows and new lines at the tail.
+    """Append uncommitted rows and new lines at the tail, and save the metadata.
+
+    `configured` is the last number that every configured sink has acked.
 
     Raises:
         JournalFull: there is no room and the policy is `drop_new`.
         StorageFull: the disk is at its bound.
     """
     # Few statements: on a busy loop each may wait some milliseconds for the interpreter's lock.
-    new = numbered(compress(lines), first=tail + 1, received_at=received_at) if lines.points else []
+    new = rows_of(lines, first=tail + 1, received_at=received_at) if lines.points else []
     rows = [*uncommitted, *new]
-    _save_cursors(connection, cursors)
-    dropped = _make_room(connection, rows, configured, bounds)
+    dropped = _make_room(connection, rows, (configured, tail), bounds)
     if dropped:
         connection.execute(
             f"UPDATE cursors SET {_MOVED}",  # noqa: S608 - words of ours
@@ -265,54 +257,63 @@ def append_lines(
         )
     insert_rows(connection, rows)
     save_tail(connection, tail + lines.points)
-    save_holes(connection, unsaved_holes)
-    save_coverage(connection, unsaved)
-    lost = dropped > min(cursors.values(), default=dropped)
+    _save(connection, metadata)
+    lost = dropped > min(metadata.cursors.values(), default=dropped)
     size = size_of(connection, bounds.path)
     return Appended(
         rows=new,
         dropped_through=dropped if lost else 0,
         oldest_at=_oldest_at(connection, dropped) if lost else None,
         bytes=size.live_bytes + size.wal_bytes,
-        room=bounds.room(size),
+        room=min(bounds.room(size)),
     )
 
 
-def _make_room(connection: Connection, rows: Sequence[Row], configured: int, bounds: Bounds) -> int:
+def _make_room(
+    connection: Connection, rows: Sequence[Row], limits: tuple[int, int], bounds: Bounds
+) -> int:
     """Delete the oldest rows until the new ones fit; return the last number deleted, or 0.
 
-    Rows that every configured sink has acked go first, also if an orphan has not.
+    Rows up to the first limit, which every configured sink has acked, go first, also if an orphan
+    has not. Rows up to the second one go only with `drop_oldest`.
     """
     size = size_of(connection, bounds.path)
     page = size.page_bytes
     needed = sum((len(row.gzip) // page + 2) * page for row in rows)
     through = 0
-    limits = [configured]
-    if bounds.overflow == "drop_oldest":
-        limits.append(_tail(connection))
-    for limit in limits:
-        while bounds.room(size) < needed:
+    for limit in limits if bounds.overflow == "drop_oldest" else limits[:1]:
+        while min(bounds.room(size)) < needed:
             last = _delete_rows(connection, limit, _ROWS_PER_DROP)
             if last is None:
                 break
             through = last
             size = size_of(connection, bounds.path)
-    if bounds.disk_room(size) < needed:
+    in_journal, on_disk = bounds.room(size)
+    if on_disk < needed:
         raise StorageFull("the disk has no more than JOURNAL_MIN_FREE_MB left")
-    if bounds.room(size) < needed:
+    if in_journal < needed:
         raise JournalFull(f"{needed} bytes are needed and the journal is at its bound")
     return through
 
 
-def tidy_block(connection: Connection, tidying: Tidying, path: Path | None) -> tuple[bool, int]:
-    """Save, and delete some rows; return whether there may be more, and the bytes then taken."""
-    _save_cursors(connection, tidying.cursors)
-    save_coverage(connection, tidying.unsaved)
-    if tidying.states:
-        save_states(connection, tidying.states, tidying.states_through)
-    save_holes(connection, tidying.holes)
-    connection.execute("DELETE FROM holes WHERE first + points - 1 <= ?", (tidying.deletable,))
-    more = _delete_rows(connection, tidying.deletable, _ROWS_PER_DELETE) is not None
+def tidy_block(
+    connection: Connection,
+    metadata: Metadata,
+    *,
+    states: Mapping[str, LastState],
+    states_through: int,
+    deletable: int,
+    path: Path | None,
+) -> tuple[bool, int]:
+    """Save, and delete some rows; return whether there may be more, and the bytes then taken.
+
+    Rows up to `deletable` are needed by no sink and no open gap.
+    """
+    _save(connection, metadata)
+    if states:
+        save_states(connection, states, states_through)
+    connection.execute("DELETE FROM holes WHERE first + points - 1 <= ?", (deletable,))
+    more = _delete_rows(connection, deletable, _ROWS_PER_DELETE) is not None
     shrink(connection, pages=_PAGES_PER_SHRINK)
     return more, _bytes(connection, path)
 
@@ -330,11 +331,22 @@ def _delete_rows(connection: Connection, through: int, limit: int) -> int | None
     return last
 
 
-def _save_cursors(connection: Connection, cursors: Mapping[str, int]) -> None:
+def _save(connection: Connection, metadata: Metadata) -> None:
     connection.executemany(
         f"UPDATE cursors SET {_MOVED} WHERE sink = ?2",  # noqa: S608 - words of ours
-        [(settled, sink) for sink, settled in cursors.items()],
+        [(settled, sink) for sink, settled in metadata.cursors.items()],
     )
+    coverage = metadata.coverage
+    if coverage.covered is not None:
+        save_covered(connection, coverage.covered)
+    if coverage.gaps:
+        save_gaps(connection, coverage.gaps)
+    if coverage.deleted:
+        connection.executemany(
+            "DELETE FROM gaps WHERE id = ?", [(number,) for number in coverage.deleted]
+        )
+    if metadata.holes:
+        save_holes(connection, metadata.holes)
 
 
 def settled_check(sink: str, settled: int) -> int:
@@ -482,16 +494,6 @@ def _select(connection: Connection, table: str, columns: Sequence[str]) -> Curso
     present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
     chosen = [name if name in present else _ADDED[name] for name in columns]
     return connection.execute(f"SELECT {', '.join(chosen)} FROM {table}")  # noqa: S608 - names of ours
-
-
-def save_coverage(connection: Connection, unsaved: CoverageChanges) -> None:
-    """Write what has changed of the coverage and its gaps."""
-    if unsaved.covered is not None:
-        save_covered(connection, unsaved.covered)
-    save_gaps(connection, unsaved.gaps)
-    connection.executemany(
-        "DELETE FROM gaps WHERE id = ?", [(number,) for number in unsaved.deleted]
-    )
 
 
 def save_covered(connection: Connection, covered: Covered) -> None:

@@ -11,6 +11,7 @@ import msgspec
 from app.homeassistant.messages import Event, EventState
 from app.model import (
     MAX_SECONDS,
+    MAX_TIME_NS,
     NOWHERE,
     UNAVAILABLE,
     Change,
@@ -87,9 +88,7 @@ class Normalizer:
             raise _Unusable("entity_id")
         if old is None and new is None:
             raise _Unusable("state")
-        updated, changed = _times(event)
-        time_ns = _time_ns(updated)
-        changed_ns = time_ns if changed == updated else _time_ns(changed)
+        time_ns, changed_ns, changed = _times(event)
         entity = self._entity(entity_id, new=new, old=old)
         if new is None:
             self._forget(entity_id)
@@ -216,24 +215,22 @@ def _old_attributes(raw: msgspec.Raw) -> Attributes:
         return NO_ATTRIBUTES  # only the new state is written
 
 
-def _times(event: Event) -> tuple[datetime, datetime]:
-    """Return when the state was updated and when it changed.
+def _times(event: Event) -> tuple[int, int, datetime]:
+    """Return when the state was updated, and twice when it changed: as a number and as a moment.
 
-    A removal has no state of its own: both times are the event's.
+    A removal has no state of its own: all are the time of the event.
     """
     new = event.data.new_state
     updated = event.time_fired if new is None else new.last_updated
     changed = event.time_fired if new is None else new.last_changed
     if updated is None or changed is None:
         raise _Unusable("time")
-    return updated, changed
-
-
-def _time_ns(moment: datetime) -> int:
-    time_ns = nanoseconds(moment)
-    if not is_representable(time_ns):
+    time_ns = changed_ns = nanoseconds(updated)
+    if changed != updated:
+        changed_ns = nanoseconds(changed)
+    if abs(time_ns) > MAX_TIME_NS or abs(changed_ns) > MAX_TIME_NS:
         raise _Unusable("time")
-    return time_ns
+    return time_ns, changed_ns, changed
 
 
 def _duration_s(old: EventState, *, until: datetime) -> float | None:

@@ -7,8 +7,9 @@ because a snapshot cannot hold a distribution.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram
 
@@ -17,19 +18,49 @@ _SLOW = (*_FAST, 30.0, 60.0, 300.0, 3600.0)
 _RATE_WINDOW_S = 15 * 60
 
 
+@dataclass(slots=True)
 class SinkCounts:
     """The points of one sink since the start of the process."""
 
-    def __init__(self) -> None:
-        self.written = 0
-        self.dead_lettered = 0
-        self.dropped = 0
-        self.expired = 0
-        """Part of `dropped`: older than the database's retention, so not stored by it."""
-        self.last_write_at: float | None = None
-        """Seconds since the epoch."""
-        self.last_delay_s: float | None = None
-        """From receipt of the oldest event of the last batch until the sink accepted it."""
+    written: int = 0
+    dead_lettered: int = 0
+    dropped: int = 0
+    expired: int = 0
+    """Part of `dropped`: older than the database's retention, so not stored by it."""
+    last_write_at: float | None = None
+    """Seconds since the epoch."""
+    last_delay_s: float | None = None
+    """From receipt of the oldest event of the last batch until the sink accepted it."""
+
+
+class _Histograms:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.commit_seconds = Histogram(
+            "ingest_commit_duration_seconds",
+            "Time of a commit, until fsync returned.",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.commit_delay = Histogram(
+            "ingest_commit_delay_seconds",
+            "Time from receipt of the oldest event of a commit until it was durable.",
+            buckets=_FAST,
+            registry=registry,
+        )
+        self.write_seconds = Histogram(
+            "ingest_sink_write_duration_seconds",
+            "Time from sending a batch until the sink accepted it.",
+            ["sink"],
+            buckets=_SLOW,
+            registry=registry,
+        )
+        self.write_delay = Histogram(
+            "ingest_sink_delay_seconds",
+            "Time from receipt of the oldest event of a batch until the sink accepted it.",
+            ["sink"],
+            buckets=_SLOW,
+            registry=registry,
+        )
 
 
 class Telemetry:
@@ -58,35 +89,9 @@ class Telemetry:
         self.last_event_at: float | None = None
         self.last_commit_delay_s: float | None = None
         """From receipt of the oldest event of the last commit until it was durable."""
-        self.commit_failures = 0
-        self._sinks: dict[str, SinkCounts] = {}
+        self._sinks: defaultdict[str, SinkCounts] = defaultdict(SinkCounts)
         self._per_second: deque[tuple[int, int]] = deque(maxlen=_RATE_WINDOW_S)
-        self._commit_seconds = Histogram(
-            "ingest_commit_duration_seconds",
-            "Time of a commit, until fsync returned.",
-            buckets=_FAST,
-            registry=registry,
-        )
-        self._commit_delay = Histogram(
-            "ingest_commit_delay_seconds",
-            "Time from receipt of the oldest event of a commit until it was durable.",
-            buckets=_FAST,
-            registry=registry,
-        )
-        self._write_seconds = Histogram(
-            "ingest_sink_write_duration_seconds",
-            "Time from sending a batch until the sink accepted it.",
-            ["sink"],
-            buckets=_SLOW,
-            registry=registry,
-        )
-        self._write_delay = Histogram(
-            "ingest_sink_delay_seconds",
-            "Time from receipt of the oldest event of a batch until the sink accepted it.",
-            ["sink"],
-            buckets=_SLOW,
-            registry=registry,
-        )
+        self._histograms = _Histograms(registry)
 
     def events_received(self, count: int) -> None:
         """Count received state changes, including malformed ones."""
@@ -125,18 +130,14 @@ class Telemetry:
     def batch_committed(self, points: int, *, seconds: float, received_at: float) -> None:
         """Count committed points; `received_at` is that of the oldest."""
         self.journaled += points
-        self._commit_seconds.observe(seconds)
+        self._histograms.commit_seconds.observe(seconds)
         delay_s = max(0.0, self._clock() - received_at)
         self.last_commit_delay_s = round(delay_s, 3)
-        self._commit_delay.observe(delay_s)
+        self._histograms.commit_delay.observe(delay_s)
 
     def points_journaled(self, points: int) -> None:
         """Count points that sinks had from memory and that a crash cannot take any more."""
         self.journaled += points
-
-    def commit_failed(self) -> None:
-        """Count an append that the journal refused or could not make durable."""
-        self.commit_failures += 1
 
     def batch_written(self, sink: str, points: int, *, seconds: float, received_at: float) -> None:
         """Count points that a sink accepted; `received_at` is that of the oldest."""
@@ -144,10 +145,10 @@ class Telemetry:
         counts = self.sink(sink)
         counts.written += points
         counts.last_write_at = now
-        self._write_seconds.labels(sink).observe(seconds)
+        self._histograms.write_seconds.labels(sink).observe(seconds)
         delay_s = max(0.0, now - received_at)
         counts.last_delay_s = round(delay_s, 3)
-        self._write_delay.labels(sink).observe(delay_s)
+        self._histograms.write_delay.labels(sink).observe(delay_s)
 
     def points_dead_lettered(self, sink: str, points: int) -> None:
         """Count points that a sink rejected and that became dead letters."""
@@ -164,7 +165,7 @@ class Telemetry:
 
     def sink(self, name: str) -> SinkCounts:
         """Return the counts of one sink."""
-        return self._sinks.setdefault(name, SinkCounts())
+        return self._sinks[name]
 
     def event_rates(self) -> list[tuple[int, int]]:
         """Return (second since the epoch, events received in it), oldest first.

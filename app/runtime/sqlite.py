@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, Self, TypeAlias, TypeVar
+from typing import Literal, Self, TypeAlias, TypeVar, TypeVarTuple
 from urllib.parse import quote
 
 from app.runtime import sqlite_pages
@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 Connection: TypeAlias = sqlite3.Connection
 Cursor: TypeAlias = sqlite3.Cursor
 Work = TypeVar("Work")
+Arguments = TypeVarTuple("Arguments")
 Steps: TypeAlias = Generator[None, None, Work]
 """Work in parts, each a transaction; the generator returns the result."""
 
@@ -109,29 +110,31 @@ class Database:
             StorageDamaged: the file is not a readable database.
             StorageError: the folder or file cannot be opened; the message names it.
         """
-        if self.path is None:
-            self._writer = self._reader = _Worker("sqlite[memory]")
-            await self._writer.open(partial(_connect, ":memory:", self._prepare_writer))
+        path = self.path
+        if path is None:
+            connect = partial(_connect, ":memory:", self._prepare_writer)
+            self._writer = self._reader = await _started("sqlite[memory]", connect)
             return self
-        writer = _Worker(f"sqlite-write[{self.path.name}]")
-        reader = _Worker(f"sqlite-read[{self.path.name}]")
-        try:
-            with opening(self.path):
-                await writer.open(partial(self._open_for_writing, self.path))
-                await reader.open(partial(_connect, self.path, _prepare_reader))
-        except BaseException:
-            await reader.close()
-            await writer.close()
-            raise
-        self._writer, self._reader = writer, reader
+        with opening(path):
+            connect = partial(self._open_for_writing, path)
+            writer = await _started(f"sqlite-write[{path.name}]", connect)
+            try:
+                connect = partial(_connect, path, _prepare_reader)
+                self._reader = await _started(f"sqlite-read[{path.name}]", connect)
+            except BaseException:
+                await writer.close()
+                raise
+        self._writer = writer
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Finish the work under way, checkpoint the WAL and close the file."""
-        for worker in (self._reader, self._writer):
-            if worker is not None:
-                await worker.close()
+        reader, writer = self._reader, self._writer
         self._reader = self._writer = None
+        if reader is not None and reader is not writer:
+            await reader.close()
+        if writer is not None:
+            await writer.close()
 
     async def write(self, work: Callable[[Connection], Work]) -> Work:
         """Run `work` in one transaction, durable (with FULL) when this returns.
@@ -142,7 +145,7 @@ class Database:
             StorageError: any other error of SQLite; nothing was changed.
         """
         assert self._writer is not None, "the database is not open"
-        return await self._writer.run(lambda connection: _in_transaction(connection, work))
+        return await self._writer.run(partial(_in_transaction, work))
 
     async def read(self, work: Callable[[Connection], Work]) -> Work:
         """Run `work` on a read-only connection, in parallel with the writer.
@@ -191,19 +194,29 @@ def translated_errors() -> Iterator[None]:
     """Raise errors of SQLite and the file system as `StorageError`s."""
     try:
         yield
-    except sqlite3.Error as exc:
-        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_FULL:
-            raise StorageFull(str(exc)) from exc
-        if code in _CORRUPT:
-            raise StorageDamaged(str(exc)) from exc
-        raise StorageError(str(exc)) from exc
-    except UnicodeDecodeError as exc:  # a name or an error text, quoted from the file
-        raise StorageDamaged(f"a text in it is not UTF-8: {exc}") from exc
-    except OSError as exc:
+    except _FOREIGN_ERRORS as exc:
+        raise _storage_error(exc) from exc
+
+
+_FOREIGN_ERRORS = (sqlite3.Error, UnicodeDecodeError, OSError)
+
+
+def _storage_error(exc: Exception) -> StorageError:
+    if isinstance(exc, UnicodeDecodeError):  # a name or an error text, quoted from the file
+        return StorageDamaged(f"a text in it is not UTF-8: {exc}")
+    if isinstance(exc, OSError):
         words = (part for part in (exc.strerror or str(exc), exc.filename) if part)
         error = StorageFull if exc.errno == errno.ENOSPC else StorageError
-        raise error(": ".join(map(str, words))) from exc
+        return error(": ".join(map(str, words)))
+    code = _primary_code(exc)
+    if code == sqlite3.SQLITE_FULL:
+        return StorageFull(str(exc))
+    return (StorageDamaged if code in _CORRUPT else StorageError)(str(exc))
+
+
+def _primary_code(exc: Exception) -> int:
+    code: int = getattr(exc, "sqlite_errorcode", 0)
+    return code & 0xFF
 
 
 @contextlib.contextmanager
@@ -244,7 +257,7 @@ def size_of(connection: Connection, path: Path | None) -> Size:
     wal_bytes = 0
     if path is not None:
         with contextlib.suppress(FileNotFoundError):
-            wal_bytes = _companion(path, "-wal").stat().st_size
+            wal_bytes = path.with_name(f"{path.name}-wal").stat().st_size
     return Size((pages - free) * page, free * page, wal_bytes, page)
 
 
@@ -393,36 +406,44 @@ def _aside(path: Path) -> Path:
     return path.with_name(f"{path.name}.damaged-{stamp}")
 
 
+@dataclass(frozen=True, slots=True)
 class _Worker:
     """A thread that owns one connection."""
 
-    def __init__(self, name: str) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._connection: Connection | None = None
+    executor: ThreadPoolExecutor
+    connection: Connection
 
-    async def open(self, connect: Callable[[], Connection]) -> None:
-        self._connection = await self._call(connect)
+    def run(self, work: Callable[[Connection], Work]) -> asyncio.Future[Work]:
+        """Run `work` in the thread.
 
-    async def run(self, work: Callable[[Connection], Work]) -> Work:
-        connection = self._connection
-        assert connection is not None, "the worker is not open"
-        return await self._call(lambda: work(connection))
+        Work that has begun ends there, also when the caller is cancelled: a transaction is never
+        left open, and `close` queues behind it.
+        """
+        loop = asyncio.get_running_loop()
+        return loop.run_in_executor(self.executor, _translated, work, self.connection)
 
     async def close(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            with contextlib.suppress(StorageError):
-                await self._call(connection.close)
-        self._executor.shutdown(wait=False)
+        with contextlib.suppress(StorageError):
+            await self.run(Connection.close)
+        self.executor.shutdown(wait=False)
 
-    async def _call(self, work: Callable[[], Work]) -> Work:
-        def translated() -> Work:
-            with translated_errors():
-                return work()
 
-        # Work that has begun ends in its thread, also when the caller is cancelled: a transaction
-        # is never left open, and close() queues behind it.
-        return await asyncio.get_running_loop().run_in_executor(self._executor, translated)
+async def _started(name: str, connect: Callable[[], Connection]) -> _Worker:
+    """Start a thread and open its connection there."""
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+    try:
+        loop = asyncio.get_running_loop()
+        return _Worker(executor, await loop.run_in_executor(executor, _translated, connect))
+    except BaseException:
+        executor.shutdown(wait=False)
+        raise
+
+
+def _translated(work: Callable[[*Arguments], Work], *arguments: *Arguments) -> Work:
+    try:
+        return work(*arguments)
+    except _FOREIGN_ERRORS as exc:
+        raise _storage_error(exc) from exc
 
 
 def _companion(path: Path, suffix: str) -> Path:
@@ -440,7 +461,7 @@ def _connect(path: Path | str, prepare: Callable[[Connection], object]) -> Conne
     return connection
 
 
-def _in_transaction(connection: Connection, work: Callable[[Connection], Work]) -> Work:
+def _in_transaction(work: Callable[[Connection], Work], connection: Connection) -> Work:
     connection.execute("BEGIN IMMEDIATE")
     try:
         result = work(connection)
@@ -484,7 +505,10 @@ def _set_stray_journal_aside(path: Path) -> None:
 
 @contextlib.contextmanager
 def _connected_read_only(path: Path) -> Iterator[Connection]:
-    """Open a file that may be damaged, and change neither it nor its WAL."""
+    """Open a file that may be damaged, and change neither it nor its WAL.
+
+    Use within `translated_errors` or in a worker.
+    """
     # Without a WAL, SQLite would create one.
     mode = "mode=ro" if _companion(path, "-wal").exists() else "immutable=1"
     connection = sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, isolation_level=None)
@@ -492,12 +516,9 @@ def _connected_read_only(path: Path) -> Iterator[Connection]:
         connection.execute("PRAGMA busy_timeout = 5000")
         yield connection
     except sqlite3.Error as exc:
-        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
-        if code in _NOT_DAMAGE:
+        if _primary_code(exc) in _NOT_DAMAGE:
             raise
         raise StorageDamaged(str(exc)) from exc
-    except UnicodeDecodeError as exc:  # a name or an error text, quoted from the file
-        raise StorageDamaged(f"a text in it is not UTF-8: {exc}") from exc
     finally:
         connection.close()
 

@@ -22,13 +22,7 @@ import msgspec
 
 from app.model import UNAVAILABLE, Change, LastState, Lines, Placement, StoredPoint
 from app.runtime.globs import glob_matcher
-from app.schema.line_protocol import (
-    escape_field_key,
-    escape_measurement,
-    escape_tag,
-    quote,
-    quote_utf8,
-)
+from app.schema.line_protocol import escape_field_key, escape_measurement, escape_tag, quote
 
 _SeriesKey: TypeAlias = tuple[Placement, str, str | None, str | None, str | None, str]
 """What a series' tags and names are made of, besides the entity id."""
@@ -185,7 +179,7 @@ class HomeiqEncoder:
         return series
 
     def _set_attributes(self, series: _Series, attributes: bytes) -> None:
-        fields = b",attributes=" + quote_utf8(attributes)
+        fields = b",attributes=" + quote(attributes)
         if self._is_field is not None:
             fields += _attribute_fields(attributes, self._is_field)
         self._cached_bytes += len(fields) - len(series.attributes_fields)
@@ -276,7 +270,7 @@ def _attribute_field(key: bytes, value: bytes) -> dict[bytes, bytes]:
             number = float(value)
         if number is not None and math.isfinite(number):
             return {key: repr(number).encode()}
-    text = quote(msgspec.json.decode(value, type=str)) if value[0] == _QUOTE else quote_utf8(value)
+    text = quote(msgspec.json.decode(value, type=str) if value[0] == _QUOTE else bytes(value))
     return {key + b"_str": text}
 
 

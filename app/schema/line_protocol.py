@@ -58,14 +58,13 @@ def escape_field_key(name: str) -> bytes:
     return escape_tag(name[:MAX_NAME_BYTES].replace('"', "'"))
 
 
-def quote(text: str) -> bytes:
-    """Return the text as a string field, quotes included."""
-    text = text[:MAX_STRING_BYTES]
-    return quote_utf8((text if text.isascii() else _SURROGATE.sub("\ufffd", text)).encode())
-
-
-def quote_utf8(data: bytes) -> bytes:
-    """Return UTF-8 as a string field, quotes included."""
+def quote(text: str | bytes) -> bytes:
+    """Return text, or its UTF-8, as a string field, quotes included."""
+    if isinstance(text, bytes):
+        data = text
+    else:
+        text = text[:MAX_STRING_BYTES]
+        data = (text if text.isascii() else _SURROGATE.sub("\ufffd", text)).encode()
     if len(data) > MAX_STRING_BYTES:
         data = _cut(data, MAX_STRING_BYTES)
     return b'"' + data.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'

@@ -83,4 +83,4 @@ class FakeJournal:
 
 async def tidy(journal: SqliteJournal) -> None:
     """Do the housekeeping of a journal once."""
-    await journal._housekeeping.tidy(journal._open_database())
+    await journal._housekeeping.tidy(journal._database)

@@ -179,7 +179,7 @@ async def written(folder: Path) -> Corpus:
         for first in range(1, POINTS + 1, ROW_POINTS):
             await rig.append(first, ROW_POINTS)
             if first == 2_001:  # the log begins anew, and keeps pages of its first round
-                await rig.journal._open_database().write(lambda connection: None)
+                await rig.journal._database.write(lambda connection: None)
                 with sqlite3.connect(live / "journal.db") as connection:
                     connection.execute("PRAGMA wal_checkpoint(RESTART)")
                 connection.close()
@@ -187,9 +187,7 @@ async def written(folder: Path) -> Corpus:
             rig.journal.ack(sink, acked)
         await tidy(rig.journal)
         states = {"sensor.a": LastState("on", at(1), at(POINTS))}
-        await rig.journal._open_database().write(
-            partial(save_states, states=states, through=POINTS)
-        )
+        await rig.journal._database.write(partial(save_states, states=states, through=POINTS))
         stored = [row async for row in rig.journal.retained()]
         shutil.copytree(live, killed)
     shutil.copytree(live, stopped)

@@ -149,7 +149,7 @@ async def test_an_append_that_fails_leaves_neither(path: Path) -> None:
     async with rig.journal:
         rig.begin(0)
         await rig.append(10)
-        await rig.journal._open_database().write(
+        await rig.journal._database.write(
             lambda connection: connection.execute(
                 "CREATE TRIGGER failing BEFORE INSERT ON journal_rows"
                 " BEGIN SELECT RAISE(FAIL, 'disk I/O error'); END"
@@ -160,7 +160,7 @@ async def test_an_append_that_fails_leaves_neither(path: Path) -> None:
             await rig.append(20)
 
         assert rig.covered() == Covered(at(0), at(10), START + 10)
-        saved = await rig.journal._open_database().read(
+        saved = await rig.journal._database.read(
             lambda connection: connection.execute(
                 "SELECT through_ns, (SELECT count(*) FROM gaps) FROM covered"
             ).fetchone()
@@ -465,7 +465,7 @@ async def damaged(path: Path, *tables: str, lost: Sequence[int] = (5, 6)) -> Rig
         )
         for second in range(1, 11):
             await rig.append(second)
-        await rig.journal._open_database().write(
+        await rig.journal._database.write(
             lambda connection: connection.execute(
                 f"DELETE FROM journal_rows WHERE first IN ({','.join(map(str, lost))})"
             )

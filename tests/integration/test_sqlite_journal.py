@@ -89,7 +89,7 @@ def missing_points(journal: SqliteJournal) -> int:
 
 async def on_disk(journal: SqliteJournal, query: str) -> list[tuple[object, ...]]:
     """Return what a second pair of eyes sees in the file."""
-    return await journal._open_database().read(lambda connection: list(connection.execute(query)))
+    return await journal._database.read(lambda connection: list(connection.execute(query)))
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
@@ -254,7 +254,7 @@ async def make_read_only(journal: SqliteJournal, *, read_only: bool) -> None:
     def set_query_only(connection: Connection) -> None:
         connection.execute(f"PRAGMA query_only = {int(read_only)}")
 
-    writer = journal._open_database()._writer
+    writer = journal._database._writer
     assert writer is not None
     await writer.run(set_query_only)
 
@@ -699,13 +699,13 @@ async def test_a_read_between_a_drop_and_its_books_waits_for_them(path: Path) ->
         await append(journal, 1, 5)
         await append(journal, 6, 5)
         await journal._order.acquire()
-        await journal._open_database().write(
+        await journal._database.write(
             lambda connection: connection.execute("DELETE FROM journal_rows WHERE first = 1")
         )
         reading = asyncio.create_task(journal.read("a", max_points=5), name="reading")
         while not journal._order._waiters:
             await asyncio.sleep(0)
-        journal._drop(5, 1.0)
+        journal._cursors.dropped(5)
         journal._order.release()
         rows = await reading
 
@@ -718,7 +718,7 @@ async def test_rows_that_vanish_while_running_are_counted_and_stepped_over(path:
     async with journal_at(path, "a", recent_bytes=0, telemetry=telemetry) as journal:
         for first in (1, 6, 11):
             await append(journal, first, 5)
-        await journal._open_database().write(
+        await journal._database.write(
             lambda connection: connection.execute("DELETE FROM journal_rows WHERE first < 11")
         )
         (row,) = await journal.read("a", max_points=5)
@@ -748,7 +748,7 @@ async def test_a_row_that_rots_while_running_is_not_sent(
     async with journal:
         for first in (1, 6, 11):
             await append(journal, first, 5)
-        await journal._open_database().write(
+        await journal._database.write(
             lambda connection: connection.execute(
                 f"UPDATE journal_rows SET {column} WHERE first = 6"
             )
@@ -772,7 +772,7 @@ async def test_rows_that_are_gone_at_the_start_are_not_held(path: Path) -> None:
         for first in range(1, 31, 5):
             await append(journal, first, 5)
         journal.ack("b", 18)
-        await journal._open_database().write(
+        await journal._database.write(
             lambda connection: connection.execute(
                 "DELETE FROM journal_rows WHERE first IN (1, 16, 26)"
             )
@@ -951,7 +951,7 @@ async def test_a_row_that_does_not_unpack_counts_as_missing(path: Path) -> None:
         def spoil(connection: Connection) -> None:
             connection.execute("UPDATE journal_rows SET gzip = zeroblob(99) WHERE first = 11")
 
-        await journal._open_database().write(spoil)
+        await journal._database.write(spoil)
     overwrite(path, start=path.stat().st_size - 60 * PAGE, count=20 * PAGE)
 
     async with journal_at(path, "a") as journal:
@@ -983,7 +983,7 @@ async def test_gaps_around_points_of_absurd_times_can_be_read_at_the_next_start(
     async with journal_at(path, "a") as journal:
         for time in (b"-1000", b"1700", b"%d" % 10**30, b"garbage", b"%d" % MAX_TIME_NS):
             await journal.append(Lines(b"events value=1 %s\n" % time, 1), received_at=1.0)
-        await journal._open_database().write(
+        await journal._database.write(
             lambda connection: connection.execute("DELETE FROM journal_rows WHERE first = 2")
         )
     async with journal_at(path, "a", coverage=(coverage := Coverage())) as journal:
@@ -1032,7 +1032,7 @@ async def test_a_commit_reaches_the_disk_before_it_is_acknowledged(path: Path) -
         return tuple(connection.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas)
 
     async with journal_at(path, "a") as journal:
-        found = await journal._open_database().write(modes)
+        found = await journal._database.write(modes)
 
     full = 2
     assert found == ("wal", full)

@@ -28,7 +28,6 @@ def test_events_are_counted_by_what_became_of_them() -> None:
     telemetry.events_dropped(1, cause="journal_stalled")
     telemetry.events_unplaced(2)
     telemetry.batch_committed(3, seconds=0.004, received_at=1_000_000.0)
-    telemetry.commit_failed()
 
     assert telemetry.received == 10
     assert dict(telemetry.malformed) == {"no entity_id": 1}
@@ -36,7 +35,6 @@ def test_events_are_counted_by_what_became_of_them() -> None:
     assert dict(telemetry.dropped) == {"journal_stalled": 4}
     assert telemetry.unplaced == 2
     assert telemetry.journaled == 3
-    assert telemetry.commit_failures == 1
     assert telemetry.last_event_at == 1_000_000.5
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.journal.rows import compress
+from app.journal.rows import rows_of
 from app.model import Lines
 from app.runtime.gzip_stream import decompressed
 
@@ -18,7 +18,7 @@ def test_a_large_append_is_cut_into_rows_of_whole_lines() -> None:
     """Each row holds as many points as it says, and two rows fit a request of 5,000 lines."""
     lines = lines_of(6_000)
 
-    rows = compress(lines)
+    rows = rows_of(lines, first=1, received_at=0.0)
 
     parts = [decompressed(row.gzip) for row in rows]
     assert b"".join(parts) == lines.data
@@ -34,7 +34,7 @@ def test_lines_of_any_length_are_cut_into_rows_of_whole_lines() -> None:
             b'm s="%b" %d\n' % (b"x" * size, number) for number, size in enumerate(sizes)
         )
 
-        rows = compress(Lines(data, len(sizes)))
+        rows = rows_of(Lines(data, len(sizes)), first=1, received_at=0.0)
 
         parts = [decompressed(row.gzip) for row in rows]
         assert b"".join(parts) == data

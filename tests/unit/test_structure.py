@@ -15,10 +15,8 @@ _MOST_FILES_OF_ONE_NAME = 2
 
 _MOST_ATTRIBUTES = 15
 _MANY_ATTRIBUTES = {
-    "Telemetry": 19,  # one per metric
     "Delivery": 27,  # 13 are given; the others change in one synchronous stretch
     "Backfill": 25,  # 16 are given: every part that reading a gap back touches
-    "Batcher": 21,  # 10 are given; the others are the queue and its counts
     "Discovery": 17,
     "DataApi": 16,
 }
