@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from dependency_injector import containers, providers
 from prometheus_client import CollectorRegistry
 
-from app.backfill.backfill import Backfill, Schema
+from app.backfill.backfill import Backfill
 from app.backfill.coverage import Coverage
+from app.backfill.filler import GapFiller
+from app.backfill.journal_reader import JournalReader
 from app.backfill.last_states import LastStates
+from app.backfill.writer import BackfillWriter
 from app.discovery.catalog import Catalog
 from app.discovery.device_history import DeviceHistory
 from app.discovery.refresh import Discovery
@@ -24,6 +27,7 @@ from app.health_collector import HealthCollector
 from app.homeassistant.connection import HomeAssistantSource
 from app.homeassistant.endpoint import Endpoint
 from app.homeassistant.reconnect import ReconnectPolicy
+from app.homeassistant.recorder import open_recorder
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
 from app.model import Lines
@@ -294,36 +298,37 @@ class Container(containers.DeclarativeContainer):
         filter_fanout=settings.provided.filter.fanout,
         hold_events=settings.provided.influx.max_pending_points,
     )
-    backfill = providers.Singleton(
-        Backfill,
-        commands=source.provided.commands,
+    journal_reader = providers.Singleton(
+        JournalReader,
+        journal,
+        batcher=batcher,
         caught_up=source.provided.caught_up,
-        streaming=pipeline.provided.streaming,
-        is_running=providers.Factory(partial, attrgetter("is_running"), source),
-        missing_component=providers.Factory(partial, attrgetter("missing_component"), source),
         coverage=coverage,
         last_states=last_states,
-        journal=journal,
-        batcher=batcher,
-        schema=providers.Factory(
-            Schema,
+        parse=parse_line,
+        identity_of=identity_of,
+        last_state_of=last_state_of,
+    )
+    _gap_filler = providers.Factory(
+        GapFiller,
+        coverage=coverage,
+        last_states=last_states,
+        journal=journal_reader,
+        writer=providers.Factory(
+            BackfillWriter,
+            journal.provided.append,
             # An encoder of its own: old names and classes would evict current ones from the cache.
             encode=_new_encoder.provided.encode,
-            parse=parse_line,
-            identity_of=identity_of,
-            last_state_of=last_state_of,
+            last_states=last_states,
+            telemetry=telemetry,
+            points_per_s=settings.provided.backfill.points_per_s,
         ),
+        caught_up=source.provided.caught_up,
+        select=pipeline.provided.selected,
         placements=catalog.provided.placements,
         names=normalizer.provided.last_names,
-        keep=pipeline.provided.selected,
-        telemetry=telemetry,
-        backoffs=providers.Object(partial(Backoff, max_s=_DISCOVERY_MAX_WAIT_S)),
-        max_hours=settings.provided.backfill.max_hours,
-        points_per_s=settings.provided.backfill.points_per_s,
-        commit_interval_s=settings.provided.backfill.commit_interval_s,
         renames=catalog.provided.renames,
-        retention_s=_if(influx_sink, influx_sink.provided.retention_s),
-        past=_if(
+        stores=_if(
             embedded_store,
             providers.Dict(
                 catalog=metadata.provided.entity_ids,
@@ -331,6 +336,24 @@ class Container(containers.DeclarativeContainer):
             ),
             otherwise=providers.Dict(catalog=metadata.provided.entity_ids),
         ),
+        retention_s=_if(influx_sink, influx_sink.provided.retention_s),
+        max_hours=settings.provided.backfill.max_hours,
+    )
+    backfill = providers.Singleton(
+        Backfill,
+        filler=_gap_filler,
+        recorder=providers.Factory(
+            partial,
+            open_recorder,
+            source.provided.commands,
+            commit_interval_s=settings.provided.backfill.commit_interval_s,
+        ),
+        streaming=pipeline.provided.streaming,
+        is_running=providers.Factory(partial, attrgetter("is_running"), source),
+        missing_component=providers.Factory(partial, attrgetter("missing_component"), source),
+        coverage=coverage,
+        telemetry=telemetry,
+        backoffs=providers.Object(partial(Backoff, max_s=_DISCOVERY_MAX_WAIT_S)),
     )
     observer = providers.Singleton(
         HealthCollector,

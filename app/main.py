@@ -96,7 +96,7 @@ async def running(container: Container) -> AsyncIterator[None]:
             supervisor.running({"batcher": batcher.run}, finish=batcher.close)
         )
         stack.callback(pipeline.finish)
-        await backfill.recall()
+        await container.journal_reader().recall()
         await stack.enter_async_context(
             supervisor.running(
                 {

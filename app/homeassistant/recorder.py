@@ -14,6 +14,7 @@ import logging
 import re
 from collections.abc import (
     AsyncGenerator,
+    AsyncIterator,
     Awaitable,
     Callable,
     Collection,
@@ -91,6 +92,27 @@ class Call(Protocol):
         ...
 
 
+class CommandConnection(Protocol):
+    """A connection to Home Assistant for commands."""
+
+    @property
+    def call(self) -> Call:
+        """The function that sends a command."""
+        ...
+
+
+@contextlib.asynccontextmanager
+async def open_recorder(
+    commands: Callable[[], contextlib.AbstractAsyncContextManager[CommandConnection]],
+    *,
+    commit_interval_s: float,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> AsyncIterator[Recorder]:
+    """Open a connection for commands, as `commands` does, and return the recorder behind it."""
+    async with commands() as connection:
+        yield Recorder(connection.call, commit_interval_s=commit_interval_s, sleep=sleep)
+
+
 class RecorderStatus(msgspec.Struct, frozen=True):
     """What `recorder/info` says; a field that a version does not have says nothing."""
 
@@ -120,6 +142,12 @@ class HistoryPage:
     history: History
     through_ns: int | None
     """Up to where nothing is missing after this part; None in the middle of a window."""
+
+    @property
+    def newest_ns(self) -> int:
+        """The newest time in it, or 0."""
+        newest_s = max((rows[-1].lu for rows in self.history.values() if rows), default=0.0)
+        return nanoseconds(datetime.fromtimestamp(newest_s, UTC))
 
 
 class Recorder:

@@ -14,22 +14,26 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from app.backfill.backfill import Backfill, Schema
+from app.backfill.backfill import Backfill
 from app.backfill.coverage import Coverage
+from app.backfill.filler import GapFiller
+from app.backfill.journal_reader import JournalReader
 from app.backfill.last_states import LastStates
+from app.backfill.writer import BackfillWriter
 from app.discovery.catalog import Catalog
 from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
 from app.homeassistant.connection import HomeAssistantSource
 from app.homeassistant.endpoint import Endpoint
 from app.homeassistant.reconnect import ReconnectPolicy
-from app.homeassistant.recorder import Call
+from app.homeassistant.recorder import Call, open_recorder
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
 from app.model import Gap, Lines, Row, StoredPoint, Times, nanoseconds
@@ -150,31 +154,49 @@ class Process:
             hub=Hub(),
             telemetry=self.telemetry,
         )
-        self.backfill = Backfill(
-            commands=self._commands,
+        self.journal_reader = JournalReader(
+            self.journal,
+            batcher=self.batcher,
             caught_up=self.source.caught_up,
-            streaming=self.pipeline.streaming,
-            is_running=lambda: self.source.is_running,
             coverage=self.coverage,
             last_states=self.last_states,
-            journal=self.journal,
-            batcher=self.batcher,
-            schema=Schema(
-                encode=HomeiqEncoder("events", instance=None, attribute_fields=()).encode,
-                parse=parse_line,
-                identity_of=identity_of,
-                last_state_of=last_state_of,
+            parse=parse_line,
+            identity_of=identity_of,
+            last_state_of=last_state_of,
+            sleep=self.time.sleep,
+        )
+        self.backfill = Backfill(
+            filler=GapFiller(
+                coverage=self.coverage,
+                last_states=self.last_states,
+                journal=self.journal_reader,
+                writer=BackfillWriter(
+                    self.journal.append,
+                    encode=HomeiqEncoder("events", instance=None, attribute_fields=()).encode,
+                    last_states=self.last_states,
+                    telemetry=self.telemetry,
+                    points_per_s=points_per_s,
+                    clock=self.time,
+                    sleep=self.time.sleep,
+                ),
+                caught_up=self.source.caught_up,
+                select=self.pipeline.selected,
+                placements=catalog.placements,
+                names=self.normalizer.last_names,
+                renames=catalog.renames,
+                retention_s=self._ask_retention_s,
+                max_hours=max_hours,
+                clock=self.time,
             ),
-            placements=catalog.placements,
-            names=self.normalizer.last_names,
-            keep=self.pipeline.selected,
+            recorder=partial(
+                open_recorder, self._commands, commit_interval_s=5.0, sleep=self.time.sleep
+            ),
+            streaming=self.pipeline.streaming,
+            is_running=lambda: self.source.is_running,
             missing_component=lambda: self.source.missing_component,
-            renames=catalog.renames,
-            retention_s=self._ask_retention_s,
+            coverage=self.coverage,
             telemetry=self.telemetry,
             backoffs=lambda: Backoff(first_s=1.0, max_s=300.0),
-            max_hours=max_hours,
-            points_per_s=points_per_s,
             clock=self.time,
             sleep=self.time.sleep,
         )
@@ -239,7 +261,7 @@ async def running(process: Process) -> AsyncIterator[Process]:
     """Run all loops for as long as the block lasts, and close the journal."""
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(process.journal)
-        await process.backfill.recall()
+        await process.journal_reader.recall()
         loops = {
             "journal": process.journal.run(),
             "batcher": process.batcher.run(),

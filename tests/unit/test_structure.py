@@ -16,7 +16,6 @@ _MOST_FILES_OF_ONE_NAME = 2
 _MOST_ATTRIBUTES = 15
 _MANY_ATTRIBUTES = {
     "Delivery": 27,  # 13 are given; the others change in one synchronous stretch
-    "Backfill": 25,  # 16 are given: every part that reading a gap back touches
     "Discovery": 17,
     "DataApi": 16,
 }
