@@ -258,7 +258,7 @@ class Container(containers.DeclarativeContainer):
     )
     discovery = providers.Singleton(
         Discovery,
-        ask=source.provided.commands,
+        commands=source.provided.commands,
         catalog=catalog,
         listeners=providers.Callable(_present, metadata, data_api, device_history),
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),

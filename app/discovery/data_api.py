@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, NoReturn, TypeAlias
 import httpx
 import msgspec
 
-from app.discovery.columns import Row, difference, row_to_send
+from app.discovery.columns import difference, row_to_send
 from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import Kind, domains_of
 from app.health import DataApiStatus
@@ -64,6 +64,61 @@ class _PendingRow:
 _Chunk: TypeAlias = Mapping[str, _PendingRow]
 
 
+class _PendingRows:
+    """The newest version of each row that is to be sent, in chunks that shrink and grow."""
+
+    def __init__(self, *, source: str, chunk_rows: int) -> None:
+        self._source = source
+        self._max_rows = self._chunk_rows = chunk_rows
+        self._domains: Mapping[str, str | None] = {}
+        self._rows: dict[Kind, dict[str, _PendingRow]] = {kind: {} for kind in _PATHS}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._rows.values()))
+
+    def add(self, update: RegistryUpdate) -> None:
+        """Add all rows after a full refresh, otherwise those that changed."""
+        self._domains = domains_of(update.now)
+        for kind, pending in self._rows.items():
+            found = difference(update.former, update.now, kind)
+            former, now = update.former.raw.get(kind, {}), update.now.raw.get(kind, {})
+            for row_id in now if update.is_full else found.changed:
+                pending[row_id] = _PendingRow(now[row_id])
+            for row_id in found.removed:
+                pending[row_id] = _PendingRow(former[row_id], removed=True)
+
+    def next_chunk(self) -> tuple[Kind, _Chunk]:
+        """Return rows of one kind."""
+        kind = next(kind for kind, pending in self._rows.items() if pending)
+        return kind, dict(islice(self._rows[kind].items(), self._chunk_rows))
+
+    def encoded(self, kind: Kind, chunk: _Chunk) -> bytes:
+        """Return the JSON array of a chunk."""
+        return msgspec.json.encode(
+            [
+                row_to_send(kind, pending.row, domains=self._domains, source=self._source)
+                | ({"removed": True} if pending.removed else {})
+                for pending in chunk.values()
+            ]
+        )
+
+    def accepted(self, kind: Kind, chunk: _Chunk) -> None:
+        """Remove accepted rows; the next chunk is larger."""
+        self.remove(kind, chunk)
+        self._chunk_rows = min(2 * self._chunk_rows, self._max_rows)
+
+    def halve(self, chunk: _Chunk) -> None:
+        """Make the next chunks half as large as this one."""
+        self._chunk_rows = max(1, len(chunk) // 2)
+
+    def remove(self, kind: Kind, chunk: _Chunk) -> None:
+        """Remove rows, except those that changed while they were sent."""
+        pending = self._rows[kind]
+        for row_id, sent in chunk.items():
+            if pending.get(row_id) is sent:
+                del pending[row_id]
+
+
 class _NotAccepted(IngestError):
     """A chunk was not accepted; the message says why."""
 
@@ -86,15 +141,11 @@ class DataApi:
         """`key` is empty for none, `source` the name of this Home Assistant."""
         self._url = url
         self._key = key
-        self._source = source
         self._backoff = backoff
         self._breaker = breaker
         self._timeout_s = timeout_s
-        self._max_rows = self._chunk_rows = chunk_rows
         self._sleep = sleep
-        self._domains: Mapping[str, str | None] = {}
-        self._pending: dict[Kind, dict[str, _PendingRow]] = {kind: {} for kind in _PATHS}
-        """The newest version of each row that is to be sent, by id."""
+        self._pending = _PendingRows(source=source, chunk_rows=chunk_rows)
         self._filled = asyncio.Event()
         self._sent = 0
         self._refused = 0
@@ -103,20 +154,13 @@ class DataApi:
 
     async def refreshed(self, update: RegistryUpdate) -> None:
         """Queue all rows after a full refresh, otherwise those that changed."""
-        self._domains = domains_of(update.now)
-        for kind, pending in self._pending.items():
-            found = difference(update.former, update.now, kind)
-            former, now = update.former.raw.get(kind, {}), update.now.raw.get(kind, {})
-            for row_id in now if update.whole else found.changed:
-                pending[row_id] = _PendingRow(now[row_id])
-            for row_id in found.removed:
-                pending[row_id] = _PendingRow(former[row_id], removed=True)
-        if any(self._pending.values()):
+        self._pending.add(update)
+        if self._pending:
             self._filled.set()
 
     def status(self) -> DataApiStatus:
         """Return what was sent and what is pending."""
-        waiting = sum(map(len, self._pending.values()))
+        waiting = len(self._pending)
         reason = None
         if self._problem is not None:
             reason = (
@@ -173,23 +217,17 @@ class DataApi:
         Raises:
             IngestError: it was not accepted; try again later.
         """
-        kind = next((kind for kind, pending in self._pending.items() if pending), None)
-        if kind is None:
+        if not self._pending:
             self._filled.clear()
             return
-        chunk = dict(islice(self._pending[kind].items(), self._chunk_rows))
         with contained("sending rows"):
-            rows = msgspec.json.encode(list(self._rows(kind, chunk)))
+            kind, chunk = self._pending.next_chunk()
+            rows = self._pending.encoded(kind, chunk)
             try:
                 answer = await _post(client, _PATHS[kind], rows)
             except (httpx.HTTPError, httpx.InvalidURL) as exc:
                 raise _NotAccepted(_why_unanswered(exc, self._url)) from exc
             self._answered(kind, chunk, answer)
-
-    def _rows(self, kind: Kind, chunk: _Chunk) -> Iterator[Row]:
-        for pending in chunk.values():
-            row = row_to_send(kind, pending.row, domains=self._domains, source=self._source)
-            yield {**row, "removed": True} if pending.removed else row
 
     def _answered(self, kind: Kind, chunk: _Chunk, answer: _Answer) -> None:
         match verdict_on(answer.status):
@@ -205,10 +243,9 @@ class DataApi:
                 raise _NotAccepted(_reason(answer))
 
     def _accepted(self, kind: Kind, chunk: _Chunk) -> None:
-        self._forget(kind, chunk)
+        self._pending.accepted(kind, chunk)
         self._sent += len(chunk)
         self._last_sent = datetime.now(UTC)
-        self._chunk_rows = min(2 * self._chunk_rows, self._max_rows)
         self._breaker.succeeded()
         self._problem = None
         limited_log.resolved("The data API takes rows again")
@@ -216,20 +253,13 @@ class DataApi:
     def _halve(self, kind: Kind, chunk: _Chunk, reason: str) -> None:
         """Send fewer rows at a time; give up a single refused row until it changes."""
         if len(chunk) > 1:
-            self._chunk_rows = max(1, len(chunk) // 2)
+            self._pending.halve(chunk)
             return
-        self._forget(kind, chunk)
+        self._pending.remove(kind, chunk)
         self._refused += 1
         limited_log.warning(
             "The data API refused %s %r: %s", kind, next(iter(chunk)), reason, topic="refusals"
         )
-
-    def _forget(self, kind: Kind, chunk: _Chunk) -> None:
-        """Remove rows from the pending ones, except those that changed while they were sent."""
-        pending = self._pending[kind]
-        for row_id, sent in chunk.items():
-            if pending.get(row_id) is sent:
-                del pending[row_id]
 
     def _failed(self, exc: IngestError, _: float) -> None:
         self._problem = str(exc)

@@ -94,7 +94,7 @@ def _concerned(update: RegistryUpdate) -> tuple[Sequence[DeviceRow], Sequence[En
     """Return the devices and entities that get a point; none when nothing changed."""
     devices = difference(update.former, update.now, "device")
     entities = difference(update.former, update.now, "entity")
-    if update.whole:
+    if update.is_full:
         something = devices.changed or devices.removed or entities.changed or entities.removed
         return (update.now.devices, update.now.entities) if something else ((), ())
     # An entity may inherit the area of its device, and a device counts its entities.

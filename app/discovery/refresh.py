@@ -16,6 +16,7 @@ import msgspec
 
 from app.discovery.catalog import Catalog
 from app.discovery.registries import KINDS, Kind, Registries, list_registries
+from app.discovery.schedule import RefreshSchedule
 from app.health import DiscoveryStatus
 from app.homeassistant.messages import Event
 from app.runtime.errors import IngestError, SourceError, SourceProtocolError, SourceUnavailable
@@ -27,7 +28,7 @@ limited_log = RateLimitedLog(logger)
 
 _SETTLE_S = 0.25
 """How long other registry events may follow the first one before the registries are listed."""
-_REST_FACTOR = 4
+_PAUSE_FACTOR = 4
 """After a refresh, the next one waits this many times as long as it took."""
 _STALE_AFTER_INTERVALS = 2
 _CHECK_EVERY_S = 30.0
@@ -67,7 +68,7 @@ class RegistryUpdate:
     former: Registries
     now: Registries
     at: datetime
-    whole: bool
+    is_full: bool
     """Whether all registries were listed, and not just those that an event named."""
 
 
@@ -88,7 +89,7 @@ class Discovery:
     def __init__(
         self,
         *,
-        ask: Callable[[], AbstractAsyncContextManager[RegistryCommands]],
+        commands: Callable[[], AbstractAsyncContextManager[RegistryCommands]],
         catalog: Catalog,
         listeners: Sequence[RefreshListener] = (),
         backoff: Backoff,
@@ -97,8 +98,8 @@ class Discovery:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`ask` opens a connection for commands; a full refresh happens every `interval_s`."""
-        self._ask = ask
+        """`commands` opens a connection for commands; a full refresh happens every `interval_s`."""
+        self._commands = commands
         self._catalog = catalog
         self._listeners = tuple(listeners)
         self._backoff = backoff
@@ -107,13 +108,7 @@ class Discovery:
         self._now = now
         self._clock = clock
         self._started = now()
-        self._connected = False
-        self._wanted: set[Kind] = set()
-        self._due_s = 0.0
-        """When what is wanted is listed."""
-        self._rest_until_s = 0.0
-        self._whole_s = clock()
-        """When all registries were last listed."""
+        self._schedule = RefreshSchedule(interval_s=interval_s, clock=clock)
         self._changed = asyncio.Event()
         """Set when the next refresh may be due earlier than before."""
         self._waiters: list[asyncio.Future[RefreshResult]] = []
@@ -135,12 +130,12 @@ class Discovery:
 
     def connected(self) -> None:
         """List everything now: changes during a disconnection are not known."""
-        self._connected = True
-        self._want_all_now()
+        self._schedule.is_connected = True
+        self._request_all()
 
     def lost(self) -> None:
         """Send no command until the next connection."""
-        self._connected = False
+        self._schedule.is_connected = False
         self._fail_waiters(SourceUnavailable("The connection to Home Assistant was lost"))
 
     def registry_updated(self, event: Event) -> None:
@@ -149,7 +144,9 @@ class Discovery:
         if event.event_type == "entity_registry_updated" and data.old_entity_id and data.entity_id:
             # The removal of the old state and the first state under the new id follow at once.
             self._catalog.rename(data.entity_id, former=data.old_entity_id)
-        self._want(_LISTED_FOR.get(event.event_type, KINDS), within_s=self._settle_s)
+        kinds = _LISTED_FOR.get(event.event_type, KINDS)
+        self._schedule.request(kinds, within_s=self._settle_s)
+        self._changed.set()
 
     async def trigger(self) -> RefreshResult:
         """List everything now and return what was found.
@@ -157,11 +154,11 @@ class Discovery:
         Raises:
             SourceError: Home Assistant could not be reached, or refused.
         """
-        if not self._connected:
+        if not self._schedule.is_connected:
             raise SourceUnavailable("Home Assistant is not connected")
         waiter: asyncio.Future[RefreshResult] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        self._want_all_now()
+        self._request_all()
         return await waiter
 
     async def run(self, refreshed: Callable[[], None]) -> NoReturn:
@@ -182,21 +179,20 @@ class Discovery:
             self._fail_waiters(SourceUnavailable("The service is stopping"))
 
     async def _refresh_due(self, refreshed: Callable[[], None]) -> None:
-        is_periodic = self._is_periodic()
-        wanted, self._wanted = self._wanted, set()
+        kinds, is_periodic = self._schedule.take()
         waiters, self._waiters = self._waiters, []
         answer: RefreshResult | IngestError = SourceUnavailable("The service is stopping")
         try:
             with contained("listing registries", error=SourceProtocolError):
                 if is_periodic:
                     logger.info("PERIODIC DISCOVERY REFRESH")
-                answer = await self._refresh(KINDS if is_periodic else wanted, refreshed)
+                answer = await self._refresh(kinds, refreshed)
                 if is_periodic:
                     logger.info("Periodic discovery refresh completed successfully")
         except IngestError as exc:
             answer = exc
-            if wanted:
-                self._want(wanted)
+            if not is_periodic:  # else it is still due
+                self._schedule.request(kinds)
             raise
         finally:
             _answer(waiters, answer)
@@ -206,23 +202,23 @@ class Discovery:
     ) -> RefreshResult:
         began_s = self._clock()
         former = self._catalog.registries
-        async with self._ask() as commands:
+        async with self._commands() as commands:
             registries = await list_registries(commands.call, kinds=kinds, former=former)
         await self._catalog.replace_gently(registries)
         refreshed()
         self._failure = None
         limited_log.resolved("Home Assistant lists its registries again")
-        whole = len(kinds) == len(KINDS)
-        if whole:
-            self._whole_s = began_s
-        update = RegistryUpdate(former=former, now=registries, at=self._now(), whole=whole)
+        is_full = len(kinds) == len(KINDS)
+        if is_full:
+            self._schedule.all_listed(began_s)
+        update = RegistryUpdate(former=former, now=registries, at=self._now(), is_full=is_full)
         for listener in self._listeners:
             await listener.refreshed(update)
         took_s = self._clock() - began_s
-        self._rest_until_s = self._clock() + _REST_FACTOR * took_s
+        self._schedule.pause(_PAUSE_FACTOR * took_s)
         counts = (len(registries.devices), len(registries.entities), len(registries.areas))
         message = "Discovered %d devices, %d entities, %d areas in %.2fs"
-        if whole:  # limited, because an unstable connection lists them at every attempt
+        if is_full:  # limited, because an unstable connection lists them at every attempt
             limited_log.info(message, *counts, took_s, topic="findings")
         else:
             logger.debug(message, *counts, took_s)
@@ -235,43 +231,23 @@ class Discovery:
             "Discovery failed, next attempt in %.1fs: %s", wait_s, exc, kind=type(exc).__name__
         )
 
-    def _want_all_now(self) -> None:
-        self._rest_until_s = 0.0
-        self._want(KINDS)
-
-    def _want(self, kinds: Iterable[Kind], *, within_s: float = 0.0) -> None:
-        due_s = self._clock() + within_s
-        self._due_s = min(self._due_s, due_s) if self._wanted else due_s
-        self._wanted.update(kinds)
+    def _request_all(self) -> None:
+        self._schedule.request_all()
         self._changed.set()
-
-    def _is_periodic(self) -> bool:
-        """Whether the interval, and no connection or person, wants a refresh now."""
-        is_over = self._clock() >= self._whole_s + self._interval_s
-        return is_over and len(self._wanted) < len(KINDS)
 
     async def _pause(self, wait_s: float) -> None:
         """Wait after a failure; a new connection or a person cuts it short."""
-        self._rest_until_s = self._clock() + wait_s
+        self._schedule.pause(wait_s)
         await self._until_due()
 
     async def _until_due(self) -> None:
-        while (wait_s := self._wait_s()) > 0:
+        while (wait_s := self._schedule.wait_s()) > 0:
             self._changed.clear()
             try:
                 async with asyncio.timeout(min(wait_s, _CHECK_EVERY_S)):
                     await self._changed.wait()
             except TimeoutError:
                 self._warn_if_stale()
-
-    def _wait_s(self) -> float:
-        """Return the seconds until the next refresh; 0 or less for now."""
-        if not self._connected:
-            return _CHECK_EVERY_S
-        due_s = self._whole_s + self._interval_s
-        if self._wanted:
-            due_s = min(due_s, self._due_s)
-        return max(due_s, self._rest_until_s) - self._clock()
 
     def _warn_if_stale(self) -> None:
         status = self.status()

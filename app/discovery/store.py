@@ -210,7 +210,7 @@ class CatalogStore:
         else:
             limited_log.resolved("The catalog is stored again")
             self._stored = update.now
-        if update.whole:
+        if update.is_full:
             await self._store_names()
 
     async def _store_names(self) -> None:
@@ -385,7 +385,7 @@ def _store_update(
                 f"UPDATE {table.name} SET removed_at = ? WHERE {table.key} = ?",  # noqa: S608 - names of ours
                 ((moment, row_id) for row_id in found.removed),
             )
-    if update.whole:
+    if update.is_full:
         connection.execute(_ALL_SEEN, (moment,))
         connection.execute("REPLACE INTO refreshes (number, at) VALUES (1, ?)", (moment,))
 

@@ -52,7 +52,7 @@ def discovery_of(
 ) -> Discovery:
     """Return a discovery that reads these answers, with short waits."""
     return Discovery(
-        ask=answers.commands,
+        commands=answers.commands,
         catalog=catalog or Catalog(),
         listeners=listeners,
         backoff=Backoff(max_s=0.01, first_s=0.01),

@@ -58,7 +58,7 @@ def components(**changes: object) -> Components:
         catalog=catalog,
         metadata=CatalogStore(Path("never-opened.db"), catalog=catalog, source="home"),
         discovery=Discovery(
-            ask=_no_home_assistant, catalog=catalog, backoff=Backoff(max_s=1), interval_s=1_800
+            commands=_no_home_assistant, catalog=catalog, backoff=Backoff(max_s=1), interval_s=1_800
         ),
         entity_filter=None,
         takes_rows=True,

@@ -138,7 +138,7 @@ class Process:
         )
         self.catalog = catalog = Catalog()
         self.discovery = Discovery(
-            ask=self.source.commands,
+            commands=self.source.commands,
             catalog=catalog,
             backoff=Backoff(first_s=0.01, max_s=0.01),
             interval_s=1_000.0,

@@ -77,11 +77,11 @@ async def listed(rows: dict[str, object]) -> Registries:
 
 
 async def refresh(
-    metadata: CatalogStore, rows: dict[str, object], *, at: datetime = NOON, whole: bool = True
+    metadata: CatalogStore, rows: dict[str, object], *, at: datetime = NOON, is_full: bool = True
 ) -> Registries:
     """Let the catalog on disk follow a refresh that found these rows."""
     now = await listed(rows)
-    await metadata.refreshed(RegistryUpdate(former=Registries(), now=now, at=at, whole=whole))
+    await metadata.refreshed(RegistryUpdate(former=Registries(), now=now, at=at, is_full=is_full))
     return now
 
 
@@ -283,7 +283,7 @@ async def test_a_full_refresh_updates_last_seen(metadata: CatalogStore) -> None:
     await refresh(metadata, HOME)
 
     await refresh(metadata, HOME, at=later)
-    await refresh(metadata, HOME, at=latest, whole=False)
+    await refresh(metadata, HOME, at=latest, is_full=False)
 
     seen = [device["last_seen"] for device in await shown(metadata, "devices")]
     assert seen == [later.isoformat()] * 2
@@ -421,7 +421,7 @@ async def test_a_catalog_that_cannot_be_stored_is_stored_later(
     assert "The catalog was not stored; the next refresh stores it: no such table" in caplog.text
     execute(tmp_path, "ALTER TABLE elsewhere RENAME TO registry")
 
-    await refresh(metadata, HOME, whole=False)
+    await refresh(metadata, HOME, is_full=False)
 
     assert await ids(metadata, "devices") == ["d1", "d2"]
 

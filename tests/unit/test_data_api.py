@@ -47,10 +47,12 @@ class Rig:
         await asyncio.sleep(0)
 
     async def refresh(
-        self, now: Registries, *, former: Registries = EMPTY, whole: bool = True
+        self, now: Registries, *, former: Registries = EMPTY, is_full: bool = True
     ) -> None:
         """Report a refresh to the client."""
-        await self.client.refreshed(RegistryUpdate(former=former, now=now, at=NOON, whole=whole))
+        await self.client.refreshed(
+            RegistryUpdate(former=former, now=now, at=NOON, is_full=is_full)
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -152,7 +154,7 @@ async def test_after_an_event_only_what_changed_is_sent() -> None:
     now = await home([{"id": "d1", "name": "b"}, {"id": "d2"}])
     rig = Rig()
 
-    await rig.refresh(now, former=former, whole=False)
+    await rig.refresh(now, former=former, is_full=False)
     await rig.settle()
 
     (rows,) = rows_of(devices)
@@ -168,7 +170,7 @@ async def test_a_refresh_without_changes_sends_no_rows() -> None:
     registries = await home([{"id": "d1"}])
     rig = Rig()
 
-    await rig.refresh(registries, former=registries, whole=False)
+    await rig.refresh(registries, former=registries, is_full=False)
     async with rig.running():
         await asyncio.sleep(0)
 
@@ -219,7 +221,7 @@ async def test_after_an_outage_only_the_newest_version_of_a_row_is_sent() -> Non
 
     async with rig.running():
         await until(lambda: devices.call_count)
-        await rig.refresh(after, former=before, whole=False)
+        await rig.refresh(after, former=before, is_full=False)
         gate.set()
         await until(lambda: not rig.client.status().rows_waiting)
 
@@ -234,7 +236,7 @@ async def test_a_row_that_changes_while_it_is_sent_is_sent_again() -> None:
 
     async def change_meanwhile(request: httpx.Request) -> httpx.Response:
         if devices.call_count == 0:
-            await rig.refresh(after, former=before, whole=False)
+            await rig.refresh(after, former=before, is_full=False)
         return taken(request)
 
     devices = respx.post(DEVICES).mock(side_effect=change_meanwhile)

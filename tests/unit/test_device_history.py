@@ -47,12 +47,12 @@ class Rig:
         self.lines += lines.split()
 
     async def refresh(
-        self, now: Registries, *, former: Registries = EMPTY, whole: bool = True
+        self, now: Registries, *, former: Registries = EMPTY, is_full: bool = True
     ) -> list[str]:
         """Let it know of a refresh; return the ids that got a point."""
         self.lines.clear()
         self.catalog.replace(now)
-        await self.history.refreshed(RegistryUpdate(former=former, now=now, at=AT, whole=whole))
+        await self.history.refreshed(RegistryUpdate(former=former, now=now, at=AT, is_full=is_full))
         points = [parse_line(line) for line in self.lines]
         return [point.tags.get("entity_id") or point.tags["device_id"] for point in points]
 
@@ -128,7 +128,7 @@ async def test_a_registry_event_writes_the_devices_and_entities_it_concerns(
 
     now = await home(devices, entities)
 
-    assert ids == await Rig().refresh(now, former=former, whole=False)
+    assert ids == await Rig().refresh(now, former=former, is_full=False)
 
 
 async def test_thousands_of_history_points_are_appended_in_parts() -> None:
@@ -150,7 +150,7 @@ async def test_a_failing_journal_costs_the_device_history_one_refresh(
     history = DeviceHistory(full, catalog=Catalog(), instance=None)
     now = await home([LAMP], [])
 
-    await history.refreshed(RegistryUpdate(former=EMPTY, now=now, at=AT, whole=True))
+    await history.refreshed(RegistryUpdate(former=EMPTY, now=now, at=AT, is_full=True))
 
     assert "The device history misses this refresh: at its bound" in caplog.text
 

@@ -222,7 +222,7 @@ async def test_listeners_get_the_registries_before_and_after_a_refresh() -> None
         await until(lambda: len(notebook.news) == 2)
 
     first, second = notebook.news
-    assert (first.whole, second.whole) == (True, False)
+    assert (first.is_full, second.is_full) == (True, False)
     assert first.former == Registries()
     assert first.now is second.former
     assert [row.entity_id for row in second.now.entities] == ["light.b"]
@@ -280,7 +280,7 @@ class Clocked:
         self.moment = NOON
         self.catalog = Catalog(now=lambda: self.moment)
         self.discovery = Discovery(
-            ask=Answers({}).commands,
+            commands=Answers({}).commands,
             catalog=self.catalog,
             backoff=Backoff(max_s=1),
             interval_s=60,
@@ -322,7 +322,7 @@ def test_warnings_about_a_stale_catalog_become_rarer(
     monkeypatch.setattr(repeats, "clock", lambda: now)
     clocked = Clocked()
     discovery = Discovery(
-        ask=Answers({}).commands,
+        commands=Answers({}).commands,
         catalog=clocked.catalog,
         backoff=Backoff(max_s=1),
         interval_s=60,
