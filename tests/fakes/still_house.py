@@ -68,6 +68,12 @@ class StillHouse:
         """Remove an entity, fire the event, and return it."""
         return self._record(self._states.pop(entity_id), None, next(self._moments))
 
+    def change_every(self, seconds: float, *, since_s: float) -> datetime:
+        """Space changes evenly from so many seconds ago on; return the time of the first."""
+        start = datetime.now(UTC) - timedelta(seconds=since_s)
+        self._moments = (start + timedelta(seconds=n * seconds) for n in itertools.count())
+        return start
+
     def restart_time(self, clock: Callable[[], datetime]) -> None:
         """Use this clock for changes, also if it is behind."""
         self._moments = _times_of(clock)

@@ -3,39 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from simulator.fake_home_assistant import FakeHomeAssistant
-from tests.fakes.service import api_client, components
-from tests.fakes.still_house import StillHouse, now
-from tests.integration.test_backfill import (
+from tests.fakes.captured_home import (
     HISTORY,
     SENSOR,
     TOKEN,
     Process,
     assert_once,
-    lived,
     numbers,
     running,
     states,
 )
-
-
-@pytest.fixture
-def house() -> StillHouse:
-    """A home whose time is ours."""
-    return StillHouse(clock=now)
-
-
-@pytest.fixture
-async def fake(house: StillHouse) -> AsyncIterator[FakeHomeAssistant]:
-    """Serve it."""
-    async with FakeHomeAssistant(house, token=TOKEN) as server:
-        house.fire = server.fire
-        yield server
+from tests.fakes.service import api_client, components
+from tests.fakes.still_house import StillHouse
 
 
 async def test_what_an_absent_home_assistant_recorded_before_the_first_connection_is_read_back(
@@ -85,7 +69,8 @@ async def test_a_gap_that_cannot_be_filled_is_shown_until_it_is_acknowledged(
     async with FakeHomeAssistant(house, token=TOKEN, unknown_commands=[HISTORY]) as fake:
         house.fire = fake.fire
         async with running(Process(tmp_path, fake)) as process:
-            await lived(process, house, 0, 1)
+            house.set_state(SENSOR, "0")
+            await process.until_journaled(1)
         house.set_state(SENSOR, "1")
         async with running(Process(tmp_path, fake)) as process:
             await process.until_filled()
@@ -136,7 +121,7 @@ async def test_home_assistant_without_a_recorder_is_shown_before_anything_is_mis
     assert missing is None or f"without the integration {missing!r}" in str(reason)
 
 
-async def test_where_nothing_is_filled_a_missing_recorder_is_no_matter(
+async def test_with_backfill_disabled_a_missing_recorder_is_not_reported(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
     """BACKFILL_ENABLED=false: a person has decided so."""

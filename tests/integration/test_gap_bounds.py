@@ -14,9 +14,9 @@ import pytest
 
 from app.model import StoredPoint
 from simulator.fake_home_assistant import FakeHomeAssistant
+from tests.fakes.captured_home import SENSOR, Process, numbers, running, states
 from tests.fakes.still_house import StillHouse, now
 from tests.fakes.tcp_proxy import TcpProxy
-from tests.integration.test_backfill import SENSOR, TOKEN, Process, numbers, running, states
 
 OTHER = "sensor.other"
 
@@ -42,14 +42,6 @@ def clock() -> HouseClock:
 def house(clock: HouseClock) -> StillHouse:
     """A home with that clock."""
     return StillHouse(clock=clock)
-
-
-@pytest.fixture
-async def fake(house: StillHouse) -> AsyncIterator[FakeHomeAssistant]:
-    """Serve it."""
-    async with FakeHomeAssistant(house, token=TOKEN) as server:
-        house.fire = server.fire
-        yield server
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,10 +9,8 @@ import pytest
 
 from app.model import StoredPoint
 from simulator.fake_home_assistant import FakeHomeAssistant
-from tests.fakes.still_house import StillHouse, now
-from tests.integration.test_backfill import (
+from tests.fakes.captured_home import (
     SENSOR,
-    TOKEN,
     Process,
     assert_once,
     numbers,
@@ -21,6 +18,7 @@ from tests.integration.test_backfill import (
     running,
     states,
 )
+from tests.fakes.still_house import StillHouse, now
 
 RENAMED = "sensor.renamed"
 ATTRIBUTES = {"unit_of_measurement": "W", "device_class": "power"}
@@ -34,14 +32,6 @@ def house() -> StillHouse:
     house.put_row("entity", row, id_name="entity_id")
     house.put_row("area", {"area_id": "hall", "name": "Hall"}, id_name="area_id")
     return house
-
-
-@pytest.fixture
-async def fake(house: StillHouse) -> AsyncIterator[FakeHomeAssistant]:
-    """Serve it."""
-    async with FakeHomeAssistant(house, token=TOKEN) as server:
-        house.fire = server.fire
-        yield server
 
 
 async def counted(process: Process, house: StillHouse, entity_id: str, first: int) -> None:
