@@ -221,8 +221,7 @@ class Batcher:
         if self._overflow == "drop_new" or in_commit + points > self._max_pending_points:
             return False
         while self.pending_points + points > self._max_pending_points:
-            oldest, _ = self._queue.pop()
-            self._drop(oldest, cause="journal_stalled")
+            self._drop(self._queue.drop_oldest(), cause="journal_stalled")
         return True
 
     def _drop(self, lines: Lines, *, cause: Literal["journal_stalled", "journal_full"]) -> None:
@@ -310,18 +309,19 @@ class _Queue:
 
     def take(self) -> _Batch:
         """Remove what is queued, up to a late commit's worth, and return it as one batch."""
-        first, received_at = self.pop()
+        first, received_at = self._batches.popleft()
         data, points, times = [first.data], first.points, first.times
         while self._batches and points < _LATE_COMMITS * self._commit_points:
-            lines, _ = self.pop()
+            lines, _ = self._batches.popleft()
             data.append(lines.data)
             points += lines.points
             times = spanned(times, lines.times)
+        self.points -= points
         merged = Lines(b"".join(data), points, times) if len(data) > 1 else first
         return merged, received_at
 
-    def pop(self) -> _Batch:
-        """Remove the first batch and return it."""
-        lines, received_at = self._batches.popleft()
+    def drop_oldest(self) -> Lines:
+        """Remove the first batch and return its lines."""
+        lines, _ = self._batches.popleft()
         self.points -= lines.points
-        return lines, received_at
+        return lines

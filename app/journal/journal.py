@@ -320,8 +320,8 @@ class SqliteJournal:
         points = self._cursors.points_between(start, self._cursors.tail)
         if not points:
             return Pending(points=0, oldest_at=None)
-        row = self._recent.holding(start + 1)
-        oldest_at = row.received_at if row is not None else self._oldest_at.get(sink)
+        rows = self._recent.after(start, max_points=1)
+        oldest_at = rows[0].received_at if rows else self._oldest_at.get(sink)
         return Pending(points=points, oldest_at=oldest_at)
 
     async def grown(self, sink: str, *, points: int) -> None:

@@ -24,7 +24,6 @@ from app.journal.cursors import Span, missing
 from app.journal.rows import StoredRow, live_times_of, points_in
 from app.journal.transactions import (
     CHECKED_VERSION,
-    GAP_COLUMNS,
     Saved,
     covered_of,
     gap_of,
@@ -434,14 +433,14 @@ def _covered_before(rows: Iterable[Mapping[str, Value]]) -> Covered | None:
         likely = [end for end in ends if is_time_ns(end)]
         with contextlib.suppress(StorageDamaged):
             if likely:
-                return covered_of((row["since_ns"], min(likely), row["edge_at"]))  # type: ignore[type-var]
+                return covered_of({**row, "through_ns": min(likely)})  # type: ignore[type-var]
     return None
 
 
 def _gap(row: Mapping[str, Value]) -> Gap | None:
     """Return a gap as it was, else an open one of the same time; None when that is unknown."""
     try:
-        return gap_of([row[name] for name in GAP_COLUMNS])
+        return gap_of(row)
     except StorageDamaged as exc:
         logger.warning("A gap is opened again: %s", exc)
     number, start_ns, end_ns = row["id"], row["start_ns"], row["end_ns"]

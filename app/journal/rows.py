@@ -146,23 +146,12 @@ class RecentRows:
             self.uncommitted_points -= row.points
         return removed
 
-    def holding(self, sequence: int) -> Row | None:
-        """Return the row that holds a sequence number, or None when none does."""
-        index = self._index(sequence)
-        return None if index is None else self._rows[index]
-
     def after(self, cursor: int, *, max_points: int) -> list[Row] | None:
         """Return the next rows after `cursor`, at least one, or None when they are not here."""
-        index = self._index(cursor + 1)
-        if index is None:
+        index = bisect_right(self._rows, cursor + 1, key=_FIRST) - 1
+        if index < 0 or self._rows[index].last <= cursor:
             return None
         return take(islice(self._rows, index, None), max_points=max_points)
-
-    def _index(self, sequence: int) -> int | None:
-        index = bisect_right(self._rows, sequence, key=_FIRST) - 1
-        if index < 0 or self._rows[index].last < sequence:
-            return None
-        return index
 
 
 def take(rows: Iterator[Row], *, max_points: int) -> list[Row]:

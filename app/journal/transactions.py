@@ -11,7 +11,7 @@ import json
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import msgspec
@@ -115,24 +115,9 @@ _FROM_NEXT = (
     "WHERE first >= coalesce((SELECT max(first) FROM journal_rows WHERE first <= :next), :next)"
 )
 """The row that holds the point `:next`, or the one before it, and all rows behind it."""
-_GAP_COLUMNS = (
-    "id, start_ns, end_ns, reason, found_at, edge_at, state, filled_ns, changes, entities,"
-    " unrecorded, entity_ids, detail, closed_at, start_known, end_known, keep_from, sources,"
-    " limitations, acknowledged"
-)
-GAP_COLUMNS = tuple(_GAP_COLUMNS.split(", "))
-_JSON_COLUMNS = frozenset({"unrecorded", "entity_ids", "sources", "limitations"})
-_BOOLEAN_COLUMNS = frozenset({"start_known", "end_known", "acknowledged"})
-_ADDED = {
-    "start_known": "1",
-    "end_known": "1",
-    "keep_from": "0",
-    "sources": "'[]'",
-    "limitations": "'[]'",
-    "acknowledged": "0",
-}
-"""Columns that a file of an older version lacks, and their values there."""
-_COVERED_COLUMNS = ("since_ns", "through_ns", "edge_at")
+_GAP_COLUMNS = tuple(field.name for field in fields(Gap))
+_JSON_COLUMNS = frozenset(field.name for field in fields(Gap) if field.default == ())
+_BOOLEAN_COLUMNS = frozenset(field.name for field in fields(Gap) if field.type == "bool")
 
 
 @dataclass(frozen=True, slots=True)
@@ -473,13 +458,13 @@ def load(connection: Connection) -> Saved:
     Raises:
         StorageDamaged: a value is impossible.
     """
-    covered = _select(connection, "covered", _COVERED_COLUMNS).fetchone()
-    states_through, keep_from = _select(
-        connection, "journal", ("states_through", "keep_from")
-    ).fetchone()
+    (journal,) = _all(connection, "journal")
+    covered = _all(connection, "covered")
+    states_through = journal["states_through"]
+    assert isinstance(states_through, int)
     return Saved(
-        covered=replace(covered_of(covered), keep_from=keep_from) if covered else None,
-        gaps=[gap_of(row) for row in _select(connection, "gaps", GAP_COLUMNS)],
+        covered=covered_of({**journal, **covered[0]}) if covered else None,
+        gaps=[gap_of(row) for row in _all(connection, "gaps")],
         states={
             entity_id: LastState(*columns)
             for entity_id, *columns in connection.execute(
@@ -490,10 +475,11 @@ def load(connection: Connection) -> Saved:
     )
 
 
-def _select(connection: Connection, table: str, columns: Sequence[str]) -> Cursor:
-    present = {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}
-    chosen = [name if name in present else _ADDED[name] for name in columns]
-    return connection.execute(f"SELECT {', '.join(chosen)} FROM {table}")  # noqa: S608 - names of ours
+def _all(connection: Connection, table: str) -> list[dict[str, object]]:
+    """Return the rows of a small table; an older version may lack columns."""
+    found = connection.execute(f"SELECT * FROM {table}")  # noqa: S608 - names of ours
+    names = [name for name, *_ in found.description]
+    return [dict(zip(names, row, strict=True)) for row in found]
 
 
 def save_covered(connection: Connection, covered: Covered) -> None:
@@ -515,8 +501,8 @@ def save_covered(connection: Connection, covered: Covered) -> None:
 def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
     """Write gaps, in place of their former versions."""
     connection.executemany(
-        f"INSERT OR REPLACE INTO gaps ({_GAP_COLUMNS})"  # noqa: S608 - names of ours
-        f" VALUES ({', '.join('?' * len(GAP_COLUMNS))})",
+        f"INSERT OR REPLACE INTO gaps ({', '.join(_GAP_COLUMNS)})"  # noqa: S608 - names of ours
+        f" VALUES ({', '.join('?' * len(_GAP_COLUMNS))})",
         [_columns_of(gap) for gap in gaps],
     )
 
@@ -539,21 +525,21 @@ def save_states(connection: Connection, states: Mapping[str, LastState], through
 
 
 def _columns_of(gap: Gap) -> list[object]:
-    values = ((name, getattr(gap, name)) for name in GAP_COLUMNS)
-    return [json.dumps(value) if name in _JSON_COLUMNS else value for name, value in values]
+    values = (getattr(gap, name) for name in _GAP_COLUMNS)
+    return [json.dumps(value) if isinstance(value, tuple) else value for value in values]
 
 
-def gap_of(row: Sequence[object]) -> Gap:
-    """Return the gap that a row holds.
+def gap_of(row: Mapping[str, object]) -> Gap:
+    """Return the gap that a row holds; what it lacks has its default.
 
     Raises:
         StorageDamaged: a value is impossible.
     """
-    columns = dict(zip(GAP_COLUMNS, row, strict=True))
+    columns = {name: value for name, value in row.items() if value is not None}
     try:
-        for name in _JSON_COLUMNS:
+        for name in _JSON_COLUMNS & columns.keys():
             columns[name] = json.loads(str(columns[name]))
-        for name in _BOOLEAN_COLUMNS:
+        for name in _BOOLEAN_COLUMNS & columns.keys():
             columns[name] = bool(columns[name])
         gap = msgspec.convert(columns, Gap)
     except (ValueError, RecursionError) as exc:
@@ -577,14 +563,14 @@ def is_time_ns(time_ns: object) -> bool:
     return isinstance(time_ns, int) and 0 <= time_ns < MAX_SECONDS * SECOND_NS
 
 
-def covered_of(row: Sequence[object]) -> Covered:
+def covered_of(row: Mapping[str, object]) -> Covered:
     """Return the time that a row says is covered.
 
     Raises:
         StorageDamaged: it is impossible.
     """
     try:
-        covered = msgspec.convert(dict(zip(_COVERED_COLUMNS, row, strict=True)), Covered)
+        covered = msgspec.convert(row, Covered)
     except ValueError as exc:
         raise StorageDamaged(f"the time that it covers cannot be read: {exc}") from exc
     if not all(map(is_time_ns, (covered.since_ns, covered.through_ns))):

@@ -71,7 +71,6 @@ class Telemetry:
     ) -> None:
         """Register the histograms with `registry`; `clock` gives seconds since the epoch."""
         self._clock = clock
-        self.started_at = clock()
         self.received = 0
         self.journaled = 0
         """Durable in the journal, or accepted by every sink before a commit succeeded."""

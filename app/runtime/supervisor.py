@@ -8,10 +8,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from typing import TypeAlias
 
-Loop: TypeAlias = Callable[[], Awaitable[None]]
+Loop: TypeAlias = Callable[[], Coroutine[None, None, None]]
 
 _CLOSING_S = 1.5
 """At most this much of the time for stopping is reserved for closing files."""
@@ -66,7 +66,7 @@ class Supervisor:
         On leaving, `finish` signals that no more work comes, and the loops have the rest of the
         grace period to end by themselves; without `finish` they are cancelled.
         """
-        tasks = {asyncio.create_task(_awaited(loop), name=name) for name, loop in loops.items()}
+        tasks = {asyncio.create_task(loop(), name=name) for name, loop in loops.items()}
         for task in tasks:
             self._tasks[task.get_name()] = task
             task.add_done_callback(self._ended_early)
@@ -106,7 +106,3 @@ class Supervisor:
         self.failures[task.get_name()] = why
         self._stop_within(min(_FAILURE_S, self._grace_s))
         self._on_failure()
-
-
-async def _awaited(loop: Loop) -> None:
-    await loop()

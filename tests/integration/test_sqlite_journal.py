@@ -321,8 +321,8 @@ async def test_acked_rows_leave_memory_with_the_next_append(path: Path) -> None:
         journal.ack("a", 5)
         await append(journal, 6, 5)
 
-        assert journal._recent.holding(5) is None
-        assert journal._recent.holding(6) is not None
+        assert journal._recent.after(4, max_points=1) is None
+        assert journal._recent.after(5, max_points=1) is not None
 
 
 # Uncommitted rows, while commits fail
