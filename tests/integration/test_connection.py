@@ -100,6 +100,24 @@ class Parts:
             readiness_poll_s=0.001,
         )
 
+    @asynccontextmanager
+    async def running(
+        self, ear: RecordingListener, url: str, **options: Any
+    ) -> AsyncIterator[HomeAssistantSource]:
+        """Run a source within the block; `options` are those of `source`."""
+        source = self.source(url, **options)
+        async with running(source, ear):
+            yield source
+
+    @asynccontextmanager
+    async def streaming(
+        self, ear: RecordingListener, url: str, **options: Any
+    ) -> AsyncIterator[HomeAssistantSource]:
+        """Run a source, and begin the block when it knows whether Home Assistant has started."""
+        async with self.running(ear, url, **options) as source:
+            await until(lambda: source.status().ha_state)
+            yield source
+
 
 @asynccontextmanager
 async def running(
@@ -166,9 +184,7 @@ async def test_events_arrive_in_order(
     house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
     """Each reaches the listener once, and the status is healthy."""
-    source = parts.source(home_assistant.url)
-    async with running(source, ear):
-        await until(lambda: source.status().ha_state)
+    async with parts.streaming(ear, home_assistant.url) as source:
         for number in range(100):
             house.set_state("sensor.a", str(number))
         house.put_row("area", {"area_id": "kitchen"}, id_name="area_id")
@@ -193,10 +209,7 @@ async def test_the_live_connection_only_subscribes(
     home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
     """Commands use a second connection, so no answer delays an event."""
-    source = parts.source(home_assistant.url)
-    async with running(source, ear):
-        await until(lambda: source.status().ha_state)
-
+    async with parts.streaming(ear, home_assistant.url):
         assert list(home_assistant.conversations) == [SUBSCRIBING, ["get_config"]]
 
 
@@ -270,9 +283,7 @@ async def test_the_source_reconnects_after_every_close(
     end: Callable[[FakeHomeAssistant], object],
 ) -> None:
     """Home Assistant closes with 1000 for everything, so the code means nothing."""
-    source = parts.source(home_assistant.url)
-    async with running(source, ear):
-        await until(lambda: source.status().ha_state)
+    async with parts.streaming(ear, home_assistant.url) as source:
         house.set_state("sensor.a", "before")
         await until(lambda: ear.states)
 
@@ -292,8 +303,7 @@ async def test_every_event_arrives_once_after_a_reconnect(
     house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
     """The old subscription ended with its connection."""
-    source = parts.source(home_assistant.url)
-    async with running(source, ear):
+    async with parts.running(ear, home_assistant.url):
         for connections in (1, 2, 3):
             await until(lambda: home_assistant.subscribers)
             heard = len(ear.states)
@@ -313,8 +323,7 @@ async def test_a_home_assistant_that_starts_later_is_connected_to(
     fake = FakeHomeAssistant(house, token=TOKEN)
     async with fake:
         url = fake.url
-    source = parts.source(url)
-    async with running(source, ear):
+    async with parts.running(ear, url) as source:
         await until(lambda: source.status().failed_connections >= 3)
         reason = source.status().reason
         assert reason is not None
@@ -339,8 +348,7 @@ async def test_reconnect_delays_grow_until_events_stream(
 ) -> None:
     """A subscription does not reset them; the first event does."""
     parts = Parts(first_s=0.01)
-    source = parts.source(home_assistant.url)
-    async with running(source, ear):
+    async with parts.running(ear, home_assistant.url) as source:
         for attempt in (1, 2, 3):
             await until(lambda: home_assistant.subscribers)
             await home_assistant.drop()
@@ -360,8 +368,7 @@ async def test_a_lasting_connection_without_events_counts_as_success(
 ) -> None:
     """A home may be silent at night."""
     home_assistant.refusing = True
-    source = parts.source(home_assistant.url, steady_s=0.01)
-    async with running(source, ear):
+    async with parts.running(ear, home_assistant.url, steady_s=0.01) as source:
         await until(lambda: parts.backoff.attempt == 2)
         home_assistant.refusing = False
 
@@ -377,8 +384,7 @@ async def test_the_next_attempt_waits_for_the_breaker(
     """Of the breaker's and the backoff's time the later counts: here the breaker's."""
     parts = Parts(reset_s=60.0)
     home_assistant.refusing = True
-    source = parts.source(home_assistant.url)
-    async with running(source, ear):
+    async with parts.running(ear, home_assistant.url) as source:
         await until(lambda: source.status().breaker.state == "open")
         await until(lambda: source.status().current_state == "waiting")
 
@@ -455,23 +461,21 @@ async def test_a_restored_token_is_accepted(
 ) -> None:
     """The slow attempts continue, so no restart is needed."""
     stranger = FakeHomeAssistant(StillHouse(), token=TOKEN[::-1])
-    async with stranger:
-        source = parts.source(stranger.url, auth_retry_s=0.001)
-        async with running(source, ear):
-            await until(lambda: source.status().failed_connections == 3)
-            stranger._token = TOKEN
-            await until(lambda: source.status().is_subscribed)
+    async with stranger, parts.running(ear, stranger.url, auth_retry_s=0.001) as source:
+        await until(lambda: source.status().failed_connections == 3)
+        stranger._token = TOKEN
+        await until(lambda: source.status().is_subscribed)
 
-            assert source.status().reason is None
+        assert source.status().reason is None
 
 
 async def test_a_half_open_connection_is_detected(
     house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
     """A peer that answers no ping is gone, even without a close."""
-    source = parts.source(home_assistant.url, ping_interval_s=0.05, ping_timeout_s=0.05)
-    async with running(source, ear):
-        await until(lambda: source.status().ha_state)
+    async with parts.streaming(
+        ear, home_assistant.url, ping_interval_s=0.05, ping_timeout_s=0.05
+    ) as source:
         started = asyncio.get_running_loop().time()
 
         home_assistant.fall_silent()
@@ -507,8 +511,7 @@ async def test_authentication_has_a_timeout(
 ) -> None:
     """A server that accepts and stays silent is abandoned for another attempt."""
     home_assistant.fall_silent()
-    source = parts.source(home_assistant.url, auth_timeout_s=0.01)
-    async with running(source, ear):
+    async with parts.running(ear, home_assistant.url, auth_timeout_s=0.01) as source:
         await until(lambda: source.status().failed_connections == 2)
 
         reason = source.status().reason
@@ -529,8 +532,7 @@ async def test_a_read_only_token_receives_events(
     caplog.set_level(logging.INFO)
     async with FakeHomeAssistant(house, token=TOKEN, version=version, read_only=True) as fake:
         house.fire = fake.fire
-        source = parts.source(fake.url)
-        async with running(source, ear):
+        async with parts.running(ear, fake.url) as source:
             await until(lambda: source.status().ha_state == "RUNNING")
             house.set_state("sensor.a", "1")
             await until(lambda: ear.states == ["1"])
@@ -552,8 +554,7 @@ async def test_an_old_home_assistant_without_newer_commands_still_delivers_event
     fake = FakeHomeAssistant(house, token=TOKEN, unknown_commands=unknown, denied_events=denied)
     async with fake:
         house.fire = fake.fire
-        source = parts.source(fake.url)
-        async with running(source, ear):
+        async with parts.running(ear, fake.url) as source:
             await until(lambda: len(fake.conversations) > 2)  # the command is repeated
             house.set_state("sensor.a", "1")
             house.set_state("sensor.a", "2")
@@ -566,15 +567,14 @@ async def test_a_refused_state_changed_subscription_fails_the_connection(
     house: StillHouse, ear: RecordingListener, parts: Parts
 ) -> None:
     """It is the one required subscription, and the reason names it."""
-    async with FakeHomeAssistant(house, token=TOKEN, denied_events=["state_changed"]) as fake:
-        source = parts.source(fake.url)
-        async with running(source, ear):
-            await until(lambda: source.status().failed_connections == 2)
+    fake = FakeHomeAssistant(house, token=TOKEN, denied_events=["state_changed"])
+    async with fake, parts.running(ear, fake.url) as source:
+        await until(lambda: source.status().failed_connections == 2)
 
-            reason = source.status().reason
-            assert reason is not None
-            assert "refused subscribe_events state_changed: unauthorized" in reason
-            assert ear.connections == []
+        reason = source.status().reason
+        assert reason is not None
+        assert "refused subscribe_events state_changed: unauthorized" in reason
+        assert ear.connections == []
 
 
 async def test_the_status_shows_a_starting_home_assistant(
@@ -582,9 +582,7 @@ async def test_the_status_shows_a_starting_home_assistant(
 ) -> None:
     """`get_config` is repeated until the state is RUNNING, and no longer."""
     house.ha_state = "NOT_RUNNING"
-    source = parts.source(home_assistant.url)
-    async with running(source, ear):
-        await until(lambda: source.status().ha_state)
+    async with parts.streaming(ear, home_assistant.url) as source:
         starting = source.status()
         house.ha_state = "RUNNING"
         await until(lambda: source.status().ha_state == "RUNNING")
@@ -606,8 +604,7 @@ async def test_a_malformed_get_config_answer_is_requested_again(
 ) -> None:
     """It does not become the state of Home Assistant."""
     house.ha_state = 7  # type: ignore[assignment]
-    source = parts.source(home_assistant.url)
-    async with running(source, ear):
+    async with parts.running(ear, home_assistant.url) as source:
         await until(lambda: list(home_assistant.conversations).count(["get_config"]) == 2)
 
         assert source.status().ha_state is None
@@ -623,9 +620,7 @@ async def test_a_malformed_message_costs_nothing_but_itself(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is counted, logged once a minute per kind, and affects no other message."""
-    source = parts.source(home_assistant.url)
-    async with running(source, ear):
-        await until(lambda: source.status().ha_state)
+    async with parts.streaming(ear, home_assistant.url):
         house.set_state("sensor.a", "1")
         home_assistant.send_raw(b'{"type":"event","event":{"secret":"hush"}}')
         house.set_state("sensor.a", "2")
@@ -648,9 +643,7 @@ async def test_frames_that_arrive_together_keep_their_order(
     house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
     """All frames read in one turn of the loop are delivered and counted once, in order."""
-    source = parts.source(home_assistant.url)
-    async with running(source, ear):
-        await until(lambda: source.status().ha_state)
+    async with parts.streaming(ear, home_assistant.url):
         for number in range(300):
             house.set_state("sensor.a", str(number))
             if number % 100 == 50:
@@ -700,9 +693,7 @@ async def test_an_event_over_the_limit_ends_the_connection(
     house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
     """It cannot be skipped on this connection; the next one does not receive it."""
-    source = parts.source(home_assistant.url, max_message_bytes=5_000)
-    async with running(source, ear):
-        await until(lambda: source.status().ha_state)
+    async with parts.streaming(ear, home_assistant.url, max_message_bytes=5_000):
         house.set_state("sensor.a", "1", {"padding": "x" * 10_000})
         await until(lambda: len(ear.connections) == 3)
         await until(lambda: home_assistant.subscribers)
@@ -762,14 +753,15 @@ async def test_a_subscription_without_an_answer_ends_the_attempt(
         await accept(socket)
         await socket.wait_closed()
 
-    async with serving(converse) as url:
-        source = parts.source(url, command_timeout_s=0.05)
-        async with running(source, ear):
-            await until(lambda: source.status().failed_connections == 2)
+    async with (
+        serving(converse) as url,
+        parts.running(ear, url, command_timeout_s=0.05) as source,
+    ):
+        await until(lambda: source.status().failed_connections == 2)
 
-            reason = source.status().reason
-            assert reason is not None
-            assert "No answer to the subscription within 0.05 s" in reason
+        reason = source.status().reason
+        assert reason is not None
+        assert "No answer to the subscription within 0.05 s" in reason
 
 
 async def test_a_command_without_an_answer_times_out(parts: Parts) -> None:
