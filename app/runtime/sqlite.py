@@ -160,7 +160,17 @@ class Database:
     def _open_for_writing(self, path: Path) -> Connection:
         make_folder(path.parent)
         self._examine(path)
+        if not path.exists():
+            self._create(path)
         return _connect(path, self._prepare_writer)
+
+    def _create(self, path: Path) -> None:
+        """Create the file under another name: after a power cut, half a file would be damage."""
+        unfinished = path.with_name(path.name + ".new")
+        remove(unfinished)
+        _connect(unfinished, self._prepare_writer).close()
+        _check_complete(unfinished)
+        rename(unfinished, path)
 
     def _examine(self, path: Path) -> None:
         """Check a closed file, its WAL and its rollback journal; change nothing in them."""
@@ -286,13 +296,15 @@ def opened_as_it_is(path: Path) -> Iterator[Connection]:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a closed database that is damaged, with its WAL, and return its new path."""
+    """Rename a closed database that is damaged, with its WAL, and return its new path.
+
+    Each name is durable before the next one changes: without its WAL the file would look healthy.
+    """
     target = _aside(path)
     with translated_errors():
         for suffix in ("", *_COMPANIONS):
             with contextlib.suppress(FileNotFoundError):
-                _companion(path, suffix).rename(_companion(target, suffix))
-        sync_folder(path.parent)
+                _rename(_companion(path, suffix), _companion(target, suffix))
     return target
 
 
@@ -311,9 +323,16 @@ async def replace_damaged(
             steps = await database.write(fill)
             while not (done := await database.write(lambda _: _advance(steps))):
                 pass
+        _check_complete(fresh)
         aside = set_aside(path)
         rename(fresh, path)
     return aside, done[0]
+
+
+def _check_complete(path: Path) -> None:
+    """Check that closing a database has emptied its WAL: SQLite does not report when it cannot."""
+    if _companion(path, "-wal").exists():
+        raise StorageError(f"{path.name} could not be completed")
 
 
 def _advance(steps: Steps[Work]) -> tuple[Work] | None:

@@ -239,5 +239,24 @@ async def test_a_file_that_is_set_aside_is_durable_under_its_new_name(
     _, filled = await sqlite.replace_damaged(tmp_path / "x.db", migrations=(), fill=fill)
 
     assert filled == "filled"
+    assert synced == [tmp_path] * 3, "for the copy, the damaged file, and the copy in its place"
 
-    assert synced == [tmp_path, tmp_path]
+
+async def test_a_copy_that_is_partly_in_its_log_does_not_replace_a_damaged_file(
+    tmp_path: Path,
+) -> None:
+    """The log is not renamed with it. A full disk, or as here a reader, prevents the checkpoint."""
+    (tmp_path / "x.db").write_bytes(b"damaged")
+    readers = []
+
+    def fill(connection: Connection) -> Steps[None]:
+        connection.execute("CREATE TABLE x (y)")
+        readers.append(sqlite3.connect(tmp_path / "x.db.salvage", check_same_thread=False))
+        readers[0].execute("SELECT * FROM sqlite_schema").fetchall()
+        yield
+
+    with pytest.raises(StorageError, match="salvage could not be completed"):
+        await sqlite.replace_damaged(tmp_path / "x.db", migrations=(), fill=fill)
+    readers[0].close()
+
+    assert (tmp_path / "x.db").read_bytes() == b"damaged"
