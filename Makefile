@@ -11,7 +11,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help python setup packages demo run doctor backfill test check lint-deploy image-steps fix coverage real-servers test-real storm trace mutants screenshots bench bench-smoke soak clean
+.PHONY: help python setup packages demo run doctor backfill test check lint-deploy image-steps fix coverage real-servers test-real power-cuts storm trace mutants screenshots bench bench-smoke soak clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -87,6 +87,9 @@ real-servers: setup ## Install the real servers that test-real needs
 
 test-real: setup ## Run the service against a real Home Assistant and real databases
 	$(RUN)pytest tests/real
+
+power-cuts: setup ## Start on states that a power cut leaves: make power-cuts COUNT=1000 [SEED=…]
+	$(RUN)pytest -n 2 --dist worksteal --tb=native tests/power_cuts
 
 storm: setup ## Make real servers and links fail at random: make storm MINUTES=30 [SEED=…]
 	MINUTES=$(or $(MINUTES),30) $(RUN)pytest tests/real/test_real_storm.py

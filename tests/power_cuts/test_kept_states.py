@@ -1,0 +1,94 @@
+"""Moments of a power cut that once cost something, each with many legal states of the disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from app.runtime.sqlite import Database
+from tests.power_cuts.disk import History, Names, after_cut, write_tree
+from tests.power_cuts.recording import record
+from tests.service.process import ROOT
+
+_CREATE = """
+import asyncio, pathlib, sys
+from app.runtime.sqlite import Database
+
+async def main():
+    async with Database(pathlib.Path(sys.argv[1]) / "x.db", migrations=["CREATE TABLE x (y)"]):
+        pass
+
+asyncio.run(main())
+"""
+_SET_ASIDE = """
+import pathlib, sys
+from app.runtime.sqlite import set_aside
+
+set_aside(pathlib.Path(sys.argv[1]) / "x.db")
+"""
+
+
+@pytest.fixture
+def recorded(folder: Path) -> Callable[[str], History]:
+    """Return what runs a program with the folder `disk`, and what it did there."""
+    (folder / "disk").mkdir()
+
+    def run(code: str) -> History:
+        return record(
+            folder / "disk",
+            [sys.executable, "-c", code, str(folder / "disk")],
+            trace=folder / "trace",
+            acknowledgements=folder / "none",
+            environment={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
+        )
+
+    return run
+
+
+def states(history: History, folder: Path, *, each: int) -> Iterator[Path]:
+    """Yield a folder with some states after each operation."""
+    chance = Random(0)
+    for cut in range(len(history.operations)):
+        for _ in range(each):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            write_tree(after_cut(history, cut, chance), folder)
+            yield folder
+
+
+async def test_a_cut_while_a_file_is_created_is_not_damage(
+    recorded: Callable[[str], History], folder: Path
+) -> None:
+    """It left an empty file, or a rollback journal: a first start reported damage and a repair."""
+    history = recorded(_CREATE)
+
+    for state in states(history, folder / "state", each=8):
+        async with Database(state / "x.db", migrations=["CREATE TABLE x (y)"]) as database:
+            await database.write(lambda connection: connection.execute("INSERT INTO x VALUES (1)"))
+        assert list(state.glob("*.damaged-*")) == []
+
+
+def test_a_damaged_file_is_never_in_its_place_without_its_log(
+    recorded: Callable[[str], History], folder: Path
+) -> None:
+    """The renamed log reached the disk first: the next start took the rest for a healthy file."""
+    disk = folder / "disk"
+    with closing(sqlite3.connect(disk / "x.db")) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("CREATE TABLE x (y)")
+        shutil.copytree(disk, folder / "killed")
+    shutil.rmtree(disk)
+    shutil.copytree(folder / "killed", disk)
+    history = recorded(_SET_ASIDE)
+
+    assert [each for each in history.operations if isinstance(each, Names)] != []
+    for state in states(history, folder / "state", each=50):
+        assert not (state / "x.db").exists() or (state / "x.db-wal").exists()
