@@ -56,6 +56,8 @@ backfill: packages ## Read history back: make backfill SINCE=yesterday [UNTIL=â€
 WORKERS ?= 4
 PYTEST := pytest
 
+# The workers share the bytecode of the tests, even where the environment forbids writing any.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## Run all unit, integration and service tests
 	$(RUN)$(PYTEST) -n $(WORKERS) --dist worksteal --tb=native tests/service tests/integration tests/unit
 

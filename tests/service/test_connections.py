@@ -74,7 +74,7 @@ async def test_idle_connections_neither_stop_the_service_nor_block_a_probe(
     command = ("-c", limited, sys.executable, "-m", "app", "run")
     async with (
         service(tmp_path, settings, python="/bin/bash", command=command) as running,
-        _many(running, 1_400),
+        _many(running, descriptors + 350),
         asyncio.timeout(30),
     ):
         health = await running.get("/health")
