@@ -37,7 +37,7 @@ async def client(parts: Components) -> AsyncIterator[httpx.AsyncClient]:
         yield asking
 
 
-async def test_rows_that_were_sent_are_served(client: httpx.AsyncClient) -> None:
+async def test_upserted_rows_are_served(client: httpx.AsyncClient) -> None:
     """One instance can be the data API of another."""
     sent = await client.post("/internal/devices/bulk_upsert", json=DEVICES)
     await client.post("/internal/entities/bulk_upsert", json=ENTITIES)
@@ -61,8 +61,8 @@ async def test_rows_that_were_sent_are_served(client: httpx.AsyncClient) -> None
 
 
 @pytest.mark.parametrize("path", ["/api/devices/none", "/api/entities/light.none"])
-async def test_an_unknown_id_is_not_found(client: httpx.AsyncClient, path: str) -> None:
-    """With a code that tells it from a wrong address."""
+async def test_an_unknown_device_or_entity_is_a_404(client: httpx.AsyncClient, path: str) -> None:
+    """The code distinguishes it from a wrong address."""
     answer = await client.get(path)
 
     assert answer.status_code == 404
@@ -70,14 +70,18 @@ async def test_an_unknown_id_is_not_found(client: httpx.AsyncClient, path: str) 
 
 
 @pytest.mark.parametrize("limit", ["0", "10001", "many"])
-async def test_a_limit_has_bounds(client: httpx.AsyncClient, limit: str) -> None:
-    """Nobody can ask for everything by mistake."""
+async def test_the_limit_of_a_catalog_page_has_bounds(
+    client: httpx.AsyncClient, limit: str
+) -> None:
+    """A request without a limit does not return the whole home."""
     assert (await client.get(f"/api/devices?limit={limit}")).status_code == 422
 
 
 @pytest.mark.parametrize("body", [b"{}", b"", b"[", b'"rows"', b"\xff"])
-async def test_what_is_no_list_of_rows_is_refused(client: httpx.AsyncClient, body: bytes) -> None:
-    """A sender that is broken is told so."""
+async def test_a_body_that_is_not_a_list_of_rows_is_refused(
+    client: httpx.AsyncClient, body: bytes
+) -> None:
+    """A broken sender gets an error and not a silent success."""
     answer = await client.post("/internal/devices/bulk_upsert", content=body)
 
     assert answer.status_code == 422
@@ -93,14 +97,14 @@ async def test_a_whole_home_fits_into_one_request(client: httpx.AsyncClient) -> 
     assert answer.json()["upserted"] == 5_000
 
 
-async def test_other_routes_keep_their_bound(client: httpx.AsyncClient) -> None:
+async def test_only_bulk_upserts_accept_large_bodies(client: httpx.AsyncClient) -> None:
     """Only rows may be megabytes."""
     answer = await client.post("/api/v1/discovery/trigger", content=b"x" * 1_000_001)
 
     assert answer.status_code == 413
 
 
-async def test_an_instance_with_a_data_api_is_none(parts: Components) -> None:
+async def test_an_instance_that_sends_to_a_data_api_refuses_rows(parts: Components) -> None:
     """Two services that name each other would send the same rows indefinitely."""
     async with api_client(replace(parts, takes_rows=False)) as client:
         answer = await client.post("/internal/devices/bulk_upsert", json=DEVICES)
@@ -109,7 +113,7 @@ async def test_an_instance_with_a_data_api_is_none(parts: Components) -> None:
     assert "DATA_API_URL" in answer.json()["detail"]
 
 
-async def test_rows_that_cannot_be_kept_are_a_failure(
+async def test_rows_that_cannot_be_stored_are_a_500(
     client: httpx.AsyncClient, tmp_path: Path
 ) -> None:
     """Status 500 and a `detail`, as senders know it."""
@@ -152,8 +156,8 @@ async def test_areas_and_labels_are_those_of_this_home_assistant() -> None:
     assert labels == {"labels": [{"label_id": "in", "name": "Inside"}], "count": 1}
 
 
-async def test_a_refresh_can_be_asked_for() -> None:
-    """The answer says what was found and how long it took."""
+async def test_a_refresh_can_be_triggered_over_http() -> None:
+    """The response has the counts and the duration."""
     discovery = discovery_of(Answers({"device": [{"id": "d1"}]}))
     running = asyncio.create_task(discovery.run(lambda: None))
     discovery.connected()
@@ -167,7 +171,7 @@ async def test_a_refresh_can_be_asked_for() -> None:
     assert found["duration_seconds"] >= 0
 
 
-async def test_a_refresh_that_fails_says_why() -> None:
+async def test_a_triggered_refresh_that_fails_has_the_reason() -> None:
     """Home Assistant is away, or the token may not."""
     refusal = CommandFailed("list", code="unauthorized", message="No")
     discovery = discovery_of(Answers({"device": refusal}))

@@ -22,7 +22,7 @@ LINES = [
 
 @pytest.fixture
 async def letters(tmp_path: Path) -> AsyncIterator[DeadLetters]:
-    """Three of them: two of influxdb, one of the embedded store."""
+    """Return three dead letters: two of influxdb, one of the embedded store."""
     async with DeadLetters(tmp_path / "dead_letters.db", clock=NOON.timestamp) as box:
         for sequence, line in enumerate(LINES, start=7):
             sink = "embedded" if sequence == 9 else "influxdb"
@@ -30,7 +30,7 @@ async def letters(tmp_path: Path) -> AsyncIterator[DeadLetters]:
         yield box
 
 
-async def test_they_are_listed_page_by_page(letters: DeadLetters) -> None:
+async def test_dead_letters_are_listed_page_by_page(letters: DeadLetters) -> None:
     """Newest first, with the reason; `count` is of all."""
     async with api_client(components(dead_letters=letters)) as client:
         first = (await client.get("/api/v1/dead-letters?limit=2")).json()
@@ -55,7 +55,7 @@ async def test_they_are_listed_page_by_page(letters: DeadLetters) -> None:
     }
 
 
-async def test_bytes_that_are_no_text_are_listed_too(letters: DeadLetters) -> None:
+async def test_dead_letters_that_are_not_utf_8_are_listed_too(letters: DeadLetters) -> None:
     """What a database refused may be anything; the export has the true bytes."""
     async with api_client(components(dead_letters=letters)) as client:
         page = (await client.get("/api/v1/dead-letters?sink=influxdb")).json()
@@ -66,7 +66,7 @@ async def test_bytes_that_are_no_text_are_listed_too(letters: DeadLetters) -> No
 @pytest.mark.parametrize(
     ("query", "lines"), [("", LINES), ("?sink=embedded", LINES[2:]), ("?sink=nobody", [])]
 )
-async def test_they_are_exported_as_line_protocol(
+async def test_dead_letters_are_exported_as_line_protocol(
     letters: DeadLetters, query: str, lines: list[bytes]
 ) -> None:
     """Byte for byte, oldest first."""
@@ -78,7 +78,7 @@ async def test_they_are_exported_as_line_protocol(
     assert response.headers["content-disposition"].startswith("attachment")
 
 
-async def test_a_long_export_is_whole(tmp_path: Path) -> None:
+async def test_a_long_export_of_dead_letters_is_complete(tmp_path: Path) -> None:
     """More than fits one block."""
     async with DeadLetters(tmp_path / "dead_letters.db") as box:
         for sequence in range(600):
@@ -89,7 +89,7 @@ async def test_a_long_export_is_whole(tmp_path: Path) -> None:
     assert response.content.splitlines() == [b"m x=1 %d" % sequence for sequence in range(600)]
 
 
-async def test_they_are_retried_through_the_journal(letters: DeadLetters) -> None:
+async def test_dead_letters_are_retried_through_the_journal(letters: DeadLetters) -> None:
     """Those of the sink are appended again and gone from the box."""
     appended: list[Lines] = []
 
@@ -105,8 +105,8 @@ async def test_they_are_retried_through_the_journal(letters: DeadLetters) -> Non
     assert letters.count == 1
 
 
-async def test_without_a_journal_nothing_is_retried_nor_lost(letters: DeadLetters) -> None:
-    """The box keeps what nobody takes."""
+async def test_without_a_journal_a_retry_loses_no_dead_letter(letters: DeadLetters) -> None:
+    """Dead letters stay until the journal accepts them."""
     async with api_client(components(dead_letters=letters)) as client:
         response = await client.post("/api/v1/dead-letters/retry")
 
@@ -118,8 +118,10 @@ async def test_without_a_journal_nothing_is_retried_nor_lost(letters: DeadLetter
     ("query", "left"),
     [("?all=true", []), ("?sink=influxdb", [9]), ("?id=1&id=3&id=99", [8])],
 )
-async def test_they_are_deleted(letters: DeadLetters, query: str, left: list[int]) -> None:
-    """All, all of one sink, or single ones; the answer says how many there were."""
+async def test_dead_letters_are_deleted_by_id_by_sink_or_all(
+    letters: DeadLetters, query: str, left: list[int]
+) -> None:
+    """The response has the number of deleted ones."""
     async with api_client(components(dead_letters=letters)) as client:
         response = await client.delete(f"/api/v1/dead-letters{query}")
         page = (await client.get("/api/v1/dead-letters")).json()
@@ -132,7 +134,7 @@ async def test_they_are_deleted(letters: DeadLetters, query: str, left: list[int
 async def test_a_deletion_without_a_criterion_or_with_a_misspelt_one_is_refused(
     letters: DeadLetters, query: str
 ) -> None:
-    """All are deleted only when the request says so."""
+    """Deleting all needs `all=true`."""
     async with api_client(components(dead_letters=letters)) as client:
         response = await client.delete(f"/api/v1/dead-letters{query}")
 
@@ -140,7 +142,7 @@ async def test_a_deletion_without_a_criterion_or_with_a_misspelt_one_is_refused(
     assert letters.count == 3
 
 
-async def test_a_page_elsewhere_deletes_nothing(letters: DeadLetters) -> None:
+async def test_a_page_of_another_origin_cannot_delete_dead_letters(letters: DeadLetters) -> None:
     """A foreign site in the browser of this machine is refused."""
     async with api_client(components(dead_letters=letters)) as client:
         response = await client.delete(

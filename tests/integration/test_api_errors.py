@@ -1,4 +1,4 @@
-"""Refusals and mistakes: problem documents everywhere, and no secret in any of them."""
+"""Every refusal and error is a problem document without a secret."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _is_problem(response: httpx.Response) -> bool:
     ],
 )
 async def test_errors_are_problem_documents(method: str, path: str, status: int, code: str) -> None:
-    """Each with its status and a code that a program can tell apart."""
+    """Each has its status and a stable code for programs."""
     async with api_client() as client:
         response = await client.request(method, path)
 
@@ -59,15 +59,15 @@ async def test_errors_are_problem_documents(method: str, path: str, status: int,
     assert _is_problem(response)
 
 
-async def test_the_missing_store_is_named() -> None:
-    """Who asks for history learns which setting brings it."""
+async def test_history_without_an_embedded_store_is_refused_with_advice() -> None:
+    """The problem document names the setting that enables it."""
     async with api_client() as client:
         response = await client.get("/api/v1/events")
 
     assert "EMBEDDED_STORE" in response.json()["detail"]
 
 
-async def test_an_unknown_parameter_is_named() -> None:
+async def test_an_unknown_query_parameter_is_refused_by_name() -> None:
     """A misspelt filter that is ignored would return more than was asked for."""
     async with api_client() as client:
         response = await client.get("/api/v1/events?entity=sensor.a&domian=light&limit=1")
@@ -87,8 +87,8 @@ async def test_the_predecessors_routes_ignore_unknown_parameters() -> None:
     assert (areas.status_code, health.status_code) == (200, 200)
 
 
-async def test_an_invalid_value_is_placed_but_not_repeated() -> None:
-    """`errors` says where; what was sent is not sent back."""
+async def test_the_error_of_an_invalid_value_has_its_place_and_not_the_value() -> None:
+    """`errors` has the location; the value itself is not repeated."""
     async with api_client() as client:
         response = await client.get("/api/v1/events?limit=hunter2&start=2026-11-23")
 
@@ -97,7 +97,7 @@ async def test_an_invalid_value_is_placed_but_not_repeated() -> None:
     assert "hunter2" not in response.text
 
 
-async def test_a_mistake_of_ours_tells_nothing_inside() -> None:
+async def test_an_internal_error_reveals_no_details() -> None:
     """The answer is a problem with the security headers, without the exception's words."""
 
     def broken() -> Mapping[str, object]:
@@ -113,7 +113,7 @@ async def test_a_mistake_of_ours_tells_nothing_inside() -> None:
 
 
 async def test_a_local_database_that_fails_is_503() -> None:
-    """Its file may be damaged; that is no mistake of the request, and the log says more."""
+    """Its file may be damaged; the request is valid, and the log has the details."""
 
     def damaged() -> Mapping[str, object]:
         raise StorageDamaged("/data/events.db is not a database")
@@ -134,10 +134,10 @@ async def test_a_local_database_that_fails_is_503() -> None:
         ({"X-API-Key": KEY}, 200, None),
     ],
 )
-async def test_data_asks_for_the_key(
+async def test_routes_with_data_require_the_key(
     headers: dict[str, str], status: int, code: str | None
 ) -> None:
-    """A refusal is a problem and says how to authenticate."""
+    """The problem document explains how to authenticate."""
     async with api_client(components(access=LOCKED), peer="192.168.1.7") as client:
         response = await client.get("/api/v1/event-rate", headers=headers)
 
@@ -145,7 +145,7 @@ async def test_data_asks_for_the_key(
     assert ("www-authenticate" in response.headers) == (status == 401)
 
 
-async def test_many_wrong_keys_are_answered_with_429_and_the_right_one_still_fits() -> None:
+async def test_many_wrong_keys_get_429_and_the_right_one_still_works() -> None:
     """One client must not lock out the others behind its address."""
     parts = components(access=LOCKED, key_attempts=AuthThrottle(most=3, clock=lambda: 0.0))
     app = build_api(parts)
@@ -178,7 +178,7 @@ async def test_without_a_key_other_machines_are_refused() -> None:
     assert "API_KEY" in response.json()["detail"]
 
 
-async def test_pages_of_named_origins_may_read() -> None:
+async def test_pages_of_allowed_origins_may_read() -> None:
     """CORS is for CORS_ORIGINS only, also on refusals, and a preflight needs no key."""
     asked = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "x-api-key"}
     async with api_client(components(access=LOCKED)) as client:
@@ -196,7 +196,7 @@ async def test_pages_of_named_origins_may_read() -> None:
     assert "access-control-allow-credentials" not in preflight.headers
 
 
-async def test_nothing_sets_a_cookie() -> None:
+async def test_no_response_sets_a_cookie() -> None:
     """A key is sent each time, so no other page can use a person's session."""
     async with api_client() as client:
         answers = [await client.get(path) for path in ("/", "/docs", "/health", "/nowhere")]
@@ -214,8 +214,8 @@ async def test_a_large_body_is_refused_before_it_is_read() -> None:
 
 
 @pytest.mark.parametrize("length", [b"abc", b"-1"])
-async def test_a_length_that_is_no_number_is_left_to_the_server(length: bytes) -> None:
-    """Nothing breaks over it."""
+async def test_an_invalid_content_length_is_left_to_the_server(length: bytes) -> None:
+    """The guard does not fail on it."""
     async with api_client() as client:
         response = await client.get("/health", headers={b"content-length": length})
 
@@ -239,8 +239,8 @@ async def test_a_server_that_cannot_refuse_a_handshake_closes_it() -> None:
     assert sent == [{"type": "websocket.close", "code": 1008, "reason": "api_key_needed"}]
 
 
-async def test_what_is_no_request_passes() -> None:
-    """The server's lifespan is nobody's request."""
+async def test_the_guard_passes_lifespan_events_on() -> None:
+    """A lifespan event of the server is not a request."""
     seen: list[str] = []
 
     async def app(scope: Mapping[str, str], *_: object) -> None:
@@ -252,7 +252,7 @@ async def test_what_is_no_request_passes() -> None:
     assert seen == ["lifespan"]
 
 
-async def test_problems_come_over_a_real_socket_too() -> None:
+async def test_problem_documents_are_sent_over_a_real_socket() -> None:
     """A HEAD has no body; what is no HTTP gets no answer of ours."""
     async with serving(components(snapshot=lambda: HEALTHY)) as service:
         async with httpx.AsyncClient() as client:
@@ -276,7 +276,7 @@ async def _chunks(count: int) -> AsyncIterator[bytes]:
         yield b"x" * 100_000
 
 
-async def test_a_body_of_untold_length_ends_at_the_bound() -> None:
+async def test_a_chunked_body_ends_at_the_bound() -> None:
     """Counted while it is read, it is refused as any other that is too large."""
     app = build_api(components())
 

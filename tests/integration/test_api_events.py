@@ -53,7 +53,7 @@ class _Store:
         return self.page
 
 
-async def test_history_is_told_in_the_words_of_the_live_stream() -> None:
+async def test_history_has_the_format_of_the_live_stream() -> None:
     """The same names, the same time format; ids of the context together."""
     stored = [STORED, msgspec.structs.replace(STORED, context=None, state=None, removed=True)]
     store = _Store(Page(events=stored, next_cursor="123_4"))
@@ -92,7 +92,7 @@ async def test_history_is_told_in_the_words_of_the_live_stream() -> None:
     }
 
 
-async def test_the_questions_reach_the_store() -> None:
+async def test_query_parameters_of_history_reach_the_store() -> None:
     """Times are nanoseconds there, whatever offset they were asked with."""
     store = _Store(Page(events=[], next_cursor=None))
     parameters = {
@@ -127,8 +127,8 @@ async def test_the_questions_reach_the_store() -> None:
     ]
 
 
-async def test_a_cursor_of_somebody_else_is_refused() -> None:
-    """With a problem that says what to do."""
+async def test_an_invalid_cursor_of_history_is_refused() -> None:
+    """The problem document explains what to do."""
     store = _Store(Page(events=[], next_cursor=None))
 
     async with api_client(components(event_store=store)) as client:
@@ -137,7 +137,7 @@ async def test_a_cursor_of_somebody_else_is_refused() -> None:
     assert (response.status_code, response.json()["code"]) == (422, "invalid_cursor")
 
 
-async def test_times_before_and_after_all_time_fit_the_store() -> None:
+async def test_history_accepts_times_beyond_the_range_of_a_point() -> None:
     """Nanoseconds of the year 1 or 9999 do not fit 64 bits; nothing was stored there anyway."""
     store = _Store(Page(events=[], next_cursor=None))
     parameters = {"start": "0001-01-01T00:00:00Z", "end": "9999-12-31T00:00:00Z"}

@@ -1,4 +1,4 @@
-"""Gaps over HTTP: what is told of them, and what a person may ask for."""
+"""Gaps over HTTP: listing them, acknowledging them, and requesting history."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def streamed(coverage: Coverage, at: datetime) -> Gap | None:
     return gap
 
 
-async def test_without_gaps_there_are_none() -> None:
+async def test_without_gaps_the_list_of_gaps_is_empty() -> None:
     """A list all the same."""
     async with api_client() as client:
         answer = await client.get("/api/v1/gaps")
@@ -44,7 +44,7 @@ async def test_without_gaps_there_are_none() -> None:
     assert (answer.status_code, answer.json()) == (200, {"gaps": [], "count": 0})
 
 
-async def test_a_gap_tells_its_story() -> None:
+async def test_a_listed_gap_has_its_times_reason_and_counts() -> None:
     """Times to the microsecond, and what became of it."""
     coverage, gap = noted()
     gap = coverage.update(
@@ -79,7 +79,7 @@ async def test_a_gap_tells_its_story() -> None:
     }
 
 
-async def test_the_newest_gap_comes_first() -> None:
+async def test_the_newest_gap_is_listed_first() -> None:
     """It is the one that somebody looks for."""
     coverage, _ = noted()
     streamed(coverage, BEGAN + timedelta(hours=1))
@@ -90,7 +90,7 @@ async def test_the_newest_gap_comes_first() -> None:
     assert [gap["id"] for gap in answer.json()["gaps"]] == [2, 1]
 
 
-async def test_history_from_before_can_be_asked_for() -> None:
+async def test_history_from_before_the_first_start_can_be_requested() -> None:
     """Up to the moment from which on everything was captured."""
     coverage, _ = noted()
 
@@ -139,7 +139,7 @@ async def test_an_entity_that_nothing_knows_is_refused_by_name() -> None:
     assert len(coverage.gaps()) == 1
 
 
-async def test_what_was_captured_is_not_opened() -> None:
+async def test_a_request_opens_no_gap_for_captured_time() -> None:
     """Nothing is to be done, which is no mistake."""
     coverage, _ = noted()
     body = {"since": "2026-11-23T10:03:00Z", "until": "2026-11-23T10:04:00Z"}
@@ -150,7 +150,7 @@ async def test_what_was_captured_is_not_opened() -> None:
     assert (answer.status_code, answer.json()) == (200, {"gaps": []})
 
 
-async def test_a_gap_that_nobody_fills_is_opened_for_a_person() -> None:
+async def test_with_backfill_disabled_a_request_still_opens_a_gap() -> None:
     """With BACKFILL_ENABLED=false."""
     coverage, gap = noted(fills=False)
     body = {"since": "2026-11-23T10:03:00Z", "until": "2026-11-23T10:04:00Z"}
@@ -162,7 +162,7 @@ async def test_a_gap_that_nobody_fills_is_opened_for_a_person() -> None:
 
 
 @pytest.mark.parametrize("since", ["0001-01-01T00:00:00Z", "1600-01-01T00:00:00Z"])
-async def test_the_beginning_of_time_is_no_reason_to_break(since: str) -> None:
+async def test_a_request_from_the_beginning_of_time_is_accepted(since: str) -> None:
     """A journal cannot hold such moments, and its next append would fail with them."""
     coverage = Coverage()
     body = {"since": since, "until": "9999-12-31T23:59:59Z"}
@@ -184,7 +184,7 @@ async def test_the_beginning_of_time_is_no_reason_to_break(since: str) -> None:
         {"since": "2100-01-01T00:00:00Z", "until": "2101-01-01T00:00:00Z"},
     ],
 )
-async def test_a_span_that_is_none_is_refused(body: dict[str, str]) -> None:
+async def test_a_request_whose_end_is_not_after_its_start_is_refused(body: dict[str, str]) -> None:
     """With the rule."""
     coverage, _ = noted()
 
@@ -209,7 +209,9 @@ async def test_a_span_that_is_none_is_refused(body: dict[str, str]) -> None:
         ({"since": "2026-11-01T00:00:00Z", "entity_ids": "sensor.a"}, "entity_ids"),
     ],
 )
-async def test_what_cannot_be_read_is_refused(body: dict[str, object], field: str) -> None:
+async def test_a_request_that_is_not_valid_json_is_refused(
+    body: dict[str, object], field: str
+) -> None:
     """The problem names the field; a moment needs its offset."""
     async with api_client() as client:
         answer = await client.post("/api/v1/backfill", json=body)
@@ -222,8 +224,8 @@ async def test_what_cannot_be_read_is_refused(body: dict[str, object], field: st
 @pytest.mark.parametrize(
     ("method", "path"), [("GET", "/api/v1/gaps"), ("POST", "/api/v1/backfill")]
 )
-async def test_strangers_are_refused(method: str, path: str) -> None:
-    """Entity names are nobody else's business."""
+async def test_gaps_require_the_key(method: str, path: str) -> None:
+    """Gaps contain entity ids, which are personal."""
     body = {"since": "2026-11-01T00:00:00Z"} if method == "POST" else None
     guarded = components(access=AccessRules(api_key=KEY))
 
@@ -236,7 +238,7 @@ async def test_strangers_are_refused(method: str, path: str) -> None:
     assert [unknown.status_code, without.status_code, allowed.status_code] == [403, 401, 200]
 
 
-async def test_a_foreign_page_cannot_start_it() -> None:
+async def test_a_page_of_another_origin_cannot_start_a_backfill() -> None:
     """A browser that is on this machine for another site."""
     coverage, _ = noted()
 
@@ -251,7 +253,7 @@ async def test_a_foreign_page_cannot_start_it() -> None:
     assert coverage.count("open") == 1
 
 
-def test_the_document_describes_both_routes() -> None:
+def test_openapi_describes_the_routes_for_gaps() -> None:
     """With a tag, a summary, examples and the problems they may answer with."""
     document = build_api(components()).openapi()
     schemas = document["components"]["schemas"]
@@ -277,8 +279,8 @@ def test_the_document_describes_both_routes() -> None:
     assert all("examples" in field for field in schemas["GapDocument"]["properties"].values())
 
 
-async def test_a_body_that_is_no_text_is_said_to_be_none() -> None:
-    """With a problem document of its own, as /openapi.json says."""
+async def test_a_body_that_is_not_utf_8_is_refused_as_unreadable() -> None:
+    """With its own problem document, as in /openapi.json."""
     async with api_client() as client:
         answer = await client.post(
             "/api/v1/backfill", content=b"\xff\xfe{", headers={"Content-Type": "application/json"}

@@ -1,4 +1,4 @@
-"""`/health`, `/metrics` and what else tells people how the service is."""
+"""`/health`, `/metrics`, the event rate and diagnostics."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.fakes.snapshots import DEGRADED, HEALTHY, NOON, UNHEALTHY
         (UNHEALTHY, "/health/ready", 503, 503),
     ],
 )
-async def test_what_an_orchestrator_learns(
+async def test_only_a_broken_process_answers_health_with_503(
     snapshot: Snapshot, path: str, status: int, word: object
 ) -> None:
     """Only a broken process is 503; a dependency that is down is not."""
@@ -35,7 +35,7 @@ async def test_what_an_orchestrator_learns(
     assert (status, word) == (response.status_code, response.json()["status"])
 
 
-async def test_an_unready_service_says_why() -> None:
+async def test_a_service_that_is_not_ready_gives_the_reason() -> None:
     """The problem carries the reasons of the snapshot."""
     async with api_client(components(snapshot=lambda: UNHEALTHY)) as client:
         response = await client.get("/health/ready")
@@ -44,7 +44,7 @@ async def test_an_unready_service_says_why() -> None:
     assert "The source loop ended: KeyError('id')" in response.json()["detail"]
 
 
-async def test_live_asks_nothing_of_anyone() -> None:
+async def test_the_liveness_check_contacts_no_dependency() -> None:
     """Also when no picture of health can be had."""
 
     def broken() -> Snapshot:
@@ -68,7 +68,7 @@ async def test_health_is_open_to_everyone() -> None:
     assert [answer.status_code for answer in answers] == [200] * 4
 
 
-async def test_metrics_tell_the_service_and_its_requests() -> None:
+async def test_metrics_cover_the_service_and_its_http_requests() -> None:
     """One registry holds the snapshot, the histograms and the HTTP metrics."""
     async with api_client() as client:
         await client.get("/health")
@@ -86,8 +86,8 @@ async def test_metrics_tell_the_service_and_its_requests() -> None:
     assert "anna" not in text
 
 
-async def test_unknown_methods_make_no_metrics() -> None:
-    """Else anyone could fill the memory with labels."""
+async def test_unknown_http_methods_add_no_metrics() -> None:
+    """Otherwise anyone could fill the memory with labels."""
     async with api_client() as client:
         refused = await client.request("MADEUP", "/health")
         text = (await client.get("/metrics")).text
@@ -96,7 +96,7 @@ async def test_unknown_methods_make_no_metrics() -> None:
     assert "MADEUP" not in text
 
 
-async def test_the_rate_is_told_per_second() -> None:
+async def test_the_event_rate_is_listed_per_second() -> None:
     """The seconds that had events, oldest first."""
     registry = CollectorRegistry()
     now = [NOON.timestamp() - 70]
@@ -120,7 +120,7 @@ async def test_the_rate_is_told_per_second() -> None:
     }
 
 
-async def test_diagnostics_hold_no_secret() -> None:
+async def test_diagnostics_contain_no_secret() -> None:
     """They are made to be shown to others."""
     token = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJhYmMifQ.c2lnbmF0dXJl"
     told = {
@@ -157,7 +157,7 @@ async def test_diagnostics_hold_no_secret() -> None:
     }
 
 
-async def test_metrics_name_no_one() -> None:
+async def test_no_metric_names_an_entity_or_a_person() -> None:
     """Labels come from a small fixed set of words."""
     async with api_client() as client:
         text = (await client.get("/metrics")).text

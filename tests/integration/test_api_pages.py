@@ -20,7 +20,7 @@ PAGES = ("/", "/docs")
 
 
 @pytest.mark.parametrize("page", PAGES)
-async def test_a_page_and_all_it_loads_come_from_here(page: str) -> None:
+async def test_a_page_and_everything_it_loads_are_served_locally(page: str) -> None:
     """No address of the internet is in it, no inline script, and every file exists."""
     async with api_client() as client:
         html = (await client.get(page)).text
@@ -70,14 +70,14 @@ async def test_no_file_stays_open_while_a_client_does_not_read(path: str) -> Non
     assert not [file for file in open_files if file.endswith((".html", ".js", ".css"))]
 
 
-def test_our_scripts_name_no_address_of_the_internet() -> None:
+def test_scripts_of_the_dashboard_contain_no_internet_address() -> None:
     """What they fetch is relative, so that the page works below a path."""
     svg = "http://www.w3.org/2000/svg"  # the name of a namespace, which nobody fetches
     for script in WEB.glob("*.js"):
         assert not re.search(r"""["'`](https?:)?//""", script.read_text().replace(svg, "")), script
 
 
-def test_our_scripts_load_only_each_other() -> None:
+def test_scripts_of_the_dashboard_load_only_each_other() -> None:
     """Every import names a file that is there, next to the one that imports it."""
     imported = {
         name
@@ -90,7 +90,7 @@ def test_our_scripts_load_only_each_other() -> None:
     assert all((WEB / name).is_file() for name in imported)
 
 
-def test_our_scripts_never_make_markup_of_text() -> None:
+def test_scripts_of_the_dashboard_never_turn_text_into_markup() -> None:
     """Names and states of entities are put in with textContent only."""
     for script in WEB.glob("*.js"):
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|write\(", script.read_text())
@@ -111,7 +111,7 @@ async def test_swagger_ui_can_show_our_version_of_openapi() -> None:
 @pytest.mark.parametrize(
     ("path", "policy"), [("/", "default-src 'self'"), ("/docs", "style-src"), ("/health", "self")]
 )
-async def test_every_answer_carries_the_security_headers(path: str, policy: str) -> None:
+async def test_every_response_has_the_security_headers(path: str, policy: str) -> None:
     """A browser may load nothing from elsewhere, and guess and frame nothing."""
     async with api_client() as client:
         headers = (await client.get(path)).headers
@@ -143,7 +143,7 @@ async def test_only_swagger_ui_may_style_its_parts_from_a_script() -> None:
     "path",
     ["/static/../api/application.py", "/static/%2e%2e/api/application.py", "/static/", "/static"],
 )
-async def test_only_files_of_the_pages_are_served(path: str) -> None:
+async def test_only_files_of_the_dashboard_are_served(path: str) -> None:
     """Nothing beside them can be reached."""
     parts = components(access=AccessRules(api_key="k" * 20))
     async with api_client(parts) as client:
@@ -159,7 +159,7 @@ async def _document() -> dict[str, Any]:
     return document
 
 
-async def test_every_route_is_described() -> None:
+async def test_openapi_describes_every_route() -> None:
     """Each has a tag, a summary, a description, an example and its errors as problems."""
     document = await _document()
 
@@ -194,7 +194,7 @@ def _has_example(operation: dict[str, Any], document: dict[str, Any]) -> bool:
     return False
 
 
-async def test_every_reference_leads_somewhere() -> None:
+async def test_every_reference_in_openapi_resolves() -> None:
     """The document is whole: no model is named that is not in it."""
     document = await _document()
 
@@ -202,7 +202,7 @@ async def test_every_reference_leads_somewhere() -> None:
     assert references <= set(document["components"]["schemas"])
 
 
-async def test_errors_are_described_as_problems() -> None:
+async def test_openapi_describes_errors_as_problem_documents() -> None:
     """Everywhere but in the 503 of /health, which is the report itself."""
     document = await _document()
 
@@ -213,8 +213,8 @@ async def test_errors_are_described_as_problems() -> None:
                     assert list(response["content"]) == ["application/problem+json"], path
 
 
-async def test_the_messages_of_the_websocket_are_described() -> None:
-    """OpenAPI knows no WebSocket; GET /ws says 426 and names the models."""
+async def test_openapi_describes_the_messages_of_the_websocket() -> None:
+    """OpenAPI cannot describe a WebSocket; `GET /ws` answers 426 and names the models."""
     document = await _document()
 
     operation = document["paths"]["/ws"]["get"]
@@ -233,7 +233,7 @@ async def test_the_messages_of_the_websocket_are_described() -> None:
     }
 
 
-async def test_history_is_documented_as_the_store_returns_it() -> None:
+async def test_openapi_describes_history_as_the_store_returns_it() -> None:
     """Every member of a stored event is in the document, with its type and an example."""
     model = (await _document())["components"]["schemas"]["StoredEvent"]
 
@@ -248,7 +248,7 @@ async def test_history_is_documented_as_the_store_returns_it() -> None:
     assert model["properties"]["duration"]["examples"] == [60.0]
 
 
-async def test_the_service_may_stand_below_a_path() -> None:
+async def test_the_service_works_below_a_path_prefix() -> None:
     """The document's server is relative, so Swagger UI calls the right place."""
     document = await _document()
 

@@ -1,4 +1,4 @@
-"""The catalog on disk: what is kept, what is served, and what other senders may add."""
+"""The catalog on disk: what is stored, what is served, and what other senders may add."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def execute(folder: Path, sql: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_the_next_start_restores_the_catalog(tmp_path: Path, version: str) -> None:
+async def test_the_catalog_is_restored_at_the_next_start(tmp_path: Path, version: str) -> None:
     """The catalog is there before the first event: a restart changes no tag."""
     rows = {
         kind: recording(version, f"config_{kind}_registry_list")["result"]
@@ -126,7 +126,7 @@ async def test_the_next_start_restores_the_catalog(tmp_path: Path, version: str)
     assert len(after.registries.areas) == len(now.areas) == 3
 
 
-async def test_a_first_start_has_an_empty_catalog(tmp_path: Path) -> None:
+async def test_the_catalog_is_empty_at_the_first_start(tmp_path: Path) -> None:
     """So events wait for the first listing."""
     catalog = Catalog()
 
@@ -146,7 +146,7 @@ async def test_removed_rows_are_not_restored_at_the_next_start(tmp_path: Path) -
         assert len(catalog.registries.devices) == 2
 
 
-async def test_the_tables_are_those_that_people_read(
+async def test_the_tables_of_the_catalog_keep_their_columns(
     metadata: CatalogStore, tmp_path: Path
 ) -> None:
     """`metadata.db` is opened by other programs: names and contents of columns are a contract."""
@@ -237,7 +237,7 @@ async def test_devices_and_entities_are_filtered_as_documented(
     assert found == await ids(metadata, kind, **filters)
 
 
-async def test_pages_of_the_catalog_hold_every_row_once(metadata: CatalogStore) -> None:
+async def test_pages_of_the_catalog_have_every_row_once(metadata: CatalogStore) -> None:
     """By id, each row once."""
     await refresh(metadata, HOME)
 
@@ -249,7 +249,7 @@ async def test_pages_of_the_catalog_hold_every_row_once(metadata: CatalogStore) 
     assert second.next_cursor is None
 
 
-async def test_a_device_has_the_count_of_its_entities(metadata: CatalogStore) -> None:
+async def test_a_device_is_served_with_the_number_of_its_entities(metadata: CatalogStore) -> None:
     """Those that were removed do not count."""
     await refresh(metadata, HOME)
     rows: Any = HOME["entity"]
@@ -289,7 +289,7 @@ async def test_a_full_refresh_updates_last_seen(metadata: CatalogStore) -> None:
     assert seen == [later.isoformat()] * 2
 
 
-async def test_a_device_gets_the_integration_that_is_known_later(metadata: CatalogStore) -> None:
+async def test_a_device_gets_its_integration_once_that_is_known(metadata: CatalogStore) -> None:
     """Its own row stays the same when the entries could not be listed at first."""
     await refresh(metadata, {**HOME, "config_entry": []})
 
@@ -299,8 +299,10 @@ async def test_a_device_gets_the_integration_that_is_known_later(metadata: Catal
     assert [device["integration"] for device in devices] == ["mqtt", None]
 
 
-async def test_another_sender_adds_and_never_wipes(metadata: CatalogStore) -> None:
-    """A row says something of the columns it has, and nothing of the others."""
+async def test_a_column_that_another_sender_leaves_out_keeps_its_value(
+    metadata: CatalogStore,
+) -> None:
+    """A row changes only the columns it has."""
     await metadata.upsert(
         "entities",
         [b'{"entity_id":"light.a","name":"Given","platform":"mqtt","device_class":"lamp"}'],
@@ -331,7 +333,7 @@ async def test_another_sender_adds_and_never_wipes(metadata: CatalogStore) -> No
         (['{"entity_id":"light.a","name":"N"}', '{"entity_id":"light.a","area_id":"x"}'], "N"),
     ],
 )
-async def test_the_friendly_name_follows_from_what_is_known(
+async def test_the_friendly_name_is_the_best_known_name(
     metadata: CatalogStore, rows: list[str], name: str
 ) -> None:
     """The user's name, the given, the integration's, else one made of the id."""
@@ -351,7 +353,7 @@ async def test_the_friendly_name_follows_from_what_is_known(
         (['{"device_id":"d1","name":"N"}', '{"id":"d1","name":"M","name_by_user":null}'], "M"),
     ],
 )
-async def test_the_name_of_a_device_is_the_users(
+async def test_the_name_of_a_device_is_the_one_its_user_gave(
     metadata: CatalogStore, rows: list[str], name: str
 ) -> None:
     """And stays it when a sender knows only the other."""
@@ -362,16 +364,16 @@ async def test_the_name_of_a_device_is_the_users(
     assert device["name"] == name
 
 
-async def test_rows_without_an_id_cost_only_themselves(metadata: CatalogStore) -> None:
-    """A sender is told how many were of use."""
+async def test_rows_without_an_id_are_skipped_alone(metadata: CatalogStore) -> None:
+    """The sender gets the number of rows that were stored."""
     rows = [b"{}", b"[]", b'{"id":""}', b'{"id":7}', b'{"id":"\\ud800"}', b'{"id":"d1"}']
 
     assert await metadata.upsert("devices", rows) == 1
     assert await ids(metadata, "devices") == ["d1"]
 
 
-async def test_values_of_any_type_become_what_a_column_can_hold(metadata: CatalogStore) -> None:
-    """Whatever an integration wrote, the row is kept."""
+async def test_values_of_any_type_are_converted_to_the_column_type(metadata: CatalogStore) -> None:
+    """The row is stored, whatever an integration wrote."""
     row = {
         "entity_id": "light.a",
         "supported_features": 2**70,
@@ -392,7 +394,7 @@ async def test_values_of_any_type_become_what_a_column_can_hold(metadata: Catalo
     assert entity["name"] is None
 
 
-async def test_rows_of_other_senders_stay_when_ours_are_listed(metadata: CatalogStore) -> None:
+async def test_a_refresh_leaves_rows_of_other_senders_alone(metadata: CatalogStore) -> None:
     """One instance may be the data API of another home."""
     await metadata.upsert("devices", [b'{"id":"theirs","source":"cabin"}'])
 
@@ -489,7 +491,7 @@ async def test_the_last_known_names_of_entities_are_restored(tmp_path: Path) -> 
     assert after.names == {"door": LastNames("window", None, "Door")}
 
 
-async def test_a_file_without_the_last_known_names_is_opened(tmp_path: Path) -> None:
+async def test_a_catalog_file_without_last_known_names_is_opened(tmp_path: Path) -> None:
     """An earlier version wrote it: nothing of it is lost, and the new table is added."""
     async with opened(tmp_path) as metadata:
         await refresh(metadata, HOME)

@@ -180,7 +180,7 @@ def parts() -> Parts:
     return Parts()
 
 
-async def test_events_arrive_in_order(
+async def test_events_of_home_assistant_arrive_in_order(
     house: StillHouse, home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
     """Each reaches the listener once, and the status is healthy."""
@@ -378,7 +378,7 @@ async def test_a_lasting_connection_without_events_counts_as_success(
         assert source.status().breaker.state == "closed"
 
 
-async def test_the_next_attempt_waits_for_the_breaker(
+async def test_the_next_connection_attempt_waits_for_the_breaker(
     ear: RecordingListener, home_assistant: FakeHomeAssistant
 ) -> None:
     """Of the breaker's and the backoff's time the later counts: here the breaker's."""
@@ -395,7 +395,7 @@ async def test_the_next_attempt_waits_for_the_breaker(
     assert (status.connection_attempts, status.breaker.failure_count) == (3, 3)
 
 
-async def test_the_next_attempt_waits_for_the_backoff(
+async def test_the_next_connection_attempt_waits_for_the_backoff(
     ear: RecordingListener, home_assistant: FakeHomeAssistant, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Delays double; a breaker that already allows a trial does not shorten them."""
@@ -410,7 +410,7 @@ async def test_the_next_attempt_waits_for_the_backoff(
     ] == (lines(caplog, "^Reconnection attempt"))
 
 
-async def test_retries_may_be_limited(
+async def test_the_number_of_reconnection_attempts_may_be_limited(
     ear: RecordingListener,
     home_assistant: FakeHomeAssistant,
     parts: Parts,
@@ -436,7 +436,7 @@ async def test_a_refused_token_is_tried_again_slowly(
     parts: Parts,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The log says what to do, and the process keeps running."""
+    """The log explains what to do, and the process keeps running."""
     wrong = "wrong-token-0123456789-0123456789-0123456789"
     source = parts.source(home_assistant.url, token=wrong, max_retries=0)
     async with running(source, ear) as task:
@@ -456,7 +456,7 @@ async def test_a_refused_token_is_tried_again_slowly(
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
-async def test_a_restored_token_is_accepted(
+async def test_a_token_that_is_valid_again_is_accepted(
     ear: RecordingListener, home_assistant: FakeHomeAssistant, parts: Parts
 ) -> None:
     """The slow attempts continue, so no restart is needed."""
@@ -489,7 +489,7 @@ async def test_a_half_open_connection_is_detected(
         await until(lambda: source.status().is_subscribed)
 
 
-async def test_stopping_does_not_wait_for_a_silent_peer(
+async def test_stopping_does_not_wait_for_a_silent_home_assistant(
     home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
     """A cancelled source ends within a second."""
@@ -506,7 +506,7 @@ async def test_stopping_does_not_wait_for_a_silent_peer(
         assert task.cancelled()
 
 
-async def test_authentication_has_a_timeout(
+async def test_authentication_with_home_assistant_has_a_timeout(
     home_assistant: FakeHomeAssistant, ear: RecordingListener, parts: Parts
 ) -> None:
     """A server that accepts and stays silent is abandoned for another attempt."""
@@ -612,7 +612,7 @@ async def test_a_malformed_get_config_answer_is_requested_again(
         await until(lambda: source.status().ha_state == "RUNNING")
 
 
-async def test_a_malformed_message_costs_nothing_but_itself(
+async def test_a_malformed_message_costs_only_itself(
     house: StillHouse,
     home_assistant: FakeHomeAssistant,
     ear: RecordingListener,

@@ -68,7 +68,9 @@ LISTED = (
 )
 
 
-async def test_without_a_service_the_files_are_used(letters: DeadLetters, chosen: Settings) -> None:
+async def test_without_a_running_service_the_command_uses_the_files(
+    letters: DeadLetters, chosen: Settings
+) -> None:
     """Listing escapes what a terminal would obey; the export has the true bytes."""
     assert await command(chosen, "list", "--sink", "influxdb") == LISTED
     assert (await command(chosen, "list", "--limit", "1")).startswith("3  1970")
@@ -79,7 +81,7 @@ async def test_without_a_service_the_files_are_used(letters: DeadLetters, chosen
     assert await command(chosen, "list") == ""
 
 
-async def test_without_a_service_a_retry_goes_into_the_journal_on_disk(
+async def test_without_a_running_service_a_retry_goes_into_the_journal_on_disk(
     letters: DeadLetters, chosen: Settings
 ) -> None:
     """The next start delivers them."""
@@ -95,7 +97,7 @@ async def test_without_a_service_a_retry_goes_into_the_journal_on_disk(
     assert await letters.newest(limit=9) == []
 
 
-async def test_a_journal_in_memory_takes_nothing_without_a_service(
+async def test_without_a_running_service_a_journal_in_memory_refuses_a_retry(
     letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The points would be gone with the command."""
@@ -106,7 +108,7 @@ async def test_a_journal_in_memory_takes_nothing_without_a_service(
     assert letters.count == 3
 
 
-async def test_a_service_that_holds_the_folder_is_asked(
+async def test_the_command_uses_the_service_that_owns_the_folder(
     letters: DeadLetters, chosen: Settings, tmp_path: Path
 ) -> None:
     """Everything goes through its API, so that nobody works on its files."""
@@ -133,7 +135,7 @@ async def test_a_service_that_holds_the_folder_is_asked(
     assert letters.count == 0
 
 
-async def test_a_long_list_comes_in_pages(chosen: Settings) -> None:
+async def test_a_long_list_of_dead_letters_is_read_in_pages(chosen: Settings) -> None:
     """The API gives a thousand at once."""
     async with DeadLetters(chosen.journal.data_dir / "dead_letters.db") as box:
         await box._database.write(
@@ -150,7 +152,7 @@ async def test_a_long_list_comes_in_pages(chosen: Settings) -> None:
     assert said.count("\n") == 2 * 1002
 
 
-async def test_the_key_of_the_settings_is_sent(
+async def test_the_dead_letters_command_sends_the_api_key(
     letters: DeadLetters, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without it the service's own words say what to do."""
@@ -168,7 +170,7 @@ async def test_the_key_of_the_settings_is_sent(
             assert await command(load_settings(), "list", "--sink", "influxdb") == LISTED
 
 
-async def test_an_answer_that_is_no_problem_document_is_told_all_the_same(
+async def test_the_command_reports_an_error_that_is_not_a_problem_document(
     letters: DeadLetters, chosen: Settings
 ) -> None:
     """Something else may listen there."""
@@ -190,7 +192,9 @@ async def test_an_answer_that_is_no_problem_document_is_told_all_the_same(
 
 
 @pytest.mark.parametrize("action", ["list", "export"])
-async def test_a_service_that_does_not_answer_is_named(chosen: Settings, action: str) -> None:
+async def test_the_command_names_a_service_that_does_not_answer(
+    chosen: Settings, action: str
+) -> None:
     """The folder is held, and nobody may work on it meanwhile."""
     with (
         owned_folder(chosen.journal.data_dir),
@@ -199,10 +203,10 @@ async def test_a_service_that_does_not_answer_is_named(chosen: Settings, action:
         await command(chosen, action, "--url", "http://127.0.0.1:1")
 
 
-async def test_a_port_that_nobody_knows_must_be_said(
+async def test_the_command_needs_a_url_when_the_port_is_0(
     chosen: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With port 0 only the log knows it."""
+    """With port 0, only the log has the actual port."""
     monkeypatch.setenv("WEBSOCKET_INGESTION_PORT", "0")
 
     with (
@@ -212,14 +216,18 @@ async def test_a_port_that_nobody_knows_must_be_said(
         await command(load_settings(), "list")
 
 
-async def test_deleting_everything_must_be_said(letters: DeadLetters, chosen: Settings) -> None:
-    """They cannot be had back."""
+async def test_deleting_every_dead_letter_needs_an_explicit_option(
+    letters: DeadLetters, chosen: Settings
+) -> None:
+    """Deleted dead letters cannot be restored."""
     with pytest.raises(SettingsError, match="--all"):
         await command(chosen, "delete")
     assert letters.count == 3
 
 
-def test_the_command_line_knows_it(chosen: Settings, capfd: pytest.CaptureFixture[str]) -> None:
+def test_listing_dead_letters_of_an_empty_folder_gives_status_0(
+    chosen: Settings, capfd: pytest.CaptureFixture[str]
+) -> None:
     """`python -m app dead-letters list` on a folder without any: nothing to say, status 0."""
     assert main(["dead-letters", "list"]) == 0
     assert main(["dead-letters", "delete"]) == 2

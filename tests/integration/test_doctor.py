@@ -424,7 +424,7 @@ async def test_a_dependency_that_hangs_is_given_up_after_its_time(set_: Set) -> 
 
 
 async def test_a_silent_dependency_is_named_before_its_time_runs_out(set_: Set) -> None:
-    """The timeouts of the steps add up to less, so the report says more than "too slow"."""
+    """The timeouts of the steps add up to less, so the report is more specific than "too slow"."""
     async with silent_port() as port:
         url = f"http://127.0.0.1:{port}"
         set_(HOME_ASSISTANT_URL=url, DATA_API_URL=url)

@@ -37,7 +37,7 @@ async def until(met: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
+async def test_a_changed_filter_file_is_read_again(tmp_path: Path) -> None:
     """What it held back before, it may keep from then on; the totals stay."""
     file = tmp_path / "filter.json"
     file.write_text(NO_LIGHTS)
@@ -57,7 +57,7 @@ async def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["broken", "not UTF-8", "gone", "a pipe"])
-async def test_a_broken_file_is_refused_and_the_filter_before_stays(
+async def test_a_broken_filter_file_is_refused_and_the_previous_filter_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     """The log, /health and the statistics say so until the file is fixed."""
@@ -83,7 +83,7 @@ async def test_a_broken_file_is_refused_and_the_filter_before_stays(
         assert entity_filter.passes(change("light.a"))
 
 
-def test_a_missing_file_is_no_filter(tmp_path: Path) -> None:
+def test_a_missing_filter_file_stops_the_start(tmp_path: Path) -> None:
     """Starting without it would keep what it was to hold back."""
     with pytest.raises(FilterInvalid, match="cannot be read: No such file"):
         EntityFilter.of_file(tmp_path / "none.json")
@@ -99,7 +99,7 @@ def test_a_filter_file_that_is_a_device_or_a_pipe_is_refused(tmp_path: Path) -> 
             EntityFilter.of_file(endless)
 
 
-async def test_the_stats_say_which_rule_did_what() -> None:
+async def test_the_filter_statistics_count_each_rule() -> None:
     """So that a person can see whether a pattern ever fits."""
     entity_filter = EntityFilter.of_text(NO_LIGHTS)
     entity_filter.selected([change("light.a"), change("light.hall"), change("sensor.a")])
@@ -120,7 +120,7 @@ async def test_the_stats_say_which_rule_did_what() -> None:
     }
 
 
-async def test_without_a_filter_the_stats_say_so() -> None:
+async def test_without_a_filter_the_filter_statistics_are_inactive() -> None:
     """Everything passes."""
     async with api_client() as client:
         stats = (await client.get("/api/v1/filter/stats")).json()

@@ -137,7 +137,7 @@ async def test_only_the_path_of_the_api_is_served(house: StillHouse) -> None:
         ),
     ],
 )
-async def test_errors_match_the_recorded_ones(
+async def test_errors_of_the_fake_match_the_recorded_ones(
     house: StillHouse, command: dict[str, object], case: str
 ) -> None:
     """Each mistake has its code."""
@@ -264,7 +264,7 @@ async def test_pending_messages_are_coalesced_once_a_client_enables_it(house: St
     assert states == ["0", "1", "2", "3"]
 
 
-async def test_commands_are_answered_from_the_house(house: StillHouse) -> None:
+async def test_the_fake_answers_commands_from_its_house(house: StillHouse) -> None:
     """States, registries, configuration and recorder come from the house, not the protocol."""
     house.set_state("sensor.a", "1")
     house.put_row("area", {"area_id": "kitchen"}, id_name="area_id")

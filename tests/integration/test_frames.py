@@ -47,7 +47,7 @@ async def lists_of(socket: FrameSocket) -> list[Sequence[bytes]]:
     return lists
 
 
-async def test_frames_come_in_order_and_many_at_a_time() -> None:
+async def test_frames_are_read_in_order_and_several_at_once() -> None:
     """What one read of the socket brought is one list."""
 
     async def talk(socket: ServerConnection) -> None:
@@ -81,8 +81,8 @@ async def test_a_message_in_fragments_is_one_frame() -> None:
         ]
 
 
-async def test_what_nobody_takes_is_not_read() -> None:
-    """A peer that floods one who is busy fills the sockets, not the memory."""
+async def test_frames_that_are_not_taken_pause_the_socket() -> None:
+    """A peer that floods a busy reader fills the socket buffers, not the memory."""
     sent = 0
 
     async def talk(socket: ServerConnection) -> None:
@@ -103,8 +103,8 @@ async def test_what_nobody_takes_is_not_read() -> None:
         assert waiting + sum(map(len, await lists_of(socket))) == MANY
 
 
-async def test_what_had_come_is_handed_out_before_the_end() -> None:
-    """And then every call says that it is over."""
+async def test_frames_received_before_the_end_are_delivered() -> None:
+    """Every later call raises that the connection is closed."""
 
     async def talk(socket: ServerConnection) -> None:
         await socket.send("last words")
@@ -143,7 +143,7 @@ async def test_a_message_in_too_many_fragments_ends_the_connection(fragment: str
     assert "fragments" in closed.value.sent.reason
 
 
-async def test_the_fragments_of_each_message_are_counted_anew() -> None:
+async def test_fragments_are_counted_for_each_message() -> None:
     """Many messages of a few fragments are no reason to hang up."""
 
     async def talk(socket: ServerConnection) -> None:

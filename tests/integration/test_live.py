@@ -36,7 +36,7 @@ def _state(message: object) -> str:
     return cast("str", message["event"]["state"])
 
 
-async def test_hello_comes_first_and_then_every_event() -> None:
+async def test_a_websocket_client_gets_hello_and_then_every_event() -> None:
     """One frame per event, in order."""
     hub = Hub()
     async with serving(components(hub=hub)) as service, service.watching() as socket:
@@ -91,7 +91,7 @@ async def test_coalesced_events_come_in_lists_and_few_frames() -> None:
         ("?area_id=hall&device_class=temp*", ["sensor.hall"]),
     ],
 )
-async def test_a_client_chooses_by_globs(query: str, wanted: list[str]) -> None:
+async def test_a_websocket_client_selects_events_by_globs(query: str, wanted: list[str]) -> None:
     """Query parameters may be repeated."""
     hub = Hub()
     async with serving(components(hub=hub)) as service, service.watching(query) as socket:
@@ -127,7 +127,9 @@ async def test_a_client_chooses_by_globs(query: str, wanted: list[str]) -> None:
         ),
     ],
 )
-async def test_what_a_client_says_is_answered(sent: str | bytes, answer: object) -> None:
+async def test_messages_of_a_websocket_client_are_answered(
+    sent: str | bytes, answer: object
+) -> None:
     """A ping with a pong, anything else with what is understood; nothing ends the connection."""
     async with serving(components()) as service, service.watching() as socket:
         await received(socket)
@@ -139,8 +141,8 @@ async def test_what_a_client_says_is_answered(sent: str | bytes, answer: object)
     assert [answer, {"type": "pong"}] == [first, second]
 
 
-async def test_a_slow_client_loses_its_oldest_events_and_nobody_waits() -> None:
-    """Publishing stays quick, others see everything, and the slow one is told what it lost."""
+async def test_a_slow_websocket_client_loses_its_oldest_events_and_delays_no_other() -> None:
+    """Publishing stays fast, others get everything, and the slow one gets the number it missed."""
     hub = Hub(max_events=50)
     big = b'{"x":"' + b"y" * 20_000 + b'"}'
     async with (
@@ -176,7 +178,7 @@ def _events(messages: list[dict[str, object]]) -> list[dict[str, object]]:
     return [message for message in messages if message["type"] == "event"]
 
 
-async def test_a_client_that_leaves_is_forgotten() -> None:
+async def test_a_websocket_client_that_closes_is_forgotten() -> None:
     """Its place in the hub is free again."""
     hub = Hub()
     async with serving(components(hub=hub)) as service:
@@ -188,7 +190,7 @@ async def test_a_client_that_leaves_is_forgotten() -> None:
     assert inside == 1
 
 
-async def test_a_client_that_breaks_off_is_forgotten() -> None:
+async def test_a_websocket_client_that_resets_is_forgotten() -> None:
     """Also when it goes without a word while events are on their way to it."""
     hub = Hub()
     async with serving(components(hub=hub)) as service:
@@ -202,7 +204,7 @@ async def test_a_client_that_breaks_off_is_forgotten() -> None:
     assert hub.subscribers == 0
 
 
-async def test_a_stopping_server_does_not_wait_for_its_clients() -> None:
+async def test_a_stopping_server_does_not_wait_for_websocket_clients() -> None:
     """With clients that only listen, coalescing or not, the end comes in less than 3 s."""
     parts = components()
     async with contextlib.AsyncExitStack() as stack:
@@ -223,7 +225,7 @@ async def test_a_stopping_server_does_not_wait_for_its_clients() -> None:
     assert parts.hub.subscribers == 0
 
 
-async def test_no_more_clients_than_the_limit() -> None:
+async def test_websocket_clients_beyond_the_limit_are_refused() -> None:
     """The next one is refused with a problem before its WebSocket opens."""
     hub = Hub(max_subscribers=1)
     async with serving(components(hub=hub)) as service, service.watching() as socket:
@@ -235,7 +237,7 @@ async def test_no_more_clients_than_the_limit() -> None:
     assert json.loads(refused.value.response.body)["code"] == "too_many_clients"
 
 
-async def test_the_key_may_come_in_a_header() -> None:
+async def test_a_websocket_client_may_send_the_key_in_a_header() -> None:
     """Then hello comes first, as without a key."""
     access = AccessRules(api_key=KEY)
     async with (
@@ -245,7 +247,7 @@ async def test_the_key_may_come_in_a_header() -> None:
         assert (await received(socket))["type"] == "hello"
 
 
-async def test_the_key_may_come_in_the_first_message() -> None:
+async def test_a_websocket_client_may_send_the_key_in_its_first_message() -> None:
     """A browser cannot set headers; it is asked, as Home Assistant asks."""
     hub = Hub()
     access = AccessRules(api_key=KEY)
@@ -274,8 +276,8 @@ async def test_the_key_may_come_in_the_first_message() -> None:
         "{",
     ],
 )
-async def test_a_wrong_key_ends_the_connection(sent: str) -> None:
-    """The client is told, and never sees an event."""
+async def test_a_wrong_key_ends_the_websocket(sent: str) -> None:
+    """The client gets `auth_invalid` and never an event."""
     access = AccessRules(api_key=KEY)
     async with serving(components(access=access)) as service, service.watching() as socket:
         await received(socket)
@@ -289,7 +291,7 @@ async def test_a_wrong_key_ends_the_connection(sent: str) -> None:
     assert closed.value.rcvd.code == 1008
 
 
-async def test_many_wrong_keys_are_answered_with_a_wait_and_the_right_one_still_fits() -> None:
+async def test_many_wrong_websocket_keys_must_wait_and_the_right_one_still_works() -> None:
     """The first message counts like a header; who shares the address is not locked out."""
     attempts = AuthThrottle(most=1, clock=lambda: 0.0)
     parts = components(access=AccessRules(api_key=KEY), key_attempts=attempts)
@@ -327,8 +329,8 @@ async def test_silent_clients_do_not_lock_out_holders_of_the_key() -> None:
     assert challenges.waiting == 0
 
 
-async def test_a_key_must_come_in_time() -> None:
-    """Who says nothing does not keep a connection."""
+async def test_a_websocket_client_must_send_its_key_in_time() -> None:
+    """A silent client is disconnected."""
     access = AccessRules(api_key=KEY, auth_timeout_s=0.01)
     async with serving(components(access=access)) as service, service.watching() as socket:
         told = [await received(socket), await received(socket)]
@@ -338,7 +340,7 @@ async def test_a_key_must_come_in_time() -> None:
     assert told[1] == {"type": "auth_invalid", "message": "No key came in time"}
 
 
-async def test_a_client_may_leave_instead_of_sending_its_key() -> None:
+async def test_a_websocket_client_may_close_instead_of_sending_its_key() -> None:
     """That is no mistake of anybody's."""
     parts = components(access=AccessRules(api_key=KEY))
     async with serving(parts) as service, service.watching() as socket:
@@ -347,8 +349,8 @@ async def test_a_client_may_leave_instead_of_sending_its_key() -> None:
     assert parts.hub.subscribers == 0
 
 
-async def test_the_last_place_may_be_taken_while_a_client_looks_for_its_key() -> None:
-    """Then it is told to try again later."""
+async def test_the_last_websocket_place_may_be_taken_during_authentication() -> None:
+    """It is closed with "try again later"."""
     access = AccessRules(api_key=KEY)
     parts = components(access=access, hub=Hub(max_subscribers=1))
     async with serving(parts) as service, service.watching() as late:
@@ -386,7 +388,7 @@ async def test_a_refused_handshake_carries_a_problem(
     assert refused.value.response.headers["content-type"] == "application/problem+json"
 
 
-async def test_plain_http_is_told_to_upgrade() -> None:
+async def test_plain_http_on_the_websocket_route_gets_426() -> None:
     """GET /ws is answered with 426 and names the protocol."""
     async with serving(components()) as service, httpx.AsyncClient() as client:
         response = await client.get(f"{service.url}/ws")

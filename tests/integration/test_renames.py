@@ -54,7 +54,7 @@ def of(points: list[StoredPoint], entity_id: str) -> list[StoredPoint]:
     return [point for point in points if point.tags["entity_id"] == entity_id]
 
 
-async def test_an_entity_that_was_renamed_while_the_service_was_down(
+async def test_an_entity_renamed_while_the_service_was_down_is_read_back(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
     """The old id ends with its removal, and nothing that was captured is written again."""
@@ -77,7 +77,7 @@ async def test_an_entity_that_was_renamed_while_the_service_was_down(
     assert of(points, RENAMED)[0].time_ns >= removal.time_ns
 
 
-async def test_what_was_missed_before_a_rename_carries_the_new_id_once(
+async def test_changes_missed_before_a_rename_carry_the_new_id_once(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
     """Home Assistant knows it under no other."""
@@ -98,7 +98,7 @@ async def test_what_was_missed_before_a_rename_carries_the_new_id_once(
     assert len(again) == len(points)
 
 
-async def test_a_rename_that_was_seen_is_not_reported_again(
+async def test_a_rename_that_was_captured_is_not_reported_again(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
     """Its removal came live; a gap before it is filled without what was captured."""

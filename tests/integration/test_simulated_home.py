@@ -140,7 +140,7 @@ def _totals(home: SimulatedHome) -> list[float]:
     ]
 
 
-def test_a_new_home_has_a_past_of_one_hour(tmp_path: Path) -> None:
+def test_a_new_simulated_home_has_one_hour_of_history(tmp_path: Path) -> None:
     """The recorder knows every entity, and nothing from before."""
     home = _woken(tmp_path, Clock())
     entity_ids = [str(row["entity_id"]) for row in home.states()]
@@ -152,7 +152,7 @@ def test_a_new_home_has_a_past_of_one_hour(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b'{"moment_us": 1}', b"\x00\xff"])
-def test_a_damaged_file_starts_a_new_home(
+def test_a_damaged_file_of_the_demo_starts_a_new_home(
     tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A demo always starts, and logs what it could not read."""
@@ -165,7 +165,7 @@ def test_a_damaged_file_starts_a_new_home(
     assert len(home.states()) > 50
 
 
-async def test_a_home_that_cannot_be_saved_goes_on(
+async def test_a_simulated_home_that_cannot_be_saved_continues(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full or read-only disk costs the memory, not the demo."""

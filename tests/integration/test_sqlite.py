@@ -52,7 +52,7 @@ def numbers(connection: Connection) -> list[int]:
     return [number for (number,) in connection.execute("SELECT number FROM numbers")]
 
 
-async def test_what_was_written_is_there_after_a_restart(path: Path) -> None:
+async def test_written_rows_are_there_after_a_restart(path: Path) -> None:
     """The folder is made, the file is kept."""
     async with database_at(path) as database:
         await database.write(insert)
@@ -78,14 +78,14 @@ async def test_a_failed_transaction_changes_nothing(path: Path) -> None:
         assert await database.read(numbers) == [1]
 
 
-async def test_the_reader_cannot_write(path: Path) -> None:
+async def test_the_read_connection_of_a_database_cannot_write(path: Path) -> None:
     """There is one writer, so nothing ever waits for a lock."""
     async with database_at(path) as database:
         with pytest.raises(StorageError, match="readonly"):
             await database.read(insert)
 
 
-async def test_work_runs_in_threads_of_its_own(path: Path) -> None:
+async def test_database_work_runs_in_its_own_threads(path: Path) -> None:
     """The event loop never touches the disk; reading goes on beside writing."""
 
     def thread(_: Connection) -> str:
@@ -99,7 +99,7 @@ async def test_work_runs_in_threads_of_its_own(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("synchronous", "expected"), [("FULL", 2), ("NORMAL", 1)])
-async def test_a_commit_is_as_durable_as_asked(
+async def test_a_commit_has_the_requested_durability(
     path: Path, synchronous: Literal["FULL", "NORMAL"], expected: int
 ) -> None:
     """FULL waits for the disk at every commit."""
@@ -116,7 +116,7 @@ async def test_a_commit_is_as_durable_as_asked(
     assert (mode, synced, vacuum) == ("wal", expected, 2)
 
 
-async def test_a_cancelled_write_still_ends(path: Path) -> None:
+async def test_a_cancelled_write_is_still_completed(path: Path) -> None:
     """A transaction is never left open, and closing queues behind it."""
     begun, go_on = threading.Event(), threading.Event()
 
@@ -137,7 +137,7 @@ async def test_a_cancelled_write_still_ends(path: Path) -> None:
         assert await database.read(numbers) == [1]
 
 
-async def test_migrations_run_once_and_in_order(path: Path) -> None:
+async def test_database_migrations_run_once_and_in_order(path: Path) -> None:
     """A file of any earlier version becomes one of today."""
     more = (
         TABLE,
@@ -174,7 +174,7 @@ async def test_a_file_of_a_newer_version_is_not_touched(path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [1 | 1 << 10, 1 | 1 << 30, -(2**31)])
-async def test_a_version_that_no_program_has_is_damage(path: Path, version: int) -> None:
+async def test_an_impossible_schema_version_counts_as_damage(path: Path, version: int) -> None:
     """A flipped bit in it is repaired, where a newer version would be left alone."""
     async with database_at(path):
         pass
@@ -186,7 +186,7 @@ async def test_a_version_that_no_program_has_is_damage(path: Path, version: int)
             pass
 
 
-async def test_a_file_that_is_no_database_is_damage(path: Path) -> None:
+async def test_a_file_that_is_not_a_database_counts_as_damage(path: Path) -> None:
     """The owner decides what becomes of it."""
     path.parent.mkdir()
     path.write_bytes(b"\xa5" * 10_000)
@@ -195,7 +195,7 @@ async def test_a_file_that_is_no_database_is_damage(path: Path) -> None:
             pass
 
 
-async def test_a_full_disk_has_an_error_of_its_own(path: Path) -> None:
+async def test_a_full_disk_raises_its_own_error(path: Path) -> None:
     """Nothing was changed, and it may be tried again when there is room."""
 
     def fill(connection: Connection) -> None:
@@ -210,7 +210,7 @@ async def test_a_full_disk_has_an_error_of_its_own(path: Path) -> None:
         assert await database.read(numbers) == []
 
 
-async def test_a_folder_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_created_raises_our_error(tmp_path: Path) -> None:
     """No foreign exception leaves this file."""
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError):
@@ -221,7 +221,7 @@ async def test_a_folder_that_cannot_be_made_is_an_error_of_ours(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("number", "expected"), [(errno.ENOSPC, StorageFull), (errno.EACCES, StorageError)]
 )
-def test_errors_of_the_file_system_are_translated(
+def test_file_system_errors_become_storage_errors(
     number: int, expected: type[StorageError]
 ) -> None:
     """A full disk is reported as one, whichever call finds it."""
@@ -231,7 +231,7 @@ def test_errors_of_the_file_system_are_translated(
     assert type(caught.value) is expected
 
 
-async def test_the_size_counts_what_is_live_free_and_in_the_wal(path: Path) -> None:
+async def test_the_size_of_a_database_counts_live_and_free_pages_and_the_wal(path: Path) -> None:
     """Freed pages stay in the file and are used again."""
     async with database_at(path) as database:
         await database.write(
@@ -260,7 +260,7 @@ def test_a_database_without_a_wal_has_none(tmp_path: Path) -> None:
         assert sqlite.size_of(connection, tmp_path / "plain.db").wal_bytes == 0
 
 
-async def test_shrinking_gives_back_a_few_pages_and_keeps_some(path: Path) -> None:
+async def test_shrinking_a_database_returns_a_few_pages_and_keeps_some(path: Path) -> None:
     """Small steps, so that no writer waits; a reserve, so that the file does not breathe."""
 
     def free_pages(connection: Connection) -> int:
@@ -298,7 +298,7 @@ async def test_a_database_is_set_aside_with_its_wal(path: Path) -> None:
     assert not path.exists()
 
 
-def test_removing_takes_the_wal_with_it(path: Path) -> None:
+def test_removing_a_database_removes_its_wal(path: Path) -> None:
     """And what is not there need not be removed."""
     path.parent.mkdir()
     for name in ("numbers.db", "numbers.db-wal"):
@@ -323,7 +323,7 @@ def test_a_folder_has_one_owner(tmp_path: Path) -> None:
         assert (folder / "lock").exists()
 
 
-def test_a_folder_that_cannot_be_owned_is_an_error_of_ours(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_locked_raises_our_error(tmp_path: Path) -> None:
     """For example a file where the folder should be."""
     (tmp_path / "data").write_text("in the way")
     with pytest.raises(StorageError), owned_folder(tmp_path / "data"):
@@ -337,7 +337,7 @@ def test_a_folder_that_cannot_be_owned_is_an_error_of_ours(tmp_path: Path) -> No
         (errno.EIO, StorageError, "Input/output error: /data/x"),
     ],
 )
-def test_an_error_of_the_file_system_is_described_without_its_number(
+def test_a_file_system_error_is_described_without_its_number(
     number: int, error: type[StorageError], words: str
 ) -> None:
     """The log and `/health` show it to a person."""

@@ -53,7 +53,7 @@ async def connected(proxy: TcpProxy) -> AsyncIterator[Client]:
         client.writer.transport.abort()
 
 
-async def test_it_forwards_in_both_directions_and_passes_the_end_on() -> None:
+async def test_the_test_proxy_forwards_both_directions_and_the_end() -> None:
     """At first nothing is changed."""
     async with echoing() as proxy, connected(proxy) as client:
         assert await client.asked(b"hello") == b"hello"

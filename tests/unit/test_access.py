@@ -163,7 +163,7 @@ def test_without_a_key_only_this_machine_is_answered(asked: Asked, verdict: str)
         (_asked(method="DELETE", headers={"x-api-key": [KEY]}), "allow"),
     ],
 )
-def test_with_a_key_everything_that_holds_data_asks_for_it(asked: Asked, verdict: str) -> None:
+def test_with_a_key_everything_that_holds_data_requires_it(asked: Asked, verdict: str) -> None:
     """Wherever the request comes from; pages of foreign origins are refused even with it."""
     assert verdict == _verdict(LOCKED, asked)
 
@@ -181,7 +181,7 @@ def test_with_a_key_everything_that_holds_data_asks_for_it(asked: Asked, verdict
         "Remote-User", "X-Auth-Request-User", "Akamai-Origin-Hop",
     ],
 )  # fmt: skip
-def test_a_header_of_a_proxy_is_recognized(name: str) -> None:
+def test_a_header_that_a_proxy_adds_is_recognized(name: str) -> None:
     """Without a key its request is refused, and the reason names the header."""
     asked = asked_in(
         {
@@ -261,13 +261,15 @@ def test_no_offered_key_is_right_while_none_is_set() -> None:
         ("/health", "", "/health"),
     ],
 )
-def test_the_path_is_the_one_the_router_sees(path: str, root_path: str, seen: str) -> None:
+def test_the_access_rules_see_the_path_that_the_router_sees(
+    path: str, root_path: str, seen: str
+) -> None:
     """Below the path that the service is mounted at, the same rules hold."""
     assert seen == path_in({"path": path, "root_path": root_path})
 
 
-def test_a_request_is_read_from_its_scope() -> None:
-    """Repeated headers are kept, names are lower-cased, odd bytes do no harm."""
+def test_the_access_rules_read_a_request_from_its_scope() -> None:
+    """Repeated headers are kept, names are lower-cased, invalid bytes are accepted."""
     asked = asked_in(
         {
             "type": "websocket",

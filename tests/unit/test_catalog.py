@@ -107,7 +107,7 @@ def test_devices_that_are_their_own_ancestors_are_joined() -> None:
         (EntityRow("light.a_b"), "A B"),
     ],
 )
-def test_the_name_people_gave_comes_first(row: EntityRow, name: str) -> None:
+def test_the_name_given_by_the_user_comes_first(row: EntityRow, name: str) -> None:
     """Then the integration's, then one made of the id."""
     assert _placement(row).name == name
 
@@ -115,12 +115,12 @@ def test_the_name_people_gave_comes_first(row: EntityRow, name: str) -> None:
 @pytest.mark.parametrize(
     ("written", "text"), [("1.2", "1.2"), (5, "5"), (0, "0"), ("", None), (None, None), ([1], None)]
 )
-def test_values_of_integrations_become_text(written: object, text: str | None) -> None:
+def test_registry_values_of_any_type_become_text(written: object, text: str | None) -> None:
     """Some write numbers where others write texts."""
     assert _placement(LAMP, DeviceRow("d1", sw_version=written)).sw_version == text
 
 
-def test_an_unknown_entity_has_no_placement() -> None:
+def test_an_entity_that_the_catalog_does_not_list_has_no_placement() -> None:
     """Before the first refresh, and when no registry lists it."""
     catalog = Catalog()
 
@@ -198,7 +198,7 @@ def test_a_rename_of_an_unknown_entity_changes_nothing() -> None:
 
 
 async def test_the_catalog_is_joined_in_slices_and_replaced_at_once() -> None:
-    """Nobody sees half a catalog, and nobody waits for the whole of it."""
+    """No reader sees half a catalog, and none waits until all of it is joined."""
     catalog = Catalog()
     entities = tuple(EntityRow(f"sensor.s{number}", area_id="hall") for number in range(2_000))
     seen = set()
@@ -237,7 +237,7 @@ def test_the_status_of_a_catalog_has_its_last_refresh() -> None:
     assert catalog.status() == DiscoveryStatus(devices=1, entities=2, areas=1, last_refresh=NOON)
 
 
-def test_a_refresh_is_dated_in_utc() -> None:
+def test_the_date_of_a_refresh_is_in_utc() -> None:
     """The clock of a catalog is the system's, with an offset."""
     catalog = Catalog()
     before = datetime.now(UTC)
@@ -250,7 +250,7 @@ def test_a_refresh_is_dated_in_utc() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_recorded_entities_have_their_integration(version: str) -> None:
+def test_entities_of_recorded_registries_have_their_integration(version: str) -> None:
     """Every row of a real Home Assistant is placed."""
     rows = recording(version, "config_entity_registry_list")["result"]
     catalog = Catalog()

@@ -67,7 +67,7 @@ def test_no_error_number_reaches_a_person(cause: OSError) -> None:
 
 
 def test_a_server_that_hangs_up_during_the_tls_handshake_is_described() -> None:
-    """Httpx says nothing at all then."""
+    """The message of httpx is empty in this case."""
     assert _why_unanswered(httpx.ConnectError(""), "https://data-api") == (
         "the connection is cut at once"
     )

@@ -58,7 +58,7 @@ def test_the_connection_that_has_waited_longest_makes_room() -> None:
     assert (len(connections), connections.displaced, connections.refused) == (3, 1, 0)
 
 
-def test_a_connection_that_the_service_works_for_is_not_closed() -> None:
+def test_a_connection_with_a_request_in_progress_is_not_closed() -> None:
     """The new one is refused instead, and there is room again when one closes."""
     connections = Connections(ConnectionLimits(total=4))
     busy = FakeConnection("192.168.1.7", waiting_since=None)
@@ -96,7 +96,7 @@ def test_idle_connections_of_one_address_make_room_for_another() -> None:
         ("10.0.0.9", 448),
     ],
 )
-def test_an_address_that_many_share_may_have_more(peer: str | None, most: int) -> None:
+def test_a_shared_address_may_have_more_connections(peer: str | None, most: int) -> None:
     """This machine and trusted proxies; even they leave some to the others."""
     limits = ConnectionLimits.within(20_000, trusted_proxies=PROXIES)
 
@@ -107,7 +107,7 @@ def test_an_address_that_many_share_may_have_more(peer: str | None, most: int) -
     ("descriptors", "total", "at_once"),
     [(65_536, 512, 128), (1_024, 512, 64), (512, 256, 32), (256, 64, 16), (32, 16, 8)],
 )
-def test_the_total_leaves_descriptors_to_the_service(
+def test_the_connection_limit_leaves_descriptors_to_the_service(
     descriptors: int, total: int, at_once: int
 ) -> None:
     """For databases, Home Assistant, and connections that are accepted and not counted yet."""
@@ -116,7 +116,7 @@ def test_the_total_leaves_descriptors_to_the_service(
     assert (limits.total, limits.at_once) == (total, at_once)
 
 
-def test_overdue_connections_are_closed(caplog: pytest.LogCaptureFixture) -> None:
+def test_overdue_client_connections_are_closed(caplog: pytest.LogCaptureFixture) -> None:
     """The others stay."""
     now_s = 0.0
     connections = Connections(clock=lambda: now_s)
@@ -136,7 +136,7 @@ def test_overdue_connections_are_closed(caplog: pytest.LogCaptureFixture) -> Non
     ]
 
 
-def test_unread_responses_together_are_bounded() -> None:
+def test_the_total_of_unread_responses_is_bounded() -> None:
     """The clients that leave the most unread are hung up on."""
     connections = Connections(ConnectionLimits(unread_bytes=100))
     opened = [FakeConnection("192.168.1.7") for _ in range(4)]
@@ -167,7 +167,7 @@ def test_unread_responses_together_are_bounded() -> None:
         (None, ["1.2.3.4"], None),
     ],
 )
-def test_a_trusted_proxy_names_its_client(
+def test_a_trusted_proxy_names_the_client_it_forwards(
     peer: str | None, forwarded_for: list[str], client: str | None
 ) -> None:
     """The right-most address that is no trusted proxy: the client wrote what is left of it."""

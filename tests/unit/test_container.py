@@ -155,7 +155,7 @@ def test_the_journal_is_bounded_and_in_memory_leaves_room(
     assert build(variables).journal().status().max_bytes == most
 
 
-def test_stopping_takes_no_longer_than_configured(build: Build) -> None:
+def test_stopping_takes_at_most_the_configured_time(build: Build) -> None:
     """SHUTDOWN_TIMEOUT, minus what closing the files needs."""
     supervisor = build({"SHUTDOWN_TIMEOUT": "3"}).supervisor()
 
@@ -183,7 +183,7 @@ def test_the_sinks_are_those_of_the_settings(
     assert [delivery.name for delivery in container.deliveries()] == sinks
 
 
-def test_there_is_one_of_each_part(build: Build) -> None:
+def test_the_container_builds_each_component_once(build: Build) -> None:
     """Two journals in one process would lose what the other writes."""
     container = build({**INFLUX, "EMBEDDED_STORE": "on"})
 
@@ -191,7 +191,9 @@ def test_there_is_one_of_each_part(build: Build) -> None:
         assert getattr(container, part)() is getattr(container, part)(), part
 
 
-def test_no_setting_is_ignored(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_setting_is_read_when_the_service_is_built(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each is read by something when the service is built."""
     file = {"DATA_API_URL": "http://data-api:8006", "STORE_DEVICE_HISTORY_IN_INFLUXDB": "true"}
     read: set[tuple[type, str]] = set()
@@ -215,7 +217,7 @@ def test_no_setting_is_ignored(build: Build, monkeypatch: pytest.MonkeyPatch) ->
     assert {name for section, name in every - read} == by_the_command_line
 
 
-def test_the_patience_with_home_assistant_is_the_promised_one(build: Build) -> None:
+def test_the_timeouts_for_home_assistant_are_the_documented_ones(build: Build) -> None:
     """A dead connection is noticed within 30 s, megabytes are read, a bad token tried slowly."""
     source = build({}).source()
 

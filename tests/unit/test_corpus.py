@@ -97,7 +97,7 @@ def test_old_state_equals_the_previous_new_state_of_the_entity(corpus: Corpus) -
     ("values", "part", "expected"),
     [([], 0.5, 0.0), ([3.0], 0.99, 3.0), ([4.0, 1.0, 3.0, 2.0, 5.0], 0.5, 3.0)],
 )
-def test_a_percentile_is_one_of_the_values(
+def test_a_percentile_of_a_benchmark_is_one_of_its_values(
     values: list[float], part: float, expected: float
 ) -> None:
     """And 0 without values."""

@@ -96,13 +96,13 @@ def rows_of(route: respx.Route) -> list[list[Any]]:
 
 
 def taken(request: httpx.Request) -> httpx.Response:
-    """Answer as the contract says."""
+    """Answer as the contract requires."""
     rows = len(json.loads(request.content))
     return httpx.Response(200, json={"success": True, "upserted": rows, "timestamp": "now"})
 
 
 @respx.mock
-async def test_rows_are_sent_as_the_contract_says() -> None:
+async def test_rows_are_sent_to_the_data_api_as_its_contract_requires() -> None:
     """Arrays of Home Assistant's rows, devices first and with two members more, with the key."""
     devices = respx.post(DEVICES).mock(side_effect=taken)
     entities = respx.post(ENTITIES).mock(side_effect=taken)
@@ -135,7 +135,7 @@ async def test_without_an_api_key_rows_are_sent_without_authorization() -> None:
 
 
 @respx.mock
-async def test_many_rows_are_sent_in_chunks() -> None:
+async def test_many_rows_are_sent_to_the_data_api_in_chunks() -> None:
     """Each answer then comes in time."""
     devices = respx.post(DEVICES).mock(side_effect=taken)
     rig = Rig(chunk_rows=2)
@@ -147,7 +147,7 @@ async def test_many_rows_are_sent_in_chunks() -> None:
 
 
 @respx.mock
-async def test_after_an_event_only_what_changed_is_sent() -> None:
+async def test_after_a_registry_event_only_changed_rows_are_sent() -> None:
     """And what is gone, once, with its last row and a mark."""
     devices = respx.post(DEVICES).mock(side_effect=taken)
     former = await home([{"id": "d1", "name": "a"}, {"id": "d2"}, {"id": "d3"}])
@@ -179,7 +179,9 @@ async def test_a_refresh_without_changes_sends_no_rows() -> None:
 
 
 @respx.mock
-async def test_rows_that_could_not_be_sent_are_sent_later(caplog: pytest.LogCaptureFixture) -> None:
+async def test_rows_that_could_not_be_sent_to_the_data_api_are_sent_later(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """With growing waits, and one line for each reason and for the end."""
     answers: list[httpx.Response | Exception] = [
         httpx.ConnectTimeout("late"),
@@ -229,7 +231,7 @@ async def test_after_an_outage_only_the_newest_version_of_a_row_is_sent() -> Non
 
 
 @respx.mock
-async def test_a_row_that_changes_while_it_is_sent_is_sent_again() -> None:
+async def test_a_row_that_changes_while_being_sent_is_sent_again() -> None:
     """The answer was to the older one."""
     before, after = await home([{"id": "d1", "name": "a"}]), await home([{"id": "d1", "name": "b"}])
     rig = Rig()

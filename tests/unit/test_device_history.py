@@ -62,7 +62,7 @@ async def home(devices: list[Any], entities: list[Any]) -> Registries:
     return await list_registries(Answers({"device": devices, "entity": entities}).call)
 
 
-async def test_the_points_are_those_that_people_query() -> None:
+async def test_device_history_points_have_the_documented_tags_and_fields() -> None:
     """Measurements, tags and fields of the predecessor, with the types they have there."""
     rig = Rig()
 
@@ -155,7 +155,7 @@ async def test_a_failing_journal_costs_the_device_history_one_refresh(
     assert "The device history misses this refresh: at its bound" in caplog.text
 
 
-def test_hostile_names_stay_one_line() -> None:
+def test_hostile_device_names_stay_on_one_line() -> None:
     """Whatever an integration wrote, it is one point."""
     point = DevicePoint(
         device_id="d,1 =\n",

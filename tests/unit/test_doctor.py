@@ -57,7 +57,7 @@ def disk(*, free_mb: int = 9_000, journal_mb: int = 0, fsync_ms: float = 1.0) ->
         (0, 500, "failed"),
     ],
 )
-def test_the_journal_needs_room_for_an_outage(
+def test_too_little_room_for_the_journal_is_a_finding(
     free_mb: int, journal_mb: int, status: Status
 ) -> None:
     """What is free beyond JOURNAL_MIN_FREE_MB, and what it has already, make its bound or not."""
@@ -70,15 +70,15 @@ def test_the_journal_needs_room_for_an_outage(
 
 
 @pytest.mark.parametrize(("fsync_ms", "status"), [(50.0, "ok"), (50.1, "warning")])
-def test_a_slow_disk_is_a_warning_by_the_median(fsync_ms: float, status: Status) -> None:
-    """One slow write of several says nothing."""
+def test_a_disk_whose_median_fsync_is_slow_is_a_warning(fsync_ms: float, status: Status) -> None:
+    """One slow write of several is not a finding."""
     finding = checks.fsync(disk(fsync_ms=fsync_ms))
 
     assert finding.status == status
     assert finding.readings == {"median_ms": fsync_ms}
 
 
-def test_a_folder_that_is_not_there_yet_is_no_trouble() -> None:
+def test_a_data_folder_that_does_not_exist_yet_is_ok() -> None:
     """The service makes it."""
     there = Disk(folder="/srv", is_there=False, fsync_ms=[1.0])
 
@@ -94,7 +94,9 @@ def test_a_folder_that_is_not_there_yet_is_no_trouble() -> None:
     ("state", "status"),
     [("free", "ok"), ("ours", "ok"), ("foreign", "failed"), ("refused", "failed")],
 )
-def test_a_port_is_free_ours_or_in_the_way(state: checks.PortState, status: Status) -> None:
+def test_a_port_is_free_or_used_by_the_service_or_by_another_program(
+    state: checks.PortState, status: Status
+) -> None:
     """Our own service there is as it should be."""
     assert checks.port(Port(state=state, address="http://x:1", detail="y")).status == status
 
@@ -118,7 +120,9 @@ def _caused(cause: Exception) -> Exception:
         (RuntimeError("HTTP 404"), "something else (HTTP 404)"),
     ],
 )
-def test_what_stands_in_the_way_is_read_from_the_bottom(cause: Exception, words: str) -> None:
+def test_each_connection_error_has_a_sentence_that_names_the_variable(
+    cause: Exception, words: str
+) -> None:
     """Each kind of error has its own sentence, which names the variable to check."""
     for server in (HOME_ASSISTANT, DATABASE):
         finding = checks.not_reached("x", server, "ws://host", _caused(cause))
@@ -139,14 +143,14 @@ def test_what_stands_in_the_way_is_read_from_the_bottom(cause: Exception, words:
         (None, "RUNNING", "warning"),
     ],
 )
-def test_a_home_assistant_is_running_and_not_too_old(
+def test_a_home_assistant_that_is_starting_or_too_old_is_a_warning(
     version: str | None, state: str, status: Status
 ) -> None:
     """Neither is in the way of trying."""
     assert checks.version(version, state).status == status
 
 
-def test_rights_are_judged_by_what_may_be_read() -> None:
+def test_rights_of_a_token_are_judged_by_what_it_may_read() -> None:
     """An administrator's token is more than is needed, and not a problem."""
     refused = CommandFailed("subscribe_events", code="unauthorized", message="no")
 
@@ -156,7 +160,7 @@ def test_rights_are_judged_by_what_may_be_read() -> None:
     assert checks.rights(CurrentUser(is_admin=True), refused=refused).status == "failed"
 
 
-def test_history_is_looked_for_from_the_longest_way_back() -> None:
+def test_history_is_searched_from_the_oldest_hour_to_the_newest() -> None:
     """Each hour is half as far back as the one before, down to the last hour."""
     found = checks.windows(NOON, 10.0)
 
@@ -168,7 +172,7 @@ def test_history_is_looked_for_from_the_longest_way_back() -> None:
     assert [age for age, _, _ in checks.windows(NOON, 0.5)] == [0.5]
 
 
-def test_those_that_changed_last_are_asked_for_history() -> None:
+def test_history_is_requested_for_the_entities_that_changed_last() -> None:
     """At most fifty, so that the answer stays small."""
     states = [Recent(f"sensor.s{n}", NOON + timedelta(seconds=n), NOON) for n in range(60)]
 
@@ -188,7 +192,7 @@ def test_those_that_changed_last_are_asked_for_history() -> None:
         (RecorderInfo(recording=False), 240.0, "warning", "paused"),
     ],
 )
-def test_how_far_back_the_recorder_goes_says_how_far_gaps_can_be_filled(
+def test_the_age_of_recorded_history_limits_which_gaps_can_be_filled(
     info: RecorderInfo, hours: float | None, status: Status, words: str
 ) -> None:
     """A young recorder is fine, a paused one is not."""
@@ -209,7 +213,7 @@ def test_how_far_back_the_recorder_goes_says_how_far_gaps_can_be_filled(
         (7_200.0, "warning", "2 hours ahead of"),
     ],
 )
-def test_clocks_may_differ_by_a_few_seconds(
+def test_clocks_that_differ_by_a_few_seconds_are_ok(
     difference_s: float | None, status: Status, words: str
 ) -> None:
     """The header has whole seconds, and an answer takes its time."""
@@ -243,8 +247,8 @@ def test_a_point_that_is_not_accepted_is_a_failure_with_its_reason(
     assert finding.advice
 
 
-def test_only_an_accepted_point_is_written() -> None:
-    """And the way in which it was written is told."""
+def test_only_an_accepted_point_counts_as_written() -> None:
+    """The finding names the API version that was used."""
     finding = checks.written(Accepted(), version="v2", bucket="b")
 
     assert (finding.status, finding.readings) == ("ok", {"api": "v2"})
@@ -259,7 +263,7 @@ def test_only_an_accepted_point_is_written() -> None:
         (None, 500, "warning", "that is an error"),
     ],
 )
-def test_reading_back_is_welcome_and_not_needed(
+def test_a_point_that_cannot_be_read_back_is_only_a_warning(
     *, found: bool | None, status_code: int, status: Status, words: str
 ) -> None:
     """A token that may only write is enough for the service."""
@@ -270,7 +274,7 @@ def test_reading_back_is_welcome_and_not_needed(
     assert "It remains in the measurement m" in finding.what
 
 
-def test_listening_for_others_without_a_key_is_warned_of() -> None:
+def test_listening_for_other_machines_without_a_key_is_a_warning() -> None:
     """They would all be refused."""
     assert checks.listening("127.0.0.1", has_key=False) is None
     assert checks.listening("0.0.0.0", has_key=True) is None
@@ -289,7 +293,7 @@ def test_listening_for_others_without_a_key_is_warned_of() -> None:
         ("127.0.0.1", "k" * 15, "warning", "15 characters"),
     ],
 )
-def test_who_is_answered_is_said(
+def test_without_a_key_the_doctor_reports_who_is_answered(
     host: str, api_key: str | None, status: Status, words: str
 ) -> None:
     """What cannot be recognized without a key, and a key that can be guessed."""
@@ -300,7 +304,7 @@ def test_who_is_answered_is_said(
     assert words in finding.what
 
 
-def test_a_long_key_needs_no_word() -> None:
+def test_a_long_api_key_gives_no_finding() -> None:
     """Only its holders are answered."""
     assert checks.access("0.0.0.0", api_key="k" * 16) is None
 
@@ -319,14 +323,14 @@ def test_a_long_key_needs_no_word() -> None:
         (b'{"code":"not found"}', 404, None),
     ],
 )
-def test_an_answer_to_a_query_holds_the_point_or_not(
+def test_the_probe_is_found_only_in_an_answer_that_contains_it(
     body: bytes, status: int, *, found: bool | None
 ) -> None:
     """In the three forms in which the three versions answer; a refusal is neither."""
     assert is_found(Reply(status=status, headers={}, body=body)) is found
 
 
-def test_a_removal_is_done_when_the_answer_says_so() -> None:
+def test_the_probe_is_removed_only_if_the_answer_confirms_it() -> None:
     """InfluxDB 1 answers 200 to a statement that failed, too."""
     assert is_removed(Reply(status=204, headers={}))
     assert is_removed(Reply(status=200, headers={}, body=b'{"results":[{"statement_id":0}]}'))
@@ -334,7 +338,7 @@ def test_a_removal_is_done_when_the_answer_says_so() -> None:
     assert not is_removed(Reply(status=403, headers={}))
 
 
-def test_the_removal_touches_nothing_but_the_measurement_of_the_doctor() -> None:
+def test_removing_the_probe_touches_only_the_doctors_measurement() -> None:
     """In no dialect anything else is named; version 3 has no removal."""
     probe, target = Probe(1_764_000_000_000_000_000), Target(bucket="b", org="o")
     first, second = probe.removal("v1", target), probe.removal("v2", target)
@@ -353,7 +357,7 @@ def test_the_removal_touches_nothing_but_the_measurement_of_the_doctor() -> None
 FINE, ODD, BAD = ok("a_b", "Fine."), warning("b", "Odd.", "Look."), failed("c", "Bad.", "Fix it.")
 
 
-def test_a_finding_is_one_line() -> None:
+def test_a_finding_is_printed_on_one_line() -> None:
     """The status comes first, in a word: nothing depends on a color."""
     out = io.StringIO()
 
@@ -384,7 +388,7 @@ def test_the_status_has_a_color_on_a_terminal_unless_no_color_is_set(
     assert report.line(FINE, out) == expected
 
 
-def test_many_wrong_settings_are_ten_lines_at_most() -> None:
+def test_many_wrong_settings_take_at_most_ten_lines() -> None:
     """Four in full, the others by name."""
     problems = [failed("settings", f"NAME_{number}: is odd.", "Fix it.") for number in range(9)]
 
@@ -413,7 +417,7 @@ def test_the_worst_finding_is_the_verdict(
     assert report.summary(found).startswith(summary)
 
 
-def test_the_document_for_programs_has_every_finding() -> None:
+def test_the_json_of_the_doctor_has_every_finding() -> None:
     """Its shape is a promise: docs/DOCTOR.md describes it."""
     document = json.loads(report.document([FINE, ODD], version="1.2"))
 
@@ -427,7 +431,7 @@ def test_the_document_for_programs_has_every_finding() -> None:
     }
 
 
-def test_every_check_stands_in_its_document() -> None:
+def test_every_check_is_documented_in_doctor_md() -> None:
     """A program finds there what it may meet."""
     text = (Path(__file__).parents[2] / "docs" / "DOCTOR.md").read_text()
     groups = (machine.DISK, machine.PORT, machine.FILES, home_assistant.NAMES, database.NAMES)
@@ -438,7 +442,7 @@ def test_every_check_stands_in_its_document() -> None:
     )
 
 
-def test_what_must_not_be_shown_is_hidden_in_every_text() -> None:
+def test_secrets_are_hidden_in_every_text_of_a_finding() -> None:
     """Also in what was measured."""
     finding = warning("x", "my secret.", "No secret.", version="secret", size=1)
 

@@ -117,7 +117,7 @@ PLAIN = {
         "\u202a{}\u200e",
     ],
 )
-def test_what_surrounds_a_value_is_stripped_from_every_setting(
+def test_white_space_and_quotes_around_every_setting_are_stripped(
     monkeypatch: pytest.MonkeyPatch, name: str, written: str
 ) -> None:
     """Secret files end with a newline, and `docker run --env-file` keeps quotation marks."""
@@ -147,7 +147,9 @@ def test_quotes_around_each_part_of_a_list_are_stripped(
 
 
 @pytest.mark.parametrize("name", ["INFLUXDB_ATTRIBUTE_FIELDS", "INGEST_TRANSFORMS", "CORS_ORIGINS"])
-def test_a_json_array_is_no_list_of_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_json_array_is_refused_where_a_list_of_names_is_expected(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Its brackets and quotation marks would become part of the names."""
     monkeypatch.setenv(name, '["a:b","c:d"]')
 
@@ -155,7 +157,7 @@ def test_a_json_array_is_no_list_of_names(monkeypatch: pytest.MonkeyPatch, name:
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\n", '""', "' '", "\ufeff"])
-def test_what_is_blank_counts_as_unset(monkeypatch: pytest.MonkeyPatch, blank: str) -> None:
+def test_a_blank_setting_counts_as_unset(monkeypatch: pytest.MonkeyPatch, blank: str) -> None:
     """The second name of a pair is used, and a default."""
     monkeypatch.setenv("HOME_ASSISTANT_TOKEN", blank)
     monkeypatch.setenv("HA_TOKEN", "u" * 40)
@@ -213,7 +215,7 @@ def test_a_quotation_mark_without_its_pair_is_refused(
     assert "a quotation mark at one end only" in problem(name)
 
 
-def test_a_name_is_of_reasonable_length(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_of_more_than_256_characters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each point repeats it."""
     monkeypatch.setenv("INSTANCE_NAME", "x" * 257)
 
@@ -223,8 +225,8 @@ def test_a_name_is_of_reasonable_length(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     "name", ["DATA_DIR", "LOG_FILE", "ENTITY_FILTER_CONFIG_FILE", "HOMEIQ_SHARED_PATH"]
 )
-def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """No shell has expanded what stands in `.env`, and a folder called `~` is never meant."""
+def test_a_tilde_in_a_path_is_the_home_folder(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """No shell expands `.env`, and a folder called `~` is never intended."""
     monkeypatch.setenv("HOME", "/home/ada")
     monkeypatch.setenv(name, "~/x")
 
@@ -261,10 +263,10 @@ def test_a_shell_variable_in_a_path_is_refused(
 
 @pytest.mark.parametrize("written", ["x" * 256, "x/" * 4_000])
 @pytest.mark.parametrize("name", ["DATA_DIR", "LOG_FILE", "HOMEIQ_SHARED_PATH"])
-def test_a_path_that_no_system_has_is_refused(
+def test_a_path_that_is_too_long_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, written: str
 ) -> None:
-    """Each use of it would fail in its own way."""
+    """Otherwise each use of it would fail differently."""
     monkeypatch.setenv(name, written)
 
     assert "is too long for a path" in problem(name)
@@ -364,10 +366,10 @@ def test_every_secret_of_the_settings_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", SECRETS)
-def test_a_secret_and_its_file_are_not_both_set(
+def test_setting_a_secret_and_its_file_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    """Nobody could say which is meant."""
+    """It would be unclear which one applies."""
     file = tmp_path / "secret"
     file.write_text("u" * 40)
     monkeypatch.delenv(name.replace("HA_", "HOME_ASSISTANT_"), raising=False)
@@ -445,7 +447,7 @@ def test_an_env_file_that_cannot_be_read_is_one_line_and_status_2(
     content: bytes,
     words: str,
 ) -> None:
-    """What it says would else be ignored, or end in a traceback."""
+    """Otherwise its content would be ignored, or end in a traceback."""
     (tmp_path / ".env").write_bytes(content)
     monkeypatch.chdir(tmp_path)
 
@@ -484,7 +486,7 @@ def test_an_env_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert (settings.batch.size, settings.home_assistant.instance_name) == (7, "home")
 
 
-def test_foreign_lines_of_an_env_file_are_ignored(tmp_path: Path) -> None:
+def test_unparsable_lines_of_an_env_file_that_set_no_setting_are_ignored(tmp_path: Path) -> None:
     """It may be the file of another program, too."""
     file = tmp_path / ".env"
     file.write_text("- nothing: of ours\nBATCH_SIZE=7\n")
@@ -492,7 +494,7 @@ def test_foreign_lines_of_an_env_file_are_ignored(tmp_path: Path) -> None:
     assert load_settings(file).batch.size == 7
 
 
-def test_names_are_read_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_settings_are_read_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
     """The exact one wins."""
     monkeypatch.setenv("batch_size", "7")
     assert load_settings().batch.size == 7
@@ -526,24 +528,24 @@ def test_names_are_read_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
         "ha/lovelace/0",
     ],
 )
-def test_a_page_of_home_assistant_means_its_address(written: str) -> None:
+def test_the_address_of_a_home_assistant_page_is_shortened_to_the_server(written: str) -> None:
     """People copy it from the address bar, or from another tool."""
     assert websocket_url(written) == "ws://ha:8123/api/websocket"
 
 
-def test_a_path_of_a_proxy_stays_in_front_of_a_page() -> None:
+def test_a_proxys_path_before_a_home_assistant_page_is_kept() -> None:
     """Such as the Supervisor's."""
     assert websocket_url("http://supervisor/core/api") == "ws://supervisor/core/api/websocket"
 
 
 @pytest.mark.parametrize("written", ["http//ha:8123", "http://http://ha:8123", "http:/ha:8123"])
-def test_a_slip_in_the_scheme_is_no_host_of_that_name(written: str) -> None:
+def test_a_mistyped_scheme_is_refused_and_not_read_as_a_host(written: str) -> None:
     """It would be looked up as `http`."""
     with pytest.raises(ValueError, match="must be a host"):
         websocket_url(written)
 
 
-def test_a_user_of_home_assistant_needs_a_password() -> None:
+def test_a_user_in_home_assistants_address_needs_a_password() -> None:
     """The handshake could not be made of half of it."""
     assert websocket_url("http://ada:p@ha") == "ws://ada:p@ha/api/websocket"
     with pytest.raises(ValueError, match="has a user without a password"):
@@ -551,7 +553,7 @@ def test_a_user_of_home_assistant_needs_a_password() -> None:
 
 
 @pytest.mark.parametrize("written", ["soon", "9" * 5000, "70000", "-1", "٣"])
-def test_a_port_of_the_demo_that_is_none_is_one_line(
+def test_an_invalid_port_of_the_demo_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], written: str
 ) -> None:
     """The demo looks for a free one only when none is set."""
@@ -584,7 +586,7 @@ def test_a_port_of_the_demo_that_is_none_is_one_line(
         ("https://ada:p%40ss@db", "https://ada:p%40ss@db"),
     ],
 )
-def test_an_endpoint_of_a_database_means_its_address(written: str, url: str) -> None:
+def test_an_endpoint_of_a_database_is_shortened_to_its_address(written: str, url: str) -> None:
     """Other programs are configured with the whole of it."""
     assert database_url(written) == url
 
@@ -601,7 +603,7 @@ def test_an_endpoint_of_a_database_means_its_address(written: str, url: str) -> 
 def test_a_query_in_the_address_of_a_database_is_refused(
     monkeypatch: pytest.MonkeyPatch, written: str
 ) -> None:
-    """It was ignored or sent along; the line says what to write instead, without a secret."""
+    """It was ignored or sent along; the line explains what to write instead, without a secret."""
     monkeypatch.setenv("INFLUXDB_URL", written)
 
     line = problem("INFLUXDB_URL")
@@ -610,7 +612,9 @@ def test_a_query_in_the_address_of_a_database_is_refused(
     assert "hush" not in line
 
 
-def test_an_endpoint_of_a_data_api_means_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_of_a_data_api_is_shortened_to_its_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """As for the database."""
     monkeypatch.setenv("DATA_API_URL", "http://a:8006/internal")
     assert load_settings().discovery.data_api_url == "http://a:8006"
@@ -800,7 +804,7 @@ def test_a_client_certificate_is_a_pair_of_files_or_one(
         ({"KEY": "key.pem"}, "is set without"),
     ],
 )
-def test_a_client_certificate_that_cannot_be_used_is_one_line_at_the_start(
+def test_an_unusable_client_certificate_is_reported_in_one_line_at_the_start(
     monkeypatch: pytest.MonkeyPatch, keys: Path, party: str, files: dict[str, str], words: str
 ) -> None:
     """And not a failed handshake later."""
@@ -813,7 +817,7 @@ def test_a_client_certificate_that_cannot_be_used_is_one_line_at_the_start(
     assert "hush" not in line
 
 
-def test_a_client_certificate_without_tls_is_warned_of(
+def test_a_client_certificate_without_tls_gives_a_warning(
     monkeypatch: pytest.MonkeyPatch, keys: Path
 ) -> None:
     """It is never sent over http://."""

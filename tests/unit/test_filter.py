@@ -1,4 +1,4 @@
-"""The entity filter: which changes are kept, and where a mistake in it is."""
+"""The entity filter: which changes pass, and where a mistake in it is."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ def filter_of(**rules: object) -> Filter:
         ({"entity_id": "light.*", "area_id": "hall"}, False),
     ],
 )
-def test_a_key_of_a_pattern_that_fits_is_enough(pattern: dict[str, object], fits: bool) -> None:  # noqa: FBT001 - a table
+def test_a_pattern_matches_if_one_of_its_keys_does(pattern: dict[str, object], fits: bool) -> None:  # noqa: FBT001 - a table
     """Globs, case and all; both modes see the same patterns."""
     assert filter_of(mode="exclude", patterns=[pattern]).passes(placed()) is not fits
     assert filter_of(mode="include", patterns=[pattern]).passes(placed()) is fits
 
 
 @pytest.mark.parametrize("key", ["device_class", "area_id", "label", "floor"])
-def test_what_is_not_known_fits_nothing(key: str) -> None:
+def test_an_unknown_area_or_class_matches_no_pattern(key: str) -> None:
     """Not even the glob that fits everything."""
     unknown = placed(placement=Placement(), device_class=None)
 
@@ -66,7 +66,7 @@ def test_what_is_not_known_fits_nothing(key: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["exclude", "include"])
-def test_an_exception_is_always_kept(mode: str) -> None:
+def test_a_change_that_matches_an_exception_always_passes(mode: str) -> None:
     """Whatever the patterns say."""
     rules = filter_of(
         mode=mode, patterns=[{"domain": "light"}], exceptions=[{"entity_id": "*.power"}]
@@ -76,13 +76,13 @@ def test_an_exception_is_always_kept(mode: str) -> None:
     assert rules.passes(placed("light.power"))
 
 
-def test_the_mode_is_exclude_when_nothing_is_said() -> None:
+def test_the_default_mode_of_a_filter_is_exclude() -> None:
     """As it was in the predecessor."""
     assert not filter_of(patterns=[{"domain": "sensor"}]).passes(placed())
     assert filter_of().passes(placed())
 
 
-def test_a_batch_keeps_its_order_and_is_counted_by_rule() -> None:
+def test_filtering_keeps_the_order_and_counts_by_rule() -> None:
     """The first pattern that fits has decided, or an exception."""
     rules = filter_of(
         patterns=[{"domain": "light"}, {"area_id": "kitchen"}],
@@ -101,7 +101,7 @@ def test_a_batch_keeps_its_order_and_is_counted_by_rule() -> None:
     assert rules.matched == [1, 1, 1]
 
 
-def test_a_verdict_follows_the_placement_and_the_class() -> None:
+def test_a_filter_decides_anew_when_placement_or_class_change() -> None:
     """It is remembered, but an entity that moves is judged anew."""
     rules = filter_of(patterns=[{"area_id": "kitchen"}, {"device_class": "battery"}])
 
@@ -136,7 +136,7 @@ def test_a_verdict_follows_the_placement_and_the_class() -> None:
         ('{"\\udfff": 1}', "$: a text holds half"),
     ],
 )
-def test_a_mistake_is_told_with_its_position(text: str, told: str) -> None:
+def test_a_mistake_in_a_filter_is_reported_with_its_position(text: str, told: str) -> None:
     """A person must find it in a file of a hundred lines."""
     with pytest.raises(FilterInvalid) as caught:
         read_rules(text)
@@ -144,7 +144,7 @@ def test_a_mistake_is_told_with_its_position(text: str, told: str) -> None:
     assert told in str(caught.value)
 
 
-def test_what_is_remembered_has_a_bound() -> None:
+def test_the_cache_of_filter_decisions_is_bounded() -> None:
     """Entities come and go."""
     rules = filter_of(patterns=[{"domain": "sensor"}])
 
@@ -154,7 +154,7 @@ def test_what_is_remembered_has_a_bound() -> None:
     assert len(rules._verdicts) == 1
 
 
-def test_the_documented_example_is_a_filter() -> None:
+def test_the_documented_example_of_a_filter_is_valid() -> None:
     """docs/FILTER.md is what people copy."""
     document = (Path(__file__).parents[2] / "docs" / "FILTER.md").read_text()
 

@@ -99,7 +99,7 @@ def read(path: Path) -> Dashboard:
 
 
 def schema_rows(head: str) -> set[str]:
-    """Return what stands in backquotes in the first column of a table of docs/SCHEMA.md."""
+    """Return what is in backquotes in the first column of a table of docs/SCHEMA.md."""
     _, _, rest = SCHEMA.partition(f"\n| {head} |")
     first_cells = (line.split("|")[1] for line in rest.split("\n\n")[0].splitlines()[2:])
     return {name for cell in first_cells for name in re.findall(r"`([^`]+)`", cell)}
@@ -123,7 +123,7 @@ def test_there_are_two_dashboards() -> None:
 
 
 @pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
-def test_ids_and_titles_occur_once(path: Path) -> None:
+def test_ids_and_titles_of_panels_are_unique(path: Path) -> None:
     """Grafana would show one of two."""
     board = read(path)
 
@@ -139,8 +139,8 @@ def test_dashboards_have_uids_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
-def test_panels_neither_overlap_nor_stick_out(path: Path) -> None:
-    """Grafana would push them to where nobody looks for them."""
+def test_panels_neither_overlap_nor_exceed_the_grid(path: Path) -> None:
+    """Grafana would move them to an unexpected place."""
     places = [panel.place for panel in read(path).panels]
 
     assert [pair for pair in combinations(places, 2) if pair[0].overlaps(pair[1])] == []
@@ -148,7 +148,7 @@ def test_panels_neither_overlap_nor_stick_out(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
-def test_the_first_row_answers_at_a_glance(path: Path) -> None:
+def test_the_first_row_of_a_dashboard_has_six_numbers(path: Path) -> None:
     """Six numbers, no curves; the service's first one is the status of /health."""
     first = [panel.type for panel in read(path).panels if panel.place.top == 0]
 
@@ -178,8 +178,8 @@ def test_the_dashboards_are_provisioned_from_a_folder() -> None:
     assert provider["options"]["path"] == "/var/lib/grafana/dashboards"
 
 
-def test_every_query_of_the_home_asks_for_what_the_schema_has() -> None:
-    """Its measurement, tags and fields stand in docs/SCHEMA.md."""
+def test_every_query_of_the_home_dashboard_uses_documented_tags_and_fields() -> None:
+    """Its measurement, tags and fields are in docs/SCHEMA.md."""
     queries = {panel.title: target.query for panel in read(HOME).panels for target in panel.targets}
 
     assert len(queries) > 12
@@ -209,8 +209,8 @@ def test_every_query_turns_fields_into_columns_before_it_groups() -> None:
     assert [name for name, query in queries.items() if [*schema_collisions(query)]] == []
 
 
-def test_a_query_that_groups_several_fields_is_noticed() -> None:
-    """Or the test above would say nothing."""
+def test_the_check_detects_a_query_that_groups_several_fields() -> None:
+    """Otherwise the test above could not fail."""
     fields = 'filter(fn: (r) => r._field == "value" or r._field == "state_value")'
 
     assert [*schema_collisions(f"{fields} |> pivot() |> group()")] == []
@@ -218,7 +218,7 @@ def test_a_query_that_groups_several_fields_is_noticed() -> None:
     assert [*schema_collisions(f"{fields} |> group()")] == ["group() of several fields"]
 
 
-def test_every_variable_in_a_query_is_one_that_can_be_chosen() -> None:
+def test_every_variable_in_a_query_is_defined_by_its_dashboard() -> None:
     """Grafana leaves the others as they are."""
     for path in BOARDS:
         board = read(path)
@@ -231,8 +231,8 @@ def test_every_variable_in_a_query_is_one_that_can_be_chosen() -> None:
         assert used == names, path.name
 
 
-def test_a_query_for_what_is_not_there_is_noticed() -> None:
-    """Or the test above would say nothing."""
+def test_the_check_detects_a_query_for_an_unknown_field() -> None:
+    """Otherwise the test above could not fail."""
     good = 'r._measurement == "home_assistant_events" and r._field == "value" and r.area_id == "x"'
 
     assert [*misfits(good)] == []
@@ -243,7 +243,7 @@ def test_a_query_for_what_is_not_there_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("path", BOARDS, ids=lambda path: path.stem)
-def test_the_files_are_written_as_grafana_exports_them(path: Path) -> None:
+def test_dashboard_files_have_the_format_of_grafanas_export(path: Path) -> None:
     """Two spaces, so that a change made in Grafana is a small one here."""
     text = path.read_text()
 

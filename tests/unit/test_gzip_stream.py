@@ -36,7 +36,7 @@ def test_any_gzip_reads_a_compressed_stream(data: bytes) -> None:
     [b"", b"garbage", gzip.compress(b"whole")[:-9]],
     ids=["empty", "not gzip", "cut short"],
 )
-def test_bytes_that_are_no_whole_stream_are_an_error(broken: bytes) -> None:
+def test_an_incomplete_gzip_stream_is_an_error(broken: bytes) -> None:
     """They must not be taken for fewer points."""
     with pytest.raises(gzip_stream.Damaged):
         gzip_stream.decompressed(broken)

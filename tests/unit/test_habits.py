@@ -20,7 +20,7 @@ def _named_in_readme() -> set[str]:
     return set(re.findall(r"^make ([a-z-]+)", (ROOT / "README.md").read_text(), re.MULTILINE))
 
 
-def test_make_help_lists_every_habit() -> None:
+def test_make_help_lists_every_target() -> None:
     """It is what a newcomer types first."""
     printed = subprocess.run(
         ["make", "--no-print-directory", "help"],
@@ -36,7 +36,7 @@ def test_make_help_lists_every_habit() -> None:
     assert _named_in_readme() - listed == set()
 
 
-def test_ci_runs_what_the_readme_names() -> None:
+def test_ci_runs_the_targets_that_the_readme_names() -> None:
     """Each step has a time limit, and the tests run once: under coverage, by the same target."""
     steps = re.findall(r"^step [0-9]+m ([a-z-]+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE)
 
@@ -45,7 +45,7 @@ def test_ci_runs_what_the_readme_names() -> None:
     assert "$(MAKE) --no-print-directory test PYTEST=" in (ROOT / "Makefile").read_text()
 
 
-def test_make_names_the_python_itself_and_no_shim_of_it(tmp_path: Path) -> None:
+def test_make_uses_the_real_path_of_python_and_not_a_shim(tmp_path: Path) -> None:
     """For the path of a shim uv removes and makes .venv anew, under whatever runs in it."""
     shim = tmp_path / "python3"
     shim.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
@@ -64,7 +64,7 @@ def test_make_names_the_python_itself_and_no_shim_of_it(tmp_path: Path) -> None:
     assert f"--python {Path(sys.executable).resolve()}\n" in commands
 
 
-def test_make_says_that_it_needs_a_python(tmp_path: Path) -> None:
+def test_make_reports_a_missing_python(tmp_path: Path) -> None:
     """One line, before anything is begun."""
     (tmp_path / "sh").symlink_to("/bin/sh")
     make = shutil.which("make")

@@ -109,7 +109,7 @@ async def test_a_snapshot_has_the_counts_of_telemetry_and_of_each_sink(
     assert snapshot.connection.is_running
 
 
-async def test_a_source_that_ended_is_not_running(container: Container) -> None:
+async def test_a_source_whose_loop_ended_is_not_running(container: Container) -> None:
     """`is_running` is about our task, not about Home Assistant."""
     container.supervisor().failures["source"] = "KeyError('id')"
     async with container.journal():

@@ -118,7 +118,7 @@ UNHEALTHY_DOCUMENT = HEALTHY_DOCUMENT | {
 
 
 def _subset(found: object, expected: object) -> object:
-    """Return what `found` says about the members that `expected` names."""
+    """Return the values in `found` of the members that `expected` names."""
     if isinstance(expected, dict) and isinstance(found, dict):
         return {name: _subset(found[name], each) for name, each in expected.items()}
     if isinstance(expected, list) and isinstance(found, list) and len(found) == len(expected):

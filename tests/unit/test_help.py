@@ -34,7 +34,7 @@ def shown(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_command_has_a_page_of_its_own(
+def test_every_command_has_its_own_help_page(
     words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It fits a terminal, and its example is a command line that begins as one must."""
@@ -51,7 +51,7 @@ def test_every_command_has_a_page_of_its_own(
 
 
 def test_the_first_page_lists_all_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    """And says where their pages are, and where to begin."""
+    """It points to their help pages and to the first steps."""
     page = shown(capsys)
 
     listed = [line.split()[0] for line in page.splitlines() if line.startswith("    ")]

@@ -80,7 +80,7 @@ def _changed(change: Change, **values: object) -> Change:
     return msgspec.structs.replace(change, **values)
 
 
-def test_a_bare_change_has_only_what_is_known() -> None:
+def test_a_line_of_a_bare_change_has_only_known_tags_and_fields() -> None:
     """A tag or field without a value is not there."""
     lines = _encoder().encode([BARE])
 
@@ -91,7 +91,7 @@ def test_a_bare_change_has_only_what_is_known() -> None:
     )
 
 
-def test_a_full_change_has_everything() -> None:
+def test_a_line_of_a_full_change_has_every_tag_and_field() -> None:
     """Every tag, sorted, and every field of the tables."""
     lines = _encoder(instance="home 1").encode([FULL])
 
@@ -107,8 +107,8 @@ def test_a_full_change_has_everything() -> None:
     )
 
 
-def test_a_removed_entity_has_no_state() -> None:
-    """The point says that it was removed, and neither a state nor whether it was available."""
+def test_the_line_of_a_removed_entity_has_no_state() -> None:
+    """The point has `removed`, but neither a state nor `available`."""
     fields = _fields_of(_changed(FULL, state=None, context=None, backfilled=False))
 
     assert fields == {
@@ -133,7 +133,7 @@ def test_there_is_one_line_for_each_change_in_order() -> None:
     assert [parse_line(line).fields["value"] for line in lines.split()] == list(range(10))
 
 
-def test_no_changes_have_no_lines() -> None:
+def test_no_changes_give_no_lines() -> None:
     """An empty batch is an empty body."""
     assert _encoder().encode([]).split() == []
 
@@ -170,7 +170,7 @@ def test_no_changes_have_no_lines() -> None:
         *((word, 0.0) for word in ZERO),
     ],
 )
-def test_values_are_numbers_or_words_of_two(state: str, value: float | None) -> None:
+def test_only_numbers_and_binary_states_have_a_value(state: str, value: float | None) -> None:
     """What JSON calls a number and is finite, or one of two opposite words; else no value."""
     assert value_of(state) == value
     assert _fields_of(_changed(BARE, state=state)).get("value") == value
@@ -186,7 +186,7 @@ def test_values_are_always_floats() -> None:
     ("state", "available"),
     [("on", True), ("", True), ("unavailable", False), ("unknown", False), ("Unknown", True)],
 )
-def test_two_states_are_not_available(state: str, *, available: bool) -> None:
+def test_unavailable_and_unknown_set_available_to_false(state: str, *, available: bool) -> None:
     """Home Assistant has exactly two words for a state it does not know."""
     fields = _fields_of(_changed(BARE, state=state))
 
@@ -220,7 +220,9 @@ def test_two_states_are_not_available(state: str, *, available: bool) -> None:
         ("cover", "garage", "general"),
     ],
 )
-def test_the_first_category_that_fits(domain: str, device_class: str | None, category: str) -> None:
+def test_the_first_matching_category_is_the_event_category(
+    domain: str, device_class: str | None, category: str
+) -> None:
     """Categories are tried in the order of the table."""
     assert category_of(domain, device_class) == category
 
@@ -295,7 +297,7 @@ def test_two_attributes_never_share_a_field() -> None:
         {"context": Context(id="x" * 70_000)},
     ],
 )
-def test_what_is_new_is_seen_at_once(news: dict[str, object]) -> None:
+def test_a_changed_tag_applies_to_the_next_line(news: dict[str, object]) -> None:
     """What an entity repeats is remembered, but only while it does."""
     remembering = _encoder()
     remembering.encode([FULL, FULL])
@@ -308,8 +310,8 @@ def test_what_is_new_is_seen_at_once(news: dict[str, object]) -> None:
     )
 
 
-def test_memory_of_series_is_bounded() -> None:
-    """However many entities there are, what is remembered of them has an end."""
+def test_the_cache_of_series_is_bounded() -> None:
+    """The cache is bounded, however many entities there are."""
     forgetful = _encoder(max_cached_bytes=10_000)
 
     for number in range(1_000):
@@ -319,7 +321,7 @@ def test_memory_of_series_is_bounded() -> None:
     assert len(forgetful._series) < 50
 
 
-def test_series_that_change_count_once() -> None:
+def test_a_series_that_changes_counts_once_in_the_cache() -> None:
     """An entity that moves to and fro does not use up the memory of the others."""
     wandering = _encoder()
 

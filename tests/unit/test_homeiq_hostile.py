@@ -57,7 +57,7 @@ def _check(batch: Sequence[Change]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(changes, min_size=1, max_size=4))
-def test_any_change_comes_back(batch: list[Change]) -> None:
+def test_a_line_of_any_change_parses_back_to_its_values(batch: list[Change]) -> None:
     """The fast encoder writes what the slow one does, and readers find the same in it."""
     _check(batch)
 
@@ -83,7 +83,7 @@ def test_any_event_is_a_change_or_malformed(batch: list[Event], placement: Place
         msgspec.json.decode(change.attributes, type=dict[str, msgspec.Raw])
 
 
-def test_the_corpus_comes_back() -> None:
+def test_lines_of_the_corpus_parse_back_to_their_values() -> None:
     """What the benchmarks measure is right: batch by batch, caches and registries included."""
     material = make_material(4_000)
     encoder = HomeiqEncoder("home_assistant_events", instance=None, attribute_fields=())
@@ -121,7 +121,7 @@ def _attributes_unread(value: dict[str, object]) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_recordings_come_back(version: str) -> None:
+def test_lines_of_recordings_parse_back_to_their_values(version: str) -> None:
     """What three versions of Home Assistant sent is written as the tables say."""
     batch = list(_recorded_events(version))
 

@@ -1,4 +1,4 @@
-"""The hub: everything for everyone who wants it, and nobody waits for anybody."""
+"""The hub: every subscriber gets every selected message, and none delays another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _states(messages: list[str]) -> list[str]:
     return [json.loads(message)["event"]["state"] for message in messages]
 
 
-def test_an_event_is_told_whole() -> None:
+def test_an_event_message_has_every_documented_member() -> None:
     """Every value a subscriber may need is in it, under the words of Home Assistant."""
     placed = msgspec.structs.replace(
         change(), placement=Placement("d1", "kitchen", "Kitchen", "mqtt")
@@ -67,8 +67,8 @@ def test_every_message_is_ascii(name: str) -> None:
     assert [event["friendly_name"], event["attributes"]] == [name, {name: name}]
 
 
-def test_a_removed_entity_has_no_state() -> None:
-    """A removal is told as one, and unknown values are null."""
+def test_the_event_message_of_a_removed_entity_has_no_state() -> None:
+    """The message is marked as a removal, and unknown values are null."""
     removed = msgspec.structs.replace(change(state=None, friendly_name=None), context=None)
 
     event = json.loads(encode_event(removed))["event"]
@@ -81,7 +81,7 @@ def test_a_removed_entity_has_no_state() -> None:
     ) == (True, None, None, None)
 
 
-def test_the_registry_names_what_the_state_does_not() -> None:
+def test_a_name_missing_from_the_state_comes_from_the_registry() -> None:
     """An entity without a friendly name has the one people gave it in the registry."""
     named = msgspec.structs.replace(
         change(friendly_name=None), placement=Placement(name="Pantry sensor")
@@ -90,15 +90,15 @@ def test_the_registry_names_what_the_state_does_not() -> None:
     assert json.loads(encode_event(named))["event"]["friendly_name"] == "Pantry sensor"
 
 
-def test_a_time_keeps_its_microseconds() -> None:
+def test_times_in_event_messages_keep_their_microseconds() -> None:
     """The time always has six decimals, also when they are zeros."""
     whole = msgspec.structs.replace(change(), time_ns=1_795_435_200_000_000_000)
 
     assert json.loads(encode_event(whole))["event"]["time"] == "2026-11-23T12:00:00.000000Z"
 
 
-def test_without_subscribers_nothing_is_kept() -> None:
-    """A hub that nobody watches costs nothing, and who comes later sees only what is new."""
+def test_without_subscribers_the_hub_keeps_no_message() -> None:
+    """A hub without subscribers costs nothing, and later subscribers get only new messages."""
     hub = Hub()
 
     hub.publish([change()])
@@ -121,7 +121,7 @@ def test_every_subscriber_sees_every_change_in_order() -> None:
     assert all(left is right for left, right in zip(taken, same, strict=True))
 
 
-def test_taking_leaves_what_is_too_much() -> None:
+def test_draining_a_subscriber_leaves_messages_beyond_the_limit() -> None:
     """No more than asked for is taken; the rest keeps the subscriber filled."""
     hub = Hub()
     with hub.subscribed(EVERYTHING) as subscriber:
@@ -132,7 +132,7 @@ def test_taking_leaves_what_is_too_much() -> None:
     assert turns == [["0", "1"], ["2", "3"], ["4"], []]
 
 
-def test_a_slow_subscriber_loses_its_oldest_and_is_told() -> None:
+def test_a_slow_subscriber_loses_its_oldest_messages_and_gets_their_number() -> None:
     """At the bound the newest stay; the number of the lost ones comes before them, once."""
     hub = Hub(max_events=3)
     with hub.subscribed(EVERYTHING) as subscriber:
@@ -147,7 +147,7 @@ def test_a_slow_subscriber_loses_its_oldest_and_is_told() -> None:
     assert _states(later) == ["7"]
 
 
-def test_a_slow_subscriber_costs_no_other_one_anything() -> None:
+def test_a_slow_subscriber_does_not_affect_the_others() -> None:
     """What one loses the other still sees."""
     hub = Hub(max_events=2)
     with hub.subscribed(EVERYTHING), hub.subscribed(EVERYTHING) as quick:
@@ -159,7 +159,7 @@ def test_a_slow_subscriber_costs_no_other_one_anything() -> None:
     assert [str(number) for number in range(6)] == seen
 
 
-async def test_a_subscriber_wakes_when_there_is_something() -> None:
+async def test_a_subscriber_wakes_when_a_message_arrives() -> None:
     """Waiting ends with an event or an answer, and begins again after all was taken."""
     hub = Hub()
     async with asyncio.timeout(5):
@@ -201,9 +201,7 @@ def test_unsent_answers_are_bounded() -> None:
         (Selection(entity_id=("hall",)), []),
     ],
 )
-def test_a_selection_is_all_kinds_and_any_of_a_kind(
-    selection: Selection, wanted: list[str]
-) -> None:
+def test_a_selection_needs_one_match_of_each_kind(selection: Selection, wanted: list[str]) -> None:
     """Globs of one kind are alternatives, kinds are conditions, and a glob fits the whole."""
     hub = Hub()
     changes = [
@@ -220,7 +218,7 @@ def test_a_selection_is_all_kinds_and_any_of_a_kind(
     assert taken == wanted + wanted
 
 
-def test_an_entity_that_moves_is_judged_anew() -> None:
+def test_a_selection_is_checked_again_when_an_entity_moves() -> None:
     """Verdicts are of an entity in its area and class."""
     hub = Hub()
     with hub.subscribed(Selection(area_id=("hall",))) as subscriber:
@@ -230,7 +228,7 @@ def test_an_entity_that_moves_is_judged_anew() -> None:
         assert len(subscriber.drain(10)) == 2
 
 
-def test_verdicts_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_selection_results_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """More entities than the bound are judged just as rightly."""
     monkeypatch.setattr(hub_module, "_MAX_VERDICTS", 2)
     wanted = Selection(entity_id=("sensor.1*",)).compiled()
@@ -241,7 +239,7 @@ def test_verdicts_are_remembered_within_a_bound(monkeypatch: pytest.MonkeyPatch)
     assert [number in {1, 10, 11, 12} for number in (*range(13), *range(13))] == verdicts
 
 
-def test_the_hub_is_full_at_its_number_of_subscribers() -> None:
+def test_the_hub_is_full_at_its_limit_of_subscribers() -> None:
     """Who leaves makes room."""
     hub = Hub(max_subscribers=1)
     with hub.subscribed(EVERYTHING):

@@ -32,8 +32,8 @@ from tests.fakes.reference_encoder import stored_name, stored_text
         ("a\ud800b", "a\ufffdb"),
     ],
 )
-def test_tags_escape_what_separates_them(text: str, escaped: str) -> None:
-    """Quotes and lone backslashes mean nothing in a tag; what cannot stand in one is replaced."""
+def test_tags_escape_their_separators(text: str, escaped: str) -> None:
+    """Quotes and single backslashes are plain text; what a tag cannot contain is replaced."""
     assert escape_tag(text).decode() == escaped
 
 
@@ -106,7 +106,7 @@ def test_field_keys_hold_no_quotes() -> None:
         ("\ud800x\udfff", '"\ufffdx\ufffd"'),
     ],
 )
-def test_strings_keep_every_character(text: str, quoted: str) -> None:
+def test_string_fields_keep_every_character(text: str, quoted: str) -> None:
     """Only quotes and backslashes are escaped in a string; half a character is none."""
     assert quote(text).decode() == quoted
 
@@ -138,7 +138,7 @@ def test_every_kind_of_field_is_read_back() -> None:
     )
 
 
-def test_types_survive_reading() -> None:
+def test_field_types_survive_parsing() -> None:
     """A float that looks whole is a float, and neither number is a boolean."""
     fields = parse_line(b"m f=1,i=1i,b=t 1").fields
 
@@ -180,7 +180,7 @@ def test_types_survive_reading() -> None:
         b"m\\",
     ],
 )
-def test_nonsense_is_refused(line: bytes) -> None:
+def test_text_that_is_not_line_protocol_is_refused(line: bytes) -> None:
     """What is not a line raises, and is never half read."""
     with pytest.raises(ValueError):
         parse_line(line)
@@ -188,7 +188,9 @@ def test_nonsense_is_refused(line: bytes) -> None:
 
 @settings(deadline=None)
 @given(texts, texts, texts, texts)
-def test_any_text_comes_back(measurement: str, tag: str, key: str, value: str) -> None:
+def test_any_text_in_a_line_parses_back_unchanged(
+    measurement: str, tag: str, key: str, value: str
+) -> None:
     """Reading a line gives what was written, whatever the text: replaced, but never misplaced."""
     line = b"%b,t=%b %b=%b 1" % (
         escape_measurement("m" + measurement),

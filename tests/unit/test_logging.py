@@ -75,7 +75,7 @@ def record_of(message: str, *, failed: bool = False) -> logging.LogRecord:
     return record
 
 
-def test_a_json_line_holds_a_record_whole() -> None:
+def test_a_json_line_has_every_part_of_a_record() -> None:
     """Programs read it; the message is whole, letters of every language are themselves."""
     line = JsonLine().format(record_of("Lost 'Küche'\nfor a while"))
 
@@ -124,7 +124,7 @@ def test_half_a_surrogate_pair_does_not_break_the_log(formatter: logging.Formatt
     ("output", "on_stdout", "in_file"),
     [("stdout", True, False), ("file", False, True), ("both", True, True)],
 )
-def test_records_go_where_the_setting_says(
+def test_log_records_go_to_the_configured_output(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     output: LogOutput,
@@ -141,7 +141,7 @@ def test_records_go_where_the_setting_says(
 
 
 @pytest.mark.parametrize(("log_format", "start"), [("json", "{"), ("text", "2")])
-def test_records_have_the_chosen_format(
+def test_log_records_have_the_configured_format(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], log_format: LogFormat, start: str
 ) -> None:
     """LOG_FORMAT is json or text."""
@@ -164,7 +164,7 @@ def test_records_below_the_level_are_not_logged(
 
 @pytest.mark.parametrize("name", NOISY)
 @pytest.mark.parametrize("level", ["DEBUG", "INFO"])
-def test_libraries_log_warnings_only(tmp_path: Path, name: str, level: str) -> None:
+def test_libraries_log_only_warnings(tmp_path: Path, name: str, level: str) -> None:
     """They print whole frames and URLs at DEBUG, secrets included."""
     configured(tmp_path / "log", level=level)
 
@@ -172,7 +172,9 @@ def test_libraries_log_warnings_only(tmp_path: Path, name: str, level: str) -> N
     assert logging.getLogger(name).isEnabledFor(logging.WARNING)
 
 
-def test_configuring_twice_prints_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_configuring_the_log_twice_prints_a_record_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The second call replaces the first, and closes its file."""
     configured(tmp_path / "log", output="both")
     configured(tmp_path / "log", output="stdout").info("Started")
@@ -275,7 +277,7 @@ def test_a_problem_that_comes_and_goes_is_counted_as_one(repeating: Repeating) -
     assert len(lines) <= 16
 
 
-def test_a_message_that_has_stopped_is_summarized_all_the_same(repeating: Repeating) -> None:
+def test_a_repeated_message_that_has_stopped_is_still_summarized(repeating: Repeating) -> None:
     """Five hundred bad messages in five seconds and none after: their number is logged."""
     repeating.fail_every(0.01, until_s=5.0)
     repeating.now_s = 65.0
@@ -317,7 +319,7 @@ def test_every_repeated_message_is_logged_at_debug(
 
 
 def test_topics_of_one_logger_are_resolved_on_their_own(repeating: Repeating) -> None:
-    """A database that answers again says nothing about the points it refused."""
+    """A database that answers again does not resolve the refusal of points."""
     repeating.log.warning("Lost it", topic="connection")
     repeating.log.warning("Refused %d points", 3, topic="points")
 

@@ -8,7 +8,7 @@ from app.runtime.metrics import Telemetry
 
 
 class Clock:
-    """Seconds since the epoch, as told."""
+    """Seconds since the epoch, set by the test."""
 
     def __init__(self) -> None:
         self.now_s = 1_000_000.5
@@ -18,7 +18,7 @@ class Clock:
         return self.now_s
 
 
-def test_events_are_counted_by_what_became_of_them() -> None:
+def test_events_are_counted_by_their_outcome() -> None:
     """Each method moves the one number it names."""
     telemetry = Telemetry(CollectorRegistry(), clock=Clock())
     telemetry.events_received(10)
@@ -66,7 +66,7 @@ def test_durations_become_histograms() -> None:
     assert registry.get_sample_value("ingest_sink_delay_seconds_sum", labels) == 0.0
 
 
-def test_rates_are_kept_by_the_second() -> None:
+def test_event_rates_are_counted_per_second() -> None:
     """Seconds in which nothing came are left out."""
     clock = Clock()
     telemetry = Telemetry(CollectorRegistry(), clock=clock)
@@ -78,7 +78,7 @@ def test_rates_are_kept_by_the_second() -> None:
     assert telemetry.event_rates() == [(1_000_000, 5), (1_000_002, 4)]
 
 
-def test_the_rate_per_minute_is_of_full_seconds() -> None:
+def test_the_event_rate_per_minute_counts_full_seconds() -> None:
     """The second that is not over yet would make the number flutter."""
     clock = Clock()
     telemetry = Telemetry(CollectorRegistry(), clock=clock)
@@ -90,8 +90,8 @@ def test_the_rate_per_minute_is_of_full_seconds() -> None:
     assert telemetry.events_per_minute() == 120.0
 
 
-def test_old_rates_are_forgotten() -> None:
-    """A quarter of an hour is kept, however long the process runs."""
+def test_event_rates_older_than_the_window_are_forgotten() -> None:
+    """The last 15 minutes are kept, however long the process runs."""
     clock = Clock()
     telemetry = Telemetry(CollectorRegistry(), clock=clock)
     telemetry.events_received(1)

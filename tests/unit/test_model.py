@@ -35,7 +35,7 @@ _LINES = st.tuples(_TAGS, _FIELDS).map(
         b"m,a=b x\\ y=1,z\\=\\,=2 1",
     ],
 )
-def test_a_line_is_cut_at_its_end_only(line: bytes) -> None:
+def test_a_batch_of_lines_is_split_only_at_line_ends(line: bytes) -> None:
     """A newline inside a string, or a quote inside a tag, ends nothing."""
     batch = [b"m x=1 1", line, b'm x="" 2', line]
 
@@ -44,6 +44,6 @@ def test_a_line_is_cut_at_its_end_only(line: bytes) -> None:
 
 @settings(deadline=None)
 @given(st.lists(_LINES, max_size=4))
-def test_any_batch_is_cut_into_its_lines(batch: list[bytes]) -> None:
+def test_any_batch_is_split_into_its_lines(batch: list[bytes]) -> None:
     """Whatever the texts: joined and cut, the lines are the same."""
     assert Lines(b"".join(line + b"\n" for line in batch), len(batch)).split() == batch

@@ -14,14 +14,14 @@ from tests.fakes.hostile import raw_json
 from tests.fakes.recordings import VERSIONS, recording
 
 
-def test_three_attributes_are_read() -> None:
+def test_class_unit_and_name_are_read_from_attributes() -> None:
     """Class, unit and name become tags and a field of their own."""
     raw = b'{"unit_of_measurement":"W","friendly_name":"A, b","x":1,"device_class":"power"}'
 
     assert read_attributes(raw) == Attributes(raw, LastNames("power", "W", "A, b"))
 
 
-def test_compact_json_is_passed_on_as_it_is() -> None:
+def test_compact_attributes_are_passed_on_unchanged() -> None:
     """Home Assistant sends it compact: no byte is touched, and none copied."""
     raw = '{"friendly_name":"Room 1 a b","x":[1.0,"é"],"y":"\\\\u0041"}'.encode()
 
@@ -43,12 +43,12 @@ def test_compact_json_is_passed_on_as_it_is() -> None:
         b'{\n\t"a":1,\r\n\t"b":2\n}',
     ],
 )
-def test_whitespace_between_the_parts_goes(raw: bytes) -> None:
+def test_whitespace_between_attributes_is_removed(raw: bytes) -> None:
     """Wherever it stands."""
     assert read_attributes(raw).json == b'{"a":1,"b":2}'
 
 
-def test_whitespace_inside_strings_stays() -> None:
+def test_whitespace_inside_attribute_strings_stays() -> None:
     """Even where it looks like whitespace between parts."""
     raw = b'{"a":" , ","b\\" : ":"{ }","c": [1, " ]"]}'
 
@@ -56,7 +56,7 @@ def test_whitespace_inside_strings_stays() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"null", b"[]", b'["device_class"]', b'"text"', b"1", b"true"])
-def test_what_is_no_object_says_nothing(raw: bytes) -> None:
+def test_attributes_that_are_not_an_object_count_as_empty(raw: bytes) -> None:
     """Attributes are an object, or there are none."""
     assert read_attributes(raw) == NO_ATTRIBUTES
 
@@ -71,7 +71,9 @@ def test_what_is_no_object_says_nothing(raw: bytes) -> None:
         (b'{"device_class":"a","device_class":"b"}', ("b", None, None)),
     ],
 )
-def test_odd_types_cost_only_themselves(raw: bytes, named: tuple[str | None, ...]) -> None:
+def test_an_attribute_of_an_unexpected_type_is_ignored_alone(
+    raw: bytes, named: tuple[str | None, ...]
+) -> None:
     """What is not a text, or an empty one, is not known; the rest is."""
     read = read_attributes(raw)
 
@@ -91,12 +93,12 @@ def test_odd_types_cost_only_themselves(raw: bytes, named: tuple[str | None, ...
         (b'{"friendly_name":"\xff", "x":1}', '{"friendly_name":"\ufffd","x":1}'),
     ],
 )
-def test_json_that_some_parsers_refuse_is_repaired(raw: bytes, repaired: str) -> None:
+def test_attributes_that_some_json_parsers_refuse_are_repaired(raw: bytes, repaired: str) -> None:
     """NaN is no JSON, and half a character no text."""
     assert read_attributes(raw).json.decode() == repaired
 
 
-def test_mended_attributes_are_read_too() -> None:
+def test_repaired_attributes_are_read_too() -> None:
     """A bad attribute does not hide the name."""
     assert read_attributes(b'{"x":NaN,"friendly_name":"A\\ud800"}').names.friendly_name == "A\ufffd"
 
@@ -114,14 +116,14 @@ def test_mended_attributes_are_read_too() -> None:
         b'{"x":' + b"[" * 100_000,
     ],
 )
-def test_what_is_no_json_is_refused(raw: bytes) -> None:
+def test_attributes_that_are_not_json_are_refused(raw: bytes) -> None:
     """There is nothing to pass on."""
     with pytest.raises(ValueError):
         read_attributes(raw)
 
 
-def test_the_largest_values_are_left_out_and_named() -> None:
-    """A string of InfluxDB has an end; what is small is kept, and what is missing is said."""
+def test_the_largest_attributes_are_left_out_and_named() -> None:
+    """InfluxDB limits strings; small attributes are kept, and the missing ones are named."""
     attributes = {
         "friendly_name": "Camera",
         "picture": "x" * 70_000,
@@ -141,8 +143,8 @@ def test_the_largest_values_are_left_out_and_named() -> None:
 
 
 @pytest.mark.parametrize("size", [MAX_BYTES - 1, MAX_BYTES, MAX_BYTES + 1, MAX_BYTES + 20])
-def test_the_bound_is_exact(size: int) -> None:
-    """What fits to the byte is kept whole."""
+def test_attributes_that_fit_to_the_byte_stay_whole(size: int) -> None:
+    """Attributes of exactly the maximum size are not cut."""
     attributes = {"a": 1, "x": "x" * (size - len('{"a":1,"x":""}'))}
     raw = msgspec.json.encode(attributes)
     assert len(raw) == size
@@ -162,8 +164,8 @@ def test_thousands_of_names_stay_within_the_bound() -> None:
     assert list(json.loads(result)) == ["_truncated"]
 
 
-def test_the_size_is_counted_to_the_byte() -> None:
-    """As much is kept as fits: one value less would have been one too few."""
+def test_the_size_of_attributes_is_counted_to_the_byte() -> None:
+    """As many attributes are kept as fit."""
     attributes = {f"é{number}": "x" * 900 for number in range(100)}
 
     result = read_attributes(msgspec.json.encode(attributes)).json
@@ -175,7 +177,7 @@ def test_the_size_is_counted_to_the_byte() -> None:
 
 @settings(deadline=None)
 @given(raw_json())
-def test_any_object_is_compact_and_parses(raw: msgspec.Raw) -> None:
+def test_any_attributes_become_compact_json_that_parses(raw: msgspec.Raw) -> None:
     """However it was written, every parser reads it, and no byte is wasted."""
     result = read_attributes(bytes(raw)).json
 
@@ -203,7 +205,7 @@ def test_recorded_attributes_keep_their_meaning(version: str) -> None:
         b"1" + b"".join(b',"%d":1' % number for number in range(100_000)),
     ],
 )
-def test_of_megabytes_only_the_names_are_read(value: bytes) -> None:
+def test_of_megabytes_of_attributes_only_the_names_are_read(value: bytes) -> None:
     """Looking at all of it would keep the event loop busy for seconds."""
     raw = b'{"device_class":"power","unit_of_measurement":"W","big":%b}' % value
 

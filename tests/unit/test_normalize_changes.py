@@ -48,7 +48,7 @@ def _change(event: Event, normalizer: Normalizer | None = None) -> Change:
     return change
 
 
-def test_a_change_tells_what_the_event_did() -> None:
+def test_a_change_has_the_states_and_times_of_its_event() -> None:
     """Everything a point needs is in it."""
     placement = Placement(area_id="kitchen", name="Given")
     old = _state("1.5", at=NOON - timedelta(seconds=2.5), attributes=POWER)
@@ -86,14 +86,16 @@ def test_a_change_tells_what_the_event_did() -> None:
         (datetime(1677, 9, 21, 0, 12, 43, 145225, tzinfo=UTC), -9_223_372_036_854_775_000),
     ],
 )
-def test_time_is_last_updated_to_the_microsecond(at: datetime, time_ns: int) -> None:
+def test_the_time_of_a_change_is_last_updated_to_the_microsecond(
+    at: datetime, time_ns: int
+) -> None:
     """Whole numbers all the way, whatever the offset: floats would lose a third of them."""
     change = _change(_event(_state(at=at, changed=NOON), at=NOON + timedelta(seconds=1)))
 
     assert change.time_ns == time_ns
 
 
-def test_a_thousand_microseconds_are_all_different() -> None:
+def test_every_microsecond_gives_a_different_time() -> None:
     """No two adjacent times become the same."""
     events = [_event(_state(at=NOON + timedelta(microseconds=n))) for n in range(1000)]
 
@@ -181,7 +183,7 @@ def test_an_entity_id_of_absurd_length_is_malformed() -> None:
 
 
 def test_class_unit_and_name_come_from_the_new_state_first() -> None:
-    """What Home Assistant says now is what holds."""
+    """The newest state of Home Assistant wins."""
     now = {"device_class": "energy", "unit_of_measurement": "Wh", "friendly_name": "New"}
 
     change = _change(_event(_state(attributes=now), _state(attributes=POWER)))
@@ -191,7 +193,7 @@ def test_class_unit_and_name_come_from_the_new_state_first() -> None:
     assert change.friendly_name == "New"
 
 
-def test_what_the_new_state_lacks_comes_from_the_old() -> None:
+def test_names_that_an_unavailable_state_lacks_come_from_the_old_state() -> None:
     """An entity that becomes unavailable drops its attributes, but stays in its series."""
     change = _change(
         _event(
@@ -206,7 +208,7 @@ def test_what_the_new_state_lacks_comes_from_the_old() -> None:
     assert change.attributes == b'{"unit_of_measurement":"kW"}'
 
 
-def test_what_both_states_lack_is_the_last_known() -> None:
+def test_names_that_both_states_lack_are_the_last_known_ones() -> None:
     """From unavailable to unknown, and after a restart of Home Assistant, the series stays."""
     normalizer = Normalizer(dict)
     _change(_event(_state(attributes=POWER)), normalizer)
@@ -285,7 +287,7 @@ _steps = st.lists(
 
 @given(_steps, st.data())
 def test_a_restart_changes_no_series(steps: list[tuple[str, object]], data: st.DataObject) -> None:
-    """As far as the events say: an entity that is unavailable at the restart and says nothing."""
+    """Events show it for an entity that is unavailable at the restart, without attributes."""
     states = [_state(state, attributes=attributes) for state, attributes in steps]
     events = [_event(new, old) for old, new in zip([None, *states], states, strict=False)]
     at = data.draw(st.integers(0, len(events)))
@@ -301,7 +303,7 @@ def test_a_restart_changes_no_series(steps: list[tuple[str, object]], data: st.D
 
 
 def test_an_unavailable_entity_stays_in_its_series_across_a_restart() -> None:
-    """What it was like when it was last available is restored, until it says something itself."""
+    """The names of its last available state are used until it has its own again."""
     before, after = Normalizer(dict), Normalizer(dict)
     _change(_event(_state(attributes=POWER)), before)
     _change(_event(_state("unavailable"), _state(attributes=POWER)), before)
@@ -348,7 +350,7 @@ def test_an_entity_without_a_name_has_that_of_the_registry() -> None:
     assert _change(_event(_state(attributes=POWER)), normalizer).friendly_name == "Meter"
 
 
-def test_an_entity_that_moves_is_in_its_new_place() -> None:
+def test_an_entity_that_moves_has_its_new_area_at_once() -> None:
     """Where it is may be remembered only until the registries say something else."""
     kitchen, hall = Placement(area_id="kitchen"), Placement(area_id="hall")
     where = {"sensor.meter": kitchen}
@@ -379,7 +381,7 @@ def test_a_silent_entity_keeps_no_former_registries_in_memory() -> None:
     assert former() is None
 
 
-def test_entities_do_not_share_what_is_known() -> None:
+def test_entities_do_not_share_their_last_known_names() -> None:
     """Each has its own class, unit and name."""
     normalizer = Normalizer(dict)
     _change(_event(_state(attributes=POWER)), normalizer)
@@ -387,7 +389,7 @@ def test_entities_do_not_share_what_is_known() -> None:
     assert _change(_event(_state(), entity_id="sensor.other"), normalizer).device_class is None
 
 
-def test_what_is_repeated_is_not_read_again() -> None:
+def test_repeated_attributes_are_not_decoded_again() -> None:
     """The same bytes give the same object, which the encoder knows again."""
     normalizer = Normalizer(dict)
     first = _change(_event(_state(attributes=POWER)), normalizer)
@@ -441,8 +443,8 @@ def test_an_unusable_event_is_malformed(event: Event, kind: str) -> None:
     assert malformed == [MalformedEvent(kind, fired)]
 
 
-def test_what_is_said_of_an_unusable_event_holds_no_value_of_it() -> None:
-    """It goes to the log, where nobody looks for what goes on in a home."""
+def test_the_description_of_an_unusable_event_has_none_of_its_values() -> None:
+    """It goes to the log, which must not contain personal data."""
     secret = _state("s3cret", attributes=b'{"code": "s3cret", broken')
     event = _event(secret, secret, entity_id="sensor." + "x" * 300)
 
@@ -453,8 +455,8 @@ def test_what_is_said_of_an_unusable_event_holds_no_value_of_it() -> None:
     assert len(problem.excerpt) == 200
 
 
-def test_a_malformed_event_takes_nothing_away() -> None:
-    """What is known of its entity is known still."""
+def test_a_malformed_event_does_not_change_the_last_known_names() -> None:
+    """The last known names of its entity stay."""
     normalizer = Normalizer(dict)
     _change(_event(_state(attributes=POWER)), normalizer)
     normalizer.changes([_event(_state(attributes=b"{broken"))])
@@ -515,7 +517,7 @@ def test_rewritten_attributes_count_twice_towards_the_memory_bound() -> None:
     assert list(two_copies.last_names()) == ["sensor.meter"]
 
 
-def test_nothing_need_be_remembered() -> None:
+def test_the_normalizer_works_without_a_cache() -> None:
     """With no room at all, every event is still read by itself."""
     normalizer = Normalizer(dict, max_cached_entities=0)
 

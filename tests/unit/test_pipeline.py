@@ -141,7 +141,9 @@ async def test_events_wait_for_the_registries_on_the_first_start() -> None:
     assert rig.telemetry.unplaced == 0
 
 
-async def test_events_wait_at_most_so_long(caplog: pytest.LogCaptureFixture) -> None:
+async def test_events_wait_for_the_registries_for_a_limited_time(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """Then they go on without areas, counted."""
     rig = Rig(NEVER, hold_s=0.01)
     rig.pipeline.connected(was_absent=False)
@@ -157,7 +159,7 @@ async def test_events_wait_at_most_so_long(caplog: pytest.LogCaptureFixture) -> 
     assert "without areas and devices" in caplog.text
 
 
-async def test_only_so_many_events_wait() -> None:
+async def test_a_limited_number_of_events_waits_for_the_registries() -> None:
     """Memory is bounded."""
     rig = Rig(NEVER, hold_events=3)
 
@@ -167,7 +169,7 @@ async def test_only_so_many_events_wait() -> None:
     assert len(await rig.journaled()) == 4
 
 
-async def test_what_still_waits_at_the_end_goes_on() -> None:
+async def test_events_that_still_wait_at_a_stop_are_processed() -> None:
     """Stopping loses nothing that was received."""
     rig = Rig(NEVER)
     rig.pipeline.connected(was_absent=False)
@@ -178,7 +180,7 @@ async def test_what_still_waits_at_the_end_goes_on() -> None:
     assert len(await rig.journaled()) == 1
 
 
-async def test_nothing_waits_when_the_catalog_is_known_from_the_last_run() -> None:
+async def test_with_a_catalog_of_the_last_run_no_event_waits() -> None:
     """Tags are then those of before, and no event needs to be held back."""
     rig = Rig(NEVER)
     rig.catalog.restore(REGISTRIES, last_refresh=NOON)
@@ -205,7 +207,7 @@ async def test_a_malformed_event_is_counted_and_named_once_a_minute(
     assert len([record for record in caplog.records if "Malformed" in record.message]) == 1
 
 
-async def test_a_bug_of_ours_costs_one_event(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_the_pipeline_costs_one_event(caplog: pytest.LogCaptureFixture) -> None:
     """The others of its frame go on; the log has the traceback once a minute."""
     rig = Rig(LISTED, encoder=FragileEncoder)
     rig.pipeline.finish()
@@ -223,11 +225,11 @@ NO_LIGHTS = '{"patterns":[{"domain":"light"}]}'
 
 
 @pytest.mark.parametrize(("filter_fanout", "shown"), [(False, 1), (True, 2)])
-async def test_what_the_filter_holds_back_is_in_the_books(
+async def test_events_excluded_by_the_filter_are_counted(
     filter_fanout: bool,  # noqa: FBT001 - a table
     shown: int,
 ) -> None:
-    """It reaches no journal; watchers see it only if they are to."""
+    """It is not journaled; subscribers get it only with FILTER_FANOUT."""
     rig = Rig(
         LISTED,
         entity_filter=EntityFilter.of_text(NO_LIGHTS),
@@ -243,7 +245,7 @@ async def test_what_the_filter_holds_back_is_in_the_books(
     assert len(messages) == shown
 
 
-async def test_a_frame_of_nothing_but_filtered_events_reaches_nobody() -> None:
+async def test_a_frame_of_filtered_events_reaches_no_subscriber_and_no_journal() -> None:
     """No empty batch is journaled."""
     rig = Rig(LISTED, entity_filter=EntityFilter.of_text(NO_LIGHTS))
     rig.pipeline.finish()
@@ -254,7 +256,7 @@ async def test_a_frame_of_nothing_but_filtered_events_reaches_nobody() -> None:
     assert rig.telemetry.filtered == 1
 
 
-async def test_transforms_come_before_the_filter() -> None:
+async def test_transforms_run_before_the_filter() -> None:
     """What they leave out counts as filtered; what they fail on passes unchanged."""
 
     def transform(change: Change) -> Change | None:
@@ -280,7 +282,7 @@ async def test_transforms_come_before_the_filter() -> None:
     assert telemetry.transform_failures == {"my:f": 1}
 
 
-async def test_a_registry_event_is_noted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_registry_event_is_logged_only_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     """At DEBUG only: a home that is being set up has thousands."""
     rig = Rig(LISTED)
 

@@ -57,7 +57,7 @@ def test_points_too_old_for_the_database_are_dropped_with_a_cause() -> None:
     assert sample['ingest_sink_points_dropped_total{cause="retention",sink="influxdb"}'] == 10
 
 
-def test_exactly_one_of_the_possible_states_is_1() -> None:
+def test_exactly_one_of_the_possible_states_of_a_gauge_is_1() -> None:
     """Each possible state is a series, so that an alert can compare with 0."""
     registry = CollectorRegistry()
     sinks = (SinkStatus(name="influxdb", state="holding"), SinkStatus(name="embedded"))
@@ -119,7 +119,7 @@ def test_the_data_api_and_failed_transforms_have_metrics() -> None:
 
 
 def test_gaps_of_which_the_recorder_holds_nothing_are_not_counted_as_filled() -> None:
-    """`/health` counts them among the filled ones, `/metrics` tells them apart."""
+    """`/health` counts them as filled, `/metrics` counts them separately."""
     registry = CollectorRegistry()
     gaps = GapsStatus(open=1, filled=5, nothing_recorded=2, unfillable=4)
     registry.register(SnapshotCollector(lambda: replace(HEALTHY, gaps=gaps)))
@@ -132,7 +132,7 @@ def test_gaps_of_which_the_recorder_holds_nothing_are_not_counted_as_filled() ->
     ] == [1, 3, 2, 4]
 
 
-def test_every_line_of_the_tables_names_a_field() -> None:
+def test_every_metric_of_the_tables_names_a_field_of_the_snapshot() -> None:
     """A misspelt field would leave its metric out without an error."""
     snapshot = replace(
         HEALTHY,

@@ -1,4 +1,4 @@
-"""The protocol without I/O, fed with what real Home Assistants said."""
+"""The protocol without I/O, fed with recorded messages of real Home Assistants."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def kinds(step: Received) -> list[str]:
 
 
 @every_version
-def test_the_token_is_sent_when_it_is_asked_for(version: str) -> None:
+def test_the_token_is_sent_when_home_assistant_requests_it(version: str) -> None:
     """`auth_required` is answered with `auth`, and with nothing else."""
     recorded = recording(version, "auth_handshake")["ok"]
     session = Session(TOKEN)
@@ -112,7 +112,7 @@ def test_features_come_first_and_then_the_subscriptions(version: str) -> None:
 @every_version
 @pytest.mark.parametrize("case", ["invalid_token", "malformed_auth", "command_before_auth"])
 def test_a_refused_token_is_an_error_of_its_own(version: str, case: str) -> None:
-    """Trying again soon will not help, so the caller must be able to tell."""
+    """Retrying soon will not help, so the caller must be able to distinguish it."""
     (message,) = recording(version, "auth_handshake")[case]["received"]
     session = Session(TOKEN)
     session.feed(frame({"type": "auth_required", "ha_version": version}))
@@ -132,7 +132,7 @@ def test_a_session_for_commands_subscribes_to_nothing() -> None:
 
 
 @every_version
-def test_every_state_change_is_read(version: str) -> None:
+def test_every_recorded_state_change_is_read(version: str) -> None:
     """All kinds of change are read as Home Assistant sent them, attributes byte for byte."""
     messages = list(event_messages(recording(version, "state_changed_events")))
     session = streaming()
@@ -165,7 +165,7 @@ def test_a_live_day_of_history_is_read(version: str) -> None:
     assert (len(events), []) == (len(step.events), step.malformed)
 
 
-def test_a_frame_may_be_a_list() -> None:
+def test_a_frame_may_be_a_list_of_messages() -> None:
     """With coalescing a frame is an object or a list of them, in order."""
     (coalesced,) = recording("2025.4.4", "coalesce")["frames"]
 
@@ -186,7 +186,7 @@ def test_the_first_events_may_share_a_frame_with_the_answers() -> None:
 
 
 @every_version
-def test_registry_changes_are_told_apart(version: str) -> None:
+def test_registry_events_are_split_into_renames_and_refreshes(version: str) -> None:
     """Renames come with state changes; everything else is for the registries."""
     messages = list(event_messages(recording(version, "registry_changes")))
     session = streaming()
@@ -203,7 +203,7 @@ def test_registry_changes_are_told_apart(version: str) -> None:
 
 @every_version
 @pytest.mark.parametrize("user", ["token_user", "token_readonly"])
-def test_a_read_only_user_is_enough(version: str, user: str) -> None:
+def test_the_session_of_a_read_only_user_streams_events(version: str, user: str) -> None:
     """What such a user may not subscribe to is gone without."""
     commands = recording(version, "non_admin")[user]["commands"]
     allowed = {
@@ -229,7 +229,7 @@ def test_a_read_only_user_is_enough(version: str, user: str) -> None:
 
 
 @every_version
-def test_an_old_version_may_know_no_features(version: str) -> None:
+def test_a_home_assistant_without_supported_features_is_accepted(version: str) -> None:
     """Without coalescing each event has a frame of its own, and all is well."""
     session = authenticated()
 
@@ -241,8 +241,8 @@ def test_an_old_version_may_know_no_features(version: str) -> None:
     assert Phase.READY is session.phase
 
 
-def test_without_state_changes_there_is_no_session() -> None:
-    """The one required subscription was refused: the connection is of no use."""
+def test_a_session_that_may_not_subscribe_to_state_changes_ends() -> None:
+    """The one required subscription was refused, so the connection is unusable."""
     session = authenticated()
 
     with pytest.raises(SourceProtocolError, match="refused subscribe_events state_changed: unauth"):
@@ -262,7 +262,7 @@ def test_without_state_changes_there_is_no_session() -> None:
         "recorder_info",
     ],
 )
-def test_an_answer_finds_its_command(version: str, name: str) -> None:
+def test_a_result_is_matched_to_its_command(version: str, name: str) -> None:
     """An answer carries the id of its command, and its result unread."""
     recorded = recording(version, name)
     session = authenticated(subscribe=False)
@@ -276,7 +276,7 @@ def test_an_answer_finds_its_command(version: str, name: str) -> None:
 
 
 @every_version
-def test_a_refused_command_says_why(version: str) -> None:
+def test_a_refused_command_has_the_reason(version: str) -> None:
     """The code can be acted on; the message is for people."""
     recorded = recording(version, "errors_ping")["extra_key"]
     session = authenticated(subscribe=False)
@@ -302,8 +302,8 @@ def test_a_pong_is_the_answer_to_a_ping() -> None:
 
 @every_version
 @pytest.mark.parametrize("case", ["id_reuse", "no_id"])
-def test_an_answer_to_nothing_is_only_noted(version: str, case: str) -> None:
-    """It can belong to no command of ours, and hurts nobody."""
+def test_a_result_without_a_command_is_only_logged(version: str, case: str) -> None:
+    """It belongs to none of our commands and has no effect."""
     step = streaming().feed(frame(recording(version, "errors_ping")[case]))
 
     assert kinds(step) == ["unexpected_id"]
@@ -330,7 +330,7 @@ def test_a_refusal_without_a_reason_is_still_a_refusal() -> None:
         (streaming(), {"type": "auth_invalid"}),
     ],
 )
-def test_what_a_phase_does_not_allow_ends_the_session(
+def test_a_message_that_the_phase_does_not_allow_ends_the_session(
     session: Session, message: dict[str, object]
 ) -> None:
     """Who speaks so is not Home Assistant, or is confused: a new connection is the cure."""
@@ -338,7 +338,7 @@ def test_what_a_phase_does_not_allow_ends_the_session(
         session.feed(frame(message))
 
 
-def test_a_new_kind_of_message_is_only_noted() -> None:
+def test_an_unknown_type_of_message_is_only_logged() -> None:
     """A later Home Assistant may say more than we know."""
     step = streaming().feed(frame([changed("a.b"), {"type": "weather"}]))
 
@@ -365,7 +365,7 @@ def test_a_new_kind_of_message_is_only_noted() -> None:
         (7, "unexpected_shape"),
     ],
 )
-def test_a_bad_message_does_no_harm_to_its_neighbors(message: object, kind: str) -> None:
+def test_a_bad_message_does_not_affect_the_others_in_its_frame(message: object, kind: str) -> None:
     """Each message stands for itself, before and after the bad one, alone or in a list."""
     session = streaming()
 
@@ -389,7 +389,9 @@ def test_a_bad_message_does_no_harm_to_its_neighbors(message: object, kind: str)
     ],
 )
 @pytest.mark.parametrize("last", [True, False])
-def test_not_even_what_is_no_json_harms_its_neighbors(torn: bytes, *, last: bool) -> None:
+def test_a_message_that_is_not_json_does_not_affect_the_others_in_its_frame(
+    torn: bytes, *, last: bool
+) -> None:
     """In a list that does not parse, reading goes on where the next message begins."""
     before, after = frame(changed("sensor.before")), frame(changed("sensor.after"))
     parts = [before, after, torn] if last else [before, torn, after]
@@ -400,13 +402,13 @@ def test_not_even_what_is_no_json_harms_its_neighbors(torn: bytes, *, last: bool
 
 
 @pytest.mark.parametrize("nothing", [b"", b"  ", b"\xff", b"<html>", b'{"type":', b"\x00"])
-def test_what_is_no_json_is_noted_and_forgotten(nothing: bytes) -> None:
+def test_a_frame_that_is_not_json_is_logged_and_dropped(nothing: bytes) -> None:
     """It never ends the session, in whatever phase."""
     for session in (Session(TOKEN), authenticated(), streaming()):
         assert kinds(session.feed(nothing)) == ["not_json"]
 
 
-def test_an_empty_list_says_nothing() -> None:
+def test_a_frame_with_an_empty_list_changes_nothing() -> None:
     """It is a frame like any other."""
     assert (streaming().feed(b"[]").events, streaming().feed(b" [ ] ").malformed) == ([], [])
 
@@ -425,7 +427,7 @@ def test_an_empty_list_says_nothing() -> None:
         ('["°C", NaN]'.encode(), ["°C", None]),
     ],
 )
-def test_what_strict_json_forbids_is_repaired(odd: bytes, read: object) -> None:
+def test_messages_that_strict_json_forbids_are_repaired(odd: bytes, read: object) -> None:
     """NaN becomes null and what is no text becomes U+FFFD; the event counts as fine."""
     message = frame(changed("sensor.odd", attributes={"a": "ODD"})).replace(b'"ODD"', odd)
 
@@ -438,7 +440,9 @@ def test_what_strict_json_forbids_is_repaired(odd: bytes, read: object) -> None:
 
 
 @pytest.mark.parametrize(("odd", "read"), [(b'"\xff\xfe"', "��"), (b'"\xed\xa0\x80"', "���")])
-def test_attributes_that_are_no_text_are_left_to_their_reader(odd: bytes, read: object) -> None:
+def test_attributes_that_are_not_utf_8_are_left_to_the_attribute_reader(
+    odd: bytes, read: object
+) -> None:
     """Most are only compared with those before, so the reader replaces what is not text."""
     message = frame(changed("sensor.odd", attributes={"a": "ODD"})).replace(b'"ODD"', odd)
 
@@ -450,8 +454,8 @@ def test_attributes_that_are_no_text_are_left_to_their_reader(odd: bytes, read: 
     assert {"a": read} == msgspec.json.decode(read_attributes(bytes(new_state.attributes)).json)
 
 
-def test_an_answer_that_is_no_text_is_repaired() -> None:
-    """Nobody looks into an answer again, so it must be text when it is handed on."""
+def test_a_result_that_is_not_utf_8_is_repaired() -> None:
+    """A result is not checked again, so it must be UTF-8 when it is passed on."""
     session = streaming()
     command_id, _ = session.command("config/area_registry/list")
     answer = frame({"id": command_id, "type": "result", "success": True, "result": "ODD"})
@@ -461,7 +465,7 @@ def test_an_answer_that_is_no_text_is_repaired() -> None:
     assert msgspec.json.decode(step.answers[0].result) == "�"
 
 
-def test_a_state_may_need_repair_too() -> None:
+def test_a_state_that_is_not_utf_8_is_repaired() -> None:
     """Half a character in a state is replaced, and the others stay."""
     message = frame(changed(state="HALF!")).replace(b"HALF", rb"\ud800")
 
@@ -471,7 +475,7 @@ def test_a_state_may_need_repair_too() -> None:
     assert event.data.new_state.state == "�!"
 
 
-def test_an_excerpt_keeps_secrets_and_lives_private() -> None:
+def test_an_excerpt_of_a_message_shows_the_entity_and_no_other_value() -> None:
     """It shows the words of the protocol and the entity, and no other value."""
     message = changed(
         "person.anna",
@@ -512,7 +516,7 @@ def test_no_excerpt_shows_a_token(message: object) -> None:
 
 
 def test_no_error_shows_the_token() -> None:
-    """What the peer says is repeated without it."""
+    """The peer's message is repeated without the token."""
     session = Session(TOKEN)
     session.feed(frame({"type": "auth_required"}))
 
@@ -521,7 +525,7 @@ def test_no_error_shows_the_token() -> None:
 
 
 def test_no_repr_shows_the_token() -> None:
-    """A step holds frames to send, and one of them holds the token."""
+    """A step holds frames to send, and one of these contains the token."""
     session = Session(TOKEN)
 
     step = session.feed(frame({"type": "auth_required"}))
@@ -551,7 +555,7 @@ _JSON = st.recursive(
 
 @settings(max_examples=30)
 @given(_JSON, _JSON)
-def test_no_json_costs_a_neighbor(first: object, last: object) -> None:
+def test_no_broken_json_costs_another_message_of_its_frame(first: object, last: object) -> None:
     """An event between any two values is read, and each of those is accounted for."""
     messages = [first, changed("a.b"), last]
 

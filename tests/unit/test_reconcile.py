@@ -88,7 +88,7 @@ def _found(result: Comparison) -> list[tuple[str, int]]:
     return [(found.what, found.time_ns // SECOND_NS) for found in result.differences]
 
 
-def test_points_that_hold_what_the_rows_say_do_not_differ() -> None:
+def test_points_that_match_the_rows_of_the_recorder_do_not_differ() -> None:
     """A new state, an update of attributes, a state without attributes, and a removal."""
     result = _compared(ROWS, POINTS)
 
@@ -107,7 +107,7 @@ def test_points_that_hold_what_the_rows_say_do_not_differ() -> None:
         ("removed", True),
     ],
 )
-def test_each_field_that_differs_is_found(field: str, value: object) -> None:
+def test_reconciling_finds_each_field_that_differs(field: str, value: object) -> None:
     """Also in a point that is equal otherwise."""
     wrong = _point(2, {**POINTS[1].fields, field: value})  # type: ignore[dict-item]
 
@@ -115,14 +115,14 @@ def test_each_field_that_differs_is_found(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize("field", ["previous_state", "duration_in_state_seconds", "value"])
-def test_a_field_that_is_absent_is_found(field: str) -> None:
+def test_reconciling_finds_a_field_that_is_absent(field: str) -> None:
     """Nothing is a value that only some fields may have."""
     fields = {name: value for name, value in POINTS[1].fields.items() if name != field}
 
     assert _found(_compared(ROWS, [POINTS[0], _point(2, fields), *POINTS[2:]])) == [(field, 2)]
 
 
-def test_points_that_are_missing_extra_and_twice_are_found() -> None:
+def test_reconciling_finds_missing_extra_and_duplicate_points() -> None:
     """Twice is the same moment of one entity in two series."""
     moved = _point(4, POINTS[3].fields, {**WATTS, "area_id": "attic"})
     extra = _point(9, _fields("5"))

@@ -60,7 +60,7 @@ class Notebook:
         self.news.append(update)
 
 
-async def test_every_connection_lists_everything() -> None:
+async def test_every_connection_lists_all_registries() -> None:
     """Whatever changed while we were away is known soon after."""
     answers = Answers({})
     discovery = discovery_of(answers)
@@ -76,7 +76,7 @@ async def test_every_connection_lists_everything() -> None:
     assert answers.asked == [*KINDS, *KINDS]
 
 
-async def test_every_interval_lists_everything(caplog: pytest.LogCaptureFixture) -> None:
+async def test_every_interval_lists_all_registries(caplog: pytest.LogCaptureFixture) -> None:
     """Events may be refused to a read-only user, or be missed; people search for these lines."""
     discovery = discovery_of(Answers({}), interval_s=0.02)
 
@@ -102,7 +102,7 @@ async def test_every_interval_lists_everything(caplog: pytest.LogCaptureFixture)
         ("label", {"label"}),
     ],
 )
-async def test_a_registry_event_lists_that_registry(kind: str, asked: set[str]) -> None:
+async def test_a_registry_event_lists_the_registry_it_names(kind: str, asked: set[str]) -> None:
     """And no other: a new label is no reason to ask for megabytes."""
     answers = Answers({})
     discovery = discovery_of(answers)
@@ -135,7 +135,7 @@ async def test_many_registry_events_are_one_refresh() -> None:
     assert answers.asked.count("area") == 2
 
 
-async def test_registry_events_that_never_end_do_not_put_a_refresh_off() -> None:
+async def test_endless_registry_events_do_not_postpone_a_refresh() -> None:
     """The time to settle is counted from the first event."""
     discovery = discovery_of(Answers({}), settle_s=0.05)
 
@@ -228,8 +228,8 @@ async def test_listeners_get_the_registries_before_and_after_a_refresh() -> None
     assert [row.entity_id for row in second.now.entities] == ["light.b"]
 
 
-async def test_a_person_can_ask_for_a_refresh() -> None:
-    """The result says what was found."""
+async def test_a_refresh_can_be_requested() -> None:
+    """The result has the counts."""
     discovery = discovery_of(Answers({"device": [{"id": "d1"}], "area": [{"area_id": "hall"}]}))
 
     async with running(discovery):
@@ -240,7 +240,7 @@ async def test_a_person_can_ask_for_a_refresh() -> None:
     assert found.took_s >= 0
 
 
-async def test_a_person_learns_why_a_refresh_failed() -> None:
+async def test_a_requested_refresh_that_fails_raises_the_reason() -> None:
     """Not connected, refused, or lost on the way."""
     answers = Answers({"device": CommandFailed("list", code="unauthorized", message="No")})
     discovery = discovery_of(answers)
@@ -259,7 +259,7 @@ async def test_a_person_learns_why_a_refresh_failed() -> None:
             await asked
 
 
-async def test_a_stop_fails_a_refresh_that_a_person_waits_for() -> None:
+async def test_a_stop_fails_a_requested_refresh_that_is_waiting() -> None:
     """A request must not hang while the service ends."""
     answers = Answers({"device": asyncio.Event()})
     discovery = discovery_of(answers)
@@ -317,7 +317,7 @@ def test_a_catalog_that_was_never_listed_becomes_stale() -> None:
 def test_warnings_about_a_stale_catalog_become_rarer(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stands in /health meanwhile."""
+    """/health shows it meanwhile."""
     now = 0.0
     monkeypatch.setattr(repeats, "clock", lambda: now)
     clocked = Clocked()

@@ -164,7 +164,7 @@ async def test_devices_entities_and_areas_must_be_listed(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", REQUIRED + OPTIONAL)
 async def test_a_lost_connection_is_never_an_empty_registry(kind: str) -> None:
-    """Only an answer says that a registry is not there."""
+    """Only a result can show that a registry does not exist."""
     with pytest.raises(SourceUnavailable):
         await list_registries(Answers({kind: SourceUnavailable("gone")}).call)
 

@@ -29,8 +29,8 @@ def breaker_of(clock: Clock, *, threshold: int = 3) -> Breaker:
     return Breaker("InfluxDB", threshold=threshold, reset_s=30.0, clock=clock)
 
 
-def test_waits_double_up_to_the_longest() -> None:
-    """1, 2, 4, … seconds, and never more than the setting says."""
+def test_waits_between_retries_double_up_to_the_longest() -> None:
+    """1, 2, 4, … seconds, and never more than the setting."""
     backoff = Backoff(max_s=10.0, chance=lambda: 0.5)
 
     assert [backoff.next_s() for _ in range(6)] == [1.0, 2.0, 4.0, 8.0, 10.0, 10.0]
@@ -250,8 +250,8 @@ async def test_an_open_breaker_lengthens_the_wait_before_a_retry() -> None:
     assert attempts.waits == [1.0, 30.0]
 
 
-async def test_an_error_of_somebody_else_is_not_retried() -> None:
-    """A mistake of ours must not become an endless loop."""
+async def test_an_unexpected_error_is_not_retried() -> None:
+    """A bug must not become an endless loop."""
     attempts = Attempts(KeyError("x"))
 
     with pytest.raises(KeyError):

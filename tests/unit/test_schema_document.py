@@ -1,4 +1,4 @@
-"""docs/SCHEMA.md says what the encoder does."""
+"""docs/SCHEMA.md describes what the encoder does."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_the_tables_of_tags_and_fields_are_complete() -> None:
     assert named == written
 
 
-def test_the_table_of_words_is_the_table_of_words() -> None:
+def test_the_documented_binary_words_are_those_of_the_code() -> None:
     """Each word of the left column is 1 and of the right 0."""
     words = {
         word: value
@@ -76,7 +76,7 @@ def test_the_table_of_words_is_the_table_of_words() -> None:
     assert words == VALUES_OF_WORDS
 
 
-def test_the_table_of_categories_is_in_order() -> None:
+def test_the_documented_categories_are_in_the_order_of_the_code() -> None:
     """An entity that fits two is of the one that stands first."""
     rows = [(_codes(row[0])[0], _codes(row[1]), _codes(row[2])) for row in _rows("category")]
 
@@ -87,8 +87,8 @@ def test_the_table_of_categories_is_in_order() -> None:
     assert category_of("sun", None) == rows[-1][0]
 
 
-def test_the_bounds_are_those_of_the_code() -> None:
-    """Three numbers stand in the text."""
+def test_the_documented_bounds_are_those_of_the_code() -> None:
+    """The text contains three numbers."""
     assert MAX_BYTES == MAX_STRING_BYTES
     assert f"64 KB ({MAX_STRING_BYTES:,} bytes)" in DOCUMENT
     assert f"more than {MAX_NAME_BYTES:,} bytes" in DOCUMENT
@@ -114,7 +114,7 @@ _OF_FLUX = {"_measurement", "_field", "_time", "_value"}
 
 
 @pytest.mark.parametrize("language", ["influxql", "flux", "sql"])
-def test_every_question_is_asked_with_the_names_of_the_tables(language: str) -> None:
+def test_every_documented_query_uses_documented_names(language: str) -> None:
     """In each language, of the measurement, with tags and fields that points have."""
     known = {name for head in ("tag", "field ") for row in _rows(head) for name in _codes(row[0])}
 

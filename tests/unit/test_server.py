@@ -103,7 +103,7 @@ async def _settled() -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_request_whose_headers_are_late_is_closed(bench: Bench) -> None:
+async def test_a_connection_whose_headers_are_late_is_closed(bench: Bench) -> None:
     """More bytes now and then are no excuse: 10 kB/s after ten seconds."""
     bench.http.data_received(b"GET / HTTP/1.1\r\n")
     few = bench.overdue_at(9, 11)
@@ -114,7 +114,7 @@ async def test_a_request_whose_headers_are_late_is_closed(bench: Bench) -> None:
     assert bench.http.waiting_since() == 100.0
 
 
-async def test_a_request_whose_body_is_late_is_closed(bench: Bench) -> None:
+async def test_a_connection_whose_body_is_late_is_closed(bench: Bench) -> None:
     """It waits for its client, and may be displaced, until the body is complete."""
     bench.http.data_received(HEAD % b"read" + b"Content-Length: 30000\r\n\r\n")
     await _settled()
@@ -132,7 +132,7 @@ async def test_a_request_whose_body_is_late_is_closed(bench: Bench) -> None:
     assert bench.transport.written.startswith(b"HTTP/1.1 200")
 
 
-async def test_a_body_that_nobody_reads_must_end_soon(bench: Bench) -> None:
+async def test_an_ignored_request_body_must_end_within_the_grace_period(bench: Bench) -> None:
     """However fast it comes, after the response there are ten seconds for the rest."""
     bench.http.data_received(HEAD % b"leave" + b"Content-Length: 100000000\r\n\r\n")
     await _settled()

@@ -45,14 +45,16 @@ def test_only_address_and_token_are_required() -> None:
         ("[::1]", "ws://[::1]:8123/api/websocket"),
     ],
 )
-def test_whatever_address_people_write_becomes_the_websocket_url(written: str, url: str) -> None:
+def test_every_form_of_home_assistants_address_becomes_its_websocket_url(
+    written: str, url: str
+) -> None:
     """http, https, ws, wss and bare hosts are taken."""
     assert websocket_url(written) == url
 
 
 @pytest.mark.parametrize("written", ["ftp://ha", "http://", "://"])
-def test_text_that_is_no_address_is_refused(written: str) -> None:
-    """The message says what would be one."""
+def test_text_that_is_not_an_address_is_refused(written: str) -> None:
+    """The message describes a valid address."""
     with pytest.raises(ValueError, match="must be a host, or a URL"):
         websocket_url(written)
 
@@ -87,7 +89,7 @@ def test_the_name_to_use_comes_before_older_names_of_a_setting() -> None:
 
 
 def test_all_mistakes_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody should have to start the service twice to learn of two mistakes."""
+    """Two mistakes must not need two starts."""
     monkeypatch.delenv("HOME_ASSISTANT_URL")
     monkeypatch.delenv("HOME_ASSISTANT_TOKEN")
     monkeypatch.setenv("BATCH_SIZE", "0")
@@ -127,7 +129,7 @@ def test_all_mistakes_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) 
 def test_the_error_names_the_variable_with_an_invalid_value(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str
 ) -> None:
-    """The line says which variable and why."""
+    """The line names the variable and the reason."""
     monkeypatch.setenv(name, value)
 
     with pytest.raises(SettingsError, match=message) as caught:
@@ -160,7 +162,9 @@ def test_the_embedded_store_cannot_be_off_without_a_database(
 
 
 @pytest.mark.parametrize("other", ["INFLUXDB_TOKEN", "INFLUXDB_USERNAME"])
-def test_a_database_has_one_user(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+def test_two_users_for_the_database_are_refused(
+    monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
     """Two would be no request at all; nothing of what was given is shown."""
     monkeypatch.setenv("INFLUXDB_URL", "http://ada:hush@influxdb:8086")
     assert load_settings().influx.url is not None
@@ -182,7 +186,7 @@ def test_a_database_has_one_user(monkeypatch: pytest.MonkeyPatch, other: str) ->
         ("off", "http://influxdb:8086", False),
     ],
 )
-def test_the_embedded_store_is_on_when_it_should_be(
+def test_the_embedded_store_is_on_when_set_or_without_a_database(
     monkeypatch: pytest.MonkeyPatch, store: str, url: str, *, on: bool
 ) -> None:
     """Auto means: on when INFLUXDB_URL is unset; empty counts as unset."""
@@ -192,7 +196,7 @@ def test_the_embedded_store_is_on_when_it_should_be(
     assert load_settings().embedded_store is on
 
 
-def test_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_are_lists_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spaces around the parts do not matter."""
     monkeypatch.setenv("CORS_ORIGINS", "https://a.example, https://b.example,")
     monkeypatch.setenv("TRUSTED_PEERS", "10.0.0.0/8")
@@ -226,7 +230,9 @@ def test_settings_cannot_be_changed() -> None:
         settings.batch.size = 1
 
 
-def test_a_misspelt_name_is_warned_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_setting_gives_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the environment and in the file; foreign names are none of our business."""
     file = tmp_path / ".env"
     file.write_text("INFLUXDB_BUKET=x\nGRAFANA_PORT=3000\n")
@@ -246,7 +252,7 @@ def test_a_deprecated_name_is_accepted_with_one_warning(monkeypatch: pytest.Monk
     assert load_settings().embedded_store
 
 
-def test_the_log_file_lies_in_the_data_folder_unless_said_otherwise(
+def test_the_log_file_is_in_the_data_folder_by_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """LOG_FILE overrides DATA_DIR/service.log."""

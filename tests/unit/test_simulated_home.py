@@ -62,7 +62,7 @@ def morning() -> list[Any]:
     return lived(awake(clock), clock, hours=HOURS)
 
 
-def test_the_home_looks_alive(morning: list[Any]) -> None:
+def test_the_simulated_home_changes_like_a_real_one(morning: list[Any]) -> None:
     """Two to six changes a second, from most of its entities, are a living picture."""
     moving = {event["data"]["entity_id"] for event in morning}
 
@@ -70,14 +70,14 @@ def test_the_home_looks_alive(morning: list[Any]) -> None:
     assert len(moving) >= 0.8 * len(placed_entities())
 
 
-def test_something_moves_within_the_first_seconds() -> None:
+def test_a_simulated_home_changes_within_the_first_seconds() -> None:
     """A person who starts the demo does not wait for it."""
     clock = Clock()
 
     assert len(lived(awake(clock), clock, hours=10 / 3600)) >= 10
 
 
-def test_it_has_the_size_of_a_home() -> None:
+def test_the_simulated_home_has_the_size_of_a_home() -> None:
     """30 to 60 devices in 8 areas, every id once."""
     entity_ids = [placed.entity_id for placed in placed_entities()]
 
@@ -103,7 +103,7 @@ def test_registry_rows_have_the_keys_of_a_real_home_assistant(kind: Any) -> None
     assert [set(wanted)] * len(rows) == [set(row) for row in rows]
 
 
-def test_registry_rows_fit_together() -> None:
+def test_registry_rows_of_the_simulated_home_refer_to_each_other() -> None:
     """Every entity's device, every device's area, bridge and label, every floor is there."""
     house = SimulatedHome(NOWHERE, clock=Clock())
     devices: list[Any] = list(house.registry("device"))
@@ -132,7 +132,7 @@ def test_states_have_the_keys_of_a_real_home_assistant() -> None:
     assert all(row["attributes"]["friendly_name"] for row in rows(house).values())
 
 
-def test_config_says_that_it_runs() -> None:
+def test_the_simulated_home_assistant_reports_that_it_is_running() -> None:
     """The service waits for this word."""
     house = SimulatedHome(NOWHERE, clock=Clock())
 
@@ -156,7 +156,7 @@ def test_each_event_carries_the_state_before(morning: list[Any]) -> None:
 
 
 def test_a_change_of_attributes_alone_leaves_last_changed(morning: list[Any]) -> None:
-    """Home Assistant moves last_changed with the state only; and says nothing of no change."""
+    """`last_changed` changes only with the state, and without a change there is no event."""
     kinds: Counter[tuple[bool, bool]] = Counter()
     for event in morning:
         old, new = event["data"]["old_state"], event["data"]["new_state"]
@@ -215,7 +215,7 @@ def test_motion_lights_a_dark_room_and_the_light_goes_out_again(morning: list[An
     assert _words(morning, domain="light") >= {"on", "off"}
 
 
-def test_people_come_and_go_through_the_door(morning: list[Any]) -> None:
+def test_simulated_people_come_and_go_through_the_door(morning: list[Any]) -> None:
     """A person who leaves unlocks and opens the front door, and the zone counts who is in."""
     assert _words(morning, domain="person") == {"home", "not_home"}
     assert _words(morning, domain="device_tracker") == {"home", "not_home"}
@@ -231,7 +231,7 @@ def _words(events: Sequence[Any], *, domain: str) -> set[str]:
     }
 
 
-def test_what_it_measures_stays_within_reason(morning: list[Any]) -> None:
+def test_simulated_sensors_stay_in_a_plausible_range(morning: list[Any]) -> None:
     """Temperatures drift and stay those of a home; meters only count up; the sun rises."""
     celsius = _numbers(morning, "temperature")
     totals = _numbers(morning, "energy", "gas")
@@ -256,7 +256,7 @@ def _numbers(events: Sequence[Any], *device_classes: str) -> dict[str, list[floa
     return found
 
 
-def test_the_same_seed_lives_the_same_life() -> None:
+def test_the_same_seed_gives_the_same_simulated_changes() -> None:
     """A picture in the documentation can be made again."""
     lives = []
     for seed in (7, 7, 8):
@@ -268,7 +268,7 @@ def test_the_same_seed_lives_the_same_life() -> None:
     assert lives[0] != lives[2]
 
 
-def test_a_machine_that_slept_is_not_made_up_for() -> None:
+def test_changes_are_not_simulated_for_time_the_machine_slept() -> None:
     """After eight hours of sleep what is overdue happens once, not a thousand times."""
     clock = Clock()
     house = awake(clock)
@@ -282,7 +282,7 @@ def test_a_machine_that_slept_is_not_made_up_for() -> None:
     assert all(event["time_fired"] >= ten_seconds_ago for event in events)
 
 
-def test_history_gives_the_rows_of_the_time_asked_for() -> None:
+def test_simulated_history_has_the_rows_of_the_requested_time() -> None:
     """Strictly between start and end, oldest first, by entity; unknown ones are left out."""
     clock = Clock()
     house = awake(clock)
@@ -305,7 +305,7 @@ def _told(row: Mapping[str, Any]) -> tuple[object, ...]:
     return row["state"], row["attributes"], row["last_changed"], row["last_updated"]
 
 
-def test_nothing_moves_by_hand_while_nobody_is_home() -> None:
+def test_nobody_operates_a_device_while_the_simulated_home_is_empty() -> None:
     """An empty home opens no doors, sees no motion and plays no music, until somebody comes."""
     clock = Clock()
     home = awake(clock)
@@ -327,7 +327,7 @@ def test_nothing_moves_by_hand_while_nobody_is_home() -> None:
     assert seen[False] > 0
 
 
-def test_the_sun_is_up_at_noon() -> None:
+def test_the_simulated_sun_is_up_at_noon() -> None:
     """Daylight follows the clock."""
     noon = MORNING.replace(hour=12)
 

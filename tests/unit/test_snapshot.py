@@ -56,7 +56,7 @@ def test_a_broken_process_is_unhealthy_and_not_ready(snapshot: Snapshot, reason:
     assert snapshot.reasons[0].startswith(reason)
 
 
-def test_the_worst_reason_comes_first() -> None:
+def test_the_worst_reason_of_health_comes_first() -> None:
     """What makes the service unhealthy comes before what only degrades it."""
     assert len(LOSING.reasons) == 2
     assert LOSING.reasons[1] == DISK

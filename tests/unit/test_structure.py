@@ -66,7 +66,7 @@ def _attributes(node: ast.ClassDef) -> set[str]:
     }
 
 
-def test_no_class_of_app_has_more_attributes_than_a_reader_can_hold() -> None:
+def test_no_class_of_app_has_more_attributes_than_allowed() -> None:
     """Fifteen, except for the classes listed above."""
     found = {
         node.name: len(_attributes(node))

@@ -47,7 +47,7 @@ async def test_a_loop_runs_for_as_long_as_its_block() -> None:
 
 @pytest.mark.parametrize("how", ["raises", "returns", "is cancelled"])
 async def test_a_loop_that_ends_early_stops_the_service(how: str) -> None:
-    """However it ends; the reason is kept for the log and for /health."""
+    """However it ends, the log and /health show the reason."""
     alarm = Alarm()
     supervisor = Supervisor(grace_s=1, on_failure=alarm)
 

@@ -57,7 +57,7 @@ def test_ten_wrong_keys_are_allowed_and_the_next_must_wait() -> None:
         ("testclient", "testclient"),
     ],
 )
-def test_a_guesser_is_the_same_under_each_of_its_addresses(
+def test_addresses_of_one_ipv6_network_share_a_count_of_wrong_keys(
     peer: str | None, same: str | None
 ) -> None:
     """An IPv4 address however it is written, a /64 of IPv6, a UNIX socket."""
@@ -68,7 +68,7 @@ def test_a_guesser_is_the_same_under_each_of_its_addresses(
 
 
 @pytest.mark.parametrize("other", ["192.168.1.8", "2001:db8:1:3::1", None])
-def test_a_client_does_not_wait_for_the_wrong_keys_of_another(other: str | None) -> None:
+def test_wrong_keys_of_one_client_do_not_delay_another(other: str | None) -> None:
     """Each peer is counted by itself."""
     attempts = AuthThrottle(most=1)
     attempts.failed("192.168.1.7")
@@ -122,7 +122,7 @@ async def _displaced(challenges: Challenges, peer: str, started: list[str]) -> b
         (["2001:db8::1", "2001:db8::2", "2001:db8::3"], [0]),
     ],
 )
-async def test_the_longest_silent_client_gives_up_its_place(
+async def test_the_websocket_client_that_was_silent_longest_is_displaced(
     peers: list[str], displaced: list[int]
 ) -> None:
     """Two of one address and four in all; an address that many share has no limit of its own."""
@@ -163,7 +163,7 @@ def test_wrong_keys_are_logged_with_their_peer_once_a_minute(
     ]
 
 
-def test_a_refused_wrong_key_says_how_long_to_wait() -> None:
+def test_the_refusal_of_a_wrong_key_has_the_seconds_to_wait() -> None:
     """In whole seconds, never too few."""
     problem = too_many(5.2)
 

@@ -36,7 +36,7 @@ def without_lights(before: Change) -> Change | None:
     return None if before.domain == "light" else before
 
 
-def test_a_change_becomes_another() -> None:
+def test_a_transform_may_replace_a_change() -> None:
     """Or stays, or is left out; the order remains."""
     light, sensor = change("light.a"), change("sensor.a")
 
@@ -44,7 +44,7 @@ def test_a_change_becomes_another() -> None:
     assert applied(without_lights, light, sensor) == ([sensor], Counter())
 
 
-def test_transforms_follow_each_other() -> None:
+def test_transforms_run_one_after_the_other() -> None:
     """Each sees what the one before made; what is left out reaches none."""
     seen = []
 
@@ -112,7 +112,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
         sys.modules.pop(name, None)
 
 
-def test_functions_are_found_in_the_shared_folder(folder: Path) -> None:
+def test_transforms_are_imported_from_the_shared_folder(folder: Path) -> None:
     """By module and name, in the order given."""
     ((name, same),) = load_transforms(["users_module:same"], shared_path=folder)
 
@@ -122,7 +122,7 @@ def test_functions_are_found_in_the_shared_folder(folder: Path) -> None:
     assert sys.path[-1] == str(folder.resolve())
 
 
-def test_no_transforms_are_no_work() -> None:
+def test_without_transforms_changes_pass_unchanged() -> None:
     """Nothing is imported."""
     path = list(sys.path)
 
@@ -145,7 +145,7 @@ def test_no_transforms_are_no_work() -> None:
 def test_a_transform_that_cannot_be_used_stops_the_start(
     folder: Path, name: str, told: str
 ) -> None:
-    """With a line that says which and why."""
+    """The line names the transform and the reason."""
     with pytest.raises(SettingsError) as caught:
         load_transforms([name], shared_path=folder)
 
@@ -159,7 +159,7 @@ def test_a_shared_path_must_be_a_folder(tmp_path: Path) -> None:
         load_transforms(["a:b"], shared_path=tmp_path / "none")
 
 
-def test_the_documented_example_does_what_it_says(tmp_path: Path) -> None:
+def test_the_documented_example_of_a_transform_works(tmp_path: Path) -> None:
     """docs/TRANSFORMS.md is what people copy."""
     document = (Path(__file__).parents[2] / "docs" / "TRANSFORMS.md").read_text()
     (tmp_path / "documented_rules.py").write_text(document.split("```python")[1].split("```")[0])
