@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from app.backfill.requests import includes, overlaps, spans_read, waits_for_request
 from app.backfill.row_retention import RowRetention
 from app.model import MAX_SECONDS, SECOND_NS, Gap, GapReason, GapState, Times, moment_of
 from app.runtime.logging import RateLimitedLog
@@ -32,7 +33,6 @@ was set back is unknown."""
 _BEFORE_START_NS = 60 * SECOND_NS
 _MAX_CLOSED = 1_000
 _MAX_OPEN = 1_000
-_READ = frozenset({"filled", "nothing_recorded"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,11 @@ class Coverage:
         """
         self.opened = asyncio.Event()
         """Set when there is something to do for gaps; the backfill clears it."""
+        self.fills = fills
+        """Whether gaps are filled automatically."""
         self.awaits_event = False
         """Whether events stream and none has come yet: the bounds are open."""
         self._is_persistent = is_persistent
-        self._fills = fills
         self._retention = RowRetention(compare_s)
         self._clock = clock
         self._covered: Covered | None = None
@@ -124,11 +125,6 @@ class Coverage:
         return self._covered
 
     @property
-    def fills(self) -> bool:
-        """Whether gaps are filled automatically."""
-        return self._fills
-
-    @property
     def now_ns(self) -> int:
         """Now, by our clock or the newest moment that is covered, whichever is later."""
         now_ns = int(self._clock() * SECOND_NS)
@@ -138,8 +134,8 @@ class Coverage:
     def keep_from(self) -> int:
         """The sequence number from which rows stay in the journal, settled or not.
 
-        What is read back near the bounds of a gap is compared with them. A gap that nobody is
-        going to fill keeps none, or they would pile up to the bound of the journal.
+        What is read back near the bounds of a gap is compared with them. A gap that will not be
+        filled retains none, or they would fill the journal.
         """
         waiting = [gap.keep_from for gap in self.open_gaps() if self.will_be_filled(gap)]
         return min([self._retention.keep_from, *waiting])
@@ -153,10 +149,10 @@ class Coverage:
 
     def will_be_filled(self, gap: Gap) -> bool:
         """Whether a gap is filled automatically, or because a person requested it."""
-        return self._fills or gap.reason == "requested"
+        return self.fills or gap.reason == "requested"
 
     def gaps(self) -> list[Gap]:
-        """Return all gaps that are remembered, the newest first."""
+        """Return all gaps, the newest first."""
         return sorted(self._gaps.values(), key=lambda gap: gap.id, reverse=True)
 
     def gap(self, gap_id: int) -> Gap | None:
@@ -191,7 +187,7 @@ class Coverage:
         for gap in self._unended():
             if gap.start_ns == gap.end_ns and gap.id != self._taken:
                 return gap  # nothing is known yet of the connection that it ends with
-            # The rest is in the next gap. Who fills this one would not notice that it grows.
+            # The rest is in the next gap: this one is being filled and must not grow.
             self._put(replace(gap, end_known=True))
         if is_first:
             return None
@@ -205,7 +201,7 @@ class Coverage:
         return self._put(replace(gap, start_known=start_ns is not None, end_known=False))
 
     def received(self, times: Times) -> None:
-        """Note when live changes happened that were received now, before they are committed.
+        """Record when live changes happened that were received now, before they are committed.
 
         On the hot path, once per batch.
         """
@@ -246,7 +242,7 @@ class Coverage:
     def lost(
         self, times: Times | None, reason: Literal["journal_stalled", "journal_full", "damage"]
     ) -> None:
-        """Note that what happened in this span was received and is not in the journal."""
+        """Open a gap for a span whose changes were received and are not in the journal."""
         if times is None or not self._is_persistent:
             return
         times = within_range(times)
@@ -266,45 +262,46 @@ class Coverage:
     def request(self, times: Times, *, entity_ids: Sequence[str]) -> list[Gap]:
         """Open what is not covered in this span, because a person requests it; return the gaps.
 
-        That is all before the journal began, and the gaps in it that nobody filled. Named entities
-        are also requested for gaps that were read before: they may have been unknown then.
+        That is all before the journal began, and the gaps in it that were not filled. Named
+        entities are also requested for gaps that were read before: they may have been unknown then.
         """
         # A name that is there twice would end a window before its time.
         entity_ids = tuple(dict.fromkeys(entity_ids))
         found = [
             self._put(replace(gap, state="open", reason="requested", detail=None, closed_at=None))
             for gap in self.gaps()
-            if self._waits_for_a_person(gap)
-            and gap.start_ns <= times.newest_ns
-            and gap.end_ns >= times.oldest_ns
+            if waits_for_request(gap, fills=self.fills) and overlaps(gap, times)
         ]
         is_bounded = self._is_persistent and self._covered is not None
         since_ns = self._covered.since_ns if is_bounded and self._covered else _LAST_NS
         oldest_ns, newest_ns = within_range(times)
-        wanted = Times(oldest_ns, min(newest_ns, since_ns))
-        if wanted.oldest_ns < wanted.newest_ns and not self._was_requested(wanted, entity_ids):
-            gap = self._open(wanted, "requested", entity_ids)
+        before = Times(oldest_ns, min(newest_ns, since_ns))
+        if before.oldest_ns < before.newest_ns and not self._was_requested(before, entity_ids):
+            gap = self._open(before, "requested", entity_ids)
             found.append(self._put(replace(gap, end_known=is_bounded)))
         if entity_ids:
             found += [
                 self._open(span, "requested", entity_ids)
-                for span in self._read_before(times)
+                for span in spans_read(self._gaps.values(), times)
                 if not self._was_requested(span, entity_ids)
             ]
         if found:
             self.opened.set()
         return found
 
+    def _was_requested(self, times: Times, entity_ids: Sequence[str]) -> bool:
+        return any(includes(gap, times, entity_ids) for gap in self._gaps.values())
+
     def start_filling(self, gap: Gap) -> None:
-        """Note that this gap is being filled: its start stays as it is."""
+        """Record that this gap is being filled: its start stays as it is."""
         self._taken = gap.id
 
     def stop_filling(self) -> None:
-        """Note that no gap is being filled."""
+        """Record that no gap is being filled."""
         self._taken = None
 
     def update(self, gap: Gap) -> Gap:
-        """Put a gap in the place of its former self and return it; its bounds stay."""
+        """Replace the former version of a gap and return the new one; its bounds stay."""
         return self._put(self._with_bounds(gap))
 
     def close(
@@ -314,20 +311,20 @@ class Coverage:
         *,
         detail: str | None,
     ) -> Gap:
-        """Note that a gap is filled, or why it cannot be."""
+        """Close a gap that is filled, or record why it cannot be."""
         gap = self._with_bounds(gap)
         gap = replace(gap, state=state, detail=detail, closed_at=self._clock())
         return self._put(replace(gap, acknowledged=False))
 
     def acknowledge(self) -> int:
-        """Note that a person knows of the gaps that cannot be filled; return how many are new."""
+        """Mark the gaps that cannot be filled as acknowledged; return how many were not before."""
         gaps = self.unacknowledged()
         for gap in gaps:
             self._put(replace(gap, acknowledged=True))
         return len(gaps)
 
     def unacknowledged(self) -> list[Gap]:
-        """Return the gaps that cannot be filled and that nobody has acknowledged, newest first."""
+        """Return the gaps that cannot be filled and are not acknowledged, newest first."""
         return [gap for gap in self.gaps() if gap.state == "unfillable" and not gap.acknowledged]
 
     def reopen(self, gap: Gap) -> Gap:
@@ -340,7 +337,7 @@ class Coverage:
         gap = self._with_bounds(gap)
         lost = self._new(Times(gap.start_ns, before_ns), gap.reason, gap.entity_ids)
         lost = replace(lost, state="unfillable", detail=detail, closed_at=self._clock())
-        # As if it were half filled: what was true at its start is not what stood before the gap.
+        # Marked as partly filled: the states from before the gap no longer hold at its new start.
         rest = replace(gap, start_ns=before_ns, filled_ns=before_ns)
         return self._put(lost), self._put(rest)
 
@@ -375,7 +372,7 @@ class Coverage:
             if self._gaps.get(gap.id) is gap:  # else it has changed since
                 self._unsaved.discard(gap.id)
         for number in changes.deleted:
-            if number not in self._unsaved:  # else somebody has asked for it since
+            if number not in self._unsaved:  # else it was requested again since
                 self._gaps.pop(number, None)
 
     @property
@@ -443,32 +440,6 @@ class Coverage:
             through_ns = times.newest_ns
         return Covered(covered.since_ns, through_ns, received_at, keep_from)
 
-    def _waits_for_a_person(self, gap: Gap) -> bool:
-        is_unasked = self._fills and gap.reason != "requested"
-        return gap.state == "unfillable" or (gap.state == "open" and not is_unasked)
-
-    def _read_before(self, times: Times) -> list[Times]:
-        """Return the parts of a span that were gaps of the journal and have been read."""
-        return [
-            Times(max(gap.start_ns + 1, times.oldest_ns), min(gap.end_ns, times.newest_ns))
-            for gap in self._gaps.values()
-            if gap.state in _READ
-            and gap.reason != "requested"
-            and gap.start_ns < times.newest_ns
-            and gap.end_ns >= times.oldest_ns
-        ]
-
-    def _was_requested(self, times: Times, entity_ids: Sequence[str]) -> bool:
-        """Whether all of it is being read back, or was, for these entities; none means all."""
-        return any(
-            gap.reason == "requested"
-            and gap.state in {"open", "filled"}
-            and gap.start_ns <= times.oldest_ns
-            and gap.end_ns >= times.newest_ns
-            and _includes(gap, entity_ids)
-            for gap in self._gaps.values()
-        )
-
     def _cover(self, since_ns: int, through_ns: int) -> None:
         keep_from = self._retention.first
         covered = Covered(since_ns, through_ns, self._edge_at, keep_from)
@@ -479,7 +450,7 @@ class Coverage:
     def _open(self, times: Times, reason: GapReason, entity_ids: Sequence[str] = ()) -> Gap:
         found = self.open_gaps()
         if len(found) >= _MAX_OPEN and found[-1].reason == reason != "requested":
-            # A connection that comes and goes for days must not fill the disk with its story.
+            # A connection that comes and goes for days must not fill the disk with gaps.
             last = found[-1]
             return self._put(replace(last, end_ns=max(last.end_ns, times.newest_ns)))
         self.opened.set()
@@ -531,11 +502,3 @@ def within_range(times: Times) -> Times:
     if oldest_ns >= 0 and newest_ns <= _LAST_NS:
         return times
     return Times(min(max(0, oldest_ns), _LAST_NS), min(max(0, newest_ns), _LAST_NS))
-
-
-def _includes(gap: Gap, entity_ids: Sequence[str]) -> bool:
-    """Whether a request reads these entities; none means all."""
-    if gap.entity_ids:
-        return bool(entity_ids) and {*entity_ids} <= {*gap.entity_ids}
-    # A request for all read those that were known then.
-    return gap.state == "open" or not entity_ids
