@@ -59,9 +59,9 @@ class GapReader:
         missing = [name for name in self.readable if not self.recovery.knows_before(name)]
         found, older = await self.recorder.rows_before(self.captured.requested.oldest_ns, missing)
         for name, row in found.items():
-            self.recovery.begin_with(name, row)
+            self.recovery.set_row_before(name, row)
         for name, row in older.items():
-            self.recovery.begin_with(name, row, says_since=False)
+            self.recovery.set_row_before(name, row, since_known=False)
 
     async def _find_restarts(self, times: Times) -> None:
         """Find when Home Assistant wrote its first state after each restart."""

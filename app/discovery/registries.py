@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_type_hints
 
 import msgspec
@@ -151,13 +151,15 @@ async def list_registries(
             listed[kind] = await _list(call, _REGISTRIES[kind])
     registries = former or Registries()
     for kind, rows in listed.items():
-        reading = _Reading(kind, rows)
+        decoded: list[_Decoded] = []
         try:
-            for _ in reading:
-                await asyncio.sleep(0)
+            for number, row in enumerate(_decoded(kind, rows), start=1):
+                decoded.append(row)
+                if not number % _ROWS_PER_SLICE:
+                    await asyncio.sleep(0)
         except UNREADABLE as exc:
             raise SourceProtocolError(f"{_REGISTRIES[kind].command}: {exc}") from exc
-        registries = reading.onto(registries)
+        registries = _replaced(registries, kind, decoded)
     return registries
 
 
@@ -169,10 +171,7 @@ def read_registries(raw: Mapping[Kind, Iterable[bytes]]) -> Registries:
     """
     registries = Registries()
     for kind, rows in raw.items():
-        reading = _Reading(kind, [msgspec.Raw(row) for row in rows])
-        for _ in reading:
-            pass
-        registries = reading.onto(registries)
+        registries = _replaced(registries, kind, list(_decoded(kind, rows)))
     return registries
 
 
@@ -189,40 +188,34 @@ async def _list(call: Call, registry: _Registry) -> list[msgspec.Raw]:
         raise SourceProtocolError(f"{registry.command}: {exc}") from exc
 
 
-class _Reading:
-    """Decodes the rows of one registry, one slice per step."""
+_Decoded: TypeAlias = tuple[str, Row, bytes]
+"""Id and fields of a row, and the row itself."""
 
-    def __init__(self, kind: Kind, rows: list[msgspec.Raw]) -> None:
-        self._kind: Kind = kind
-        self._rows = rows
-        self._read: list[Row] = []
-        self._raw: dict[str, bytes] = {}
 
-    def __iter__(self) -> Iterator[None]:
-        registry = _REGISTRIES[self._kind]
-        decode = msgspec.json.Decoder(registry.row).decode
-        for number, raw in enumerate(self._rows, start=1):
-            # A copy: the slice would keep the whole response in memory.
-            data = bytes(raw)
-            try:
-                _DOCUMENT.decode(data)  # the whole row is stored and sent
-                row: Row | None = decode(data)
-            except UNREADABLE:
-                data = repaired(data)
-                row = _readable(data, registry.row)
-                if row is not None and "\ufffd" in getattr(row, registry.id_name):
-                    raise ValueError("an id that is not text") from None
-            if row is not None:
-                self._read.append(row)
-                self._raw[getattr(row, registry.id_name)] = data
-            if not number % _ROWS_PER_SLICE:
-                yield
+def _decoded(kind: Kind, rows: Iterable[msgspec.Raw | bytes]) -> Iterator[_Decoded]:
+    """Yield the rows that have an id."""
+    registry = _REGISTRIES[kind]
+    decode = msgspec.json.Decoder(registry.row).decode
+    for raw in rows:
+        # A copy: the slice would keep the whole response in memory.
+        data = bytes(raw)
+        try:
+            _DOCUMENT.decode(data)  # the whole row is stored and sent
+            row: Row | None = decode(data)
+        except UNREADABLE:
+            data = repaired(data)
+            row = _readable(data, registry.row)
+            if row is not None and "\ufffd" in getattr(row, registry.id_name):
+                raise ValueError("an id that is not text") from None
+        if row is not None:
+            yield getattr(row, registry.id_name), row, data
 
-    def onto(self, registries: Registries) -> Registries:
-        """Return the registries with this one replaced."""
-        members: dict[str, Any] = {_REGISTRIES[self._kind].member: tuple(self._read)}
-        raw = {**registries.raw, self._kind: self._raw}
-        return msgspec.structs.replace(registries, raw=raw, **members)
+
+def _replaced(registries: Registries, kind: Kind, decoded: Sequence[_Decoded]) -> Registries:
+    """Return the registries with one of them replaced."""
+    rows: dict[str, Any] = {_REGISTRIES[kind].member: tuple(row for _, row, _ in decoded)}
+    raw = {**registries.raw, kind: {row_id: data for row_id, _, data in decoded}}
+    return msgspec.structs.replace(registries, raw=raw, **rows)
 
 
 _DOCUMENT = msgspec.json.Decoder(dict[str, object])

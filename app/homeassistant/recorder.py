@@ -50,12 +50,12 @@ limited_log = RateLimitedLog(logger)
 _MICROSECOND = timedelta(microseconds=1)
 _STATES_PER_SLICE = 200
 _ENTITY_ID = re.compile(r"(?!.*__)[a-z0-9][a-z0-9_]*(?<!_)\.[a-z0-9][a-z0-9_]*(?<!_)")
-_ENTITIES_PER_QUESTION = 100
+_ENTITIES_PER_REQUEST = 100
 _DAY_S = 86_400
 _LOOK_BACK_S = (60, 600, 3_600, 6 * 3_600, *(day * _DAY_S for day in range(1, 11)))
 """How far back the newest row before a moment is searched, span after span: ten days are what
 Home Assistant keeps by default."""
-_SILENT_S = 600
+_UNAVAILABLE_S = 600
 """How far back the last available state of an entity is searched that was unavailable."""
 _SHOWN_AFTER_S = 120
 _MAX_SHOWN = 20
@@ -64,13 +64,13 @@ _LOGBOOK_S = (900, 6 * 3_600, 64 * _DAY_S)
 _ENTRIES = (1_000, 20_000)
 """Fewer entries in a part make the next longer, more make it shorter."""
 _WINDOW_S = (10.0, 60.0, 86_400.0)
-"""The shortest window of time that one question spans, the first, and the longest."""
+"""The shortest window of time that one request spans, the first, and the longest."""
 _POLL_S = 1.0
 _DAY_NS = 86_400 * SECOND_NS
 _FAILURES = frozenset({"unknown_error", "home_assistant_error"})
-"""Errors of Home Assistant that may concern one entity of a question."""
+"""Errors of Home Assistant that may concern one entity of a request."""
 _MOST_FAILING = 20
-"""So many entities that fail one after another, before any question is answered, mean all."""
+"""So many entities that fail one after another, before any request is answered, mean all."""
 _NEEDED = ("recorder", "history")
 _ROWS = (500, 2_000)
 """Fewer rows in the largest answer make the next window longer, more make it shorter."""
@@ -114,7 +114,7 @@ async def open_recorder(
 
 
 class RecorderStatus(msgspec.Struct, frozen=True):
-    """What `recorder/info` says; a field that a version does not have says nothing."""
+    """Answer of `recorder/info`; None for fields that a version does not have."""
 
     backlog: int | None = None
     recording: bool | None = None
@@ -334,7 +334,7 @@ class Recorder:
             if not missing:
                 break
             oldest_ns = max(0, at_ns - span_s * SECOND_NS)
-            for some in _questions(list(missing)):
+            for some in _batches(list(missing)):
                 history = await self._recorded(Times(oldest_ns, newest_ns), some)
                 found |= {name: rows[-1] for name, rows in history.items() if rows}
             missing = {name: row for name, row in missing.items() if name not in found}
@@ -344,7 +344,7 @@ class Recorder:
     async def states_at(self, at_ns: int, entity_ids: Sequence[str]) -> dict[str, RecordedState]:
         """Return the state at a moment of each entity that has a row before it."""
         found: dict[str, RecordedState] = {}
-        for some in _questions(entity_ids):
+        for some in _batches(entity_ids):
             history = await self._recorded(Times(at_ns, at_ns), some, with_start=True)
             found |= {
                 name: rows[0]
@@ -361,9 +361,9 @@ class Recorder:
         One that was unavailable at that moment is searched ten minutes back.
         """
         found = await self.states_at(at_ns, entity_ids)
-        silent = [name for name, row in found.items() if not _is_available(row)]
-        times = Times(max(0, at_ns - _SILENT_S * SECOND_NS), at_ns - MICROSECOND_NS)
-        for some in _questions(silent):
+        unavailable = [name for name, row in found.items() if not _is_available(row)]
+        times = Times(max(0, at_ns - _UNAVAILABLE_S * SECOND_NS), at_ns - MICROSECOND_NS)
+        for some in _batches(unavailable):
             history = await self._recorded(times, some)
             available = {name: [*filter(_is_available, rows)] for name, rows in history.items()}
             found |= {name: rows[-1] for name, rows in available.items() if rows}
@@ -375,13 +375,13 @@ class Recorder:
         `near_ns` is a recent moment by Home Assistant's clock: it shows nothing of the future.
         """
         found: set[str] = set()
-        for some in _questions(entity_ids):
+        for some in _batches(entity_ids):
             history = await self._recorded(Times(near_ns, MAX_TIME_NS), some, with_start=True)
             found |= {name for name, rows in history.items() if rows}
         return found
 
     async def failing(self, entity_ids: Sequence[str], times: Times) -> list[str]:
-        """Return the entities whose history Home Assistant fails to show, by halving questions.
+        """Return the entities whose history Home Assistant fails to show, by halving batches.
 
         At most the first day of a span is read.
 
@@ -391,10 +391,10 @@ class Recorder:
         """
         failing: list[str] = []
         times = Times(times.oldest_ns, min(times.newest_ns, times.oldest_ns + _DAY_NS))
-        questions = list(_questions(entity_ids))[::-1]
+        batches = list(_batches(entity_ids))[::-1]
         has_answered = False
-        while questions:
-            some = questions.pop()
+        while batches:
+            some = batches.pop()
             try:
                 await self._recorded(times, some)
             except CommandFailed as exc:
@@ -402,10 +402,10 @@ class Recorder:
                     raise
                 if len(some) > 1:
                     middle = len(some) // 2
-                    questions += [some[middle:], some[:middle]]
+                    batches += [some[middle:], some[:middle]]
                     continue
                 failing += some
-                is_last = not questions or len(failing) >= _MOST_FAILING
+                is_last = not batches or len(failing) >= _MOST_FAILING
                 if not has_answered and is_last:
                     raise
             else:
@@ -443,7 +443,7 @@ class Recorder:
     async def _window(
         self, times: Times, entity_ids: Sequence[str]
     ) -> AsyncGenerator[HistoryPage, None]:
-        for some in _questions(entity_ids):
+        for some in _batches(entity_ids):
             history = await self._recorded(times, some)
             is_last = some[-1] == entity_ids[-1]
             yield HistoryPage(history, times.newest_ns if is_last else None)
@@ -456,8 +456,8 @@ class Recorder:
         except CommandFailed as exc:
             if exc.code != "invalid_entity_ids":
                 raise
-        # Home Assistant refuses the whole question for one id that it would not give today,
-        # unless the entity has a state: it may have lost that since we asked.
+        # Home Assistant refuses the whole request for one id that it would not give today,
+        # unless the entity has a state: it may have lost that since then.
         valid = list(filter(is_entity_id, entity_ids))
         return await self._history(times, valid, with_start=with_start) if valid else {}
 
@@ -480,8 +480,8 @@ class Recorder:
             return _history_decoder.decode(answer)
         except UNREADABLE:
             read = _readable(answer)
-        odd = sum(found.count(None) for found in read.values())
-        limited_log.warning("Left out %d rows of the recorder that cannot be read", odd)
+        unreadable = sum(found.count(None) for found in read.values())
+        limited_log.warning("Left out %d rows of the recorder that cannot be read", unreadable)
         return {
             entity_id: [row for row in found if row is not None]
             for entity_id, found in read.items()
@@ -490,7 +490,7 @@ class Recorder:
 
 @dataclass(frozen=True, slots=True)
 class Logbook:
-    """What the logbook says of a span."""
+    """What the logbook holds of a span."""
 
     entity_ids: Collection[str]
     lifecycle: Lifecycle
@@ -557,9 +557,9 @@ def _bounds(times: Times) -> tuple[str, str]:
     return start.isoformat(), end.isoformat()
 
 
-def _questions(entity_ids: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(entity_ids), _ENTITIES_PER_QUESTION):
-        yield entity_ids[start : start + _ENTITIES_PER_QUESTION]
+def _batches(entity_ids: Sequence[str]) -> Iterator[Sequence[str]]:
+    for start in range(0, len(entity_ids), _ENTITIES_PER_REQUEST):
+        yield entity_ids[start : start + _ENTITIES_PER_REQUEST]
 
 
 def _is_available(row: RecordedState) -> bool:
@@ -570,4 +570,4 @@ def _state(row: bytes) -> State | None:
     try:
         return msgspec.json.decode(row, type=State)
     except UNREADABLE:
-        return None  # one odd row must not cost all others
+        return None  # one unreadable row must not cost all others

@@ -66,7 +66,7 @@ class Recovery:
         self._normalizer = Normalizer(placements)
         self._normalizer.restore(names)
         self._restarts_ns: Sequence[int] = ()
-        self._last: dict[str, _Last] = {}
+        self._last: dict[str, _RowBefore] = {}
         """The newest row or change before the next row of each entity."""
         self._read_through: dict[str, float] = {}
         """The newest row of each entity that was read."""
@@ -84,14 +84,16 @@ class Recovery:
             and last.time_ns < self._times.oldest_ns
         )
 
-    def begin_with(self, entity_id: str, row: RecordedState, *, says_since: bool = True) -> None:
+    def set_row_before(
+        self, entity_id: str, row: RecordedState, *, since_known: bool = True
+    ) -> None:
         """Set the entity's newest row before `times`.
 
-        `says_since` is False when the times of the row are made up.
+        `since_known` is False when the times of the row are made up.
         """
         updated = datetime.fromtimestamp(row.lu, UTC)
         state = None if row.s is None else _recorded_state(entity_id, row, updated)
-        last = _Last(state, says_since=says_since) if state else _nothing(entity_id, updated)
+        last = _RowBefore(state, since_known=since_known) if state else _no_row(entity_id, updated)
         self._last[entity_id] = last
         self._normalized(entity_id, state, old=last.state, at=updated)
 
@@ -127,7 +129,7 @@ class Recovery:
             self._read_through[entity_id] = read_through = row.lu
             updated = datetime.fromtimestamp(row.lu, UTC)
             if nanoseconds(updated) < self._times.oldest_ns:
-                self.begin_with(entity_id, row)
+                self.set_row_before(entity_id, row)
             elif nanoseconds(updated) <= self._times.newest_ns:
                 self._note_recorded(entity_id, nanoseconds(updated))
                 state = self._state(entity_id, row, updated)
@@ -185,16 +187,16 @@ class Recovery:
         return _recorded_state(entity_id, row, updated)
 
     def _change(
-        self, entity_id: str, state: State | None, *, at: datetime, last: _Last
+        self, entity_id: str, state: State | None, *, at: datetime, last: _RowBefore
     ) -> Change | None:
         """Return the change to this state, or to none, and make it the row before the next."""
-        self._last[entity_id] = _nothing(entity_id, at) if state is None else _Last(state)
+        self._last[entity_id] = _no_row(entity_id, at) if state is None else _RowBefore(state)
         change = self._normalized(entity_id, state, old=last.state, at=at)
         return change and msgspec.structs.replace(
             change,
             backfilled=True,
-            previous_state=change.previous_state if last.says_state else None,
-            duration_s=change.duration_s if last.says_since else None,
+            previous_state=change.previous_state if last.state_known else None,
+            duration_s=change.duration_s if last.since_known else None,
         )
 
     def _normalized(
@@ -209,35 +211,35 @@ class Recovery:
         )
         return next(iter(self._normalizer.changes((event,))[0]), None)
 
-    def _row_before(self, entity_id: str, state: State | None, at: datetime) -> _Last:
+    def _row_before(self, entity_id: str, state: State | None, at: datetime) -> _RowBefore:
         if state is not None and state.last_changed < state.last_updated:
             # An update of nothing but attributes: the state before was the same, whatever we know.
             last = self._newest_before(entity_id, at)
-            return _Last(msgspec.structs.replace(state, attributes=last.state.attributes))
+            return _RowBefore(msgspec.structs.replace(state, attributes=last.state.attributes))
         return self._change_before(entity_id, at)
 
-    def _change_before(self, entity_id: str, at: datetime) -> _Last:
+    def _change_before(self, entity_id: str, at: datetime) -> _RowBefore:
         last = self._newest_before(entity_id, at)
         if self._restarted_between(last.state.last_updated, at):
-            return _Last(last.state, says_state=False, says_since=False)
+            return _RowBefore(last.state, state_known=False, since_known=False)
         return last
 
-    def _newest_before(self, entity_id: str, at: datetime) -> _Last:
-        """Return the newer of the last row and the change that is remembered from before the gap.
+    def _newest_before(self, entity_id: str, at: datetime) -> _RowBefore:
+        """Return the newer of the last row and the last known change before the gap.
 
         They are the same for an entity that is recorded, unless the last row is inside the gap.
         """
         last = self._last.get(entity_id)
         change = self._before.get(entity_id)
         if change is not None and change.time_ns < nanoseconds(at):
-            remembered = self._remembered(entity_id, change)
-            # A row of the same moment may know better since when the state lasts.
-            if last is None or (last.state.last_updated, last.says_since) <= (
-                remembered.state.last_updated,
-                remembered.says_since,
+            before_gap = self._row_of_change(entity_id, change)
+            # Of the same moment, a row may show since when the state lasts.
+            if last is None or (last.state.last_updated, last.since_known) <= (
+                before_gap.state.last_updated,
+                before_gap.since_known,
             ):
-                return remembered
-        return last or _nothing(entity_id, moment_of(self._times.oldest_ns))
+                return before_gap
+        return last or _no_row(entity_id, moment_of(self._times.oldest_ns))
 
     def _restarted_between(self, before: datetime, at: datetime) -> bool:
         if not self._restarts_ns:
@@ -246,29 +248,29 @@ class Recovery:
         restarts_ns = self._restarts_ns[next_restart:]
         return bool(restarts_ns) and restarts_ns[0] <= nanoseconds(at)
 
-    def _remembered(self, entity_id: str, last: LastState) -> _Last:
+    def _row_of_change(self, entity_id: str, last: LastState) -> _RowBefore:
         updated = moment_of(last.time_ns)
         if last.state is None:
-            return _nothing(entity_id, updated)
+            return _no_row(entity_id, updated)
         changed = updated if last.changed_ns is None else moment_of(last.changed_ns)
         state = State(last.state, changed, updated, _NO_ATTRIBUTES, entity_id=entity_id)
-        return _Last(state, says_since=last.changed_ns is not None)
+        return _RowBefore(state, since_known=last.changed_ns is not None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Last:
+class _RowBefore:
     """The row before the next one."""
 
     state: State
-    says_state: bool = True
+    state_known: bool = True
     """False when nothing is known, or there was no state."""
-    says_since: bool = True
+    since_known: bool = True
     """False when it is not known since when it had that state."""
 
 
-def _nothing(entity_id: str, at: datetime) -> _Last:
+def _no_row(entity_id: str, at: datetime) -> _RowBefore:
     state = State("", at, at, _NO_ATTRIBUTES, entity_id=entity_id)
-    return _Last(state, says_state=False, says_since=False)
+    return _RowBefore(state, state_known=False, since_known=False)
 
 
 def _recorded_state(entity_id: str, row: RecordedState, updated: datetime) -> State:

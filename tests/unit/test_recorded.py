@@ -187,7 +187,7 @@ def test_the_first_row_follows_the_row_before_the_gap() -> None:
     reading = recovery(times)
     assert not reading.knows_before("sensor.a")
 
-    reading.begin_with("sensor.a", row("1", 900, changed_ms=500))
+    reading.set_row_before("sensor.a", row("1", 900, changed_ms=500))
     changes = reading.changes("sensor.a", [row("2", 2_000), row("3", 3_500)], committed=())
 
     assert [(c.previous_state, c.duration_s) for c in changes] == [("1", 1.5), ("2", 1.5)]
@@ -221,7 +221,7 @@ def test_a_row_that_is_newer_than_what_is_remembered_is_believed() -> None:
     """Its change was missed, or not kept."""
     before = {"sensor.a": LastState("1", at(0), at(0))}
     reading = recovery(Times(at(1_000), at(9_000)), before=before)
-    reading.begin_with("sensor.a", row("2", 500))
+    reading.set_row_before("sensor.a", row("2", 500))
 
     (change,) = reading.changes("sensor.a", [row("3", 2_000)], committed=())
 
@@ -298,7 +298,7 @@ def test_the_first_row_after_a_restart_has_no_previous_state(value: str) -> None
 def test_a_restart_also_parts_the_gap_from_what_was_before() -> None:
     """Whether the newest change before it came live or was looked up."""
     reading = recovery(before={"sensor.a": LastState("1", at(0), at(0))})
-    reading.begin_with("sensor.b", row("1", 0))
+    reading.set_row_before("sensor.b", row("1", 0))
     reading.restarted([at(500)])
 
     changes = [
@@ -382,7 +382,7 @@ def test_a_first_row_without_attributes_has_the_series_of_the_row_before_the_gap
 def test_what_an_entity_was_before_its_removal_does_not_describe_it_afterwards() -> None:
     """As live: a new entity of that name has the class and unit that it says itself."""
     reading = recovery(names={"sensor.a": LastNames("power", "W", None)})
-    reading.begin_with("sensor.a", row(None, -500))
+    reading.set_row_before("sensor.a", row(None, -500))
 
     first, _, third = reading.changes(
         "sensor.a", [row("unknown", 0), row(None, 1_000), row("unknown", 2_000)], committed=()
@@ -578,7 +578,7 @@ def test_live_and_recovered_are_the_whole_story(
     reading = recovery(times, before=before, newest=newest, names=names)
     for entity_id in CLASSES:
         for one in _recorded(house, entity_id, alone[:first]):
-            reading.begin_with(entity_id, one)
+            reading.set_row_before(entity_id, one)
     reading.restarted(_restarts(house, times, newest, alone))
 
     recovered: list[Change] = []
