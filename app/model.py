@@ -171,6 +171,10 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     backfilled: bool = False
     changed_ns: int | None = None
     """When the entity entered this state, `last_changed`; None if unknown."""
+    fired_ns: int | None = None
+    """When the event was fired; None if that is `time_ns`, or unknown."""
+    all_attributes: bytes | None = None
+    """The attributes without the bound on `attributes`; None if they are the same."""
 
     @property
     def removed(self) -> bool:

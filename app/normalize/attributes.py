@@ -21,6 +21,9 @@ MAX_BYTES = 65_536
 MAX_READ_BYTES = 4_000_000
 """Only the three are read of a longer object; Home Assistant records at most 16,384 bytes."""
 
+_MAX_UNBOUNDED_BYTES = 1_000_000
+"""Longer JSON, or that with more members, is not passed on whole in any case."""
+
 _MAX_MEMBERS = MAX_BYTES // 5
 """Only the three are read of an object with more members: most would be left out."""
 
@@ -38,6 +41,8 @@ class Attributes(NamedTuple):
     """A compact JSON object in UTF-8 of at most `MAX_BYTES`."""
     names: LastNames = LastNames(None, None, None)
     """The three that are read; None for one that is missing, empty, or not text."""
+    unbounded: bytes | None = None
+    """The whole object when `json` leaves out a part of it; None if it is too large as well."""
 
 
 NO_ATTRIBUTES = Attributes()
@@ -82,7 +87,9 @@ def _read(raw: bytes) -> Attributes:
         return NO_ATTRIBUTES
     attributes = _compact(raw)
     if len(attributes) > MAX_BYTES:
-        attributes = _bounded(attributes)
+        bounded = _bounded(attributes)
+        is_usable = bounded is not _ALL_TRUNCATED and len(attributes) <= _MAX_UNBOUNDED_BYTES
+        return _attributes(bounded, names, unbounded=attributes if is_usable else None)
     return _attributes(attributes, names)
 
 
@@ -97,14 +104,14 @@ def _check_skipped(raw: bytes) -> None:
         raise ValueError("A number has too many digits")
 
 
-def _attributes(json: bytes, names: _Names) -> Attributes:
+def _attributes(json: bytes, names: _Names, *, unbounded: bytes | None = None) -> Attributes:
     device_class, unit, name = names.device_class, names.unit_of_measurement, names.friendly_name
     bounded = LastNames(
         device_class[:MAX_BYTES] if device_class else None,
         unit[:MAX_BYTES] if unit else None,
         name[:MAX_BYTES] if name else None,
     )
-    return Attributes(json, bounded)
+    return Attributes(json, bounded, unbounded)
 
 
 def _names(raw: bytes) -> _Names | None:

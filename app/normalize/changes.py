@@ -108,6 +108,10 @@ class Normalizer:
             context=event.context,
             placement=placement,
             changed_ns=changed_ns,
+            fired_ns=(
+                None if new is None or event.time_fired == new.last_updated else _fired_ns(event)
+            ),
+            all_attributes=None if new is None else entity.attributes.unbounded,
         )
 
     def _entity(self, entity_id: str, *, new: EventState | None, old: EventState | None) -> _Entity:
@@ -213,6 +217,12 @@ def _old_attributes(raw: msgspec.Raw) -> Attributes:
         return read_attributes(bytes(raw))
     except ValueError:
         return NO_ATTRIBUTES  # only the new state is written
+
+
+def _fired_ns(event: Event) -> int | None:
+    """Return when the event was fired; None without a time that a point can have."""
+    time_ns = None if event.time_fired is None else nanoseconds(event.time_fired)
+    return time_ns if time_ns is not None and is_representable(time_ns) else None
 
 
 def _times(event: Event) -> tuple[int, int, datetime]:

@@ -46,6 +46,8 @@ class Transforms:
             result = transform(change)
             if result is not None and result is not change:
                 _check(change, result)
+                if result.attributes is not change.attributes:
+                    result = msgspec.structs.replace(result, all_attributes=None)
         except Exception as exc:  # noqa: BLE001 - a foreign boundary: failures are counted
             self._telemetry.transform_failed(name)
             limited_log.error(

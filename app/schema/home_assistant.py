@@ -1,0 +1,415 @@
+r"""The point schema `home_assistant`: the lines of Home Assistant's `influxdb` integration; pure.
+
+The rules are those of Home Assistant 2026.11; docs/SCHEMA.md states them. Two of its clients write
+different text: `v1` for InfluxDB 1 and `v2` for InfluxDB 2.
+
+InfluxDB refuses, or ignores, some lines that Home Assistant writes. They are sent without the
+offending part, and counted. These are the only differences, the members of `Correction`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Literal, NamedTuple, TypeAlias
+
+import msgspec
+
+from app.model import Change
+from app.schema.home_assistant_options import (
+    EntityOptions,
+    Options,
+    Precision,
+    entity_options,
+    selection,
+)
+
+Text: TypeAlias = Literal["v1", "v2"]
+"""The client whose escaping, floats and rounding of times are used."""
+
+Correction: TypeAlias = Literal[
+    "comment", "time_tag", "backslash", "empty_key", "not_finite", "no_fields"
+]
+"""What is left out because InfluxDB would refuse, or ignore, the line:
+
+* `comment`: `#` at the beginning of a measurement, which makes the line a comment; if nothing is
+  left, the default measurement or the entity id is used;
+* `time_tag`: a tag named `time`;
+* `backslash`: backslashes at the end of a tag's value, in `v1`, where they escape what follows;
+* `empty_key`: a field without a name, in `v2`;
+* `not_finite`: a state that is NaN or infinite, in `v1`;
+* `no_fields`: the whole point, because no field is left.
+"""
+
+_UNWRITTEN_STATES = frozenset({"", "unknown", "unavailable"})
+_ONES = frozenset({"on", "locked", "above_horizon", "open", "home"})
+_ZEROS = frozenset({"off", "unlocked", "below_horizon", "closed", "not_home"})
+
+_UNIT = "unit_of_measurement"
+_CLASS = "device_class"
+
+_UNIT_NS: Mapping[Precision | None, int] = {
+    None: 1,
+    "ns": 1,
+    "us": 1_000,
+    "ms": 1_000_000,
+    "s": 1_000_000_000,
+}
+
+_MAX_CACHED_STATE_CHARS = 64
+
+_ENTITY_BYTES = 200
+"""An estimate of Python's overhead."""
+
+
+class EncodedChanges(NamedTuple):
+    """The lines of some changes."""
+
+    lines: Sequence[bytes | None]
+    """A line with its newline for each change; None for one that this schema does not write."""
+    corrections: Mapping[Correction, int]
+    """How often something was left out."""
+
+
+_V1_ESCAPES = str.maketrans({"\\": "\\\\", " ": "\\ ", ",": "\\,", "=": "\\=", "\n": "\\n"})
+_V2_MEASUREMENT_ESCAPES = str.maketrans(
+    {",": "\\,", " ": "\\ ", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+)
+_V2_ESCAPES = {**_V2_MEASUREMENT_ESCAPES, ord("="): "\\="}
+_STRING_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"'})
+
+
+class _State(NamedTuple):
+    """The fields of a state, each with a comma before it; empty when it is not written."""
+
+    state: bytes
+    value: bytes
+    fields: tuple[str, ...]
+    """The names that attributes must not take, even when the field is not written."""
+    is_corrected: bool
+    """Whether a number was left out."""
+
+
+class _Template(NamedTuple):
+    """What the lines of an entity with the same attributes and kind of state share."""
+
+    head: bytes
+    """Measurement, tags and a space."""
+    before_state: bytes
+    before_value: bytes
+    after_value: bytes
+    corrections: tuple[Correction, ...]
+
+
+class _Entity:
+    """An entity's options and its latest templates."""
+
+    __slots__ = ("attributes", "options", "size", "templates")
+
+    def __init__(self, options: EntityOptions | None) -> None:
+        self.options = options
+        """None when the filter leaves the entity out."""
+        self.attributes: bytes | None = None
+        self.templates: dict[tuple[str, ...], _Template] = {}
+        self.size = 0
+
+
+class HomeAssistantEncoder:
+    """Encodes changes as Home Assistant does; caches the parts that repeat, within bounds."""
+
+    def __init__(
+        self,
+        options: Options,
+        *,
+        text: Text,
+        verbatim: bool = False,
+        max_cached_bytes: int = 32_000_000,
+        max_cached_states: int = 20_000,
+    ) -> None:
+        """Store the options and the client whose text is written.
+
+        `verbatim`: nothing is corrected, and times are in the unit of `precision`, which Home
+        Assistant sends beside the lines. Otherwise they are nanoseconds, cut to that unit.
+        """
+        self._options = options
+        self._options_of = entity_options(options)
+        self._selects = selection(options)
+        self._comment = _COMMENTS[text]
+        self._is_v1 = text == "v1"
+        self._measurement_escapes = _V1_ESCAPES if self._is_v1 else _V2_MEASUREMENT_ESCAPES
+        self._escapes = _V1_ESCAPES if self._is_v1 else _V2_ESCAPES
+        self._time_of = _time_writer(options.precision, text, verbatim=verbatim)
+        self._verbatim = verbatim
+        self._max_cached_bytes = max_cached_bytes
+        self._max_cached_states = max_cached_states
+        self._entities: dict[str, _Entity] = {}
+        self._cached_bytes = 0
+        self._states: dict[str, _State] = {}
+
+    def encode(self, changes: Sequence[Change]) -> EncodedChanges:
+        """Return the line of each change, in order."""
+        # The hot path, measured as "encode_home_assistant" in benchmarks/README.md.
+        if self._cached_bytes > self._max_cached_bytes:
+            self._entities.clear()
+            self._cached_bytes = 0
+        lines: list[bytes | None] = []
+        corrections: Counter[Correction] = Counter()
+        for change in changes:
+            state_text = change.state
+            if state_text is None or state_text in _UNWRITTEN_STATES:
+                lines.append(None)
+                continue
+            entity = self._entities.get(change.entity_id) or self._new_entity(change.entity_id)
+            if entity.options is None:
+                lines.append(None)
+                continue
+            state = self._states.get(state_text) or self._new_state(state_text)
+            template = self._template(entity, change, state)
+            if template.corrections:
+                corrections.update(template.corrections)
+            if state.is_corrected:
+                corrections["not_finite"] += 1
+            fields = b"".join(
+                (
+                    template.before_state,
+                    state.state,
+                    template.before_value,
+                    state.value,
+                    template.after_value,
+                )
+            )
+            if not fields:
+                corrections["no_fields"] += 1
+                lines.append(b"\n" if self._verbatim else None)
+                continue
+            time = self._time_of(change.time_ns if change.fired_ns is None else change.fired_ns)
+            lines.append(b"%b%b %d\n" % (template.head, fields[1:], time))
+        return EncodedChanges(lines, corrections)
+
+    def _new_entity(self, entity_id: str) -> _Entity:
+        options = self._options_of(entity_id) if self._selects(entity_id) else None
+        entity = self._entities[entity_id] = _Entity(options)
+        self._cached_bytes += _ENTITY_BYTES
+        return entity
+
+    def _new_state(self, text: str) -> _State:
+        value, has_text = _value_of(text)
+        is_finite = value is None or math.isfinite(value)
+        # The second client leaves out what is not finite.
+        is_written = is_finite or (self._is_v1 and self._verbatim)
+        state = _State(
+            state=self._field("state", _single_line(text)) if has_text else b"",
+            value=b"" if value is None or not is_written else self._field("value", value),
+            fields=(("state",) if has_text else ()) + (("value",) if value is not None else ()),
+            is_corrected=self._is_v1 and not is_written,
+        )
+        if len(text) <= _MAX_CACHED_STATE_CHARS:
+            if len(self._states) >= self._max_cached_states:
+                self._states.clear()
+            self._states[text] = state
+        return state
+
+    def _template(self, entity: _Entity, change: Change, state: _State) -> _Template:
+        attributes = change.attributes if change.all_attributes is None else change.all_attributes
+        if entity.attributes != attributes:
+            self._cached_bytes -= entity.size
+            entity.attributes, entity.templates, entity.size = attributes, {}, 0
+        template = entity.templates.get(state.fields)
+        if template is None:
+            template = self._new_template(entity.options, change, attributes, state.fields)
+            entity.templates[state.fields] = template
+            size = sum(map(len, template[:4]))
+            entity.size += size
+            self._cached_bytes += size
+        return template
+
+    def _new_template(
+        self,
+        entity: EntityOptions | None,
+        change: Change,
+        attributes: bytes,
+        state_fields: tuple[str, ...],
+    ) -> _Template:
+        assert entity is not None, "an entity that is left out has no lines"
+        members = msgspec.json.decode(attributes, type=dict[str, object])
+        corrections: list[Correction] = []
+        measurement, source = _measurement(change, members, entity, self._options)
+        tags = _tags(change, members, self._options)
+        left_out = {source, *self._options.tags_attributes, *entity.ignored}
+        fields = _attribute_fields(members, left_out, state_fields)
+        if not self._verbatim:
+            if self._comment.match(measurement):
+                corrections.append("comment")
+                default = _default_measurement(change, self._options)
+                names = (measurement, default, change.entity_id)
+                measurement = next(filter(None, (self._comment.sub("", name) for name in names)))
+            self._correct(tags, fields, corrections)
+        written = b"".join(self._tag(key, tags[key]) for key in sorted(tags) if key and tags[key])
+        return _Template(
+            b"%b%b " % (measurement.translate(self._measurement_escapes).encode(), written),
+            *self._segments(fields),
+            tuple(corrections),
+        )
+
+    def _correct(
+        self, tags: dict[str, str], fields: dict[str, float | str], corrections: list[Correction]
+    ) -> None:
+        """Remove the tags and fields that InfluxDB would refuse."""
+        if tags.pop("time", ""):
+            corrections.append("time_tag")
+        if self._is_v1:
+            for key, value in tags.items():
+                if value.endswith("\\"):
+                    tags[key] = value.rstrip("\\")
+                    corrections.append("backslash")
+        elif fields.pop("", None) is not None:
+            corrections.append("empty_key")
+
+    def _tag(self, key: str, value: str) -> bytes:
+        end = " " if not self._is_v1 and value.endswith("\\") else ""
+        return f",{key.translate(self._escapes)}={value.translate(self._escapes)}{end}".encode()
+
+    def _segments(self, fields: Mapping[str, float | str]) -> tuple[bytes, bytes, bytes]:
+        """Return the fields that come before `state`, then before `value`, and then."""
+        segments: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
+        for key in sorted(fields):
+            if key or not self._is_v1:
+                index = (key >= "state") + (key >= "value")
+                segments[index].append(self._field(key, fields[key]))
+        before_state, before_value, after_value = map(b"".join, segments)
+        return before_state, before_value, after_value
+
+    def _field(self, key: str, value: float | str) -> bytes:
+        if isinstance(value, str):
+            text = f'"{value.translate(_STRING_ESCAPES)}"'
+        else:
+            text = repr(value) if self._is_v1 else repr(value).removesuffix(".0")
+        return f",{key.translate(self._escapes)}={text}".encode()
+
+
+_COMMENTS = {"v1": re.compile(r"\A[\t\0#]*#"), "v2": re.compile(r"\A[\0#]*#")}
+"""The beginning of a measurement that makes a comment: InfluxDB skips whitespace before the `#`."""
+
+
+def _single_line(text: str) -> str:
+    return " ".join(text.splitlines())
+
+
+def _value_of(state: str) -> tuple[float | None, bool]:
+    """Return the number that a state stands for, and whether its text is written as well."""
+    if (number := _number(state)) is not None:
+        return number, False
+    if state in _ONES:
+        return 1.0, True
+    return (0.0 if state in _ZEROS else None), True
+
+
+def _measurement(
+    change: Change, members: Mapping[str, object], entity: EntityOptions, options: Options
+) -> tuple[str, str | None]:
+    """Return the measurement, and the attribute that it was made of, if any."""
+    if entity.override_measurement:
+        return _single_line(entity.override_measurement), None
+    source = None
+    found: object = change.entity_id
+    match options.measurement_attr:
+        case "unit_of_measurement":
+            source, found = _UNIT, members.get(_UNIT)
+        case "domain__device_class" if members.get(_CLASS) is None:
+            found = change.domain
+        case "domain__device_class":
+            source, found = _CLASS, f"{change.domain}__{members[_CLASS]}"
+        case _:
+            pass
+    if found is None or found == "":
+        return _default_measurement(change, options), None
+    return _single_line(found) if isinstance(found, str) else str(found), source
+
+
+def _default_measurement(change: Change, options: Options) -> str:
+    return _single_line(options.default_measurement or change.entity_id)
+
+
+def _tags(change: Change, members: Mapping[str, object], options: Options) -> dict[str, str]:
+    """Return the tags, empty ones included: their attributes are not fields either."""
+    tags = {"domain": change.domain, "entity_id": change.entity_id.partition(".")[2]}
+    for key in options.tags_attributes:
+        if key in members:
+            value = members[key]
+            tags[key] = _single_line(value) if isinstance(value, str) else _tag_text(value)
+    tags.update((key, _single_line(value)) for key, value in options.tags.items())
+    return tags
+
+
+def _tag_text(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _attribute_fields(
+    members: Mapping[str, object], left_out: Collection[str | None], taken: Collection[str]
+) -> dict[str, float | str]:
+    """Return the fields of attributes; `taken` are the names of the state's own fields."""
+    fields: dict[str, float | str] = dict.fromkeys(taken, 0.0)
+    for name, value in members.items():
+        if name in left_out:
+            continue
+        key = f"{name}_" if name in fields else name
+        number = _number(value)
+        if number is not None:
+            fields[key] = number
+        else:
+            text = _single_line(str(value))
+            fields[f"{key}_str"] = text
+            if (number := _number_in(text)) is not None:
+                fields[key] = number
+        if isinstance(found := fields.get(key), float) and not math.isfinite(found):
+            del fields[key]
+    if "time" in fields:
+        key = "time_"
+        while key in fields:
+            key += "_"
+        fields[key] = fields.pop("time")
+    return {key: value for key, value in fields.items() if key not in taken}
+
+
+def _number(value: object) -> float | None:
+    """Return what Python's `float` makes of a JSON value; None if it refuses it."""
+    if not isinstance(value, str | int | float):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+    except OverflowError:  # an integer of more than 308 digits, which Home Assistant cannot send
+        return math.inf
+
+
+_TWO_DIGITS = re.compile(r"\d\d")
+_NOT_NUMERIC = re.compile(r"[^\d.]+")
+
+
+def _number_in(text: str) -> float | None:
+    """Return the digits of a text as a number, if they look like one number.
+
+    In linear time: Home Assistant's regular expression takes minutes for a few hundred digits.
+    """
+    before, dot, after = text.partition(".")
+    if dot:
+        is_number = "." not in after and before[-1:].isdecimal() and after[:1].isdecimal()
+    else:
+        is_number = _TWO_DIGITS.search(text) is not None
+    return float(_NOT_NUMERIC.sub("", text)) if is_number else None
+
+
+def _time_writer(
+    precision: Precision | None, text: Text, *, verbatim: bool
+) -> Callable[[int], int]:
+    unit_ns = _UNIT_NS[precision]
+    if unit_ns == 1:
+        return int
+    # The second client divides floats, which loses one unit at some times.
+    divisor = unit_ns if text == "v1" else float(unit_ns)
+    factor = 1 if verbatim else unit_ns
+    return lambda time_ns: int(time_ns / divisor) * factor
