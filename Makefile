@@ -11,7 +11,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help python setup packages demo run doctor backfill test check lint-deploy image-steps fix coverage real-servers test-real power-cuts storm trace mutants screenshots bench bench-smoke soak clean
+.PHONY: help python setup packages demo run doctor backfill test simulate check lint-deploy image-steps fix coverage real-servers test-real power-cuts storm trace mutants screenshots bench bench-smoke soak clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -59,7 +59,10 @@ PYTEST := pytest
 # The workers share the bytecode of the tests, even where the environment forbids writing any.
 test: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## Run all unit, integration and service tests
-	$(RUN)$(PYTEST) -n $(WORKERS) --dist worksteal --tb=native tests/service tests/integration tests/unit
+	$(RUN)$(PYTEST) -n $(WORKERS) --dist worksteal --tb=native tests/service tests/integration tests/simulation tests/unit
+
+simulate: setup ## Simulate hours of faults in minutes: make simulate [HOURS=…] [SEED=…]
+	$(RUN)python -m tests.simulation $(if $(HOURS),--hours $(HOURS)) $(if $(SEED),--seed $(SEED))
 
 check: setup lint-deploy ## Check format, lint, types, layers, and what deploys it
 	$(RUN)ruff format --check .

@@ -33,6 +33,7 @@ from app.pipeline import Pipeline
 from app.runtime.logging import RateLimitedLog, repeats
 from app.runtime.metrics import Telemetry
 from app.runtime.supervisor import Supervisor
+from app.runtime.time import utc_now
 from app.sinks.dead_letters import DeadLetters
 from app.sinks.delivery import Delivery
 
@@ -127,7 +128,7 @@ class HealthCollector:
         connection = replace(self.source.status(), is_running="source" not in failures)
         return Snapshot(
             version=__version__,
-            timestamp=datetime.now(UTC),
+            timestamp=utc_now(),
             uptime_seconds=round(time.monotonic() - self._started, 3),
             connection=connection,
             subscription=SubscriptionStatus(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -29,6 +28,7 @@ from app.api.models import (
 from app.api.problems import Problem, ProblemRaised
 from app.discovery.store import TableName
 from app.runtime.errors import SourceError, StorageError
+from app.runtime.time import utc_now
 
 router = APIRouter()
 
@@ -183,7 +183,7 @@ async def trigger(components: ComponentsDep) -> DiscoveryFound:
         entities=found.entities,
         areas=found.areas,
         duration_seconds=round(found.took_s, 3),
-        timestamp=datetime.now(UTC),
+        timestamp=utc_now(),
     )
 
 
@@ -252,7 +252,7 @@ async def _stored(components: Components, table: TableName, rows: Sequence[bytes
         raise ProblemRaised(
             Problem(status=500, code="storage_failed", detail="The rows could not be stored.")
         ) from exc
-    return Upserted(upserted=upserted, timestamp=datetime.now(UTC))
+    return Upserted(upserted=upserted, timestamp=utc_now())
 
 
 _TOO_LARGE = Problem(status=413, code="body_too_large", detail="The body is too large.")

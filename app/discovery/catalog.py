@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 
 from app.discovery.registries import AreaRow, DeviceRow, EntityRow, Registries
 from app.health import DiscoveryStatus
 from app.model import MAX_SECONDS, NOWHERE, Placement, Placements, Rename
+from app.runtime.time import utc_now
 
 _MAX_RENAMES = 10_000
 _ENTITIES_PER_SLICE = 100
 """Joined without yielding to the event loop: less than a millisecond."""
 
 
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
-
-
 class Catalog:
     """Placements of all registered entities, as of the last `replace`."""
 
-    def __init__(self, *, now: Callable[[], datetime] = _utc_now) -> None:
+    def __init__(self, *, now: Callable[[], datetime] = utc_now) -> None:
         """`now` dates a refresh."""
         self._now = now
         self._placements: Placements = {}

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from itertools import islice
 from typing import Literal, NamedTuple, NoReturn, TypeAlias
@@ -26,6 +26,7 @@ from app.runtime.connection_errors import DATA_API, obstacle, redirect
 from app.runtime.errors import IngestError
 from app.runtime.logging import RateLimitedLog, shown_url
 from app.runtime.retry import Backoff, Breaker, contained, until_success
+from app.runtime.time import utc_now
 from app.runtime.tolerant_json import UNREADABLE
 
 logger = logging.getLogger(__name__)
@@ -245,7 +246,7 @@ class DataApi:
     def _accepted(self, kind: Kind, chunk: _Chunk) -> None:
         self._pending.accepted(kind, chunk)
         self._sent += len(chunk)
-        self._last_sent = datetime.now(UTC)
+        self._last_sent = utc_now()
         self._breaker.succeeded()
         self._problem = None
         limited_log.resolved("The data API takes rows again")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import NoReturn, Protocol
 
@@ -22,6 +22,7 @@ from app.homeassistant.messages import Event
 from app.runtime.errors import IngestError, SourceError, SourceProtocolError, SourceUnavailable
 from app.runtime.logging import RateLimitedLog
 from app.runtime.retry import Backoff, contained, until_success
+from app.runtime.time import utc_now
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
@@ -95,7 +96,7 @@ class Discovery:
         backoff: Backoff,
         interval_s: float,
         settle_s: float = _SETTLE_S,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`commands` opens a connection for commands; a full refresh happens every `interval_s`."""

@@ -11,7 +11,7 @@ import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol, Self, TypeAlias
@@ -35,6 +35,7 @@ from app.model import LastNames
 from app.runtime.errors import StorageDamaged, StorageError
 from app.runtime.logging import RateLimitedLog
 from app.runtime.sqlite import RESTART_ADVICE, Connection, Database, open_or_replace, quick_check
+from app.runtime.time import utc_now
 from app.runtime.tolerant_json import UNREADABLE
 
 logger = logging.getLogger(__name__)
@@ -237,7 +238,7 @@ class CatalogStore:
         Raises:
             StorageError: nothing was changed.
         """
-        moment = datetime.now(UTC).isoformat()
+        moment = utc_now().isoformat()
 
         def work(connection: Connection) -> int:
             upserted = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 
 import msgspec
 
@@ -12,6 +12,7 @@ from app.health import ConnectionState, ConnectionStatus
 from app.runtime.connection_errors import limited_mode
 from app.runtime.errors import SourceAuthRejected, SourceError, SourceUnavailable
 from app.runtime.retry import Breaker
+from app.runtime.time import utc_now
 
 _RUNNING = "RUNNING"
 _DEFAULT_ADVICE = "Check that it runs and that HOME_ASSISTANT_URL is right."
@@ -71,7 +72,7 @@ class SourceStatus:
         """Count a connection that streams events."""
         self.state = "connected"
         self.successes += 1
-        self._last_successful = datetime.now(UTC)
+        self._last_successful = utc_now()
         self._error = None
 
     def configured(self, config: Config) -> None:

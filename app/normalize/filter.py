@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Self, TypeAlias
 
@@ -16,6 +16,7 @@ from app.runtime.environment import UnusableFile, read_text
 from app.runtime.errors import FilterInvalid, SettingsError
 from app.runtime.logging import RateLimitedLog
 from app.runtime.retry import contained
+from app.runtime.time import utc_now
 
 _Stamp: TypeAlias = tuple[int, int, int]
 
@@ -51,7 +52,7 @@ class EntityFilter:
         self._poll_s = poll_s
         self._in_use: _Stamp | None = None
         """The state of the file when it was last read."""
-        self._loaded_at = datetime.now(UTC)
+        self._loaded_at = utc_now()
         self._passed = 0
         self._filtered = 0
         self._problem: str | None = None
@@ -133,7 +134,7 @@ class EntityFilter:
             limited_log.error("%s", self.reason, kind=str(exc))
             return
         self._filter = new
-        self._loaded_at = datetime.now(UTC)
+        self._loaded_at = utc_now()
         self._problem = None
         limited_log.info("The entity filter was read again from %s", file)
 

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 
 from app.homeassistant.messages import RecordedState
 from app.model import SECOND_NS, Lifecycle, Times, nanoseconds
@@ -86,6 +87,7 @@ def searches(span: Times, *, lifecycle: Lifecycle, oldest_state_ns: int | None) 
     after_ns = span.oldest_ns
     for started_ns in lifecycle.started_ns:
         stops = [at_ns for at_ns in lifecycle.stopped_ns if after_ns <= at_ns < started_ns]
+        found += _interrupted(stops)
         oldest_ns = stops[-1] if stops else max(after_ns, started_ns - _SEARCHED_NS)
         newest_ns, state_ns = started_ns, None
         if oldest_state_ns is not None and oldest_ns < oldest_state_ns < newest_ns:
@@ -94,10 +96,16 @@ def searches(span: Times, *, lifecycle: Lifecycle, oldest_state_ns: int | None) 
         after_ns = started_ns
     if oldest_state_ns is not None and after_ns < oldest_state_ns <= span.newest_ns:
         stops = [at_ns for at_ns in lifecycle.stopped_ns if after_ns <= at_ns < oldest_state_ns]
+        found += _interrupted(stops)
         oldest_ns = stops[-1] if stops else max(after_ns, oldest_state_ns - _SEARCHED_NS)
         times = Times(oldest_ns, oldest_state_ns)
         found.append(Search(times, is_certain=False, state_ns=oldest_state_ns))
     return found
+
+
+def _interrupted(stops: Sequence[int]) -> list[Search]:
+    """Return a search for each start that was stopped before Home Assistant had started."""
+    return [Search(Times(*times), is_certain=True) for times in pairwise(stops)]
 
 
 def first_write_ns(search: Search, rows: Iterable[Written]) -> int | None:

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Literal, TypeVar
 
 import pybreaker
@@ -21,6 +21,7 @@ import tenacity
 
 from app.runtime.errors import IngestError, Unforeseen
 from app.runtime.logging import RateLimitedLog
+from app.runtime.time import utc_now
 
 BreakerState = Literal["closed", "open", "half-open"]
 Result = TypeVar("Result")
@@ -174,7 +175,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
 
     def failure(self, _: pybreaker.CircuitBreaker, exc: BaseException) -> None:
         """Handle pybreaker's notice of a failure."""
-        self.last_failure, self._last_cause = datetime.now(UTC), str(exc)
+        self.last_failure, self._last_cause = utc_now(), str(exc)
 
     def state_change(
         self,

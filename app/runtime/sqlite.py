@@ -15,7 +15,6 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal, Self, TypeAlias, TypeVar, TypeVarTuple
@@ -29,6 +28,7 @@ from app.runtime.errors import (
     StorageLocked,
     StorageNewer,
 )
+from app.runtime.time import utc_now
 
 logger = logging.getLogger(__name__)
 
@@ -421,7 +421,7 @@ def _rename(path: Path, target: Path) -> None:
 
 
 def _aside(path: Path) -> Path:
-    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    stamp = utc_now().strftime("%Y%m%dT%H%M%S.%fZ")
     return path.with_name(f"{path.name}.damaged-{stamp}")
 
 

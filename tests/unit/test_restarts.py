@@ -55,6 +55,9 @@ def searched(
         ([100, 900], [140, 940], 920, [(100, 140, True), (900, 920, True)]),
         ([100], [140, 400], 390, [(100, 140, True), (140, 390, True)]),
         ([100, 900], [140], 920, [(100, 140, True), (900, 920, False)]),  # not yet started
+        # stopped again before it had started
+        ([100, 200], [240], 220, [(100, 200, True), (200, 220, True)]),
+        ([100, 200], [], 220, [(100, 200, True), (200, 220, False)]),
     ],
 )
 def test_a_restart_is_searched_between_its_stop_and_its_oldest_state(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from http import HTTPStatus
 
 import aiohttp
@@ -16,6 +16,7 @@ from app.model import http_date
 from app.runtime.addresses import is_upgrade, origin, redirect_target
 from app.runtime.connection_errors import DATABASE, is_tls_failure, obstacle
 from app.runtime.text import one_line
+from app.runtime.time import utc_now
 from app.sinks.influxdb.dialects import Dialect
 from app.sinks.influxdb.http import Reply, message
 from app.sinks.influxdb.refusals import is_partial_write, verdict
@@ -70,7 +71,7 @@ def outcome_of(  # noqa: C901, PLR0911 - a table: a row each
         case HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return TooLarge(reason=f"{reply.status} {reason}")
         case HTTPStatus.TOO_MANY_REQUESTS | HTTPStatus.SERVICE_UNAVAILABLE:
-            asked_s = retry_after_s(reply.headers.get("Retry-After", ""), now=datetime.now(UTC))
+            asked_s = retry_after_s(reply.headers.get("Retry-After", ""), now=utc_now())
             return Busy(reason=reason, status=reply.status, retry_after_s=asked_s)
         case HTTPStatus.REQUEST_TIMEOUT:
             return TimedOut(reason=f"{reply.status} {reason}")

@@ -1,0 +1,139 @@
+"""What must hold in every world, throughout and at the end."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from tests.real.reconcile import Difference, History, compare
+from tests.simulation.database import identity
+from tests.simulation.house import EXCLUDED
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_LISTED = 12
+_UNMARKED_NS = 1_200 * 1_000_000_000
+"""How near a restart without an entry in the logbook others may be misjudged."""
+
+
+class Violation(Exception):
+    """A guarantee does not hold."""
+
+
+async def check_meanwhile(world: World) -> None:
+    """Check what must hold at any moment: the totals, and that health is honest."""
+    life = world.life
+    assert life.client is not None
+    response = await life.client.get("/health")
+    if life.process.is_dead:
+        return
+    health: Mapping[str, Any] = response.json()
+    events = health["accounting"]["events"]
+    known = events["journaled"] + events["filtered"] + events["malformed"] + events["pending"]
+    if events["received"] != known + sum(events["dropped"].values()):
+        raise Violation(f"conservation: the totals of events do not balance: {events}")
+    journal = health["journal"]["appended_points"]
+    for sink in health["sinks"]:
+        accounted = sink["points_written"] + sink["points_dead_lettered"] + sink["points_dropped"]
+        if sink["held_at_start"] + journal != accounted + sink["held"]:
+            raise Violation(
+                f"conservation: the totals of a sink do not balance: {sink}, appended {journal}"
+            )
+
+
+async def check_end(world: World) -> None:
+    """Check everything at the end, when all is settled."""
+    await check_meanwhile(world)
+    _check_conservation(world)
+    _check_order(world)
+    _check_recorder(world)
+    await _check_gaps(world)
+
+
+def _check_conservation(world: World) -> None:
+    """Whatever the journal acknowledged is in every sink."""
+    stored = world.database.stored
+    missing = [line for line in world.acknowledged if identity(line) not in stored]
+    if missing:
+        raise Violation(f"conservation: {len(missing)} lines are not in influxdb: {_some(missing)}")
+    events = world.life.folder / "events.db"
+    with closing(sqlite3.connect(events)) as connection:
+        embedded = {
+            (entity_id, time_ns)
+            for entity_id, time_ns in connection.execute("SELECT entity_id, time_ns FROM events")
+        }
+    absent = [
+        line
+        for point, line in zip(
+            world.database.points_of(list(world.acknowledged)), world.acknowledged, strict=True
+        )
+        if (point.tags["entity_id"], point.time_ns) not in embedded
+    ]
+    if absent:
+        raise Violation(f"conservation: {len(absent)} lines are not in embedded: {_some(absent)}")
+
+
+def _check_order(world: World) -> None:
+    """Lines arrive for the first time in the journal's order; probes of one line may be ahead."""
+    newest = -1
+    for size, line in world.database.arrivals:
+        places = world.acknowledged.get(line)
+        if places is None or size == 1:
+            continue
+        first, last = places
+        if last < newest:
+            raise Violation(f"order: {line!r} arrived behind a newer line")
+        newest = max(newest, first)
+
+
+def _check_recorder(world: World) -> None:
+    """The database has every row of the recorder, once, with its fields."""
+    points = world.database.points_of()
+    fired = world.house.fired
+    invented = [point for point in points if (point.tags["entity_id"], point.time_ns) not in fired]
+    if invented:
+        raise Violation(f"conservation: {len(invented)} points never happened: {invented[:3]}")
+    result = compare(
+        world.house.recorder_.table,
+        [point for point in points if point.tags["entity_id"] != EXCLUDED],
+        since_ns=world.since_ns,
+        until_ns=world.until_ns,
+        history=History(
+            renames=world.house.renames,
+            present=[name for name, each in world.house.entities.items() if each.row is not None],
+            kills_ns=world.house.kills_ns,
+            service_kills_ns=world.service_kills_ns,
+        ),
+    )
+    world.note(result.summary().replace("\n", "; "))
+    differences = [found for found in result.differences if not _is_of_unmarked_start(found, world)]
+    if differences:
+        raise Violation(
+            f"conservation: {len(differences)} differences from the recorder:"
+            f" {_some(map(str, differences))}"
+        )
+
+
+def _is_of_unmarked_start(found: Difference, world: World) -> bool:
+    """Whether a previous state stands there because a kill took the mark of a start."""
+    if found.what not in {"previous_state", "duration_in_state_seconds"}:
+        return False
+    after_ns = (found.time_ns - kill_ns for kill_ns in world.house.unmarked_ns)
+    return found.is_backfilled and any(abs(time_ns) < _UNMARKED_NS for time_ns in after_ns)
+
+
+async def _check_gaps(world: World) -> None:
+    assert world.life.client is not None
+    gaps = (await world.life.client.get("/api/v1/gaps")).json()["gaps"]
+    states = {gap["state"] for gap in gaps}
+    if states - {"filled", "nothing_recorded"}:
+        raise Violation(f"honesty: gaps are {states} although the recorder has everything")
+
+
+def _some(things: Any) -> str:
+    listed = [str(thing) for thing in things]
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return "\n  ".join(["", *listed[:_LISTED]]) + more

@@ -1,0 +1,216 @@
+"""The faults: each is an action of a world, with arguments drawn from its seed.
+
+To add one, write a coroutine function with the decorator `fault`; its keyword arguments are drawn
+from the ranges or choices given there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tests.fakes.replies import HANG, HTML_500, RESET, UNAUTHORIZED, Reply, error
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+Apply = Callable[..., Coroutine[Any, Any, None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One kind of fault."""
+
+    apply: Apply
+    weight: float
+    arguments: Mapping[str, Any]
+
+    def draw(self, chance: random.Random) -> dict[str, Any]:
+        """Return arguments: a range of two floats is drawn log-uniformly, a list has choices."""
+        return {
+            name: round(wanted[0] * (wanted[1] / wanted[0]) ** chance.random(), 3)
+            if isinstance(wanted, tuple)
+            else chance.choice(wanted)
+            for name, wanted in self.arguments.items()
+        }
+
+
+FAULTS: dict[str, Fault] = {}
+
+
+def fault(*, weight: float = 1.0, **arguments: Any) -> Callable[[Apply], Apply]:
+    """Register a fault; `weight` says how often it is drawn compared with the others."""
+
+    def register(apply: Apply) -> Apply:
+        FAULTS[apply.__name__] = Fault(apply, weight, arguments)
+        return apply
+
+    return register
+
+
+# --- the service
+
+
+@fault(weight=2, down_s=(0.5, 300.0))
+async def crash(world: World, *, down_s: float) -> None:
+    """Kill the service between two callbacks."""
+    world.crash()
+    await world.start_again(down_s)
+
+
+@fault(weight=2, statement=list(range(1, 60)), down_s=(0.5, 30.0))
+async def crash_in_statement(world: World, *, statement: int, down_s: float) -> None:
+    """Kill the service inside one of its next SQL statements."""
+    if await world.crash_in_statement(statement):
+        await world.start_again(down_s)
+
+
+@fault(weight=2, down_s=(0.5, 300.0))
+async def terminate(world: World, *, down_s: float) -> None:
+    """Stop the service with SIGTERM."""
+    await world.terminate()
+    await world.start_again(down_s)
+
+
+@fault(jump_s=[-7200.0, -30.0, -1.0, 1.0, 45.0, 3600.0, 86_400.0])
+async def set_our_clock(world: World, *, jump_s: float) -> None:
+    """Set the clock of the service's machine."""
+    world.loop.clock_offset_s += jump_s
+
+
+@fault(factor=(10.0, 1000.0), seconds=(1.0, 120.0))
+async def slow_disk(world: World, *, factor: float, seconds: float) -> None:
+    """Make all work of threads slow."""
+    world.loop.work_factor = factor
+    await asyncio.sleep(seconds)
+    world.loop.work_factor = 1.0
+
+
+# --- the connection to Home Assistant
+
+
+@fault(weight=2)
+async def cut_home_assistant(world: World) -> None:
+    """Reset all connections to Home Assistant."""
+    world.home_link.cut()
+
+
+@fault(weight=2, seconds=(1.0, 200.0))
+async def silence_home_assistant(world: World, *, seconds: float) -> None:
+    """Let nothing through to Home Assistant: the connections are half-open."""
+    world.home_link.is_silent = True
+    await asyncio.sleep(seconds)
+    world.home_link.resume()
+
+
+@fault(factor=(10.0, 2000.0), seconds=(1.0, 120.0))
+async def slow_home_assistant(world: World, *, factor: float, seconds: float) -> None:
+    """Delay everything on the way to and from Home Assistant."""
+    world.home_link.delay_factor = factor
+    await asyncio.sleep(seconds)
+    world.home_link.delay_factor = 1.0
+
+
+@fault(frame=[b"", b"{", b"[]", b"null", b'{"type":"event"}', b'"\xff\xfe"', b"\x00" * 50])
+async def garbled_frame(world: World, *, frame: bytes) -> None:
+    """Send the service something that is no message."""
+    world.home_assistant.send_raw(frame)
+
+
+# --- Home Assistant
+
+
+@fault(weight=2, down_s=(3.0, 300.0), starting_s=(1.0, 60.0))
+async def restart_home_assistant(world: World, *, down_s: float, starting_s: float) -> None:
+    """Restart Home Assistant in an orderly way."""
+    await world.restart_home_assistant(down_s=down_s, starting_s=starting_s, is_clean=True)
+
+
+@fault(weight=2, down_s=(3.0, 300.0), starting_s=(1.0, 60.0))
+async def kill_home_assistant(world: World, *, down_s: float, starting_s: float) -> None:
+    """Kill Home Assistant: its recorder loses what it has not committed."""
+    await world.restart_home_assistant(down_s=down_s, starting_s=starting_s, is_clean=False)
+
+
+@fault(seconds=(1.0, 400.0))
+async def lock_recorder(world: World, *, seconds: float) -> None:
+    """Lock the recorder's database, as a backup does."""
+    world.house.recorder_.is_locked = True
+    await asyncio.sleep(seconds)
+    world.house.recorder_.is_locked = False
+
+
+@fault(weight=2, entity=list(range(10)), seconds=(0.1, 600.0))
+async def remove_entity(world: World, *, entity: int, seconds: float) -> None:
+    """Remove an entity, and add it again."""
+    entity_id = sorted(world.house.entities)[entity]
+    world.house.remove(entity_id)
+    await asyncio.sleep(seconds)
+    if world.is_home_assistant_up:
+        world.house.restore(entity_id)
+
+
+@fault()
+async def move_area(world: World) -> None:
+    """Move a device to another area."""
+    if world.is_home_assistant_up:
+        world.house.move_area()
+
+
+# --- the database
+
+
+@fault(weight=2, seconds=(1.0, 400.0))
+async def kill_database(world: World, *, seconds: float) -> None:
+    """Kill the database and start it again."""
+    await world.database.kill()
+    await asyncio.sleep(seconds)
+    await world.database.start()
+
+
+@fault(seconds=(1.0, 200.0))
+async def silence_database(world: World, *, seconds: float) -> None:
+    """Let nothing through to the database."""
+    world.database_link.is_silent = True
+    await asyncio.sleep(seconds)
+    world.database_link.resume()
+
+
+@fault(weight=2)
+async def cut_database(world: World) -> None:
+    """Reset all connections to the database."""
+    world.database_link.cut()
+
+
+_ANSWERS: Mapping[str, Reply] = {
+    "401": UNAUTHORIZED,
+    "403": error(403, "insufficient permissions for write", code="forbidden"),
+    "404": error(404, "organization name not found", code="not found"),
+    "413": error(413, "request too large", code="request too large"),
+    "429": error(429, "too many requests", Retry_After="20"),
+    "429-long": error(429, "too many requests", Retry_After="200"),
+    "500": HTML_500,
+    "502": Reply(status=502, body="bad gateway"),
+    "503": error(503, "unavailable", Retry_After="5"),
+    "504": Reply(status=504),
+    "200": Reply(status=200, body="ok"),
+    "302": Reply(status=302, headers={"Location": "http://elsewhere.example/"}),
+    "reset": RESET,
+    "hang": HANG,
+    "stored-reset": Reply(act="reset", keeps=True),
+    "stored-500": Reply(status=500, body="oops", keeps=True),
+    "half": Reply(act="half"),
+    "cut": Reply(status=400, act="cut"),
+}
+
+
+@fault(weight=6, answer=list(_ANSWERS), seconds=(1.0, 300.0))
+async def database_answers(world: World, *, answer: str, seconds: float) -> None:
+    """Let the database answer every write like this for a while."""
+    reply = world.database.fault = _ANSWERS[answer]
+    await asyncio.sleep(seconds)
+    if world.database.fault is reply:
+        world.database.fault = None

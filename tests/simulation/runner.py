@@ -1,0 +1,169 @@
+"""Runs worlds in processes of their own, shrinks what fails, and prints the figures."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import count
+from multiprocessing.pool import Pool
+from pathlib import Path
+
+from tests.simulation.world import Plan, Result, World
+
+_SHRINKING_S = 90.0
+_SHOWN_LINES = 150
+_RAM = Path("/dev/shm")
+_kept: list[World] = []
+"""Worlds that have ended: collecting them would run the `finally` blocks of killed processes."""
+
+
+def run_world(plan: Plan, only: Sequence[int] | None = None) -> Result:
+    """Run one world; this process must not run another."""
+    actions = plan.actions()
+    chosen = actions if only is None else [actions[number] for number in only]
+    with tempfile.TemporaryDirectory(dir=_RAM if _RAM.is_dir() else None) as folder:
+        world = World(plan, Path(folder))
+        _kept.append(world)
+        return world.run(chosen)
+
+
+def run_many(
+    *,
+    first: int | None,
+    virtual_s: float,
+    hours: float | None,
+    seconds: float,
+    jobs: int | None,
+) -> int:
+    """Run worlds until the time is up or one fails; return the exit status."""
+    first = int(time.time()) if first is None else first
+    plans: Iterator[Plan] = (Plan(seed=seed, seconds=seconds) for seed in count(first))
+    if hours is None:
+        plans = iter([next(plans) for _ in range(max(1, round(virtual_s / seconds)))])
+    deadline = time.monotonic() + (hours or 1e6) * 3600
+    began, total = time.monotonic(), _Totals()
+    _say(f"simulate: seeds from {first}, worlds of {seconds:g} s")
+    with _pool(jobs) as pool:
+        for result in pool.imap_unordered(run_world, _until(deadline, plans)):
+            total.add(result)
+            if result.error is not None:
+                _say(total.text(time.monotonic() - began))
+                _explain(pool, Plan(seed=result.seed, seconds=seconds), result)
+                pool.terminate()
+                return 1
+    _say(total.text(time.monotonic() - began))
+    return 0
+
+
+def replay(plan: Plan, *, only: Sequence[int] | None, show_log: bool) -> int:
+    """Run one world and print what happened; return the exit status."""
+    began = time.monotonic()
+    with _pool(1) as pool:
+        result = pool.apply(run_world, (plan, only))
+    if show_log or result.error is not None:
+        _say(*result.log)
+    total = _Totals()
+    total.add(result)
+    _say(total.text(time.monotonic() - began), f"trace {result.trace}")
+    if result.error is not None:
+        _say(f"FAILED {result.error}")
+    return result.error is not None
+
+
+class _Totals:
+    """The figures of all worlds so far."""
+
+    def __init__(self) -> None:
+        self._sums: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
+
+    def add(self, result: Result) -> None:
+        """Add a world."""
+        self._kinds.update(result.kinds)
+        for name in ("virtual_s", "events", "restarts", "writes", "gaps", "backfilled"):
+            self._sums[name] += round(getattr(result, name))
+        self._sums["worlds"] += 1
+
+    def text(self, real_s: float) -> str:
+        """Return them as a paragraph."""
+        sums = self._sums
+        kinds = ", ".join(f"{kind} {number}" for kind, number in sorted(self._kinds.items()))
+        return (
+            f"simulate: {sums['worlds']} worlds, {sums['virtual_s']:,} virtual seconds,"
+            f" {self._kinds.total():,} faults, {sums['events']:,} events,"
+            f" {sums['restarts']:,} restarts of the service, {sums['writes']:,} writes,"
+            f" {sums['gaps']:,} gaps, {sums['backfilled']:,} changes read back;"
+            f" {real_s:.0f} s, x{sums['virtual_s'] / max(real_s, 0.001):,.0f}\nfaults: {kinds}"
+        )
+
+
+def _pool(jobs: int | None) -> Pool:
+    """Return processes that each run one world, with everything imported."""
+    gc.collect()
+    gc.freeze()
+    return multiprocessing.get_context("fork").Pool(jobs or os.cpu_count(), maxtasksperchild=1)
+
+
+def _until(deadline: float, plans: Iterator[Plan]) -> Iterator[Plan]:
+    for plan in plans:
+        if time.monotonic() > deadline:
+            return
+        yield plan
+
+
+def _explain(pool: Pool, plan: Plan, result: Result) -> None:
+    """Shrink a failure, and print its actions, its log and how to replay it."""
+    actions = plan.actions()
+    numbers, result = shrunk(pool, plan, result)
+    only = ",".join(map(str, numbers))
+    path = Path(tempfile.gettempdir()) / f"simulation-{plan.seed}.log"
+    path.write_text("\n".join(result.log))
+    _say(
+        f"\nFAILED seed {plan.seed}: {result.error}",
+        f"\nThe actions that are needed ({len(numbers)} of {len(actions)}):",
+        *(f"{number:4} {actions[number]}" for number in numbers),
+        f"\nThe end of its log, in virtual time (all of it: {path}):",
+        *result.log[-_SHOWN_LINES:],
+        f"\nFAILED seed {plan.seed}: {result.error}",
+        "Replay: .venv/bin/python -m tests.simulation"
+        f" --seed {plan.seed} --seconds {plan.seconds:g} --only {only or ','}",
+    )
+
+
+def shrunk(pool: Pool, plan: Plan, result: Result) -> tuple[list[int], Result]:
+    """Return the fewest actions found that still fail in the same way, and that failure."""
+    numbers, kind = list(range(len(plan.actions()))), _kind(result)
+    deadline = time.monotonic() + _SHRINKING_S
+    parts = 2
+    while len(numbers) >= 1 and time.monotonic() < deadline:
+        size = -(-len(numbers) // parts)
+        kept = [numbers[:start] + numbers[start + size :] for start in range(0, len(numbers), size)]
+        found = pool.starmap(run_world, [(plan, some) for some in kept], chunksize=1)
+        failing = next(
+            ((some, each) for some, each in zip(kept, found, strict=True) if _kind(each) == kind),
+            None,
+        )
+        if failing is not None:
+            numbers, result = failing
+            parts = max(2, parts - 1)
+        elif size == 1:
+            break
+        else:
+            parts = min(len(numbers), parts * 2)
+    return numbers, result
+
+
+def _kind(result: Result) -> str | None:
+    """Return what must stay the same while a failure is shrunk."""
+    return None if result.error is None else ":".join(result.error.split(":")[:2])
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("\n".join([*lines, ""]))
+    sys.stdout.flush()

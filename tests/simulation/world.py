@@ -1,0 +1,543 @@
+"""One world: the real service between a simulated Home Assistant and a simulated database.
+
+Everything in it follows from its seed and its list of actions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import aiohttp.connector
+import httpx
+import psutil
+from dependency_injector import providers
+
+from app.container import Container
+from app.health_collector import ProcessUsage
+from app.main import create_app, running
+from app.model import Lines
+from app.runtime.errors import StorageError
+from app.runtime.supervisor import Supervisor
+from app.settings import load_settings
+from simulator.fake_home_assistant import FakeHomeAssistant
+from tests.simulation import clocks
+from tests.simulation.checks import Violation, check_end, check_meanwhile
+from tests.simulation.database import PORT, Database
+from tests.simulation.faults import FAULTS
+from tests.simulation.house import House
+from tests.simulation.loop import PROCESS, Process, SimulatedLoop
+from tests.simulation.network import Socket
+
+_HOME_PORT = 8123
+_TOKEN = "t" * 40
+_CALM_S = 600.0
+_POLL_S = 60.0
+_RESTART_S = 5.0
+_QUIET_S = 12.0
+"""How long nothing changes at the end, so that the recorder has committed everything."""
+_COMMIT_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One fault and when it begins."""
+
+    at: float
+    kind: str
+    arguments: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        named = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
+        return f"{self.at:10.3f}  {self.kind}({named})"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a world is made from."""
+
+    seed: int
+    seconds: float = 3600.0
+    events_per_s: float = 0.7
+    fault_every_s: float = 90.0
+
+    def actions(self) -> list[Action]:
+        """Draw the actions of the seed."""
+        chance = random.Random(f"actions {self.seed}")
+        kinds = sorted(FAULTS)
+        weights = [FAULTS[kind].weight for kind in kinds]
+        actions, at = [], 30.0
+        while (at := at + chance.expovariate(1 / self.fault_every_s)) < self.seconds:
+            (kind,) = chance.choices(kinds, weights)
+            actions.append(Action(round(at, 3), kind, FAULTS[kind].draw(chance)))
+        return actions
+
+
+@dataclass(slots=True)
+class Result:
+    """What one run showed."""
+
+    seed: int
+    trace: str = ""
+    virtual_s: float = 0.0
+    events: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    """How often each kind of fault began."""
+    restarts: int = 0
+    writes: int = 0
+    gaps: int = 0
+    backfilled: int = 0
+    steps: int = 0
+    error: str | None = None
+    log: list[str] = field(default_factory=list)
+
+
+class Life:
+    """One process of the service."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = Process()
+        self.disk = self.process.disk
+        self.container: Container | None = None
+        self.client: httpx.AsyncClient | None = None
+        self.is_up = False
+        self.stop = asyncio.Event()
+        self.task: asyncio.Task[None] | None = None
+
+
+class World:
+    """The service and its surroundings."""
+
+    def __init__(self, plan: Plan, folder: Path) -> None:
+        self.plan = plan
+        self.loop = SimulatedLoop(random.Random(f"loop {plan.seed}"))
+        self.home_link = self.loop.network.link(("127.0.0.1", _HOME_PORT))
+        self.database_link = self.loop.network.link(("127.0.0.1", PORT))
+        self.home_clock_offset_s = 0.0
+        self.acknowledged: dict[bytes, tuple[int, int]] = {}
+        """Every line that the journal made durable, with its first and last place in the order."""
+        self._order = 0
+        self.dead_letters: set[bytes] = set()
+        """Lines that the database refused, and that were sent again."""
+        self.log: list[str] = []
+        self.restarts = self.gaps = self.backfilled = 0
+        self.service_kills_ns: list[int] = []
+        self.is_home_assistant_up = True
+        self.is_calm = False
+        self.disk_faults = 0
+        """How many faults of the disk have begun: only then may the service fail to start."""
+        self._folder = folder
+        self._uncommitted: list[bytes] = []
+        self._lives = 0
+        self._life: Life | None = None
+        self._background: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+
+    def run(self, actions: Sequence[Action]) -> Result:
+        """Run from the start to the end, and check everything."""
+        result = Result(self.plan.seed, kinds=Counter(action.kind for action in actions))
+        vars(aiohttp.connector)["aiohappyeyeballs"].start_connection = _socket_to
+        clocks.use(self.loop)
+        asyncio.set_event_loop(self.loop)
+        os.environ.update(self._settings())
+        handler = _Log(self)
+        logging.getLogger().handlers[:] = [handler]
+        logging.getLogger().setLevel(logging.INFO)
+        for noisy in ("websockets", "aiohttp", "httpx"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        try:
+            self.loop.run_until_complete(self._history(actions))
+        except BaseException as exc:
+            result.error = f"{type(exc).__name__}: {exc}"
+            logger.exception("The run failed")
+        result.trace = self.loop.trace
+        result.virtual_s = self.loop.time()
+        result.events = len(self.house.fired)
+        result.restarts = self.restarts
+        result.writes = self.database.writes
+        result.steps = self.loop.steps
+        result.log = self.log
+        result.gaps, result.backfilled = self.gaps, self.backfilled
+        self.loop.forget()
+        clocks.use(None)
+        return result
+
+    # --- the course of events
+
+    async def _history(self, actions: Sequence[Action]) -> None:
+        self.house = House(random.Random(f"house {self.plan.seed}"), self._home_clock)
+        self.database = Database(self.database_link, token=_TOKEN)
+        self.home_assistant = FakeHomeAssistant(self.house, token=_TOKEN, port=_HOME_PORT)
+        await self.database.start()
+        await self.home_assistant.__aenter__()
+        self.house.fire = self.home_assistant.fire
+        self.house.start()
+        self.spawn(self._changes())
+        self.spawn(self._commits())
+        self.start()
+        await self._until_streaming()
+        self.since_ns = int(self._home_clock() * 1e9)
+        self.spawn(self._polls())
+        for action in actions:
+            await asyncio.sleep(max(0.0, action.at - self.loop.time()))
+            self._raise_failure()
+            self.note(f"--- {action.kind} {dict(action.arguments)}")
+            self.spawn(FAULTS[action.kind].apply(self, **action.arguments))
+        await asyncio.sleep(max(0.0, self.plan.seconds - self.loop.time()))
+        await self._calm()
+
+    async def _calm(self) -> None:
+        """End all faults, wait until everything is settled, and check the result."""
+        self.note("--- calm")
+        self.is_calm = True
+        await self._until(lambda: self.is_home_assistant_up and self._is_up(), 700, "be up again")
+        self.database.fault = None
+        await self.database.start()
+        self.home_link.resume()
+        self.database_link.resume()
+        self.house.recorder_.is_locked = False
+        self.loop.work_factor = 1.0
+        life = self.life
+        assert life.container is not None
+        life.disk.error = None
+        limit_s = _CALM_S + 300.0
+        deadline = self.loop.time() + limit_s
+        while (problem := self._unsettled()) is not None:
+            self._raise_failure()
+            await self._retry_dead_letters()
+            if self.loop.time() > deadline:
+                raise Violation(
+                    f"liveness: not settled {limit_s:g} s after the last fault: {problem}"
+                )
+            await asyncio.sleep(1.0)
+        self.note("--- settled")
+        self.are_changes_over = True
+        self.until_ns = int(self._home_clock() * 1e9)
+        await asyncio.sleep(_QUIET_S)
+        await self._until(lambda: self._unsettled() is None, 120, "settle at the end")
+        await check_end(self)
+        self._raise_failure()
+        gaps = life.container.coverage().gaps()
+        self.gaps, self.backfilled = len(gaps), sum(gap.changes for gap in gaps)
+        await self.terminate()
+
+    async def _retry_dead_letters(self) -> None:
+        """Do what a person does about lines that the database refused while it was faulty."""
+        life = self.life
+        if not life.is_up or life.container is None or not life.container.dead_letters().count:
+            return
+        assert life.client is not None
+        exported = await life.client.get("/api/v1/dead-letters/export")
+        self.dead_letters.update(exported.content.splitlines())
+        await life.client.post("/api/v1/dead-letters/retry")
+
+    def _unsettled(self) -> str | None:
+        """Return what is not as it should be without faults."""
+        life = self._life
+        if life is None or not life.is_up or life.container is None:
+            return "the service is not up"
+        snapshot = life.container.observer().snapshot()
+        if snapshot.status != "healthy":
+            return f"health is {snapshot.status}: {'; '.join(snapshot.reasons)}"
+        if snapshot.gaps.open:
+            return f"{snapshot.gaps.open} gaps are open"
+        if not snapshot.connection.is_subscribed:
+            return "not connected"
+        held = {sink.name: sink.held for sink in snapshot.sinks if sink.held > 20}
+        return f"points wait for {held}" if held else None
+
+    async def _changes(self) -> None:
+        """Change entities at random moments, often several at once."""
+        self.are_changes_over = False
+        chance = random.Random(f"changes {self.plan.seed}")
+        while not self.are_changes_over:
+            await asyncio.sleep(chance.expovariate(self.plan.events_per_s / 2))
+            for _ in range(chance.choice((1, 1, 1, 2, 5))):
+                if self.is_home_assistant_up and not self.are_changes_over:
+                    self.house.change()
+
+    async def _commits(self) -> None:
+        """Let the recorder commit in its interval."""
+        while True:
+            await asyncio.sleep(_COMMIT_S)
+            self.house.recorder_.commit()
+
+    async def _polls(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_S)
+            if self._is_up():
+                await check_meanwhile(self)
+
+    # --- the service
+
+    def start(self) -> None:
+        """Start the service on the folder that the last process left."""
+        folder = self._folder / f"life-{self._lives}"
+        self._lives += 1
+        life = self._life = Life(folder)
+        self._uncommitted.clear()
+        context = contextvars.copy_context()
+        context.run(PROCESS.set, life.process)
+        life.task = context.run(self.loop.create_task, self._live(life), name="service")
+
+    async def start_again(self, after_s: float) -> None:
+        """Start the service after a while, unless something else did."""
+        lives = self._lives
+        await asyncio.sleep(0.01 if self.is_calm else after_s)
+        if lives == self._lives and self._life is None:
+            self.restarts += 1
+            self.start()
+
+    def crash(self) -> None:
+        """Kill the service; its files stay as they are on disk."""
+        life = self._life
+        if life is None:
+            return
+        self._life = None
+        self.note("the service is killed")
+        self.service_kills_ns.append(int(self._home_clock() * 1e9))
+        self.loop.kill(life.process)
+        if life.folder.exists():
+            shutil.copytree(life.folder, self._folder / f"life-{self._lives}", dirs_exist_ok=True)
+
+    async def crash_in_statement(self, number: int) -> bool:
+        """Kill the service inside the statement with this number from now; False if none came."""
+        life = self._life
+        if life is None:
+            return False
+        life.disk.killed = self.crash
+        life.disk.kill_at = life.disk.statements + number
+        for _ in range(60):
+            await asyncio.sleep(1.0)
+            if life.process.is_dead:
+                return True
+        life.disk.kill_at = None
+        return life.process.is_dead
+
+    async def terminate(self) -> None:
+        """Stop the service in order, as after SIGTERM."""
+        life = self._life
+        if life is None or life.task is None:
+            return
+        self.note("SIGTERM")
+        life.stop.set()
+        await asyncio.wait([life.task], timeout=30.0)
+        if life.process.is_dead:
+            return
+        if not life.task.done():
+            raise Violation("liveness: the service does not stop within 30 s of SIGTERM")
+        self._life = None
+        shutil.copytree(life.folder, self._folder / f"life-{self._lives}", dirs_exist_ok=True)
+
+    async def _live(self, life: Life) -> None:
+        try:
+            container = Container(settings=_settings_of(life.folder))
+            supervisor = providers.Singleton(
+                Supervisor,
+                grace_s=container.settings().resilience.shutdown_timeout_s,
+                on_failure=life.stop.set,
+            )
+            container.supervisor.override(supervisor)
+            container.observer().usage = ProcessUsage(
+                cast("psutil.Process", _Idle()), times=lambda: (0.0, 0.0)
+            )
+            self._observe(container)
+            life.container = container
+            async with running(container):
+                life.is_up = True
+                app = create_app(container)
+                life.client = httpx.AsyncClient(
+                    transport=httpx.ASGITransport(app, client=("127.0.0.1", 50_000)),
+                    base_url="http://localhost:8001",
+                )
+                await life.stop.wait()
+                container.supervisor().begin_stop()
+                container.supervisor().cancel("source")
+            life.is_up = False
+            if failures := dict(container.supervisor().failures):
+                self.fail(Violation(f"a loop of the service ended: {failures}"))
+        except StorageError as exc:
+            life.is_up = False
+            if not self.disk_faults:
+                self.fail(exc)
+                return
+            self.note(f"the service cannot start: {exc}")
+            self._life = None
+            shutil.copytree(life.folder, self._folder / f"life-{self._lives}", dirs_exist_ok=True)
+            self.spawn(self.start_again(_RESTART_S))
+        except Exception as exc:  # noqa: BLE001 - the service must not end with any other
+            life.is_up = False
+            self.fail(exc)
+
+    def _observe(self, container: Container) -> None:
+        """Note which points the journal makes durable, in their order."""
+        journal = container.journal()
+        append, append_uncommitted, commit = (
+            journal.append,
+            journal.append_uncommitted,
+            journal.commit,
+        )
+
+        async def observed_append(lines: Lines, **options: Any) -> None:
+            await append(lines, **options)
+            self._acknowledge(lines.split())
+
+        async def observed_append_uncommitted(lines: Lines, **options: Any) -> None:
+            await append_uncommitted(lines, **options)
+            self._uncommitted += lines.split()
+
+        async def observed_commit() -> None:
+            await commit()
+            self._acknowledge(self._uncommitted)
+            self._uncommitted.clear()
+
+        for name, observed in {
+            "append": observed_append,
+            "append_uncommitted": observed_append_uncommitted,
+            "commit": observed_commit,
+        }.items():
+            setattr(journal, name, observed)
+
+    def _acknowledge(self, lines: Sequence[bytes]) -> None:
+        for line in lines:
+            self._order += 1
+            first, _ = self.acknowledged.get(line, (self._order, 0))
+            self.acknowledged[line] = (first, self._order)
+
+    # --- Home Assistant
+
+    async def restart_home_assistant(
+        self, *, down_s: float, starting_s: float, is_clean: bool
+    ) -> None:
+        """Stop or kill Home Assistant, and start it again."""
+        is_starting = self.house.state != "RUNNING"
+        if not self.is_home_assistant_up or (is_starting and not is_clean):
+            return  # a start that is killed before it is complete leaves no mark at all
+        self.is_home_assistant_up = False
+        self.house.stop(is_clean=is_clean)
+        if is_clean:
+            await self.home_assistant.__aexit__()
+        else:
+            self.home_assistant.abort()
+            self.home_link.cut()
+            await self.home_assistant.__aexit__()
+        self.house.fire = None
+        await asyncio.sleep(min(down_s, 5.0) if self.is_calm else down_s)
+        await self.home_assistant.__aenter__()
+        self.house.fire = self.home_assistant.fire
+        self.house.begin()
+        self.is_home_assistant_up = True
+        await asyncio.sleep(min(starting_s, 5.0) if self.is_calm else starting_s)
+        if self.is_home_assistant_up and self.house.state != "RUNNING":
+            self.house.started()
+
+    # --- parts
+
+    def note(self, text: str) -> None:
+        """Add a line to the log of this run."""
+        self.log.append(f"{self.loop.time():10.3f}  {text}")
+
+    def fail(self, exc: BaseException) -> None:
+        """End the run with this error."""
+        self._failure = self._failure or exc
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run something beside the rest; its failure ends the run."""
+        task = self.loop.create_task(coroutine)
+        self._background.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._background.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self.fail(exc)
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _is_up(self) -> bool:
+        return self._life is not None and self._life.is_up
+
+    async def _until_streaming(self) -> None:
+        await self._until(
+            lambda: self._is_up() and self.home_assistant.subscribers > 0, 60, "stream events"
+        )
+
+    async def _until(self, condition: Any, within_s: float, what: str) -> None:
+        deadline = self.loop.time() + within_s
+        while not condition():
+            self._raise_failure()
+            if self.loop.time() > deadline:
+                raise Violation(f"liveness: did not {what} within {within_s:g} s")
+            await asyncio.sleep(0.5)
+
+    @property
+    def life(self) -> Life:
+        """The running process."""
+        assert self._life is not None
+        return self._life
+
+    def _home_clock(self) -> float:
+        return clocks.EPOCH_S + self.loop.time() + self.home_clock_offset_s
+
+    def _settings(self) -> Mapping[str, str]:
+        return {
+            "HOME_ASSISTANT_URL": f"http://127.0.0.1:{_HOME_PORT}",
+            "HOME_ASSISTANT_TOKEN": _TOKEN,
+            "INFLUXDB_URL": f"http://127.0.0.1:{PORT}",
+            "INFLUXDB_TOKEN": _TOKEN,
+            "EMBEDDED_STORE": "on",
+            "JOURNAL_MIN_FREE_MB": "0",
+            "MAX_MEMORY_MB": "100000",
+        }
+
+
+def _settings_of(folder: Path) -> Any:
+    os.environ["DATA_DIR"] = str(folder)
+    return load_settings(None)
+
+
+async def _socket_to(addr_infos: Sequence[Any], **_: Any) -> Socket:
+    """Stand for aiohttp's way to connect a real socket; the loop connects it."""
+    return Socket(addr_infos[0][4][:2])
+
+
+class _Idle:
+    """Stands for this process, whose memory is of no interest."""
+
+    def memory_info(self) -> _Idle:
+        """Return something with `rss`."""
+        return self
+
+    rss = 0
+
+
+class _Log(logging.Handler):
+    """Collects log records with their virtual time."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note a record; an unhandled error of the product fails the run."""
+        text = record.getMessage()
+        self._world.note(f"{record.levelname:8} {record.name.removeprefix('app.')}: {text}")
+        if record.exc_info:
+            formatter = logging.Formatter()
+            self._world.log.append(formatter.formatException(record.exc_info))
+        if "Unhandled error" in text or "failed while stopping" in text:
+            self._world.fail(Violation(f"the service logged: {text}"))
