@@ -89,7 +89,7 @@ async def all_filled(process: Process, gaps: int) -> None:
 
 
 @pytest.mark.parametrize("delay_s", [1.5, 5.0])
-async def test_what_changed_while_the_handshake_was_delayed_is_read_back(
+async def test_changes_during_a_delayed_handshake_are_read_back(
     house: StillHouse, proxy: TcpProxy, tmp_path: Path, delay_s: float
 ) -> None:
     """The answer to the handshake is on its way for longer than any margin."""
@@ -135,7 +135,7 @@ def stamped(ahead_s: float) -> Callable[[bytes], bytes]:
     ],
     ids=["+1 h", "-1 h", "+10 s", "-10 s", "absent", "garbled", "absurd"],
 )
-async def test_the_date_that_a_proxy_sends_decides_nothing(
+async def test_the_date_header_of_a_proxy_does_not_move_a_gap(
     house: StillHouse, proxy: TcpProxy, tmp_path: Path, rewrite: Callable[[bytes], bytes]
 ) -> None:
     """It is the proxy's own clock, if it is any."""
@@ -158,7 +158,7 @@ YEAR_S = 366 * 86_400.0
 
 
 @pytest.mark.parametrize("ahead_s", [-50 * YEAR_S, -3600.0, 3600.0, 14 * YEAR_S])
-async def test_our_own_clock_decides_nothing(
+async def test_a_wrong_clock_of_this_machine_does_not_move_a_gap(
     house: StillHouse,
     fake: FakeHomeAssistant,
     tmp_path: Path,
@@ -193,7 +193,7 @@ async def test_our_own_clock_decides_nothing(
 
 
 @pytest.mark.parametrize("ahead_s", [-3 * 3600.0, -20.0, 3600.0])
-async def test_a_clock_of_home_assistant_that_was_set_hides_nothing(
+async def test_changes_around_a_changed_clock_of_home_assistant_are_read_back(
     house: StillHouse,
     fake: FakeHomeAssistant,
     clock: HouseClock,
@@ -224,7 +224,7 @@ async def test_a_clock_of_home_assistant_that_was_set_hides_nothing(
     assert counted(points) == numbers(0, counter.next)
 
 
-async def test_in_a_quiet_home_a_removal_is_the_last_thing_that_happened(
+async def test_a_removal_as_the_last_change_before_a_connection_is_read_back(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
     """No state shows when it was, and no event comes: the gap is filled all the same."""
@@ -242,7 +242,7 @@ async def test_in_a_quiet_home_a_removal_is_the_last_thing_that_happened(
     assert [point.fields.get("removed") for point in points] == [None, None, True]
 
 
-async def test_what_comes_live_before_the_states_were_listed_is_there_once(
+async def test_changes_that_come_live_before_the_states_are_listed_are_written_once(
     house: StillHouse, fake: FakeHomeAssistant, tmp_path: Path
 ) -> None:
     """It is in the gap's answers, and still on its way to the journal."""

@@ -80,7 +80,7 @@ def restarted(coverage: Coverage, clock: Clock, **options: bool) -> Coverage:
 # The bounds of a gap are Home Assistant's own times
 
 
-def test_the_first_connection_leaves_no_gap(clock: Clock) -> None:
+def test_the_first_connection_of_a_journal_opens_no_gap(clock: Clock) -> None:
     """The journal covers from Home Assistant's newest state on, or from the first event."""
     coverage = Coverage(clock=clock)
 
@@ -144,7 +144,7 @@ def test_connections_without_an_event_have_one_gap_before_them(clock: Clock) -> 
     assert [bounds(gap) for gap in coverage.gaps()] == [(10, 91)]
 
 
-def test_a_gap_that_is_being_filled_does_not_take_in_the_next_connection(clock: Clock) -> None:
+def test_a_disconnect_during_a_fill_opens_another_gap(clock: Clock) -> None:
     """Its last answer may have come before."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 1, 10)
@@ -160,7 +160,7 @@ def test_a_gap_that_is_being_filled_does_not_take_in_the_next_connection(clock: 
     assert [bounds(gap) for gap in coverage.open_gaps()] == [(10, 50), (50, 91)]
 
 
-def test_what_fills_a_gap_does_not_undo_that_its_end_came_to_be_known(clock: Clock) -> None:
+def test_an_update_of_a_gap_keeps_the_end_that_became_known_meanwhile(clock: Clock) -> None:
     """The first event may come while it is being filled."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 1, 10)
@@ -174,7 +174,7 @@ def test_what_fills_a_gap_does_not_undo_that_its_end_came_to_be_known(clock: Clo
     assert (bounds(gap), gap.end_known, gap.changes) == ((10, 91), True, 7)
 
 
-def test_a_new_journal_whose_home_assistant_was_absent_misses_what_came_since_its_start(
+def test_the_first_connection_to_a_home_assistant_that_was_absent_opens_a_gap(
     clock: Clock,
 ) -> None:
     """Since a minute before the oldest state, and no longer ago than the recorder keeps."""
@@ -193,7 +193,7 @@ def test_a_new_journal_whose_home_assistant_was_absent_misses_what_came_since_it
     assert [bounds(gap) for gap in other.open_gaps()] == [(-400, 600)]
 
 
-def test_a_second_connection_before_anything_was_known_has_a_gap(clock: Clock) -> None:
+def test_a_second_connection_before_the_first_event_opens_a_gap(clock: Clock) -> None:
     """The first came and went before Home Assistant's states were listed."""
     coverage = Coverage(clock=clock)
     began(coverage)
@@ -204,7 +204,9 @@ def test_a_second_connection_before_anything_was_known_has_a_gap(clock: Clock) -
     assert (gap.start_known, gap.end_known) == (False, False)
 
 
-def test_what_is_on_its_way_to_the_journal_does_not_move_a_new_span_back(clock: Clock) -> None:
+def test_a_commit_of_points_from_before_a_reconnect_does_not_move_coverage_back(
+    clock: Clock,
+) -> None:
     """Its points happened before the connection was lost; the next gap begins behind the last."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -219,7 +221,7 @@ def test_what_is_on_its_way_to_the_journal_does_not_move_a_new_span_back(clock: 
     assert coverage.covered.through_ns == at(61)
 
 
-def test_a_clock_that_was_set_back_while_nothing_streamed_is_distrusted(clock: Clock) -> None:
+def test_a_clock_set_back_while_disconnected_opens_a_gap_of_its_own(clock: Clock) -> None:
     """What was missed before it was set back, and after: that is an hour before the event."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 1, 5)
@@ -234,7 +236,7 @@ def test_a_clock_that_was_set_back_while_nothing_streamed_is_distrusted(clock: C
     assert coverage.covered.through_ns == at(20_031)
 
 
-def test_a_clock_that_was_set_back_is_noticed_after_a_quiet_gap_was_filled(clock: Clock) -> None:
+def test_a_clock_set_back_is_noticed_after_a_gap_without_events_was_filled(clock: Clock) -> None:
     """The first event may come much later."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 36_000, 37_000)
@@ -249,7 +251,7 @@ def test_a_clock_that_was_set_back_is_noticed_after_a_quiet_gap_was_filled(clock
     ]
 
 
-def test_a_clock_that_was_set_forward_is_one_gap(clock: Clock) -> None:
+def test_a_clock_set_forward_while_disconnected_is_part_of_one_gap(clock: Clock) -> None:
     """Both what happened before that and after it lie in the gap."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 1, 5)
@@ -259,7 +261,7 @@ def test_a_clock_that_was_set_forward_is_one_gap(clock: Clock) -> None:
     assert [bounds(gap) for gap in coverage.open_gaps()] == [(5, 3_601)]
 
 
-def test_a_commit_under_way_does_not_undo_that_the_clock_was_set_back(clock: Clock) -> None:
+def test_a_commit_under_way_does_not_undo_the_effect_of_a_clock_set_back(clock: Clock) -> None:
     """Its points are of the future: the next gap would begin there, and time be missing."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 3600, 3700)
@@ -273,7 +275,7 @@ def test_a_commit_under_way_does_not_undo_that_the_clock_was_set_back(clock: Clo
     assert coverage.changes_to_save().covered == coverage.covered
 
 
-def test_a_clock_set_back_while_events_stream_moves_the_edge_back(clock: Clock) -> None:
+def test_a_clock_set_back_while_events_stream_moves_the_end_of_coverage_back(clock: Clock) -> None:
     """A gap that began in what was the future would leave out what came since."""
     coverage = Coverage(clock=clock)
     began(coverage)
@@ -286,7 +288,7 @@ def test_a_clock_set_back_while_events_stream_moves_the_edge_back(clock: Clock) 
     assert [bounds(gap) for gap in coverage.open_gaps()] == [(25, 4001)]
 
 
-def test_points_a_little_out_of_order_do_not_move_the_edge(clock: Clock) -> None:
+def test_points_slightly_out_of_order_do_not_move_the_end_of_coverage_back(clock: Clock) -> None:
     """Only a clock goes back by seconds."""
     coverage = Coverage(clock=clock)
     began(coverage)
@@ -312,7 +314,7 @@ def test_dropped_points_become_a_gap(clock: Clock) -> None:
     assert coverage.opened.is_set()
 
 
-def test_neighboring_losses_become_one_gap(clock: Clock) -> None:
+def test_dropped_points_close_in_time_become_one_gap(clock: Clock) -> None:
     """An overload drops thousands of batches; those of one reason and time are one story."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -329,7 +331,7 @@ def test_neighboring_losses_become_one_gap(clock: Clock) -> None:
 
 
 @pytest.mark.parametrize("begun", ["taken", "half filled"])
-def test_a_gap_that_is_being_filled_does_not_grow(clock: Clock, begun: str) -> None:
+def test_dropped_points_do_not_extend_a_gap_that_is_being_filled(clock: Clock, begun: str) -> None:
     """An attempt that fills it would not go back for the added time, which becomes a second gap."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -346,7 +348,7 @@ def test_a_gap_that_is_being_filled_does_not_grow(clock: Clock, begun: str) -> N
     assert [bounds(gap) for gap in coverage.open_gaps()] == [(10, 20), (15, 24)]
 
 
-def test_losses_without_a_time_are_no_gap(clock: Clock) -> None:
+def test_dropped_points_without_a_time_open_no_gap(clock: Clock) -> None:
     """What did not come live from Home Assistant is still where it came from."""
     coverage = Coverage(clock=clock)
 
@@ -355,7 +357,7 @@ def test_losses_without_a_time_are_no_gap(clock: Clock) -> None:
     assert coverage.gaps() == []
 
 
-def test_a_connection_that_comes_and_goes_for_days_has_a_bound(clock: Clock) -> None:
+def test_the_number_of_open_gaps_has_a_bound(clock: Clock) -> None:
     """From then on the last gap grows, and nothing falls out of it."""
     coverage = Coverage(clock=clock)
     for number in range(1_100):
@@ -365,7 +367,7 @@ def test_a_connection_that_comes_and_goes_for_days_has_a_bound(clock: Clock) -> 
     assert bounds(coverage.open_gaps()[-1]) == (9993, 10_993)
 
 
-def test_a_request_is_for_the_time_before_the_journal_began(clock: Clock) -> None:
+def test_a_request_opens_the_time_before_the_journal_began(clock: Clock) -> None:
     """What was captured is not read again."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -381,7 +383,7 @@ def test_a_request_is_for_the_time_before_the_journal_began(clock: Clock) -> Non
     assert coverage.request(span(10, 40), entity_ids=[]) == []
 
 
-def test_a_request_is_not_for_the_future(clock: Clock) -> None:
+def test_a_request_opens_no_future_time(clock: Clock) -> None:
     """Nor for the time before computers had one: a journal holds what fits 64 bits."""
     coverage = Coverage(clock=clock)
 
@@ -393,7 +395,7 @@ def test_a_request_is_not_for_the_future(clock: Clock) -> None:
     assert [bounds(gap)[1] for gap in coverage.open_gaps()] == [7]
 
 
-def test_asking_twice_reads_once(clock: Clock) -> None:
+def test_a_repeated_request_opens_no_second_gap(clock: Clock) -> None:
     """A command that was cut off may be started again."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -407,7 +409,7 @@ def test_asking_twice_reads_once(clock: Clock) -> None:
     assert coverage.request(span(-500, 0), entity_ids=[]) == []
 
 
-def test_a_request_for_other_entities_is_its_own(clock: Clock) -> None:
+def test_a_request_for_other_entities_opens_another_gap(clock: Clock) -> None:
     """What was read for one entity, or for all that were known, says nothing of another."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -431,7 +433,7 @@ def test_a_request_for_other_entities_is_its_own(clock: Clock) -> None:
     ]
 
 
-def test_named_entities_are_requested_for_gaps_that_were_filled_without_them(
+def test_a_request_for_entities_opens_gaps_that_were_filled_before(
     clock: Clock,
 ) -> None:
     """They may have had no state then, and no source may have listed them."""
@@ -451,7 +453,7 @@ def test_named_entities_are_requested_for_gaps_that_were_filled_without_them(
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_a_request_opens_again_what_was_given_up(clock: Clock, *, enabled: bool) -> None:
+def test_a_request_reopens_an_unfillable_gap(clock: Clock, *, enabled: bool) -> None:
     """Now a person wants it: it is filled however old it is, and whatever is filled unasked."""
     coverage = Coverage(clock=clock, fills=enabled)
     streamed(coverage, 0, 0)
@@ -466,7 +468,7 @@ def test_a_request_opens_again_what_was_given_up(clock: Clock, *, enabled: bool)
     assert coverage.will_be_filled(again)
 
 
-def test_a_request_is_also_for_gaps_that_nobody_fills_by_itself(clock: Clock) -> None:
+def test_a_request_fills_gaps_that_are_not_filled_automatically(clock: Clock) -> None:
     """With BACKFILL_ENABLED=false they stay open, and that is not `captured`."""
     coverage = Coverage(clock=clock, fills=False)
     streamed(coverage, 0, 0)
@@ -481,8 +483,8 @@ def test_a_request_is_also_for_gaps_that_nobody_fills_by_itself(clock: Clock) ->
     assert coverage.will_be_filled(wanted)
 
 
-def test_a_request_is_not_for_gaps_that_are_filled_anyway(clock: Clock) -> None:
-    """They keep their reason, and nobody waits for them who asked for something else."""
+def test_a_request_does_not_change_gaps_that_are_filled_automatically(clock: Clock) -> None:
+    """They keep their reason, and the request does not wait for them."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
     streamed(coverage, 60, 61)
@@ -490,7 +492,7 @@ def test_a_request_is_not_for_gaps_that_are_filled_anyway(clock: Clock) -> None:
     assert coverage.request(span(10, 20), entity_ids=[]) == []
 
 
-def test_what_is_too_old_is_given_up_alone(clock: Clock) -> None:
+def test_splitting_a_gap_gives_up_only_its_older_part(clock: Clock) -> None:
     """The rest keeps its id, so that what is known of its start stays with it."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -507,8 +509,8 @@ def test_what_is_too_old_is_given_up_alone(clock: Clock) -> None:
     assert coverage.gap(lost.id) == lost
 
 
-def test_giving_up_a_part_never_gives_up_another_gap(clock: Clock) -> None:
-    """Also with so many open gaps that new ones are put together."""
+def test_splitting_a_gap_never_replaces_another_gap(clock: Clock) -> None:
+    """Also with so many open gaps that new ones are merged."""
     coverage = Coverage(clock=clock)
     for number in range(1_001):
         streamed(coverage, number * 10 + 2, number * 10 + 3)
@@ -520,8 +522,8 @@ def test_giving_up_a_part_never_gives_up_another_gap(clock: Clock) -> None:
     assert coverage.count("unfillable") == 1
 
 
-def test_only_the_last_thousand_closed_gaps_are_remembered(clock: Clock) -> None:
-    """And the file is told to forget the others."""
+def test_only_the_newest_thousand_closed_gaps_are_retained(clock: Clock) -> None:
+    """The others are deleted from the file."""
     coverage = Coverage(clock=clock)
     for number in range(1_003):
         streamed(coverage, number * 10 + 2, number * 10 + 3)
@@ -537,7 +539,7 @@ def test_only_the_last_thousand_closed_gaps_are_remembered(clock: Clock) -> None
     assert coverage.changes_to_save().deleted == []
 
 
-def test_a_gap_that_is_opened_again_is_not_forgotten(clock: Clock) -> None:
+def test_a_reopened_gap_is_not_deleted(clock: Clock) -> None:
     """A person asks for it in the very moment in which the file forgets it."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -555,7 +557,7 @@ def test_a_gap_that_is_opened_again_is_not_forgotten(clock: Clock) -> None:
     assert [again] == coverage.changes_to_save().gaps
 
 
-def test_what_was_saved_is_not_saved_again(clock: Clock) -> None:
+def test_saved_changes_of_coverage_are_not_saved_again(clock: Clock) -> None:
     """And what changed while it was being saved is."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -573,7 +575,7 @@ def test_what_was_saved_is_not_saved_again(clock: Clock) -> None:
     assert coverage.changes_to_save().gaps == []
 
 
-def test_a_transaction_that_fails_changes_nothing(clock: Clock) -> None:
+def test_a_failed_transaction_does_not_change_coverage(clock: Clock) -> None:
     """What points cover is true when they are durable, not before."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -584,7 +586,7 @@ def test_a_transaction_that_fails_changes_nothing(clock: Clock) -> None:
     assert coverage.covered.through_ns == at(0)
 
 
-def test_rows_stay_for_two_minutes_and_as_long_as_a_gap_is_open(clock: Clock) -> None:
+def test_rows_are_retained_for_two_minutes_and_while_a_gap_is_open(clock: Clock) -> None:
     """Of Home Assistant's time: what is read back near an edge is compared with them."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 1)
@@ -605,7 +607,7 @@ def test_rows_stay_for_two_minutes_and_as_long_as_a_gap_is_open(clock: Clock) ->
     assert coverage.keep_from == 50
 
 
-def test_a_restart_knows_which_rows_stay(clock: Clock) -> None:
+def test_retained_rows_are_known_after_a_restart(clock: Clock) -> None:
     """The file says which is the oldest one near the edge."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 1)
@@ -617,7 +619,7 @@ def test_a_restart_knows_which_rows_stay(clock: Clock) -> None:
     assert again.keep_from == 70
 
 
-def test_rows_near_the_edge_have_a_bound_when_the_clock_is_set_back(clock: Clock) -> None:
+def test_retained_rows_have_a_bound_when_the_clock_is_set_back(clock: Clock) -> None:
     """They would else stay until the time comes again."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 1e6, 1e6)
@@ -627,7 +629,7 @@ def test_rows_near_the_edge_have_a_bound_when_the_clock_is_set_back(clock: Clock
     assert coverage.keep_from == 880  # of second 878
 
 
-def test_points_that_are_read_back_do_not_move_the_edge(clock: Clock) -> None:
+def test_backfilled_points_do_not_change_which_rows_are_retained(clock: Clock) -> None:
     """The edge is that of live events: rows beside it must be there when the next gap comes."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 1)
@@ -640,7 +642,7 @@ def test_points_that_are_read_back_do_not_move_the_edge(clock: Clock) -> None:
     assert gap.keep_from == 5
 
 
-def test_a_gap_that_nobody_fills_keeps_no_rows(clock: Clock) -> None:
+def test_a_gap_that_will_not_be_filled_retains_no_rows(clock: Clock) -> None:
     """With BACKFILL_ENABLED=false the journal would else grow to its bound."""
     coverage = Coverage(clock=clock, fills=False)
     streamed(coverage, 0, 1)
@@ -650,7 +652,7 @@ def test_a_gap_that_nobody_fills_keeps_no_rows(clock: Clock) -> None:
     assert coverage.keep_from == 5
 
 
-def test_a_restart_knows_what_is_open(clock: Clock) -> None:
+def test_open_gaps_are_known_after_a_restart(clock: Clock) -> None:
     """And numbers go on, so that no two gaps are called the same."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
@@ -665,7 +667,7 @@ def test_a_restart_knows_what_is_open(clock: Clock) -> None:
     assert gap.id == 2
 
 
-def test_without_a_file_the_log_names_the_command(
+def test_a_journal_in_memory_logs_the_command_that_reads_a_gap_back(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A journal in memory keeps no account of what was missed."""

@@ -36,7 +36,7 @@ def gap(start_ns: int, *, number: int = 1) -> Gap:
     )
 
 
-def test_the_newest_change_counts() -> None:
+def test_the_last_state_is_that_of_the_newest_change() -> None:
     """Its state, since when it is so, and when the change was."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10), change("sensor.b", "x", 11)])
@@ -49,16 +49,16 @@ def test_the_newest_change_counts() -> None:
     assert states.entity_ids() == {"sensor.a", "sensor.b"}
 
 
-def test_what_changed_since_the_gap_began_says_nothing_of_what_was_before() -> None:
-    """It is asked of the recorder instead."""
+def test_a_change_after_a_gap_began_hides_the_state_before_it() -> None:
+    """The recorder is queried instead."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10), change("sensor.b", "x", 60)])
 
     assert {"sensor.a": LastState("1", 10, 10)} == states.before(gap(50))
 
 
-def test_what_stood_before_a_gap_is_kept_until_it_is_closed() -> None:
-    """Live events go on meanwhile."""
+def test_states_before_a_gap_are_retained_until_it_is_closed() -> None:
+    """Live events continue meanwhile."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10)])
     states.retain_before(gap(50))
@@ -69,7 +69,7 @@ def test_what_stood_before_a_gap_is_kept_until_it_is_closed() -> None:
     assert states.before(gap(50)) == {}
 
 
-def test_what_was_received_but_not_durable_before_a_crash_lies_in_the_gap() -> None:
+def test_a_change_lost_in_a_crash_is_not_a_state_before_the_gap() -> None:
     """It was saved as the newest state; the recorder has it once more, and it is no past."""
     states = LastStates()
     states.open({"sensor.a": LastState("2", 60, 60)}, through=7)
@@ -79,7 +79,7 @@ def test_what_was_received_but_not_durable_before_a_crash_lies_in_the_gap() -> N
     assert states.before(gap(50)) == {}
 
 
-def test_only_so_many_gaps_are_kept() -> None:
+def test_states_before_gaps_are_retained_for_a_bounded_number_of_gaps() -> None:
     """The oldest is forgotten first: it asks the recorder."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10)])
@@ -91,7 +91,7 @@ def test_only_so_many_gaps_are_kept() -> None:
     assert states.before(gap(50, number=2)) == states.before(gap(50, number=21)) != {}
 
 
-def test_only_news_is_saved() -> None:
+def test_only_changed_states_are_saved() -> None:
     """And what changed while it was being saved is saved the next time."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10), change("sensor.b", "x", 11)])
@@ -105,7 +105,7 @@ def test_only_news_is_saved() -> None:
     assert {"sensor.b": LastState("y", 20, 20)} == states.states_to_save()
 
 
-def test_a_save_that_failed_is_made_up_for() -> None:
+def test_states_whose_save_failed_are_saved_next_time() -> None:
     """Nothing is forgotten before it is on disk."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10)])
@@ -114,7 +114,7 @@ def test_a_save_that_failed_is_made_up_for() -> None:
     assert first == states.states_to_save()
 
 
-def test_a_restart_continues_with_what_was_saved_and_recalled() -> None:
+def test_last_states_after_a_restart_are_the_saved_and_the_recalled_ones() -> None:
     """What is recalled from the journal's newest points is newer than what was saved."""
     states = LastStates()
     states.open({"sensor.a": LastState("1", 10, 10), "sensor.b": LastState("x", 1, 1)}, through=7)
@@ -126,7 +126,7 @@ def test_a_restart_continues_with_what_was_saved_and_recalled() -> None:
     assert states.states_to_save() == {}
 
 
-def test_what_was_read_back_counts_like_what_came_live() -> None:
+def test_a_backfilled_change_updates_the_last_state_when_it_is_newer() -> None:
     """Where it is newer; a later live change stays the newest, also a removal."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10), change("sensor.b", "9", 90)])
@@ -148,7 +148,7 @@ def test_what_was_read_back_counts_like_what_came_live() -> None:
     assert states.states_to_save().keys() == {"sensor.a", "sensor.b", "sensor.c"}
 
 
-def test_what_was_read_back_for_one_gap_stands_before_the_next() -> None:
+def test_a_backfilled_change_is_a_state_before_a_later_gap() -> None:
     """Also when that was found before the first was filled; later changes do not."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10)])
@@ -161,7 +161,7 @@ def test_what_was_read_back_for_one_gap_stands_before_the_next() -> None:
     assert states.before(gap(200, number=2)) == {"sensor.a": LastState("2", 120, 120)}
 
 
-def test_the_rest_of_a_gap_follows_what_was_read_back_of_it() -> None:
+def test_states_before_the_rest_of_a_gap_include_backfilled_changes() -> None:
     """A fill that was interrupted goes on from there."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10), change("sensor.b", "1", 10)])
@@ -173,7 +173,7 @@ def test_the_rest_of_a_gap_follows_what_was_read_back_of_it() -> None:
     assert states.before(rest) == {"sensor.a": LastState("2", 80, 80)}
 
 
-def test_entities_that_changed_later_are_known() -> None:
+def test_entities_that_changed_since_a_time_are_listed() -> None:
     """They may prove that the recorder has written what was before."""
     states = LastStates()
     states.update([change("sensor.a", "1", 10), change("sensor.b", "1", 60)])

@@ -172,7 +172,7 @@ def test_the_newest_row_takes_all_attributes_from_the_present_state(version: str
 # What stood before
 
 
-def test_the_first_row_follows_what_was_journaled_last() -> None:
+def test_the_first_row_follows_the_last_journaled_change() -> None:
     """Previous state and duration come from before the gap."""
     before = {"sensor.a": LastState("1", at(0), at(500))}
 
@@ -194,7 +194,7 @@ def test_the_first_row_follows_the_row_before_the_gap() -> None:
     assert reading.knows_before("sensor.a")
 
 
-def test_an_update_of_attributes_lasts_no_time_whatever_is_known() -> None:
+def test_an_update_of_attributes_has_a_duration_of_zero() -> None:
     """It says itself that the state began earlier, and so what the state before was."""
     times = Times(at(1_000), at(9_000))
 
@@ -205,7 +205,7 @@ def test_an_update_of_attributes_lasts_no_time_whatever_is_known() -> None:
     assert [(c.previous_state, c.duration_s) for c in changes] == [("1", 0.0), ("1", 3.0)]
 
 
-def test_what_came_live_takes_precedence_over_its_own_row() -> None:
+def test_a_live_change_takes_precedence_over_its_own_row() -> None:
     """It is known for certain since when it lasts."""
     times = Times(at(1_000), at(9_000))
     before = {"sensor.a": LastState("1", at(0), at(999))}
@@ -217,7 +217,7 @@ def test_what_came_live_takes_precedence_over_its_own_row() -> None:
     assert (change.previous_state, change.duration_s) == ("1", 2.0)
 
 
-def test_a_row_that_is_newer_than_what_is_remembered_is_believed() -> None:
+def test_a_row_newer_than_the_last_known_change_is_the_previous_state() -> None:
     """Its change was missed, or not kept."""
     before = {"sensor.a": LastState("1", at(0), at(0))}
     reading = recovery(Times(at(1_000), at(9_000)), before=before)
@@ -228,7 +228,7 @@ def test_a_row_that_is_newer_than_what_is_remembered_is_believed() -> None:
     assert (change.previous_state, change.duration_s) == ("2", 1.5)
 
 
-def test_a_change_that_is_remembered_does_not_stand_before_older_rows() -> None:
+def test_the_last_known_change_is_not_the_previous_state_of_older_rows() -> None:
     """What is requested begins before the gap does."""
     before = {"sensor.a": LastState("2", at(800), at(800))}
     reading = recovery(Times(at(100), at(9_000)), before=before)
@@ -244,7 +244,9 @@ def test_a_change_that_is_remembered_does_not_stand_before_older_rows() -> None:
 
 
 @pytest.mark.parametrize(("last", "previous"), [("7", "7"), (None, None)])
-def test_the_last_row_before_the_bounds_counts(last: str | None, previous: str | None) -> None:
+def test_the_last_row_before_a_gap_is_the_previous_state(
+    last: str | None, previous: str | None
+) -> None:
     """A row on the boundary may follow the one that was looked up, and it may be a removal."""
     times = Times(at(1_000), at(9_000))
 
@@ -255,7 +257,7 @@ def test_the_last_row_before_the_bounds_counts(last: str | None, previous: str |
     assert change.previous_state == previous
 
 
-def test_windows_follow_one_another() -> None:
+def test_the_first_row_of_a_window_follows_the_last_of_the_window_before() -> None:
     """The last row of one is before the first of the next."""
     reading = recovery()
 
@@ -266,7 +268,7 @@ def test_windows_follow_one_another() -> None:
     assert second[0].duration_s == 0.5
 
 
-def test_a_row_that_comes_in_two_windows_counts_once() -> None:
+def test_a_row_in_two_windows_becomes_one_change() -> None:
     """Home Assistant keeps fractions of a microsecond, so both windows may hold the boundary."""
     reading = recovery()
     twice = row("1", 0)
@@ -295,7 +297,7 @@ def test_the_first_row_after_a_restart_has_no_previous_state(value: str) -> None
     ]
 
 
-def test_a_restart_also_parts_the_gap_from_what_was_before() -> None:
+def test_after_a_restart_in_the_gap_the_last_journaled_change_is_no_previous_state() -> None:
     """Whether the newest change before it came live or was looked up."""
     reading = recovery(before={"sensor.a": LastState("1", at(0), at(0))})
     reading.set_row_before("sensor.b", row("1", 0))
@@ -318,7 +320,7 @@ def test_a_removal_has_the_previous_state_of_the_live_event() -> None:
     assert (change.removed, change.previous_state, change.duration_s) == (True, "1", 2.0)
 
 
-def test_removed_and_added_again() -> None:
+def test_an_entity_removed_and_added_again_has_no_previous_state() -> None:
     """As live: the removal has a previous state, what comes after it has none."""
     rows = [row("1", 0, unit_of_measurement="W"), row(None, 1_000), row("2", 3_000)]
 
@@ -333,7 +335,7 @@ def test_removed_and_added_again() -> None:
     assert changes[1].unit_of_measurement == "W"
 
 
-def test_an_empty_state_is_a_state() -> None:
+def test_an_empty_state_is_recovered_as_a_state() -> None:
     """A text field that was cleared is not gone."""
     changes = recovery().changes("input_text.a", [row("x", 0), row("", 1_000)], committed=())
 
@@ -379,7 +381,7 @@ def test_a_first_row_without_attributes_has_the_series_of_the_row_before_the_gap
     assert not reading.lacks_names("sensor.a", [row(value, 3_000)])
 
 
-def test_what_an_entity_was_before_its_removal_does_not_describe_it_afterwards() -> None:
+def test_class_and_unit_do_not_survive_a_removal() -> None:
     """As live: a new entity of that name has the class and unit that it says itself."""
     reading = recovery(names={"sensor.a": LastNames("power", "W", None)})
     reading.set_row_before("sensor.a", row(None, -500))
@@ -395,7 +397,7 @@ def test_what_an_entity_was_before_its_removal_does_not_describe_it_afterwards()
 # Bounds and identities
 
 
-def test_only_what_lies_in_the_gap_is_written() -> None:
+def test_only_rows_in_the_requested_span_become_changes() -> None:
     """Both edges included."""
     times = Times(at(1_000), at(3_000))
 
@@ -408,7 +410,7 @@ def test_only_what_lies_in_the_gap_is_written() -> None:
     assert [change.state for change in changes] == ["1", "2"]
 
 
-def test_what_was_committed_is_left_out_and_stands_before_the_next() -> None:
+def test_a_committed_change_is_left_out_and_is_the_previous_state_of_the_next() -> None:
     """It came live, near the edge."""
     reading = recovery()
 
@@ -438,7 +440,7 @@ def unrecorded(
     return [(change.entity_id, change.state, change.previous_state) for change in changes]
 
 
-def test_who_changed_without_a_record_is_written_with_the_present_state() -> None:
+def test_an_entity_that_changed_without_a_row_gets_its_current_state() -> None:
     """That it changed is known by its state, or by its last_changed."""
     before = {
         "sensor.changed": LastState("1", at(-5_000), at(-5_000)),
@@ -464,13 +466,15 @@ def test_who_changed_without_a_record_is_written_with_the_present_state() -> Non
 @pytest.mark.parametrize(
     ("changed_ms", "updated_ms"), [(-1, -1), (9_001, 9_001), (500, 9_001), (-1, 500)]
 )
-def test_who_changed_outside_the_gap_is_not(changed_ms: int, updated_ms: int) -> None:
+def test_an_entity_that_changed_outside_the_gap_without_a_row_gets_no_change(
+    changed_ms: int, updated_ms: int
+) -> None:
     """Before: it was journaled. Later, or updated later: it came live."""
     assert unrecorded(newest_state("sensor.a", "2", changed_ms, updated_ms)) == []
 
 
 @pytest.mark.parametrize(("state", "found"), [("2", [("sensor.a", "2", "1")]), ("1", [])])
-def test_who_changed_in_an_earlier_gap_and_was_updated_in_this_one_is_written(
+def test_an_entity_changed_in_an_earlier_gap_and_updated_in_this_one_gets_its_current_state(
     state: str, found: object
 ) -> None:
     """Nobody else has that state: it was never captured, and has no row. The same state says it."""
@@ -479,14 +483,14 @@ def test_who_changed_in_an_earlier_gap_and_was_updated_in_this_one_is_written(
     assert unrecorded(newest_state("sensor.a", state, -100, 500), before=before) == found
 
 
-def test_what_was_read_back_before_the_fill_went_on_is_not_written_again() -> None:
+def test_an_unrecorded_state_before_a_continued_fill_is_not_written_again() -> None:
     """Also when it is not known since when the state lasts, as after a crash."""
     before = {"sensor.a": LastState("1", None, at(500))}
 
     assert unrecorded(newest_state("sensor.a", "1", 400, 500), before=before) == []
 
 
-def test_what_is_committed_is_not_written_again() -> None:
+def test_a_committed_current_state_is_not_written_as_unrecorded() -> None:
     """Also when an identical write, which is no event, has moved `last_updated` since."""
     moved = newest_state("sensor.a", "2", 500, 800)
 
@@ -495,7 +499,7 @@ def test_what_is_committed_is_not_written_again() -> None:
     assert unrecorded(moved, committed={("sensor.a", at(300))}) == [("sensor.a", "2", None)]
 
 
-def test_who_has_a_row_is_not_unrecorded() -> None:
+def test_an_entity_with_a_row_is_not_unrecorded() -> None:
     """The recorder is asked first."""
     reading = recovery(
         Times(at(0), at(9_000)), newest={"sensor.a": newest_state("sensor.a", "2", 500)}
@@ -557,7 +561,7 @@ def told(story: Story, house: StillHouse) -> list[JsonObject]:
     overlap=st.integers(0, 3),
     looks_back=st.booleans(),
 )
-def test_live_and_recovered_are_the_whole_story(
+def test_live_and_recovered_changes_together_are_the_whole_history(
     story: Story, cuts: list[int], window: int, overlap: int, *, looks_back: bool
 ) -> None:
     """What came live before and after a gap, and what was recovered in it, is live alone."""

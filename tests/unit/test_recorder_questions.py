@@ -135,7 +135,7 @@ def read(found: Sequence[HistoryPage]) -> list[tuple[str, float, str | None]]:
     ]
 
 
-async def test_a_quiet_time_is_asked_for_in_ever_longer_windows() -> None:
+async def test_history_of_a_quiet_time_is_requested_in_growing_windows() -> None:
     """A week without changes takes few questions."""
     fake = FakeRecorder()
 
@@ -148,7 +148,7 @@ async def test_a_quiet_time_is_asked_for_in_ever_longer_windows() -> None:
     assert found[-1].through_ns == span(0, 7 * 86_400).newest_ns
 
 
-async def test_a_busy_time_is_asked_for_in_short_windows() -> None:
+async def test_history_of_a_busy_time_is_requested_in_short_windows() -> None:
     """An answer stays small, and never shorter than ten seconds is asked for."""
     fake = FakeRecorder({"sensor.a": [(number / 300, "1") for number in range(300 * 300)]})
 
@@ -161,7 +161,7 @@ async def test_a_busy_time_is_asked_for_in_short_windows() -> None:
 
 
 @pytest.mark.parametrize("at", [0.0, 60.0, 60.000001, 180.000001, 180.000002, 299.999999, 300.0])
-async def test_a_row_on_a_boundary_comes_once(at: float) -> None:
+async def test_a_row_on_the_boundary_of_two_windows_comes_once(at: float) -> None:
     """On both ends, and where one window follows another."""
     fake = FakeRecorder({"sensor.a": [(at, "on the edge")], "sensor.b": [(at, "as well")]})
 
@@ -170,7 +170,7 @@ async def test_a_row_on_a_boundary_comes_once(at: float) -> None:
     assert [("sensor.a", at, "on the edge"), ("sensor.b", at, "as well")] == read(found)
 
 
-async def test_what_lies_outside_does_not_come() -> None:
+async def test_rows_outside_the_requested_span_do_not_come() -> None:
     """By a microsecond."""
     fake = FakeRecorder({"sensor.a": [(-0.000001, "before"), (300.000001, "after")]})
 
@@ -181,7 +181,7 @@ async def test_what_lies_outside_does_not_come() -> None:
     moments=st.lists(st.integers(0, 400_000_000), max_size=40).map(sorted),
     ends=st.tuples(st.integers(0, 400_000_000), st.integers(0, 400_000_000)).map(sorted),
 )
-async def test_wherever_the_windows_end_nothing_is_lost(
+async def test_no_row_is_lost_between_windows_of_any_length(
     moments: list[int], ends: list[int]
 ) -> None:
     """Each row of the span comes once, several in one microsecond included, in order."""
@@ -196,7 +196,7 @@ async def test_wherever_the_windows_end_nothing_is_lost(
     ]
 
 
-async def test_a_large_home_is_asked_for_in_parts() -> None:
+async def test_history_of_a_large_home_is_requested_in_batches_of_entities() -> None:
     """A window is done when the last part of it is."""
     names = [f"sensor.s{number}" for number in range(250)]
     fake = FakeRecorder({name: [(1.0, "1")] for name in names})
@@ -223,7 +223,7 @@ async def test_the_row_before_a_moment_is_found_however_old_it_is() -> None:
     assert sum("sensor.new" in names for *_, names, _ in fake.questions) == 1
 
 
-async def test_of_a_row_that_is_older_than_ten_days_only_the_state_is_known() -> None:
+async def test_only_the_state_is_known_of_a_row_older_than_ten_days() -> None:
     """Home Assistant does not show its times at a bearable cost."""
     fake = FakeRecorder({"sensor.a": [(-90 * 86_400.0, "1")]})
 
@@ -232,7 +232,7 @@ async def test_of_a_row_that_is_older_than_ten_days_only_the_state_is_known() ->
     assert (found, {name: row.s for name, row in older.items()}) == ({}, {"sensor.a": "1"})
 
 
-async def test_the_last_available_state_is_found_ten_minutes_before_a_silence() -> None:
+async def test_the_last_available_state_is_searched_ten_minutes_back() -> None:
     """It names the class and unit of an entity that is unavailable."""
     fake = FakeRecorder(
         {
@@ -251,7 +251,7 @@ async def test_the_last_available_state_is_found_ten_minutes_before_a_silence() 
     }
 
 
-async def test_of_nobody_nothing_is_asked() -> None:
+async def test_history_of_no_entities_sends_no_request() -> None:
     """A home without entities."""
     fake = FakeRecorder()
 
@@ -304,7 +304,7 @@ async def test_a_row_at_the_moment_itself_proves_nothing() -> None:
     assert fake.commands["recorder/info"] > 1
 
 
-async def test_a_quiet_recorder_is_believed_after_two_commit_intervals() -> None:
+async def test_an_idle_recorder_has_written_everything_after_two_commit_intervals() -> None:
     """What it took from its backlog is committed by then."""
     fake = FakeRecorder()
     fake.backlogs = [IDLE] * 1_000
@@ -313,7 +313,7 @@ async def test_a_quiet_recorder_is_believed_after_two_commit_intervals() -> None
     assert fake.now == START_S + 1_000_000 + 10
 
 
-async def test_a_locked_database_is_waited_for_as_long_as_it_takes() -> None:
+async def test_backfill_waits_for_a_locked_recorder_database_indefinitely() -> None:
     """A backup locks it for minutes, and the backlog grows meanwhile."""
     fake = FakeRecorder()
     locked: list[object] = [{**IDLE, "backlog": number} for number in range(1, 201)]
@@ -326,7 +326,7 @@ async def test_a_locked_database_is_waited_for_as_long_as_it_takes() -> None:
     assert reasons[-1] is None
 
 
-async def test_a_backlog_between_two_looks_begins_the_waiting_anew() -> None:
+async def test_a_backlog_of_the_recorder_restarts_the_wait() -> None:
     """An empty backlog in a busy moment proves nothing."""
     fake = FakeRecorder()
     fake.backlogs = [*[IDLE] * 9, {**IDLE, "backlog": 1}, *[IDLE] * 1_000]
@@ -344,10 +344,10 @@ async def test_a_backlog_between_two_looks_begins_the_waiting_anew() -> None:
         ({"thread_running": False}, "not running"),
     ],
 )
-async def test_a_recorder_that_does_not_write_is_waited_for(
+async def test_backfill_waits_for_a_recorder_that_does_not_write(
     status: dict[str, object], reason: str
 ) -> None:
-    """Its empty backlog says nothing."""
+    """Its empty backlog proves nothing."""
     fake = FakeRecorder()
     fake.backlogs = [{**IDLE, **status}] * 300 + [IDLE] * 1_000
 
@@ -357,7 +357,7 @@ async def test_a_recorder_that_does_not_write_is_waited_for(
     assert fake.now >= START_S + 1_000_000 + 300
 
 
-async def test_a_recorder_that_does_not_show_its_state_has_to_show_a_row() -> None:
+async def test_a_recorder_without_a_status_must_show_a_later_row() -> None:
     """Nothing else proves that it has written."""
     fake = FakeRecorder()
     fake.backlogs = ["?"] * 1_000
@@ -368,8 +368,8 @@ async def test_a_recorder_that_does_not_show_its_state_has_to_show_a_row() -> No
     assert fake.now == START_S + 1_000_000 + 400
 
 
-async def test_some_of_many_entities_are_enough() -> None:
-    """A home with thousands is asked for twenty."""
+async def test_a_later_row_is_searched_in_some_of_many_entities() -> None:
+    """Of thousands of entities twenty are requested."""
     fake = FakeRecorder()
     fake.backlogs = [IDLE] * 1_000
 
@@ -465,7 +465,7 @@ async def test_a_long_span_of_the_logbook_is_read_in_parts(
     assert fake.commands["logbook/get_events"] == parts
 
 
-async def test_an_id_that_became_invalid_does_not_spoil_the_question() -> None:
+async def test_an_entity_id_that_became_invalid_does_not_fail_the_request() -> None:
     """Home Assistant refuses all for one that is invalid and has lost its state."""
     fake = FakeRecorder({"sensor.a": [(1.0, "1")]})
     answer = fake.call
@@ -483,7 +483,7 @@ async def test_an_id_that_became_invalid_does_not_spoil_the_question() -> None:
 # Odd answers
 
 
-async def test_a_refusal_is_passed_on() -> None:
+async def test_a_refused_history_request_raises_the_reason() -> None:
     """Who fills the gap decides."""
     fake = FakeRecorder()
     fake.refusal = CommandFailed("history", code="unknown_command", message="Unknown command.")
@@ -505,7 +505,9 @@ async def test_a_refusal_is_passed_on() -> None:
         [],
     ],
 )
-async def test_an_odd_row_costs_no_other(odd: object, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_unreadable_row_of_history_costs_only_itself(
+    odd: object, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is left out, and said."""
     fake = FakeRecorder({"sensor.a": [(1.0, "1"), (2.0, odd), (3.0, "3")]})
 
@@ -516,7 +518,7 @@ async def test_an_odd_row_costs_no_other(odd: object, caplog: pytest.LogCaptureF
 
 
 @pytest.mark.parametrize("answer", [[], {"sensor.a": 5}, "?"])
-async def test_an_answer_that_is_no_history_is_said_so(answer: object) -> None:
+async def test_an_answer_that_is_not_history_is_a_protocol_error(answer: object) -> None:
     """Trying again may help."""
 
     async def call(command: str, **parameters: object) -> msgspec.Raw:
@@ -529,7 +531,7 @@ async def test_an_answer_that_is_no_history_is_said_so(answer: object) -> None:
             pass
 
 
-async def test_the_present_states_are_read_one_by_one() -> None:
+async def test_an_unreadable_current_state_costs_only_itself() -> None:
     """Many of them, and an odd one among them."""
     fake = FakeRecorder()
     moment = moment_of(START).isoformat()
@@ -549,7 +551,7 @@ async def test_the_present_states_are_read_one_by_one() -> None:
     assert states["sensor.s449"].state == "449"
 
 
-async def test_states_that_are_no_list_are_said_so() -> None:
+async def test_states_that_are_not_a_list_are_a_protocol_error() -> None:
     """Trying again may help."""
     fake = FakeRecorder()
     fake.states = {"no": "list"}
@@ -570,12 +572,12 @@ async def test_states_that_are_no_list_are_said_so() -> None:
         ("sensor.ä", False),
     ],
 )
-def test_an_id_of_the_past_may_not_be_one_today(text: str, *, valid: bool) -> None:
+def test_entity_ids_follow_the_rules_of_today(text: str, *, valid: bool) -> None:
     """Home Assistant's own rule."""
     assert is_entity_id(text) == valid
 
 
-def test_a_row_without_last_changed_has_none() -> None:
+def test_a_recorded_row_without_last_changed_has_none() -> None:
     """It is that of `last_updated`."""
     assert RecordedState("1", 1.0).lc is None
 

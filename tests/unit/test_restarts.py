@@ -80,7 +80,7 @@ def found(search: Search, *rows: Written) -> float | None:
     return None if first_ns is None else first_ns / SECOND
 
 
-def test_the_first_row_after_the_silence_is_the_first_of_the_new_start() -> None:
+def test_the_first_row_after_the_silence_is_the_first_after_the_restart() -> None:
     """While Home Assistant stops and starts nothing is written."""
     rows = [wrote(101), wrote(101.5), wrote(120), wrote(120.1, "zone.home", repeats=True)]
 
@@ -94,7 +94,7 @@ def test_the_first_state_that_repeats_bounds_the_search() -> None:
     assert found(CERTAIN, *rows) == 110
 
 
-def test_a_later_row_that_changed_earlier_rules_a_row_out() -> None:
+def test_a_row_before_an_older_state_is_not_the_first_after_a_restart() -> None:
     """An entity that kept its `last_changed` has not lost its state."""
     rows = [
         wrote(101),
@@ -148,19 +148,19 @@ def test_the_oldest_current_state_may_be_older_than_every_row_after_the_start() 
     assert found(search, *rows) == 150
 
 
-def test_an_entity_that_always_repeats_itself_says_nothing() -> None:
+def test_an_entity_that_always_repeats_its_state_is_no_sign_of_a_restart() -> None:
     """`force_update` writes every value again."""
     forced = [wrote(at, "sensor.forced", repeats=True) for at in (102, 103, 104, 150)]
 
     assert found(CERTAIN, *forced, wrote(150.1, "zone.home", repeats=True)) == 150
 
 
-def test_without_a_silence_the_longest_pause_counts() -> None:
+def test_without_a_silence_a_restart_is_after_the_longest_pause() -> None:
     """Whatever the machine."""
     assert found(CERTAIN, *[wrote(at) for at in (100.5, 101, 102.5, 103)]) == 102.5
 
 
-def test_without_rows_the_end_of_the_search_counts() -> None:
+def test_without_rows_a_restart_is_at_the_end_of_the_search() -> None:
     """An entity that had a state before and has one later was written anew."""
     assert found(CERTAIN) == 200
 
