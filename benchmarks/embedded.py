@@ -16,6 +16,7 @@ from pathlib import Path
 from app.model import Change, Context, Placement
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
+from app.sinks.batches import Batch
 from app.sinks.embedded import EmbeddedStore
 from app.sinks.outcomes import Accepted
 from benchmarks.tables import percentile, print_table
@@ -127,7 +128,7 @@ class _Live:
                 for number in range(self.events, self.events + _LIVE_BATCH)
             ]
             self.events += _LIVE_BATCH
-            batch = _Batch(self._encoder.encode(changes).split())
+            batch = _batch(self._encoder.encode(changes).split())
             self.writes_ms.append(await _write(self._store, batch))
             self.asked_ms.append(await _ask(self._store, self.events))
             await asyncio.sleep(_LIVE_EVERY_S)
@@ -161,7 +162,7 @@ async def _count_before(store: EmbeddedStore, end_ns: int) -> int:
             return count
 
 
-async def _write(store: EmbeddedStore, batch: _Batch) -> float:
+async def _write(store: EmbeddedStore, batch: Batch) -> float:
     """Return how long it took, in milliseconds."""
     started_s = time.perf_counter()
     answer = await store.write(batch)
@@ -188,37 +189,27 @@ def _store(path: Path, *, retention_days: float) -> EmbeddedStore:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    """Lines as delivery hands them out; this store has no use for compressed ones."""
-
-    cut: Sequence[bytes]
-    first: int = 1
-    received_at: float = 0.0
-
-    @property
-    def points(self) -> int:
-        return len(self.cut)
-
-    @property
-    def last(self) -> int:
-        return self.first + self.points - 1
-
-    def lines(self) -> list[bytes]:
-        return list(self.cut)
-
-    @property
-    def gzip(self) -> bytes | None:
-        raise NotImplementedError
+def _batch(lines: Sequence[bytes]) -> Batch:
+    """Return the lines as cut from rows; this store has no use for compressed ones."""
+    points = len(lines)
+    return Batch(
+        numbers=range(1, points + 1),
+        first=1,
+        last=points,
+        points=points,
+        received_at=0.0,
+        gzip=None,
+        cut=tuple(lines),
+    )
 
 
-def _batches(rows: int) -> Iterator[_Batch]:
+def _batches(rows: int) -> Iterator[Batch]:
     """Yield the events of the days before now, in order, entities in turn."""
     encoder = _encoder()
     step_ns = _DAYS * _DAY_NS // rows
     first_ns = _NOW_NS - rows * step_ns
     for start in range(0, rows, _BATCH):
-        yield _Batch(
+        yield _batch(
             encoder.encode(
                 [
                     _change(number, time_ns=first_ns + number * step_ns)

@@ -141,7 +141,7 @@ class Telemetry:
     def batch_written(self, sink: str, points: int, *, seconds: float, received_at: float) -> None:
         """Count points that a sink accepted; `received_at` is that of the oldest."""
         now = self._clock()
-        counts = self.sink(sink)
+        counts = self._sinks[sink]
         counts.written += points
         counts.last_write_at = now
         self._histograms.write_seconds.labels(sink).observe(seconds)

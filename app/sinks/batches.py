@@ -15,96 +15,50 @@ from itertools import chain
 from app.model import Lines, Row
 from app.runtime import gzip_stream
 from app.runtime.errors import StorageDamaged
-from app.sinks.outcomes import FieldName
 
-_SERIES = re.compile(rb"(?:[^ \\]|\\.)+ ")
+_SERIES = re.compile(rb"(?:[^ \\]|\\.)+")
 _TEXT = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _ESCAPED_IN_KEYS = re.compile(rb"[,= ]")
 _ESCAPED_IN_MEASUREMENTS = re.compile(rb"[, ]")
 
 
 @dataclass(frozen=True, slots=True)
-class WholeRows:
-    """Consecutive rows of the journal, none of them acked."""
+class FieldName:
+    """A field as a database names it."""
 
-    rows: tuple[Row, ...]
+    name: str
+    measurement: str | None = None
+    """None when the database does not name it."""
 
-    @property
-    def first(self) -> int:
-        """Sequence number of the first point."""
-        return self.rows[0].first
 
-    @property
-    def last(self) -> int:
-        """Sequence number of the last point."""
-        return self.rows[-1].last
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Points of the journal in order, at least one, to be written in one request."""
 
-    @property
-    def points(self) -> int:
-        """How many lines the rows hold."""
-        return self.last - self.first + 1
-
-    @property
-    def numbers(self) -> range:
-        """Sequence numbers of the points."""
-        return range(self.first, self.last + 1)
-
-    @property
-    def received_at(self) -> float:
-        """When the oldest point was received, in seconds since the epoch."""
-        return self.rows[0].received_at
+    numbers: Sequence[int]
+    """Sequence numbers, rising; consecutive unless the lines were picked by series."""
+    first: int
+    last: int
+    points: int
+    received_at: float
+    """When the oldest point was received, in seconds since the epoch; or earlier, if cut."""
+    gzip: bytes | None
+    """All lines as one gzip stream; None when they must be compressed first."""
+    rows: tuple[Row, ...] = ()
+    """The whole rows of the journal that it consists of; none if lines were cut from them."""
+    cut: tuple[bytes, ...] = ()
+    """The lines that were cut from rows."""
 
     def lines(self) -> list[bytes]:
-        """Return the lines in order.
+        """Return the lines in order, without newlines; blocks.
 
         Raises:
             StorageDamaged: a row does not hold what the journal says.
         """
-        return list(chain.from_iterable(map(_unpacked, self.rows)))
-
-    @property
-    def gzip(self) -> bytes | None:
-        """The lines as one gzip stream; None if rows must be compressed again to make one."""
-        if len(self.rows) == 1:
-            return self.rows[0].gzip
-        return gzip_stream.joined([row.gzip for row in self.rows])
+        return [*self.cut, *chain.from_iterable(map(_unpacked, self.rows))]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CutLines:
-    """Lines cut from rows, compressed once."""
-
-    numbers: Sequence[int]
-    """Sequence numbers of the points, rising; only `picked` leaves some out."""
-    cut: tuple[bytes, ...]
-    gzip: bytes
-    received_at: float
-    """That of the oldest point of the batch they were cut from."""
-
-    @property
-    def first(self) -> int:
-        """Sequence number of the first point."""
-        return self.numbers[0]
-
-    @property
-    def last(self) -> int:
-        """Sequence number of the last point."""
-        return self.numbers[-1]
-
-    @property
-    def points(self) -> int:
-        """How many lines there are."""
-        return len(self.cut)
-
-    def lines(self) -> list[bytes]:
-        """Return the lines in order."""
-        return list(self.cut)
-
-
-Part = WholeRows | CutLines
-
-
-def whole_rows(rows: Sequence[Row]) -> WholeRows:
+def whole_rows(rows: Sequence[Row]) -> Batch:
     """Return the rows up to the first gap in their numbers.
 
     Numbers are missing where a damaged journal was repaired. Within a batch they must be
@@ -113,78 +67,113 @@ def whole_rows(rows: Sequence[Row]) -> WholeRows:
     end = 1
     while end < len(rows) and rows[end].first == rows[end - 1].last + 1:
         end += 1
-    return WholeRows(tuple(rows[:end]))
+    first, last = rows[0].first, rows[end - 1].last
+    return Batch(
+        numbers=range(first, last + 1),
+        first=first,
+        last=last,
+        points=last - first + 1,
+        received_at=rows[0].received_at,
+        gzip=rows[0].gzip if end == 1 else gzip_stream.joined([row.gzip for row in rows[:end]]),
+        rows=tuple(rows[:end]),
+    )
 
 
-def after(part: Part, cursor: int) -> Part:
-    """Return the lines after the cursor; blocks unless that is the whole part.
-
-    Raises:
-        StorageDamaged: a row cannot be unpacked.
-    """
-    if part.first > cursor:
-        return part
-    return cut(part, cursor + 1 - part.first, part.points)
-
-
-def halves(part: Part) -> tuple[CutLines, CutLines]:
-    """Cut a part of at least two points in the middle, the smaller half first; blocks.
-
-    Raises:
-        StorageDamaged: a row cannot be unpacked.
-    """
-    middle = part.points // 2
-    return cut(part, 0, middle), cut(part, middle, part.points)
-
-
-def cut(part: Part, start: int, stop: int) -> CutLines:
-    """Return the lines with the indices from `start` up to, not including, `stop`; blocks.
-
-    Raises:
-        StorageDamaged: a row cannot be unpacked.
-    """
-    return _compressed(part, part.numbers[start:stop], part.lines()[start:stop])
-
-
-def picked(part: Part, indices: Sequence[int]) -> CutLines:
+def cut(batch: Batch, indices: Sequence[int]) -> Batch:
     """Return the lines with the indices; blocks.
 
     Raises:
-        StorageDamaged: the part cannot be taken apart.
+        StorageDamaged: a row cannot be unpacked.
     """
-    numbers, lines = part.numbers, part.lines()
-    return _compressed(part, [numbers[i] for i in indices], [lines[i] for i in indices])
+    lines = batch.lines()
+    chosen = tuple([lines[index] for index in indices])
+    numbers = [batch.numbers[index] for index in indices]
+    return Batch(
+        numbers=numbers,
+        first=numbers[0],
+        last=numbers[-1],
+        points=len(numbers),
+        received_at=batch.received_at,
+        gzip=gzip_stream.compressed(b"".join([line + b"\n" for line in chosen])),
+        cut=chosen,
+    )
 
 
-def line_from(part: Part, number: int, conflict: FieldName | None = None) -> CutLines | None:
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """Cut a batch of at least two points in the middle, the smaller half first; blocks.
+
+    Raises:
+        StorageDamaged: a row cannot be unpacked.
+    """
+    middle = batch.points // 2
+    return cut(batch, range(middle)), cut(batch, range(middle, batch.points))
+
+
+def line_from(batch: Batch, number: int, conflict: FieldName | None = None) -> Batch | None:
     """Return the line with a number, or the next one that has the field; blocks.
 
     Raises:
         StorageDamaged: a row cannot be unpacked.
     """
-    start = max(0, number - part.first)
-    for index, line in enumerate(part.lines()[start:], start=start):
+    start = max(0, number - batch.first)
+    for index, line in enumerate(batch.lines()[start:], start=start):
         if conflict is None or _has_field(line, conflict):
-            return cut(part, index, index + 1)
+            return cut(batch, [index])
     return None
 
 
-def fields_in(part: Part, wanted: Collection[FieldName]) -> frozenset[FieldName]:
+def fields_in(batch: Batch, wanted: Collection[FieldName]) -> frozenset[FieldName]:
     """Return the wanted fields that occur in the readable lines; blocks."""
     left = set(wanted)
     with contextlib.suppress(StorageDamaged):
-        for line in part.lines():
+        for line in batch.lines():
             left -= {name for name in left if _has_field(line, name)}
             if not left:
                 break
     return frozenset(wanted) - left
 
 
+def series_in(batch: Batch) -> set[int]:
+    """Return a hash of the measurement and tags of each series; blocks.
+
+    Raises:
+        StorageDamaged: a row cannot be unpacked.
+    """
+    return set(map(_series, batch.lines()))
+
+
+def by_series(batch: Batch, accepted: Collection[int]) -> tuple[Batch, Batch]:
+    """Split a batch of at least two points without separating the lines of a series; blocks.
+
+    Series that were accepted before come first. If all of them or none were, half of them do,
+    those with the most lines first: a series over a limit is likely a new one, with few lines.
+    Lines of a single series are halved.
+
+    Raises:
+        StorageDamaged: a row cannot be unpacked.
+    """
+    places: dict[int, list[int]] = {}
+    for place, line in enumerate(batch.lines()):
+        places.setdefault(_series(line), []).append(place)
+    if len(places) == 1:
+        return halves(batch)
+    first = [series for series in places if series in accepted]
+    if len(first) in (0, len(places)):
+        first = sorted(places, key=lambda series: -len(places[series]))[: len(places) // 2]
+    chosen = sorted(chain.from_iterable(places.pop(series) for series in first))
+    return cut(batch, chosen), cut(batch, sorted(chain.from_iterable(places.values())))
+
+
+def _series(line: bytes) -> int:
+    found = _SERIES.match(line)
+    return hash(found[0] if found else line)
+
+
 def _has_field(line: bytes, wanted: FieldName) -> bool:
     series = _SERIES.match(line)
     if series is None or not _is_of(series[0], wanted.measurement):
         return False
-    fields = _TEXT.sub(b"", line[series.end() :])
+    fields = _TEXT.sub(b"", line[series.end() + 1 :])
     return b"," + _ESCAPED_IN_KEYS.sub(rb"\\\g<0>", wanted.name.encode()) + b"=" in b"," + fields
 
 
@@ -192,7 +181,7 @@ def _is_of(series: bytes, measurement: str | None) -> bool:
     if measurement is None:
         return True
     name = _ESCAPED_IN_MEASUREMENTS.sub(rb"\\\g<0>", measurement.encode())
-    return series.startswith((name + b",", name + b" "))
+    return series == name or series.startswith(name + b",")
 
 
 def _unpacked(row: Row) -> list[bytes]:
@@ -205,13 +194,3 @@ def _unpacked(row: Row) -> list[bytes]:
             f"points {row.first} to {row.last} are {row.points}, but the row holds {len(lines)}"
         )
     return lines
-
-
-def _compressed(part: Part, numbers: Sequence[int], lines: Sequence[bytes]) -> CutLines:
-    data = b"".join([line + b"\n" for line in lines])
-    return CutLines(
-        numbers=numbers,
-        cut=tuple(lines),
-        gzip=gzip_stream.compressed(data),
-        received_at=part.received_at,
-    )

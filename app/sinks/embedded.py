@@ -22,7 +22,8 @@ from app.model import MAX_TIME_NS, SECOND_NS, Context, StoredPoint, iso_time, mo
 from app.runtime.errors import StorageDamaged, StorageError, StorageFull
 from app.runtime.logging import RateLimitedLog
 from app.runtime.sqlite import Connection, Database, open_or_replace, quick_check, shrink
-from app.sinks.outcomes import Accepted, Batch, Held, Outcome, Refused, Unavailable
+from app.sinks.batches import Batch
+from app.sinks.outcomes import Accepted, Held, Outcome, Refused, Unavailable
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)

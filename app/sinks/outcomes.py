@@ -1,4 +1,4 @@
-"""The interface of sinks: batches, and the outcomes of writing them.
+"""The interface of sinks, and the outcomes of writing a batch.
 
 An outcome says what happened; `retry_policy` decides what to do about it, for all sinks. A sink
 translates each foreign status and exception into an outcome; an exception from `write` is a bug.
@@ -9,45 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
-
-class Batch(Protocol):
-    """Points of the journal in order, at least one, to be written in one request.
-
-    They are consecutive, but for pieces of a batch that a limit of the database refused in part.
-    """
-
-    @property
-    def first(self) -> int:
-        """Sequence number of the first point."""
-        ...
-
-    @property
-    def last(self) -> int:
-        """Sequence number of the last point."""
-        ...
-
-    @property
-    def points(self) -> int:
-        """How many lines it holds."""
-        ...
-
-    @property
-    def received_at(self) -> float:
-        """When the oldest point was received, in seconds since the epoch."""
-        ...
-
-    def lines(self) -> list[bytes]:
-        """Return the lines in order, without newlines; may decompress, so call it in a thread.
-
-        Raises:
-            StorageDamaged: the journal's bytes are not the lines they should be.
-        """
-        ...
-
-    @property
-    def gzip(self) -> bytes | None:
-        """All lines as one gzip stream; None when the lines must be compressed first."""
-        ...
+from app.sinks.batches import Batch, FieldName
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +29,6 @@ class Refused:
     """One sentence that says what a person can do when every point is refused like this."""
     conflict: FieldName | None = None
     """The field that the database holds with another type, when that is the reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class FieldName:
-    """A field as a database names it."""
-
-    name: str
-    measurement: str | None = None
-    """None when the database does not name it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,10 +125,8 @@ class ServerProcess:
 class Sink(Protocol):
     """A destination of points; one request at a time."""
 
-    @property
-    def name(self) -> str:
-        """Its name in the journal's cursor and the metrics; a short lower-case word."""
-        ...
+    name: str
+    """Its name in the journal's cursor and the metrics; a short lower-case word."""
 
     async def write(self, batch: Batch) -> Outcome:
         """Write a batch and return the outcome; writing it again changes nothing."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from app.model import Pending, Row
-from app.sinks.outcomes import Batch, ServerProcess
+from app.runtime.metrics import Telemetry
+from app.sinks.outcomes import ServerProcess
 
 _ON_DISK = ServerProcess()
 _RETRY_S = 1.0
@@ -45,16 +46,27 @@ class Log(Protocol):
         ...
 
 
-Count = Callable[[int], None]
-"""Counts the points of a span in the telemetry, when they are acked."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """Points that are not sent again unless the database loses them; without their lines."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Done:
     first: int
     last: int
-    at_s: float
-    count: Count
+    received_at: float
+    """When the oldest was received, in seconds since the epoch."""
+    seconds: float = 0.0
+    """How long the request took that wrote the last of them."""
+    dead: Sequence[int] = ()
+    """Sequence numbers of those that are dead letters."""
+    expired: int = 0
+    """How many are older than the database's retention."""
+    damaged: int = 0
+    """How many could not be read from the journal."""
+
+
+class _Unconfirmed(NamedTuple):
+    accepted_s: float
+    done: Done
 
 
 class Progress:
@@ -69,72 +81,66 @@ class Progress:
         journal: Log,
         sink: str,
         *,
+        telemetry: Telemetry,
         clock: Callable[[], float],
         process: Callable[[], Awaitable[ServerProcess | None]] | None = None,
     ) -> None:
         """`process` returns the database's process; None: accepted points are on disk at once."""
+        self.unconfirmed_through = 0
+        """The last accepted point, if it may not be on the database's disk yet; 0 if none."""
         self._journal = journal
         self._sink = sink
+        self._telemetry = telemetry
         self._clock = clock
-        self._ask = process
+        self._find_process = process
         self._process = None if process else _ON_DISK
-        self._retained: deque[_Done] = deque()
+        self._unconfirmed: deque[_Unconfirmed] = deque()
         self._next_check_s = -math.inf
         self._connection_lost = False
 
     @property
     def position(self) -> int:
         """Sequence number of the last point that was accepted, dropped or dead-lettered."""
-        cursor = self._journal.cursor(self._sink)
-        return max(cursor, self._retained[-1].last) if self._retained else cursor
+        return max(self._journal.cursor(self._sink), self.unconfirmed_through)
 
     @property
-    def retained_points(self) -> int:
-        """How many accepted points may not be on the database's disk yet."""
-        if not self._retained:
-            return 0
-        cursor = self._journal.cursor(self._sink)
-        return sum(_points_after(cursor, done) for done in self._retained)
-
-    async def read(self, *, max_points: int, after: int = 0) -> list[Row]:
-        """Return the next rows after the position and `after`."""
-        after = max(after, self.position)
-        if after == self._journal.cursor(self._sink):
-            return await self._journal.read(self._sink, max_points=max_points)
-        return await self._journal.read(self._sink, max_points=max_points, after=after)
+    def unacked_points(self) -> int:
+        """How many points come after the cursor."""
+        return self._journal.pending(self._sink).points
 
     def pending(self) -> Pending:
         """Return the points after the position."""
-        if not self._retained:
-            return self._journal.pending(self._sink)
-        return self._journal.pending(self._sink, after=self.position)
+        return self._journal.pending(self._sink, after=self.unconfirmed_through)
 
-    async def grown(self, *, points: int) -> None:
+    async def grown(self, points: int) -> None:
         """Wait until there are at least this many points after the position."""
-        await self._journal.grown(self._sink, points=points + self.retained_points)
+        if self.unconfirmed_through:
+            points += self.unacked_points - self.pending().points
+        await self._journal.grown(self._sink, points=points)
 
-    def done(self, span: Batch, count: Count) -> None:
-        """Move the position behind a span; it is counted when the cursor follows."""
-        done = _Done(span.first, span.last, self._clock(), count)
+    def done(self, done: Done) -> None:
+        """Move the position behind some points; they are counted when the cursor follows."""
         if self._process is not None and not self._process.flush_s:
             self._ack(done)
         else:
-            self._retained.append(done)
+            self._unconfirmed.append(_Unconfirmed(self._clock(), done))
+            self.unconfirmed_through = done.last
 
     def connection_lost(self) -> None:
         """Note that the database may have restarted, or been replaced."""
         on_disk = self._process is not None and not self._process.flush_s
-        self._connection_lost = on_disk or bool(self._retained)
+        self._connection_lost = on_disk or bool(self._unconfirmed)
 
     @property
     def check_in_s(self) -> float | None:
         """Seconds until `check` is due; None when it is not needed."""
-        if self._ask is None:
+        if self._find_process is None:
             return None
         if self._process is None or self._connection_lost:
             due_s = self._next_check_s
-        elif self._retained:
-            due_s = max(self._next_check_s, self._retained[0].at_s + self._process.flush_s)
+        elif self._unconfirmed:
+            flushed_s = self._unconfirmed[0].accepted_s + self._process.flush_s
+            due_s = max(self._next_check_s, flushed_s)
         else:
             return None
         return max(0.0, due_s - self._clock())
@@ -144,10 +150,10 @@ class Progress:
 
         Call it when `check_in_s` is 0. Nothing changes when the database does not respond.
         """
-        if self._ask is None:
+        if self._find_process is None:
             return 0
         requested_s = self._clock()
-        found = await self._ask()
+        found = await self._find_process()
         if found is None:
             self._next_check_s = self._clock() + _RETRY_S
             return 0
@@ -160,8 +166,9 @@ class Progress:
             known.started == found.started if found.started else not lost
         )
         if not is_same:
-            points = self.retained_points
-            self._retained.clear()
+            points = self.unacked_points - self.pending().points
+            self._unconfirmed.clear()
+            self.unconfirmed_through = 0
             return points
         self._ack_until(requested_s - found.flush_s)
         # Twice per interval, so that a steady stream does not cost a request per batch.
@@ -169,16 +176,28 @@ class Progress:
         return 0
 
     def _ack_until(self, at_s: float) -> None:
-        while self._retained and self._retained[0].at_s <= at_s:
-            self._ack(self._retained.popleft())
+        while self._unconfirmed and self._unconfirmed[0].accepted_s <= at_s:
+            self._ack(self._unconfirmed.popleft().done)
+        if not self._unconfirmed:
+            self.unconfirmed_through = 0
 
-    def _ack(self, done: _Done) -> None:
-        # Fewer than the span holds if the journal has dropped, and counted, some in between.
-        points = _points_after(self._journal.cursor(self._sink), done)
+    def _ack(self, done: Done) -> None:
+        # The journal may have dropped, and counted, the oldest ones in between.
+        cursor = max(self._journal.cursor(self._sink), done.first - 1)
+        points = max(0, done.last - cursor)
         if points:
             self._journal.ack(self._sink, done.last)
-        done.count(points)
-
-
-def _points_after(cursor: int, done: _Done) -> int:
-    return max(0, done.last - max(cursor, done.first - 1))
+        dead = sum(number > cursor for number in done.dead)
+        expired = min(done.expired, points - dead)
+        damaged = min(done.damaged, points)
+        written = points - dead - expired - damaged
+        if dead:
+            self._telemetry.points_dead_lettered(self._sink, dead)
+        if expired:
+            self._telemetry.points_expired(self._sink, expired)
+        if damaged:
+            self._telemetry.points_dropped(self._sink, damaged)
+        if written or not (done.dead or done.expired or done.damaged):
+            self._telemetry.batch_written(
+                self._sink, written, seconds=done.seconds, received_at=done.received_at
+            )

@@ -56,10 +56,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from app.health import SinkState
+from app.sinks.batches import FieldName
 from app.sinks.outcomes import (
     Accepted,
     Busy,
-    FieldName,
     Held,
     Outcome,
     OutOfBounds,

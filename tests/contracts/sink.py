@@ -19,7 +19,7 @@ from uuid import uuid4
 import pytest
 
 from app.model import Row
-from app.sinks.batches import WholeRows, cut
+from app.sinks.batches import Batch, cut, whole_rows
 from app.sinks.influxdb.dialects import Version
 from app.sinks.influxdb.sink import Api, InfluxSink
 from app.sinks.outcomes import (
@@ -105,7 +105,7 @@ class Database:
         return True
 
 
-def batch_of(lines: Sequence[bytes], *, lines_per_row: int = 1) -> WholeRows:
+def batch_of(lines: Sequence[bytes], *, lines_per_row: int = 1) -> Batch:
     """Return a batch of journal rows with these lines."""
     rows = [
         Row(
@@ -116,12 +116,12 @@ def batch_of(lines: Sequence[bytes], *, lines_per_row: int = 1) -> WholeRows:
         )
         for start in range(0, len(lines), lines_per_row)
     ]
-    return WholeRows(tuple(rows))
+    return whole_rows(rows)
 
 
-async def one_by_one(sink: InfluxSink, batch: WholeRows) -> list[Outcome]:
+async def one_by_one(sink: InfluxSink, batch: Batch) -> list[Outcome]:
     """Write each line of a refused batch alone, as at the end of halving."""
-    return [await sink.write(cut(batch, index, index + 1)) for index in range(batch.points)]
+    return [await sink.write(cut(batch, [index])) for index in range(batch.points)]
 
 
 async def with_first_line(database: Database) -> Database:

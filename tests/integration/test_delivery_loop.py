@@ -19,12 +19,12 @@ from app.runtime.errors import StorageDamaged, StorageFull
 from app.runtime.logging import repeats
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
+from app.sinks.batches import Batch
 from app.sinks.dead_letters import DeadLetters
 from app.sinks.delivery import Delivery
 from app.sinks.influxdb.sink import InfluxSink
 from app.sinks.outcomes import (
     Accepted,
-    Batch,
     Busy,
     Held,
     Outcome,

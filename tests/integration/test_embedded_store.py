@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from app.model import MAX_TIME_NS, Change, Context, Placement, StoredPoint
+from app.model import MAX_TIME_NS, Change, Context, Placement, Row, StoredPoint
 from app.runtime.errors import StorageDamaged
 from app.runtime.sqlite import Connection
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
+from app.sinks.batches import Batch, whole_rows
 from app.sinks.embedded import EmbeddedStore, StoredEvent
 from app.sinks.outcomes import Accepted, Held, Outcome, Refused, Unavailable
 
@@ -26,35 +27,10 @@ SECOND = 10**9
 DAY = 86_400 * SECOND
 
 
-@dataclass
-class FakeBatch:
-    """Lines as delivery hands them out."""
-
-    cut: list[bytes]
-    first: int = 1
-    received_at: float = 0.0
-    damaged: bool = False
-
-    @property
-    def points(self) -> int:
-        """How many lines."""
-        return len(self.cut)
-
-    @property
-    def last(self) -> int:
-        """Number of the last line."""
-        return self.first + self.points - 1
-
-    def lines(self) -> list[bytes]:
-        """Return the lines, or fail as a damaged row does."""
-        if self.damaged:
-            raise StorageDamaged("points 1 to 5 cannot be unpacked")
-        return self.cut
-
-    @property
-    def gzip(self) -> bytes | None:
-        """Fail: this store has no use for compressed lines."""
-        raise NotImplementedError
+def batch(lines: Sequence[bytes]) -> Batch:
+    """Return the lines as delivery hands them out."""
+    data = b"".join(line + b"\n" for line in lines)
+    return whole_rows([Row(1, len(lines), gzip.compress(data, 1), 0.0)])
 
 
 def store_at(folder: Path, *, retention_days: float = 30.0, now_ns: int = NOON_NS) -> EmbeddedStore:
@@ -96,10 +72,10 @@ def change(
     )
 
 
-def batch_of(*changes: Change) -> FakeBatch:
+def batch_of(*changes: Change) -> Batch:
     """Return the changes as a batch of lines of the real schema."""
     encoder = HomeiqEncoder("events", instance="home", attribute_fields=())
-    return FakeBatch(encoder.encode(changes).split())
+    return batch(encoder.encode(changes).split())
 
 
 def series(count: int, *, entity_id: str = "sensor.kitchen") -> list[Change]:
@@ -165,7 +141,7 @@ async def test_unknown_columns_of_a_stored_event_are_none(tmp_path: Path) -> Non
     """A removal has no state, an unplaced entity no area."""
     async with store_at(tmp_path) as store:
         await store.write(
-            FakeBatch([b"events,entity_id=sun.sun,event_type=state_changed removed=true 1000"])
+            batch([b"events,entity_id=sun.sun,event_type=state_changed removed=true 1000"])
         )
         (event,) = (await store.events()).events
 
@@ -192,7 +168,7 @@ async def test_a_second_write_of_a_point_adds_to_it(tmp_path: Path) -> None:
         b'events,entity_id=a.b,event_type=state_changed state_value="2",backfilled=true 1000'
     )
     async with store_at(tmp_path) as store:
-        await store.write(FakeBatch([live, recovered]))
+        await store.write(batch([live, recovered]))
         (event,) = (await store.events()).events
 
     assert (event.state, event.context, event.backfilled) == ("2", Context("c"), True)
@@ -200,10 +176,10 @@ async def test_a_second_write_of_a_point_adds_to_it(tmp_path: Path) -> None:
 
 async def test_points_of_the_device_history_are_passed_over(tmp_path: Path) -> None:
     """They are no events, and `metadata.db` has them; a refusal would make dead letters of them."""
-    good = batch_of(change()).cut[0]
+    good = batch_of(change()).lines()[0]
     history = [b"devices,device_id=d1 entity_count=1i 1000", b"entities,entity_id=a.b x=1 1000"]
     async with store_at(tmp_path) as store:
-        answer = await store.write(FakeBatch([*history, good]))
+        answer = await store.write(batch([*history, good]))
         page = await store.events()
 
     assert isinstance(answer, Accepted)
@@ -222,20 +198,20 @@ async def test_points_of_the_device_history_are_passed_over(tmp_path: Path) -> N
 )
 async def test_a_line_that_is_no_event_is_refused(tmp_path: Path, line: bytes) -> None:
     """Nothing of its batch is stored, so that delivery can halve it down to the one line."""
-    good = batch_of(change()).cut[0]
+    good = batch_of(change()).lines()[0]
     async with store_at(tmp_path) as store:
-        answer = await store.write(FakeBatch([good, line, good]))
+        answer = await store.write(batch([good, line, good]))
 
         assert isinstance(answer, Refused)
         assert answer.reason.startswith("not an event: ")
         assert (await store.events()).events == []
-        assert await store.write(FakeBatch([good])) == Accepted()
+        assert await store.write(batch([good])) == Accepted()
 
 
 async def test_a_damaged_batch_is_refused(tmp_path: Path) -> None:
     """The journal's bytes are wrong, not this file: delivery finds the row and counts it."""
     async with store_at(tmp_path) as store:
-        answer = await store.write(FakeBatch([b"x"], damaged=True))
+        answer = await store.write(whole_rows([Row(1, 5, b"garbage", 0.0)]))
 
     assert answer == Refused(reason="points 1 to 5 cannot be unpacked")
 

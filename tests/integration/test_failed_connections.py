@@ -15,7 +15,7 @@ import pytest
 from app.discovery.data_api import DataApi
 from app.model import Row
 from app.runtime.retry import Backoff, Breaker
-from app.sinks.batches import WholeRows
+from app.sinks.batches import whole_rows
 from app.sinks.influxdb.sink import InfluxSink
 from app.sinks.outcomes import Unavailable
 from tests.fakes import influx as fake
@@ -50,7 +50,7 @@ async def reason_of_sink(url: str) -> str:
     """Write a point and return why it failed."""
     sink = InfluxSink(url, token="t", org="o", bucket="b", timeout_s=5.0)
     async with sink:
-        answer = await sink.write(WholeRows((Row(1, 1, gzip.compress(b"m v=1 1\n"), 0.0),)))
+        answer = await sink.write(whole_rows([Row(1, 1, gzip.compress(b"m v=1 1\n"), 0.0)]))
     assert isinstance(answer, Unavailable)
     return answer.reason
 

@@ -31,7 +31,7 @@ from app.runtime.errors import SourceUnavailable
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
 from app.settings import variables
-from app.sinks.batches import WholeRows
+from app.sinks.batches import whole_rows
 from app.sinks.influxdb.sink import InfluxSink
 from app.sinks.outcomes import Accepted, Unavailable
 from simulator.fake_home_assistant import FakeHomeAssistant
@@ -41,7 +41,7 @@ from tests.fakes.still_house import StillHouse
 from tests.integration.test_connection import RecordingListener, running, until
 
 TOKEN = "handshake-token-0123456789-0123456789-0123456789"
-BATCH = WholeRows((Row(1, 1, gzip.compress(b"m v=1 1\n"), 0.0),))
+BATCH = whole_rows([Row(1, 1, gzip.compress(b"m v=1 1\n"), 0.0)])
 HEADERS = {"CF-Access-Client-Id": "id.access", "CF-Access-Client-Secret": "hush"}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from app.model import Row
-from app.sinks.batches import WholeRows
+from app.sinks.batches import Batch, whole_rows
 from app.sinks.influxdb.sink import InfluxSink
 from app.sinks.outcomes import (
     Accepted,
@@ -35,13 +35,13 @@ CERTIFICATES = Path(fake.__file__).with_name("certificates")
 LINES = [b'm,e=a s="x\ny" 1', b"m,e=b v=2 2", b"m,e=c v=3 3"]
 
 
-def batch_of(lines: list[bytes] = LINES) -> WholeRows:
+def batch_of(lines: list[bytes] = LINES) -> Batch:
     """Return a batch of one row for each line."""
     rows = [
         Row(number, 1, gzip.compress(line + b"\n"), 0.0)
         for number, line in enumerate(lines, start=1)
     ]
-    return WholeRows(tuple(rows))
+    return whole_rows(rows)
 
 
 @asynccontextmanager
@@ -94,7 +94,7 @@ async def test_compressing_does_not_happen_on_the_event_loop() -> None:
     here = asyncio.get_running_loop()
     found: list[bool] = []
 
-    class WatchedRows(WholeRows):
+    class WatchedRows(Batch):
         def lines(self) -> list[bytes]:
             try:
                 found.append(asyncio.get_running_loop() is here)
@@ -102,8 +102,9 @@ async def test_compressing_does_not_happen_on_the_event_loop() -> None:
                 found.append(False)
             return super().lines()
 
+    fields = {name: getattr(batch_of(), name) for name in Batch.__slots__}
     async with FakeInflux().serving() as server, sink_to(server) as sink:
-        assert await sink.write(WatchedRows(batch_of().rows)) == Accepted()
+        assert await sink.write(WatchedRows(**fields)) == Accepted()
 
     assert found == [False]
     assert server.lines == LINES

@@ -23,14 +23,14 @@ from app.model import Row
 from app.runtime.errors import SourceUnavailable, StorageLocked
 from app.runtime.retry import Backoff, Breaker
 from app.settings import load_settings, variables
-from app.sinks.batches import WholeRows
+from app.sinks.batches import whole_rows
 from app.sinks.influxdb.sink import InfluxSink
 from app.sinks.outcomes import Unavailable
 from tests.fakes.front import Front
 
 TOKEN = "redirected-token-0123456789-0123456789-0123456789"
 REDIRECTS = (300, 301, 302, 303, 307, 308)
-BATCH = WholeRows((Row(1, 1, gzip.compress(b"m v=1 1\n"), 0.0),))
+BATCH = whole_rows([Row(1, 1, gzip.compress(b"m v=1 1\n"), 0.0)])
 HEADERS = {"CF-Access-Client-Secret": "hush"}
 
 

@@ -29,11 +29,10 @@ from app.model import Lines, Pending, Row
 from app.runtime.errors import JournalFull, StorageError
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
-from app.sinks.batches import CutLines, WholeRows
+from app.sinks.batches import Batch
 from app.sinks.delivery import Delivery
 from app.sinks.outcomes import (
     Accepted,
-    Batch,
     Busy,
     Held,
     Outcome,
@@ -134,7 +133,6 @@ class Database:
 
     def points_of(self, batch: Batch) -> list[tuple[int, int]]:
         """Return (sequence, number) of a batch, which must be what the journal took there."""
-        assert isinstance(batch, WholeRows | CutLines)
         found = [number_of(line) for line in batch.lines()]
         assert found == [self._log[n - 1] for n in batch.numbers], "not what was journaled there"
         return list(zip(batch.numbers, found, strict=True))

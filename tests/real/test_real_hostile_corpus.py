@@ -19,7 +19,7 @@ from app.homeassistant.messages import Event
 from app.model import Change, Placement, Row, StoredPoint
 from app.normalize.changes import Normalizer
 from app.schema.homeiq import HomeiqEncoder
-from app.sinks.batches import WholeRows
+from app.sinks.batches import whole_rows
 from app.sinks.influxdb.sink import InfluxSink
 from app.sinks.outcomes import Accepted
 from tests.fakes import hostile
@@ -385,7 +385,7 @@ async def _write(server: Server, database: Database, changes: Sequence[Change]) 
     async with InfluxSink(
         server.url, token="", org="", bucket=database.name, timeout_s=30.0, api="v1"
     ) as sink:
-        answer = await sink.write(WholeRows((row,)))
+        answer = await sink.write(whole_rows([row]))
     assert answer == Accepted()
 
 

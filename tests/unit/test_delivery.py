@@ -10,10 +10,10 @@ from typing import Literal
 
 import pytest
 
+from app.sinks.batches import FieldName
 from app.sinks.outcomes import (
     Accepted,
     Busy,
-    FieldName,
     Held,
     Outcome,
     OutOfBounds,

@@ -17,7 +17,7 @@ from app.schema.line_protocol import parse_line
 from app.sinks.influxdb.dialects import Target, dialect_for
 from app.sinks.influxdb.http import Reply
 from app.sinks.influxdb.response import outcome_of, retry_after_s
-from app.sinks.status_text import impersonal
+from app.sinks.report import impersonal
 
 _SHORT, _LONG = 8_000, 64_000
 _SECRET = "tokentokentoken1"

@@ -12,7 +12,7 @@ from datetime import timedelta
 from http import HTTPStatus
 
 from app.model import Row, moment_of
-from app.sinks.batches import WholeRows
+from app.sinks.batches import Batch, whole_rows
 from app.sinks.influxdb.dialects import Target, Version
 from app.sinks.influxdb.http import Reply, Request, parsed
 
@@ -27,10 +27,10 @@ class Probe:
 
     time_ns: int
 
-    def batch(self) -> WholeRows:
+    def batch(self) -> Batch:
         """Return it as a sink takes it."""
         line = f"{MEASUREMENT} probe=1 {self.time_ns}\n".encode()
-        return WholeRows((Row(1, 1, gzip.compress(line), self.time_ns / 1e9),))
+        return whole_rows([Row(1, 1, gzip.compress(line), self.time_ns / 1e9)])
 
     def question(self, version: Version, target: Target) -> Request:
         """Return the query for it."""

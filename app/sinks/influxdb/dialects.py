@@ -16,7 +16,7 @@ from http import HTTPStatus
 from typing import Literal, TypeAlias
 
 from app.runtime.logging import RateLimitedLog
-from app.sinks.influxdb.http import Ask, Body, Reply, Request, message, parsed
+from app.sinks.influxdb.http import Ask, Reply, Request, message, parsed
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
@@ -66,14 +66,14 @@ class Dialect:
         """Return the request with the credentials."""
         return replace(request, headers={**request.headers, **self.credentials})
 
-    def write(self, body: Body) -> Request:
+    def write(self, lines: bytes, *, is_gzip: bool) -> Request:
         """Return the request that writes lines, with the credentials."""
         return Request(
             method="POST",
             path=self.write_path,
             query=self.write_query,
-            headers={**(_GZIPPED_LINES if body.is_gzip else _LINES), **self.credentials},
-            body=body.data,
+            headers={**(_GZIPPED_LINES if is_gzip else _LINES), **self.credentials},
+            body=lines,
         )
 
     def advice(self, status: int, text: str) -> str | None:

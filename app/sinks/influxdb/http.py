@@ -29,14 +29,6 @@ class Request:
     """Bytes are sent as they are, a dict as JSON."""
 
 
-@dataclass(frozen=True, slots=True)
-class Body:
-    """The lines of a batch, as they are sent."""
-
-    data: bytes
-    is_gzip: bool = True
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
     """The part of an HTTP response that says what became of a request."""

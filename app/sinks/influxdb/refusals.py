@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from app.sinks.outcomes import FieldName, OutOfBounds, Refused
+from app.sinks.batches import FieldName
+from app.sinks.outcomes import OutOfBounds, Refused
 
 _SEARCHED = 400
 """A message states its cause at the beginning; quoted text may follow."""

@@ -19,11 +19,12 @@ from app.runtime import gzip_stream
 from app.runtime.errors import StorageDamaged
 from app.runtime.logging import RateLimitedLog
 from app.runtime.tls import ClientTls
+from app.sinks.batches import Batch
 from app.sinks.influxdb.detect import detect, server_process, stated_version
 from app.sinks.influxdb.dialects import Dialect, Target, Version, dialect_for, is_missing
-from app.sinks.influxdb.http import Body, Reply, Request
+from app.sinks.influxdb.http import Reply, Request
 from app.sinks.influxdb.response import NO_ANSWER, failure, outcome_of
-from app.sinks.outcomes import Batch, Held, Outcome, Refused, ServerProcess, Unavailable
+from app.sinks.outcomes import Held, Outcome, Refused, ServerProcess, Unavailable
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
@@ -126,13 +127,12 @@ class InfluxSink:
     async def write(self, batch: Batch) -> Outcome:
         """Write a batch and return the outcome."""
         try:
-            body = await self._body(batch)
             dialect = self._dialect or await self._detected()
             if isinstance(dialect, Held | Unavailable):
                 return dialect
-            reply, dialect = await self._write_in_any_dialect(body, dialect)
-            if reply.status != HTTPStatus.NO_CONTENT and self._may_be_about_gzip(reply, batch):
-                reply = await self._write_uncompressed(batch, reply, dialect)
+            reply = await self._write(batch, dialect, is_gzip=self._gzip != "refused")
+            if reply.status != HTTPStatus.NO_CONTENT:
+                reply, dialect = await self._corrected(reply, batch, dialect)
         except StorageDamaged as exc:
             return Refused(reason=str(exc))  # delivery splits the batch and finds the damaged row
         except NO_ANSWER as exc:
@@ -227,28 +227,44 @@ class InfluxSink:
             return None
         return dialect_for(found, self._target)
 
-    async def _body(self, batch: Batch) -> Body:
-        is_gzip = self._gzip != "refused"
-        if is_gzip and batch.gzip is not None:
-            return Body(batch.gzip)
-        return await asyncio.to_thread(_body_of, batch, is_gzip=is_gzip)
-
-    async def _write_in_any_dialect(self, body: Body, dialect: Dialect) -> tuple[Reply, Dialect]:
-        """Write, if necessary in another dialect; return the dialect that worked."""
+    async def _write(self, batch: Batch, dialect: Dialect, *, is_gzip: bool) -> Reply:
+        data = batch.gzip if is_gzip else None
+        if data is None:
+            data = await asyncio.to_thread(_body, batch, is_gzip=is_gzip)
         try:
-            reply = await self._write(body, dialect)
+            reply = await self._ask(dialect.write(data, is_gzip=is_gzip))
         except aiohttp.ClientResponseError:
-            if self._gzip != "untried":
+            if not is_gzip or self._gzip != "untried":
                 raise
-            reply = _UNREADABLE
+            return _UNREADABLE
+        if is_gzip and reply.status == HTTPStatus.NO_CONTENT:
+            self._gzip = "accepted"
+        return reply
+
+    async def _corrected(
+        self, reply: Reply, batch: Batch, dialect: Dialect
+    ) -> tuple[Reply, Dialect]:
+        """Write again if the bucket is missing, or the dialect or gzip may be the reason."""
+        is_gzip = self._gzip != "refused"
+        reply = await self._with_bucket(reply, batch, dialect, is_gzip=is_gzip)
         if reply.status in _WRONG_PATH and (other := await self._other_than(dialect)):
-            other_reply = await self._write(body, other)
+            other_reply = await self._write(batch, other, is_gzip=is_gzip)
+            other_reply = await self._with_bucket(other_reply, batch, other, is_gzip=is_gzip)
             if other_reply.status not in _HOLDING:
                 limited_log.info("Writing to InfluxDB as %s", other.version)
                 self._dialect, dialect, reply = other, other, other_reply
-        if body.is_gzip and reply.status == HTTPStatus.NO_CONTENT:
-            self._gzip = "accepted"
+        if self._may_be_about_gzip(reply, batch):
+            reply = await self._write_uncompressed(reply, batch, dialect)
         return reply, dialect
+
+    async def _with_bucket(
+        self, reply: Reply, batch: Batch, dialect: Dialect, *, is_gzip: bool
+    ) -> Reply:
+        """Create the bucket and write again, if the reply says that it is missing."""
+        if reply.status != HTTPStatus.NOT_FOUND or not is_missing(reply):
+            return reply
+        is_there = await dialect.create(lambda request: self._ask(dialect.authorized(request)))
+        return await self._write(batch, dialect, is_gzip=is_gzip) if is_there else reply
 
     def _may_be_about_gzip(self, reply: Reply, batch: Batch) -> bool:
         """Whether the lines may be accepted without gzip; a 400 may be due to a line instead."""
@@ -259,13 +275,13 @@ class InfluxSink:
         is_untried = self._gzip == "untried" and batch.points == 1
         return is_untried and reply.status == HTTPStatus.BAD_REQUEST
 
-    async def _write_uncompressed(self, batch: Batch, reply: Reply, dialect: Dialect) -> Reply:
+    async def _write_uncompressed(self, reply: Reply, batch: Batch, dialect: Dialect) -> Reply:
         """Write again without gzip; return the first reply when that is no better.
 
         If the uncompressed line is accepted, gzip was the reason and not the line.
         """
-        body = await asyncio.to_thread(_body_of, batch, is_gzip=False)
-        plain = await self._write(body, dialect)
+        plain = await self._write(batch, dialect, is_gzip=False)
+        plain = await self._with_bucket(plain, batch, dialect, is_gzip=False)
         if plain.status != HTTPStatus.NO_CONTENT:
             return plain if _is_about_gzip(reply) else reply
         self._gzip = "refused"
@@ -274,14 +290,6 @@ class InfluxSink:
             " from now on"
         )
         return plain
-
-    async def _write(self, body: Body, dialect: Dialect) -> Reply:
-        request = dialect.write(body)
-        reply = await self._ask(request)
-        if reply.status != HTTPStatus.NOT_FOUND or not is_missing(reply):
-            return reply
-        is_there = await dialect.create(lambda request: self._ask(dialect.authorized(request)))
-        return await self._ask(request) if is_there else reply
 
     async def _ask(self, request: Request, *, max_bytes: int = _REPLY_BYTES) -> Reply:
         assert self._client is not None, "the sink is not open"
@@ -327,6 +335,6 @@ def _is_about_gzip(reply: Reply) -> bool:
     return reply is _UNREADABLE or reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
-def _body_of(batch: Batch, *, is_gzip: bool) -> Body:
+def _body(batch: Batch, *, is_gzip: bool) -> bytes:
     data = b"".join([line + b"\n" for line in batch.lines()])
-    return Body(gzip_stream.compressed(data) if is_gzip else data, is_gzip=is_gzip)
+    return gzip_stream.compressed(data) if is_gzip else data

@@ -1,4 +1,4 @@
-"""What a person reads of a problem of a sink, and the end of a backlog."""
+"""The report of a sink: its problem in a sentence, and the end of a backlog."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from app.sinks.status_text import DrainRate, SinkProblem
+from app.sinks.report import DrainRate, SinkProblem
 
 
 def problem(
