@@ -8,7 +8,7 @@ import sys
 
 from tests.fakes.documents import ROOT
 
-MOST_FUNCTIONS = 132
+MOST_FUNCTIONS = 115
 MOST_FILES = 30
 
 

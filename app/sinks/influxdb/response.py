@@ -1,4 +1,4 @@
-"""Translates HTTP responses to writes into outcomes; pure.
+"""Translates HTTP responses to failed writes into outcomes; pure.
 
 All versions of InfluxDB agree on the statuses; the dialect knows which variables to check.
 """
@@ -21,10 +21,9 @@ from app.sinks.influxdb.dialects import Dialect
 from app.sinks.influxdb.http import Reply, message
 from app.sinks.influxdb.refusals import is_partial_write, verdict
 from app.sinks.outcomes import (
-    Accepted,
     Busy,
+    Failure,
     Held,
-    Outcome,
     ServerFailed,
     TimedOut,
     TooLarge,
@@ -55,12 +54,10 @@ _QUOTED = (
 _TOO_LARGE = re.compile(r"max request size \(\d+ bytes\) exceeded")
 
 
-def outcome_of(  # noqa: C901, PLR0911 - a table: a row each
+def outcome_of(  # noqa: PLR0911 - a table: a row each
     reply: Reply, *, dialect: Dialect, secrets: Sequence[str] = (), url: str = ""
-) -> Outcome:
-    """Return the outcome of a write; no secret appears in its reason."""
-    if reply.status == HTTPStatus.NO_CONTENT:
-        return Accepted()  # before anything is parsed or masked: nearly every write ends here
+) -> Failure:
+    """Return the outcome of a write with any response but 204; its reason has no secret."""
     text = _error_text(reply)
     reason = one_line(text, secrets)
     match reply.status:

@@ -24,7 +24,7 @@ from app.sinks.influxdb.detect import detect, server_process, stated_version
 from app.sinks.influxdb.dialects import Dialect, Target, Version, dialect_for, is_missing
 from app.sinks.influxdb.http import Reply, Request
 from app.sinks.influxdb.response import NO_ANSWER, failure, outcome_of
-from app.sinks.outcomes import Held, Outcome, Refused, ServerProcess, Unavailable
+from app.sinks.outcomes import Accepted, Held, Outcome, Refused, ServerProcess, Unavailable
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
@@ -139,6 +139,7 @@ class InfluxSink:
             return failure(exc)
         if reply.status == HTTPStatus.NO_CONTENT:
             self._accepted_since_request = True
+            return Accepted()
         return outcome_of(reply, dialect=dialect, secrets=self._secrets, url=self._url)
 
     async def process(self) -> ServerProcess | None:
