@@ -30,6 +30,7 @@ declare -A PACKAGE_OF=(
   [influx]=influxdb-client
   [victoria-metrics]=victoria-metrics
   [strace]=strace
+  [fusermount3]=fuse3
   [chromium]=chromium
   [npm]=npm
   [prometheus]=prometheus
