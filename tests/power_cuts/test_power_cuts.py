@@ -89,7 +89,7 @@ async def test_a_start_after_a_power_cut_has_lost_nothing_and_reports_no_damage(
     failed = []
     run = await recorded(SCENARIOS[name], folder, influx)
     begun, wanted = time.perf_counter(), COUNT // len(SCENARIOS)
-    for _ in range(wanted * 3):
+    for _ in range(wanted * 20):
         if len(seen) == wanted:
             break
         cut, tree = run.cut(choices)
