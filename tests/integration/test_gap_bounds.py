@@ -64,6 +64,11 @@ class Counter:
             self._house.set_state(SENSOR, str(self.next))
             self.next += 1
 
+    async def capture(self, process: Process) -> None:
+        """Let the sensor count to five more, and a process capture them."""
+        self.count(5)
+        await process.until_journaled(5)
+
     async def count_until(self, met: Callable[[], bool]) -> None:
         """Count until something is so, and a little longer."""
         async with asyncio.timeout(20):
@@ -95,8 +100,7 @@ async def test_changes_during_a_delayed_handshake_are_read_back(
     """The answer to the handshake is on its way for longer than any margin."""
     counter, process = Counter(house), Process(tmp_path, proxy)
     async with running(process):
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
         proxy.delay_s = delay_s
         connections = process.source.status().successful_connections
         proxy.cut()
@@ -142,12 +146,10 @@ async def test_the_date_header_of_a_proxy_does_not_move_a_gap(
     proxy.rewrite = rewrite
     counter = Counter(house)
     async with running(Process(tmp_path, proxy)) as process:
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
     counter.count(5)
     async with running(Process(tmp_path, proxy)) as process:
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
         await all_filled(process, 1)
         points = await process.points()
 
@@ -168,15 +170,13 @@ async def test_a_wrong_clock_of_this_machine_does_not_move_a_gap(
     """A machine that starts with a wrong date misses nothing, and gives nothing up."""
     counter = Counter(house)
     async with running(Process(tmp_path, fake)) as process:
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
     counter.count(5)
     plain = time.time
     monkeypatch.setattr(time, "time", lambda: plain() + ahead_s)
     process = Process(tmp_path, fake)
     async with running(process):
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
         process.journal.ack("influxdb", process.journal._cursors.tail)
         await all_filled(process, 1)
         monkeypatch.setattr(time, "time", plain)
@@ -203,21 +203,18 @@ async def test_changes_around_a_changed_clock_of_home_assistant_are_read_back(
     """Changes before it was set, and after it, are missed; and then all is as usual."""
     counter = Counter(house)
     async with running(Process(tmp_path, fake)) as process:
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
     counter.count(5)
     clock.ahead_s = ahead_s
     house.restart_time(clock)
     counter.count(5)
     async with running(Process(tmp_path, fake)) as process:
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
         await all_filled(process, 1)
         points = await process.points()
     counter.count(5)
     async with running(Process(tmp_path, fake)) as process:
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
         await all_filled(process, 2)
         points = await process.points()
 
@@ -248,8 +245,7 @@ async def test_changes_that_come_live_before_the_states_are_listed_are_written_o
     """It is in the gap's answers, and still on its way to the journal."""
     counter = Counter(house)
     async with running(Process(tmp_path, fake)) as process:
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
     counter.count(5)
     house.backlog = 1  # keeps the backfill from listing the states
     async with running(Process(tmp_path, fake)) as process:
@@ -270,8 +266,7 @@ async def test_connections_in_quick_succession_miss_nothing(
     """Spans that are shorter than a second, and some without an event."""
     counter, process = Counter(house), Process(tmp_path, fake)
     async with running(process):
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
         for number in range(6):
             fake.abort()
             await process.until(lambda: not process.pipeline.streaming.is_set())
@@ -290,8 +285,7 @@ async def test_a_crash_before_the_end_of_a_gap_is_known_loses_nothing(
     """The gap is in the file, and goes on with the next connection."""
     counter = Counter(house)
     async with running(Process(tmp_path, fake)) as process:
-        counter.count(5)
-        await process.until_journaled(5)
+        await counter.capture(process)
     counter.count(5)
     house.ha_state = "NOT_RUNNING"  # nothing is filled yet
     async with running(Process(tmp_path, fake)) as process:

@@ -79,14 +79,19 @@ def count(house: StillHouse, numbers: Iterable[int]) -> None:
         house.set_state(SENSOR, str(number), {"unit_of_measurement": "W"})
 
 
+async def capture(running: Service, house: StillHouse, numbers: Iterable[int]) -> None:
+    """Set the sensor to five numbers, and wait until the service has written them."""
+    await running.until("/health", connected)
+    count(house, numbers)
+    await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+
+
 async def test_changes_made_during_downtime_are_written_after_the_start(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
     """Each change once, with its previous state, and marked as backfilled."""
     async with service(tmp_path, settings) as running:
-        await running.until("/health", connected)
-        count(house, range(5))
-        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        await capture(running, house, range(5))
         assert await running.stop() == 0
     count(house, range(5, 10))
     house.set_state("sensor.secret", "hidden")
@@ -135,9 +140,7 @@ async def test_the_gaps_of_a_kill_and_of_a_lost_connection_are_both_filled(
 ) -> None:
     """Each gap is filled separately, with the changes inside it and nothing else."""
     async with service(tmp_path, settings) as running:
-        await running.until("/health", connected)
-        count(house, range(5))
-        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        await capture(running, house, range(5))
         await running.stop(signal.SIGKILL)
     count(house, range(5, 10))
     async with service(tmp_path, settings) as running:
@@ -172,9 +175,7 @@ async def test_a_stop_while_a_gap_is_filled_is_orderly_and_it_is_filled_later(
 ) -> None:
     """Status 0, at once; the next run continues, and also finds the gap of the stop."""
     async with service(tmp_path, settings) as running:
-        await running.until("/health", connected)
-        count(house, range(5))
-        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        await capture(running, house, range(5))
         assert await running.stop() == 0
     count(house, range(5, 300))
     async with service(tmp_path, settings | {"BACKFILL_RATE": "50"}) as running:
@@ -202,9 +203,7 @@ async def test_a_process_that_is_suspended_while_it_connects_misses_nothing(
 ) -> None:
     """As when a virtual machine is paused or a laptop sleeps for some seconds."""
     async with service(tmp_path, settings) as running:
-        await running.until("/health", connected)
-        count(house, range(5))
-        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        await capture(running, house, range(5))
         number = 5
         for stopped_after_s in (0.0, 0.2, 0.22):  # WEBSOCKET_MAX_RETRY_DELAY is 0.2 s
             home_assistant.abort()
@@ -238,9 +237,7 @@ async def test_a_journal_in_memory_logs_the_backfill_command_that_fills_the_gap(
 ) -> None:
     """Gaps are not recorded in memory, so an operator runs the command and the service fills."""
     async with service(tmp_path, settings | {"JOURNAL": "memory"}) as running:
-        await running.until("/health", connected)
-        count(house, range(5))
-        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        await capture(running, house, range(5))
         home_assistant.refusing = True
         home_assistant.abort()
         await running.until("/health", lambda health: not connected(health))
@@ -277,9 +274,7 @@ async def test_the_backfill_command_reads_history_from_before_the_first_start(
     # on a fast machine the service connects within it.
     await asyncio.sleep(1.1)
     async with service(tmp_path, settings) as running:
-        await running.until("/health", connected)
-        count(house, range(10, 15))
-        await running.until("/health", lambda health: health["sinks"][0]["points_written"] == 5)
+        await capture(running, house, range(10, 15))
         assert await running.stop() == 0
     first = await run_command(tmp_path, settings, "backfill", "--since", since)
     before = len(influx.lines)
