@@ -203,7 +203,7 @@ class Snapshot:
     status: Status = field(init=False, default="healthy")
     """`unhealthy` only when this process itself is broken, never because a dependency is."""
     reasons: Sequence[str] = field(init=False, default=())
-    """What needs attention, worst first; each sentence says what is wrong and what to do."""
+    """What needs attention, worst first: sentences with the problem and what to do."""
     service: Literal["websocket-ingestion"] = "websocket-ingestion"
     version: str
     timestamp: datetime

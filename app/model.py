@@ -184,7 +184,7 @@ class Change(msgspec.Struct, frozen=True, gc=False):
 
 _LINE = re.compile(
     rb"(?:[^ \\\n]|\\.)++ "  # measurement and tags: quotes mean nothing, a space ends them
-    rb'(?:"(?:[^"\\]|\\.)*+"|[^"\n])*+\n',  # fields and time: a newline may stand in quotes
+    rb'(?:"(?:[^"\\]|\\.)*+"|[^"\n])*+\n',  # fields and time: quoted text may contain a newline
     re.DOTALL,
 )
 

@@ -32,7 +32,7 @@ from app.api.problems import handle_problems, refuse_unknown_parameters
 
 MAX_BODY_BYTES = 1_000_000
 MAX_ROWS_BYTES = 32_000_000
-"""A sender of the predecessor puts all entities of a home into one request."""
+"""HomeIQ sends all entities of a home in one request."""
 MAX_TOTAL_BYTES = 64_000_000
 """Of all bodies that are being read or processed."""
 

@@ -220,7 +220,7 @@ async def upsert_devices(components: ComponentsDep, request: Request) -> Upserte
 @router.post(
     "/internal/entities/bulk_upsert",
     tags=["data API"],
-    summary="Take entities of another sender",
+    summary="Upsert entities of another sender",
     openapi_extra=_ROWS_SENT,
     responses=_REFUSALS,
 )
@@ -248,7 +248,7 @@ async def _stored(components: Components, table: TableName, rows: Sequence[bytes
     try:
         upserted = await components.metadata.upsert(table, rows)
     except StorageError as exc:
-        # As the contract has it; senders retry.
+        # The contract requires 500, so that senders retry.
         raise ProblemRaised(
             Problem(status=500, code="storage_failed", detail="The rows could not be stored.")
         ) from exc

@@ -102,7 +102,7 @@ async def delete(
         Query(max_length=_MAX_LIMIT, description="Only these"),
     ] = None,
     all: Annotated[  # noqa: A002 - as above
-        bool, Query(description="All of them; needed without `sink` and `id`")
+        bool, Query(description="Every one; needed without `sink` and `id`")
     ] = False,
 ) -> Deleted:
     """Delete some, those of one sink, or all, permanently."""

@@ -85,7 +85,7 @@ def problem_response(problem: Problem) -> Response:
 def handle_problems(app: FastAPI, *, headers: Mapping[str, str]) -> None:
     """Turn every error of the application into a problem document.
 
-    The answer to an unforeseen one passes no middleware, so its `headers` are set here.
+    The response to an unexpected one bypasses the middleware, so its `headers` are set here.
     """
 
     async def unforeseen(_: Request, __: Exception) -> Response:
@@ -113,8 +113,8 @@ _UNREADABLE = Problem(status=400, code=_CODES[400], detail="The body is incomple
 async def refuse_unknown_parameters(request: Request) -> None:
     """Refuse query parameters that a route of `/api/v1` does not have, as a dependency.
 
-    A misspelt filter that is ignored returns, or deletes, more than was asked for. Routes of the
-    predecessor keep ignoring them.
+    Ignoring a misspelt filter would return, or delete, more than requested. Routes of HomeIQ's
+    data API keep ignoring them.
     """
     route = request.scope["route"]
     if not route.path.startswith("/api/v1/"):

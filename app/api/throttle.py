@@ -1,7 +1,7 @@
 """Limits on wrong API keys per client, and on clients that have not sent a key yet.
 
 A correct key is always accepted, however many wrong ones came from the same address: many clients
-share one address, and one of them must not lock out the others. A key's length protects it from
+share one address, and no client may lock out the others. A key's length protects it from
 being guessed (docs/decisions/0017).
 """
 

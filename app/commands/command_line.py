@@ -117,7 +117,7 @@ def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
     export.add_argument("--output", type=Path, help="a file (default: standard output)")
     delete = actions.add_parser("delete", parents=[shared], **_DELETE)
     delete.add_argument("--id", type=int, nargs="+", help="only these")
-    delete.add_argument("--all", action="store_true", help="all of them")
+    delete.add_argument("--all", action="store_true", help="every dead letter")
 
 
 def _texts(summary: str, *, does: str, needs: str, examples: str, statuses: str) -> _Texts:

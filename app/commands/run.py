@@ -78,8 +78,8 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     async with running(container):
-        # What starting created stays until the end. Without this every full collection scans it
-        # for a tenth of a second, in which no event is read (benchmarks/discovery.py).
+        # Objects created during the start live until the end. Without this, every full collection
+        # scans them for a tenth of a second without reading an event (benchmarks/discovery.py).
         gc.freeze()
         await server.serve(sockets=[listen])
     sinks = container.observer().snapshot().sinks

@@ -34,7 +34,7 @@ _UNPROCESSABLE = httpx.codes.UNPROCESSABLE_ENTITY
 
 
 class ServiceApi:
-    """Sends requests; every answer that is an error is raised."""
+    """Sends requests, and raises every answer that is an error."""
 
     def __init__(self, client: httpx.AsyncClient, *, url: str, is_local: bool) -> None:
         self.is_local = is_local
@@ -101,11 +101,11 @@ async def service_api(
 
     Args:
         chosen: the settings.
-        url: where the service listens; None for what the settings say.
+        url: where the service listens; None for the address in the settings.
         opened: opens what the command needs if no service uses DATA_DIR.
 
     Raises:
-        SettingsError: a service uses DATA_DIR, and the settings do not say where it listens.
+        SettingsError: a service uses DATA_DIR, and the settings do not contain its address.
         StorageError: a file cannot be read or written.
     """
     container = Container(settings=chosen)

@@ -95,7 +95,7 @@ class Catalog:
             if not number % _ENTITIES_PER_SLICE:
                 yield
         missed = renamed(self.registries, registries)
-        # No yield from here to the end: nobody sees a partial update.
+        # No yield from here to the end, so that no other task sees a partial update.
         for before, entity_id in self._renamed.items():
             if before in placements:  # listed before the rename, so it is listed again
                 placements.setdefault(entity_id, placements[before])

@@ -27,7 +27,8 @@ _POINTS_PER_APPEND = 500
 class DeviceHistory:
     """Writes points for devices and entities through the journal, as for events.
 
-    A full refresh that changed something writes all of them, a registry event those concerned.
+    A full refresh that changed something writes every one, a registry event only those it
+    concerns.
     """
 
     def __init__(

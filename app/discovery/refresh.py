@@ -140,7 +140,7 @@ class Discovery:
         self._fail_waiters(SourceUnavailable("The connection to Home Assistant was lost"))
 
     def registry_updated(self, event: Event) -> None:
-        """List again what an event says has changed; only ids are read from the event itself."""
+        """Request a refresh of the registry that changed; the event itself has only ids."""
         data = event.data
         if event.event_type == "entity_registry_updated" and data.old_entity_id and data.entity_id:
             # The removal of the old state and the first state under the new id follow at once.

@@ -48,8 +48,8 @@ class ReconnectPolicy:
     def delay_s(self, error: SourceError, *, has_streamed: bool) -> float | None:
         """Count an error and return the seconds until the next attempt; None to give up.
 
-        `has_streamed`: the connection was good and has been lost, which says nothing against the
-        next one, so the breaker does not count it.
+        `has_streamed`: events streamed before the connection was lost, so the next attempt may well
+        succeed and the breaker does not count the error.
         """
         if isinstance(error, SourceAuthRejected):
             return self._auth_retry_s

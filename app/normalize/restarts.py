@@ -1,4 +1,4 @@
-"""Restarts of Home Assistant, as far as the recorder's rows show them.
+"""Restarts of Home Assistant, as revealed by the recorder's rows.
 
 After a restart the first state of every entity has no old state, so a live event carries no
 previous state. The recorder keeps no such mark: its rows simply continue. A restart shows in three
@@ -46,7 +46,7 @@ class Search:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Written:
-    """A recorded row, as far as it says something about restarts."""
+    """The part of a recorded row that can reveal a restart."""
 
     time_ns: int
     changed_ns: int

@@ -92,7 +92,7 @@ def load_transforms(
             )
         folder = str(shared_path.resolve())
         if folder not in sys.path:
-            sys.path.append(folder)  # at the end: no file there may stand in for one of ours
+            sys.path.append(folder)  # at the end, so that no file there shadows one of ours
     return [(name, _function(name)) for name in names]
 
 

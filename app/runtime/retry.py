@@ -112,7 +112,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
     """Circuit breaker: opens for `reset_s` after `threshold` failures in a row.
 
     The caller waits for `wait_s` before an attempt and reports the outcome afterwards. An attempt
-    that was cancelled, or says nothing about the dependency, is not reported.
+    that was cancelled, or does not show whether the dependency works, is not reported.
     """
 
     def __init__(

@@ -290,7 +290,7 @@ def shrink(connection: Connection, *, pages: int) -> None:
 def opened_as_it_is(path: Path) -> Iterator[Connection]:
     """Open a closed file that may be damaged, for reading; use within `translated_errors`."""
     with _connected_read_only(path) as connection:
-        # Without the pragma SQLite reads nothing of a file that is shorter than its header says.
+        # Without the pragma SQLite refuses to read a file that is shorter than its header states.
         connection.execute("PRAGMA writable_schema = ON")
         yield connection
 
@@ -519,7 +519,7 @@ def _set_stray_journal_aside(path: Path) -> None:
     if header.endswith(_WAL_MODE):
         aside = _aside(journal)
         _rename(journal, aside)
-        logger.warning("%s is not of this database and is kept as %s", journal, aside)
+        logger.warning("%s does not belong to this database and was renamed to %s", journal, aside)
 
 
 @contextlib.contextmanager

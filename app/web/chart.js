@@ -158,7 +158,7 @@ const HUES = 6;
 const QUIET = new Set(["off", "closed", "not_home", "idle", "standby", "unlocked", "clear", "below_horizon"]);
 const AWAY = new Set(["unavailable", "unknown", "removed"]);
 
-/** Show which state held when, as a band of colors with a legend that says how long. */
+/** Show the states over time as a band of colors, with a legend of their durations. */
 export class Band {
   constructor(host) {
     this._svg = draw("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });

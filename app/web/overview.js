@@ -112,7 +112,7 @@ export class Overview {
     });
   }
 
-  /** The last 15 minutes, or less of them while the service is younger than that. */
+  /** The last 15 minutes, or the time since the start of the service if that is shorter. */
   _window_s() {
     const uptime_s = this._health?.uptime_seconds ?? WINDOW_S;
     return Math.min(WINDOW_S, Math.max(LEAST_WINDOW_S, Math.ceil(uptime_s / BIN_S) * BIN_S));

@@ -10,8 +10,8 @@ const TICK_MS = 250;
  * Streams `/ws` until the page is closed.
  *
  * `onMessages` gets the events and drops of a frame, `onState` gets `connecting`, `live`,
- * `waiting` (with the seconds to the next try) or `locked` (with what the service said of the
- * key, or null when it only asks for one).
+ * `waiting` (with the seconds to the next try) or `locked` (with the service's message about
+ * the key, or null when none was sent).
  */
 export class Stream {
   constructor({ onMessages, onState }) {

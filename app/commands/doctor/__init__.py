@@ -1,4 +1,4 @@
-"""`python -m app doctor`: checks everything the service needs, and says what to fix.
+"""`python -m app doctor`: checks everything the service needs, and explains what to fix.
 
 It may run while the service runs: it takes no lock and touches none of its files. `checks.py`
 decides what a reading means; `machine.py`, `home_assistant.py` and `database.py` take the

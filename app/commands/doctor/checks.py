@@ -49,7 +49,7 @@ def access(host: str, *, api_key: str | None) -> Finding | None:
 
 
 def listening(host: str, *, has_key: bool) -> Finding | None:
-    """Warn when it listens for other machines but would answer none of them."""
+    """Warn when the service listens for other machines but would answer none."""
     if host not in _LISTENING_EVERYWHERE or has_key:
         return None
     return warning(

@@ -159,7 +159,7 @@ def _filter(chosen: Settings) -> str:
 
 def _transforms(chosen: Settings) -> str:
     names = chosen.extensions.transforms
-    # What the user's modules print while they are imported must not get into our output.
+    # Keep what the user's modules print during their import out of our output.
     with contextlib.redirect_stdout(sys.stderr):
         Container(settings=chosen).transforms()
     return f"Loaded: {', '.join(names)}." if names else "None is set."

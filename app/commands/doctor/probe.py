@@ -59,7 +59,7 @@ class Probe:
                 return Request(path="/api/v3/query_sql", query=query)
 
     def removal(self, version: Version, target: Target) -> Request | None:
-        """Return the request that deletes all of them; None where points cannot be deleted."""
+        """Return the request that deletes every probe; None where points cannot be deleted."""
         match version:
             case "v1":
                 query = {"db": target.bucket, "q": f'DELETE FROM "{MEASUREMENT}"'}  # noqa: S608 - ours
