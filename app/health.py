@@ -159,12 +159,6 @@ class EventAccounting:
     """By cause."""
     pending: int = 0
 
-    @property
-    def balance(self) -> int:
-        """Events unaccounted for; anything but 0 is a bug."""
-        known = self.journaled + self.filtered + self.malformed + self.pending
-        return self.received - known - sum(self.dropped.values())
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accounting:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TextIO
 
-GREEN, YELLOW, RED, DIM, BOLD = 32, 33, 31, 2, 1
+GREEN, YELLOW, RED, BOLD = 32, 33, 31, 1
 
 
 def colored(text: str, code: int, out: TextIO) -> str:
