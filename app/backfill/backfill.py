@@ -95,7 +95,7 @@ class Backfill:
             else:
                 self._backoff.reset()
                 self._retries.forget(gap)
-                if not self._retries.any(self._fillable_gaps()):
+                if self._retries.reason(self._fillable_gaps()) is None:
                     limited_log.resolved("Missed changes are read back again")
 
     def _fillable_gaps(self) -> list[Gap]:

@@ -99,7 +99,8 @@ class Coverage:
         self._last_id = 0
         self._unsaved: set[int] = set()
         self._covered_unsaved = False
-        self._taken: int | None = None
+        self._filling_id: int | None = None
+        """The gap that is being filled."""
         self._has_begun = False
         self._latest_ns: int | None = None
         """The newest time in the batch received last; None before the first of a connection."""
@@ -185,7 +186,7 @@ class Coverage:
         self._has_begun = True
         self.opened.set()
         for gap in self._unended():
-            if gap.start_ns == gap.end_ns and gap.id != self._taken:
+            if gap.start_ns == gap.end_ns and gap.id != self._filling_id:
                 return gap  # nothing is known yet of the connection that it ends with
             # The rest is in the next gap: this one is being filled and must not grow.
             self._put(replace(gap, end_known=True))
@@ -250,7 +251,7 @@ class Coverage:
             near = times.oldest_ns - _MERGED_NS <= gap.end_ns and (
                 times.newest_ns + _MERGED_NS >= gap.start_ns
             )
-            begun = gap.filled_ns is not None or gap.id == self._taken
+            begun = gap.filled_ns is not None or gap.id == self._filling_id
             if near and gap.reason == reason and not begun:
                 start_ns = min(gap.start_ns, times.oldest_ns)
                 end_ns = max(gap.end_ns, times.newest_ns)
@@ -294,11 +295,11 @@ class Coverage:
 
     def start_filling(self, gap: Gap) -> None:
         """Record that this gap is being filled: its start stays as it is."""
-        self._taken = gap.id
+        self._filling_id = gap.id
 
     def stop_filling(self) -> None:
         """Record that no gap is being filled."""
-        self._taken = None
+        self._filling_id = None
 
     def update(self, gap: Gap) -> Gap:
         """Replace the former version of a gap and return the new one; its bounds stay."""

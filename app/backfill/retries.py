@@ -35,9 +35,9 @@ class GapRetries:
         return min(ready, key=lambda gap: (self.attempts(gap), gap.start_ns, gap.id), default=None)
 
     def failed(self, gap: Gap, exc: Exception) -> float:
-        """Note that an attempt failed; return the seconds until the next."""
+        """Record that an attempt failed; return the seconds until the next."""
         former = self._failures.get(gap.id)
-        # An attempt that read a part of the gap starts the waits anew.
+        # After an attempt that filled a part of the gap the waits start again.
         is_stuck = former is not None and former.filled_ns == gap.filled_ns
         backoff = former.backoff if former is not None and is_stuck else self._backoffs()
         wait_s = backoff.next_s()
@@ -50,15 +50,11 @@ class GapRetries:
         return 0 if failure is None else failure.backoff.attempt
 
     def forget(self, gap: Gap) -> None:
-        """Note that an attempt succeeded."""
+        """Record that an attempt succeeded."""
         self._failures.pop(gap.id, None)
 
-    def any(self, gaps: Sequence[Gap]) -> bool:
-        """Return whether one of these gaps failed."""
-        return any(gap.id in self._failures for gap in gaps)
-
     def reason(self, gaps: Sequence[Gap]) -> str | None:
-        """Return why the first of these gaps that failed did so."""
+        """Return why the first of these gaps that failed did so; None without one."""
         gap = next((gap for gap in gaps if gap.id in self._failures), None)
         if gap is None:
             return None
@@ -70,5 +66,5 @@ class GapRetries:
 
     def _is_ready(self, gap: Gap) -> bool:
         failure = self._failures.get(gap.id)
-        # Our clock may be set back meanwhile: then the wait is over.
+        # A clock that was set back meanwhile ends the wait.
         return failure is None or not 0 <= self._clock() - failure.at < failure.wait_s
