@@ -186,7 +186,7 @@ def _solar(home: SimulatedHome, device: Device) -> Behavior:
 
 
 def _energy(home: SimulatedHome, device: Device) -> Behavior:
-    """Counts what the power of a device comes to."""
+    """Adds up the energy that a device uses."""
     power, energy = (
         next(name for name in device.entity_ids if name.endswith(end))
         for end in ("_power", "_energy")

@@ -87,7 +87,7 @@ class House(Protocol):
         """Return rows with entry_id, domain and title, for `config_entries/get`."""
 
     def recorder(self) -> JsonObject:
-        """Return what `recorder/info` says beyond an idle recorder, such as `backlog`."""
+        """Return what `recorder/info` adds to that of an idle recorder, such as `backlog`."""
 
     def history(
         self, start: datetime, end: datetime, entity_ids: Sequence[str]
