@@ -48,7 +48,7 @@ _MAX_ID = 2**63 - 1
 _BLOCK = 500
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class RefusedPoint:
     """One dead letter."""
 
@@ -143,7 +143,7 @@ class DeadLetters:
 
         def work(connection: Connection) -> list[RefusedPoint]:
             found = connection.execute(f"{_SELECT} DESC LIMIT ?4", (0, through_id, sink, limit))
-            return [_point(row) for row in found]
+            return [RefusedPoint(*row) for row in found]
 
         return await self._database.read(work)
 
@@ -215,7 +215,7 @@ class DeadLetters:
     async def _block(self, first_id: int, through_id: int, sink: str | None) -> list[RefusedPoint]:
         def work(connection: Connection) -> list[RefusedPoint]:
             values = (first_id, through_id, sink, _BLOCK)
-            return [_point(row) for row in connection.execute(f"{_SELECT} LIMIT ?4", values)]
+            return [RefusedPoint(*row) for row in connection.execute(f"{_SELECT} LIMIT ?4", values)]
 
         return await self._database.read(work)
 
@@ -262,18 +262,6 @@ def _count(connection: Connection) -> int:
 def _newest_id(connection: Connection) -> int:
     (newest,) = connection.execute("SELECT max(id) FROM dead_letters").fetchone()
     return int(newest or 0)
-
-
-def _point(row: tuple[int, str, int, bytes, str, float]) -> RefusedPoint:
-    number, sink, sequence, line, reason, refused_at = row
-    return RefusedPoint(
-        id=number,
-        sink=sink,
-        sequence=sequence,
-        line=line,
-        reason=reason,
-        refused_at=refused_at,
-    )
 
 
 def _lines(points: Sequence[RefusedPoint]) -> Lines:

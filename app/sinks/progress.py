@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from app.model import Pending, Row
 from app.runtime.metrics import Telemetry
+from app.sinks.batches import Batch
 from app.sinks.outcomes import ServerProcess
 
 _ON_DISK = ServerProcess()
@@ -46,27 +46,17 @@ class Log(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Done:
+class _Done(NamedTuple):
     """Points that are not sent again unless the database loses them; without their lines."""
 
+    at_s: float
     first: int
     last: int
     received_at: float
-    """When the oldest was received, in seconds since the epoch."""
-    seconds: float = 0.0
-    """How long the request took that wrote the last of them."""
-    dead: Sequence[int] = ()
-    """Sequence numbers of those that are dead letters."""
-    expired: int = 0
-    """How many are older than the database's retention."""
-    damaged: int = 0
-    """How many could not be read from the journal."""
-
-
-class _Unconfirmed(NamedTuple):
-    accepted_s: float
-    done: Done
+    seconds: float
+    dead: Sequence[int]
+    expired: int
+    damaged: int
 
 
 class Progress:
@@ -94,7 +84,7 @@ class Progress:
         self._clock = clock
         self._find_process = process
         self._process = None if process else _ON_DISK
-        self._unconfirmed: deque[_Unconfirmed] = deque()
+        self._unconfirmed: deque[_Done] = deque()
         self._next_check_s = -math.inf
         self._connection_lost = False
 
@@ -118,13 +108,28 @@ class Progress:
             points += self.unacked_points - self.pending().points
         await self._journal.grown(self._sink, points=points)
 
-    def done(self, done: Done) -> None:
-        """Move the position behind some points; they are counted when the cursor follows."""
+    def done(
+        self,
+        batch: Batch,
+        *,
+        seconds: float = 0.0,
+        dead: Sequence[int] = (),
+        expired: int = 0,
+        damaged: int = 0,
+    ) -> None:
+        """Move the position behind a batch; its points are counted when the cursor follows.
+
+        `dead` are the numbers of those that are dead letters now; `expired` are older than the
+        database's retention, `damaged` could not be read; the others are written. `seconds` is
+        how long the request took.
+        """
+        now_s, first, last = self._clock(), batch.first, batch.last
+        done = _Done(now_s, first, last, batch.received_at, seconds, dead, expired, damaged)
         if self._process is not None and not self._process.flush_s:
             self._ack(done)
         else:
-            self._unconfirmed.append(_Unconfirmed(self._clock(), done))
-            self.unconfirmed_through = done.last
+            self._unconfirmed.append(done)
+            self.unconfirmed_through = last
 
     def connection_lost(self) -> None:
         """Note that the database may have restarted, or been replaced."""
@@ -139,8 +144,7 @@ class Progress:
         if self._process is None or self._connection_lost:
             due_s = self._next_check_s
         elif self._unconfirmed:
-            flushed_s = self._unconfirmed[0].accepted_s + self._process.flush_s
-            due_s = max(self._next_check_s, flushed_s)
+            due_s = max(self._next_check_s, self._unconfirmed[0].at_s + self._process.flush_s)
         else:
             return None
         return max(0.0, due_s - self._clock())
@@ -176,12 +180,12 @@ class Progress:
         return 0
 
     def _ack_until(self, at_s: float) -> None:
-        while self._unconfirmed and self._unconfirmed[0].accepted_s <= at_s:
-            self._ack(self._unconfirmed.popleft().done)
+        while self._unconfirmed and self._unconfirmed[0].at_s <= at_s:
+            self._ack(self._unconfirmed.popleft())
         if not self._unconfirmed:
             self.unconfirmed_through = 0
 
-    def _ack(self, done: Done) -> None:
+    def _ack(self, done: _Done) -> None:
         # The journal may have dropped, and counted, the oldest ones in between.
         cursor = max(self._journal.cursor(self._sink), done.first - 1)
         points = max(0, done.last - cursor)

@@ -65,7 +65,7 @@ class SinkProblem:
 
     def sentence(self, now_s: float) -> str:
         """Return what is wrong, for how long, and what a person can do."""
-        subject, lasted = self._title, duration(now_s - self.since_s)
+        subject, lasted = title(self.sink), duration(now_s - self.since_s)
         reason = self.reason.rstrip(". ")
         match self.condition:
             case "waiting":
@@ -81,14 +81,6 @@ class SinkProblem:
                     " the first ones refused wait as dead letters to be retried."
                 )
         return f"{subject} {verb} for {lasted}: {reason}. {advice}"
-
-    def ended(self) -> str:
-        """Return the message for its end."""
-        return f"{self._title} takes writes again"
-
-    @property
-    def _title(self) -> str:
-        return title(self.sink)
 
 
 class DrainRate:
@@ -193,7 +185,7 @@ class DeliveryReport:
         if condition == "ok":
             self._problem = None
             if before:
-                limited_log.resolved("%s", before.ended(), topic=self._sink)
+                limited_log.resolved("%s takes writes again", title(self._sink), topic=self._sink)
             return
         self.drain_rate.reset()
         self._problem = SinkProblem(

@@ -26,7 +26,7 @@ from app.sinks.batches import (
     whole_rows,
 )
 from app.sinks.outcomes import RefusedLine
-from app.sinks.progress import Done, Log, Progress
+from app.sinks.progress import Log, Progress
 from app.sinks.report import DeliveryReport
 from app.sinks.retry_policy import DeliveryState, Limits, blamed, probed_index, refusing
 
@@ -210,14 +210,7 @@ class SendQueue:
         if len(batch.rows) > 1:
             self.batches.extendleft(whole_rows([row]) for row in reversed(batch.rows))
             return
-        self._progress.done(
-            Done(
-                first=batch.first,
-                last=batch.last,
-                received_at=batch.received_at,
-                damaged=batch.points,
-            )
-        )
+        self._progress.done(batch, damaged=batch.points)
         self._report.damaged(batch.points, exc)
 
     async def accepted(self, batch: Batch, *, seconds: float, expired: int = 0) -> None:
@@ -267,16 +260,8 @@ class SendQueue:
         # them again changes nothing.
         if refused:
             await self._dead_letters.insert(self._sink, refused)
-        self._progress.done(
-            Done(
-                first=batch.first,
-                last=batch.last,
-                received_at=batch.received_at,
-                seconds=seconds,
-                dead=[line.sequence for line in refused],
-                expired=expired,
-            )
-        )
+        dead = [line.sequence for line in refused]
+        self._progress.done(batch, seconds=seconds, dead=dead, expired=expired)
         self.batches.popleft()
         if refused:
             self._report.dead_letters(refused)

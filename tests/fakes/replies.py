@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from aiohttp import web
 
-Act: TypeAlias = Literal["answer", "reset", "hang", "early", "half", "cut", "slow"]
+Act: TypeAlias = Literal["answer", "reset", "hang", "early", "half", "cut", "garbled", "slow"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +24,8 @@ class Reply:
     """Whether the lines are stored anyway, as by a server that fails afterwards."""
     act: Act = "answer"
     """`reset` resets the connection, `hang` never responds, `early` responds before reading,
-    `half` ends within the headers, `cut` within the body, `slow` takes `slow_s`."""
+    `half` ends within the headers, `cut` within the body, `garbled` has an invalid header, `slow`
+    takes `slow_s`."""
     slow_s: float = 0.5
 
 
@@ -57,6 +58,7 @@ HTML_500 = Reply(
 _BEGINNINGS = {
     "half": b"HTTP/1.1 204 No Content\r\nX-Influxdb-Ver",
     "cut": b'HTTP/1.1 400 Bad Request\r\nContent-Length: 500\r\n\r\n{"code":"inv',
+    "garbled": b"HTTP/1.1 400 Bad Request\r\nX-Influxdb-Error: unable to parse '\x1f\x08'\r\n\r\n",
 }
 
 
@@ -67,7 +69,7 @@ async def play(request: web.Request, reply: Reply, *, ended: asyncio.Event) -> w
         case "reset":
             if transport is not None:
                 transport.abort()
-        case "half" | "cut":
+        case "half" | "cut" | "garbled":
             if transport is not None:
                 transport.write(_BEGINNINGS[reply.act])
                 transport.close()

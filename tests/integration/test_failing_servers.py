@@ -146,6 +146,21 @@ async def test_where_gzip_is_refused_points_are_sent_uncompressed(
     assert len(compressed) <= 15
 
 
+async def test_where_a_refusal_of_gzip_cannot_be_parsed_points_are_sent_uncompressed(
+    tmp_path: Path,
+) -> None:
+    """InfluxDB 1 quotes the compressed body in a header, which HTTP clients refuse to read."""
+    async with FakeInflux(version="v1").serving() as server:
+        server.takes_gzip, server.gzip_refusal = False, Reply(status=400, act="garbled")
+        async with house(tmp_path, server) as parts:
+            await parts.journal.append(lines(1, 100), received_at=time.time())
+            await parts.delivered()
+            books = parts.books
+
+    assert books == (100, 0, 0, 0)
+    assert {number_of(line) for line in server.lines} == set(range(1, 101))
+
+
 async def test_a_refused_line_alone_does_not_switch_compression_off(tmp_path: Path) -> None:
     """Uncompressed it is refused as well."""
     async with FakeInflux().serving() as server:

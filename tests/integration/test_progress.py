@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from app.model import Row
+from app.sinks.batches import whole_rows
 from app.sinks.influxdb.detect import server_process
 from app.sinks.influxdb.http import Reply as HttpReply
 from app.sinks.outcomes import ServerProcess
-from app.sinks.progress import Done, Progress
+from app.sinks.progress import Progress
 from tests.fakes.delivering import House, house, lines, number_of
 from tests.fakes.influx import FakeInflux
 from tests.fakes.journal import FakeJournal
@@ -57,7 +58,7 @@ class Bench:
         """Let the database accept the next row."""
         after = self.progress.unconfirmed_through
         row = (await self.journal.read(NAME, max_points=1, after=after))[0]
-        self.progress.done(Done(first=row.first, last=row.last, received_at=row.received_at))
+        self.progress.done(whole_rows([row]))
         return row
 
     @property

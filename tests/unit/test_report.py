@@ -53,11 +53,6 @@ def test_the_sentence_of_a_refusing_database_mentions_dead_letters() -> None:
     assert "dead letters to be retried" in sentence
 
 
-def test_the_end_of_a_sink_problem_has_a_sentence() -> None:
-    """How often and how long it was, the log adds."""
-    assert problem("waiting").ended() == "InfluxDB takes writes again"
-
-
 def test_an_unknown_sink_is_called_by_its_name() -> None:
     """Only those of today have a title."""
     sentence = SinkProblem(sink="mirror", condition="waiting", since_s=0.0, reason="x").sentence(
