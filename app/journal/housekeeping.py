@@ -16,7 +16,7 @@ from app.journal.transactions import Metadata, tidy_block
 from app.model import LastState
 from app.runtime.errors import StorageError
 from app.runtime.logging import RateLimitedLog
-from app.runtime.sqlite import Database
+from app.runtime.sqlite import Database, Size
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
@@ -37,8 +37,8 @@ class Housekeeping:
     ) -> None:
         self.saved: Mapping[str, int] = {}
         """The cursors in the file."""
-        self.bytes = 0
-        """Size of the file with its WAL."""
+        self.size = Size(live_bytes=0, free_bytes=0, wal_bytes=0, page_bytes=0)
+        """Size of the file."""
         self._cursors = cursors
         self._recent = recent
         self._coverage = coverage
@@ -94,7 +94,7 @@ class Housekeeping:
                 deletable=deletable,
                 path=database.path,
             )
-            more, self.bytes = await database.write(work)
+            more, self.size = await database.write(work)
             self.saved = metadata.cursors
             self._coverage.mark_saved(unsaved)
             self._cursors.saved_holes(metadata.holes)

@@ -335,7 +335,7 @@ class SqliteJournal:
     def status(self) -> JournalStatus:
         """Return the journal's part of the snapshot."""
         return JournalStatus(
-            bytes=self._housekeeping.bytes,
+            bytes=self._housekeeping.size.total_bytes,
             max_bytes=self._bounds.max_bytes,
             free_disk_bytes=self._free_disk_bytes(),
             durable=self._path is not None,
@@ -371,7 +371,7 @@ class SqliteJournal:
         self._coverage.open(saved.covered, saved.gaps, was_absent=stock.was_unused)
         self._last_states.open(saved.states, through=saved.states_through)
         self._oldest_at = dict(stock.oldest_at)
-        self._housekeeping.bytes = stock.bytes
+        self._housekeeping.size = stock.size
         for sink in self._cursors.orphaned:
             held = self._cursors.points_between(self._cursors.acked[sink], stock.tail)
             logger.warning("The journal holds %d points for %r, which is not set up", held, sink)
@@ -411,7 +411,7 @@ class SqliteJournal:
                 raise
             # From here on nothing waits: rows, cursors and counters are consistent.
             self._housekeeping.saved = metadata.cursors
-            self._housekeeping.bytes = appended.bytes
+            self._housekeeping.size = appended.size
             self._coverage.mark_saved(metadata.coverage)
             if metadata.holes:
                 self._cursors.saved_holes(metadata.holes)

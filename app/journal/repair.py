@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import operator
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -257,10 +258,10 @@ def _fill(
 
 def _small_tables(path: Path, tables: Mapping[str, TableShape]) -> _SmallTables:
     ends = _table(path, "journal", tables)
-    tails = [_number(row["tail"], row["tail_check"], _complement) for row in ends]
+    tails = [_number(row["tail"], row["tail_check"], operator.invert) for row in ends]
     # SQLite may see an older state: it reads the log up to the first damaged frame.
     in_pages = [
-        _number(row[0], row[2], _complement)
+        _number(row[0], row[2], operator.invert)
         for view in sqlite_pages.views(path)
         for row in sqlite_pages.rows(view, tables["journal"].columns)
     ]
@@ -315,10 +316,6 @@ def _by_sql(path: Path, name: str, shape: TableShape) -> list[list[Value]]:
         if names != shape.names[: len(names)]:
             raise StorageDamaged("it has other columns than expected")
         return [list(row) for row in found]
-
-
-def _complement(check: int) -> int:
-    return ~check
 
 
 def _number(value: Value, check: Value, decode: Callable[[int], int]) -> _Number:

@@ -106,7 +106,7 @@ CHECKED_VERSION = 3
 _ROWS_PER_DELETE = 100
 _ROWS_PER_DROP = 2
 _PAGES_PER_SHRINK = 256
-_NEIGHBORS = 20
+_ROWS_BESIDE_HOLE = 20
 """How many rows beside missing numbers are searched for a live point."""
 _MOVED = "settled = max(settled, ?1), settled_check = settled_check + settled - max(settled, ?1)"
 """Moves a cursor, never back, and its check as far the other way."""
@@ -159,7 +159,7 @@ class Stock:
     cursors: Mapping[str, int]
     holes: Sequence[Span]
     oldest_at: Mapping[str, float | None]
-    bytes: int
+    size: Size
     saved: Saved
     was_unused: bool
     """Whether an earlier process opened the file and appended nothing."""
@@ -174,7 +174,7 @@ class Appended:
     dropped_through: int
     """The last sequence number dropped from some sink, or 0."""
     oldest_at: float | None
-    bytes: int
+    size: Size
     room: int
     """How many bytes more could be appended without a drop."""
 
@@ -191,7 +191,7 @@ class Metadata:
 
 def take_stock(connection: Connection, sinks: Sequence[str], bounds: Bounds) -> Stock:
     """Give each new sink a cursor at the tail; return what the file, already checked, holds."""
-    tail = _tail(connection)
+    (tail,) = connection.execute("SELECT tail FROM journal").fetchone()
     (was_opened,) = connection.execute("SELECT EXISTS (SELECT 1 FROM cursors)").fetchone()
     save_new_cursors(connection, dict.fromkeys(sinks, tail))
     cursors = dict(connection.execute("SELECT sink, settled FROM cursors"))
@@ -206,7 +206,7 @@ def take_stock(connection: Connection, sinks: Sequence[str], bounds: Bounds) -> 
         cursors=cursors,
         holes=missing(present, after=min(cursors.values(), default=tail), through=tail),
         oldest_at={sink: _oldest_at(connection, cursors[sink]) for sink in cursors},
-        bytes=_bytes(connection, bounds.path),
+        size=size_of(connection, bounds.path),
         saved=load(connection),
         was_unused=bool(was_opened) and not tail,
     )
@@ -249,7 +249,7 @@ def append_lines(
         rows=new,
         dropped_through=dropped if lost else 0,
         oldest_at=_oldest_at(connection, dropped) if lost else None,
-        bytes=size.live_bytes + size.wal_bytes,
+        size=size,
         room=min(bounds.room(size)),
     )
 
@@ -289,8 +289,8 @@ def tidy_block(
     states_through: int,
     deletable: int,
     path: Path | None,
-) -> tuple[bool, int]:
-    """Save, and delete some rows; return whether there may be more, and the bytes then taken.
+) -> tuple[bool, Size]:
+    """Save, and delete some rows; return whether there may be more, and the size.
 
     Rows up to `deletable` are needed by no sink and no open gap.
     """
@@ -300,7 +300,7 @@ def tidy_block(
     connection.execute("DELETE FROM holes WHERE first + points - 1 <= ?", (deletable,))
     more = _delete_rows(connection, deletable, _ROWS_PER_DELETE) is not None
     shrink(connection, pages=_PAGES_PER_SHRINK)
-    return more, _bytes(connection, path)
+    return more, size_of(connection, path)
 
 
 def _delete_rows(connection: Connection, through: int, limit: int) -> int | None:
@@ -413,10 +413,10 @@ def retained_rows(connection: Connection, after: int, limit: int) -> tuple[list[
 def times_around(connection: Connection, span: Span) -> tuple[Times | None, Times | None]:
     """Return when the live points before and after missing numbers happened, where known."""
     before = connection.execute(
-        f"{_STORED} WHERE first < ? ORDER BY first DESC LIMIT {_NEIGHBORS}", (span.first,)
+        f"{_STORED} WHERE first < ? ORDER BY first DESC LIMIT {_ROWS_BESIDE_HOLE}", (span.first,)
     )
     after = connection.execute(
-        f"{_STORED} WHERE first > ? ORDER BY first LIMIT {_NEIGHBORS}", (span.last,)
+        f"{_STORED} WHERE first > ? ORDER BY first LIMIT {_ROWS_BESIDE_HOLE}", (span.last,)
     )
     return _nearest_times(before), _nearest_times(after)
 
@@ -439,17 +439,6 @@ def _oldest_at(connection: Connection, cursor: int) -> float | None:
         {"next": cursor + 1},
     ).fetchone()
     return oldest[0] if oldest else None
-
-
-def _bytes(connection: Connection, path: Path | None) -> int:
-    size = size_of(connection, path)
-    return size.live_bytes + size.wal_bytes
-
-
-def _tail(connection: Connection) -> int:
-    (tail,) = connection.execute("SELECT tail FROM journal").fetchone()
-    assert isinstance(tail, int)
-    return tail
 
 
 def load(connection: Connection) -> Saved:
@@ -503,7 +492,11 @@ def save_gaps(connection: Connection, gaps: Iterable[Gap]) -> None:
     connection.executemany(
         f"INSERT OR REPLACE INTO gaps ({', '.join(_GAP_COLUMNS)})"  # noqa: S608 - names of ours
         f" VALUES ({', '.join('?' * len(_GAP_COLUMNS))})",
-        [_columns_of(gap) for gap in gaps],
+        [
+            [json.dumps(value) if isinstance(value, tuple) else value for value in values]
+            for gap in gaps
+            for values in [(getattr(gap, name) for name in _GAP_COLUMNS)]
+        ],
     )
 
 
@@ -522,11 +515,6 @@ def save_states(connection: Connection, states: Mapping[str, LastState], through
         ],
     )
     connection.execute("UPDATE journal SET states_through = ?", (through,))
-
-
-def _columns_of(gap: Gap) -> list[object]:
-    values = (getattr(gap, name) for name in _GAP_COLUMNS)
-    return [json.dumps(value) if isinstance(value, tuple) else value for value in values]
 
 
 def gap_of(row: Mapping[str, object]) -> Gap:

@@ -258,6 +258,11 @@ class Size:
     wal_bytes: int
     page_bytes: int
 
+    @property
+    def total_bytes(self) -> int:
+        """What the database takes with its WAL, without unused pages."""
+        return self.live_bytes + self.wal_bytes
+
 
 def size_of(connection: Connection, path: Path | None) -> Size:
     """Measure the database that `connection` has opened at `path`, or in memory."""

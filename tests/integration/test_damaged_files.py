@@ -198,6 +198,32 @@ async def test_a_journal_of_the_version_before_opens_unchanged(
     assert list(data.glob("*.damaged-*")) == []
 
 
+async def test_a_repair_retains_the_gaps_of_an_older_version(
+    container: Callable[[], Container], tmp_path: Path
+) -> None:
+    """Columns that were added since have their defaults: the gap keeps its reason."""
+    data = tmp_path / "data"
+    data.mkdir()
+    connection = sqlite3.connect(data / "journal.db")
+    connection.executescript(
+        f"PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL; {MIGRATIONS[0]};"
+        f"{MIGRATIONS[1]}; PRAGMA user_version = 2;"
+        "UPDATE journal SET tail = 20, states_through = 20;"
+        "INSERT INTO cursors VALUES ('influxdb', 21);"  # beyond the tail, which is damage
+        "INSERT INTO gaps VALUES"
+        " (7, 1000, 2000, 'disconnect', 5.0, 5.0, 'open', NULL, 0, 0, '[]', '[]', NULL, NULL);"
+    )
+    connection.close()
+
+    opened = container()
+    async with running(opened):
+        gap = opened.coverage().gap(7)
+
+    assert sorted(data.glob("journal.db.damaged-*")) != []
+    assert gap is not None
+    assert (gap.reason, gap.start_ns, gap.sources) == ("disconnect", 1000, ())
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
