@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import asdict
+from functools import cache
 
 import pytest
 
@@ -23,14 +24,15 @@ _FOREIGN = {"SSL CERTIFICATE_VERIFY_FAILED", "401", "403", "404"}
 """Texts of other programs within our sentences."""
 
 
-def _texts_of_the_code() -> set[str]:
+@cache
+def _texts_of_the_code() -> frozenset[str]:
     """Return every text in app/, with `…` in place of each value."""
-    return {
+    return frozenset(
         _OF_LOGS.sub("…", text)
         for file in (ROOT / "app").rglob("*.py")
         for node in ast.walk(ast.parse(file.read_text()))
         if (text := _text(node)) is not None
-    }
+    )
 
 
 def _text(node: ast.AST) -> str | None:
@@ -48,8 +50,11 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w[\w./-]*\w|\w", text)
 
 
-_TEXTS = _texts_of_the_code()
-_PARTS = {" ".join(_words(part)) for text in _TEXTS for part in text.split("…")}
+@cache
+def _parts() -> frozenset[str]:
+    """Return the words between the values of every text in app/."""
+    texts = _texts_of_the_code()
+    return frozenset(" ".join(_words(part)) for text in texts for part in text.split("…"))
 
 
 def _is_in_the_code(words: list[str]) -> bool:
@@ -59,8 +64,8 @@ def _is_in_the_code(words: list[str]) -> bool:
     """
     for end in range(len(words), 0, -1):
         piece = " ".join(words[:end])
-        whole = piece in _PARTS or piece in _FOREIGN
-        known = whole or (end >= _FEW_WORDS and any(piece in part for part in _PARTS))
+        whole = piece in _parts() or piece in _FOREIGN
+        known = whole or (end >= _FEW_WORDS and any(piece in part for part in _parts()))
         if known and _is_in_the_code(words[end:]):
             return True
     return not words
@@ -122,6 +127,6 @@ def test_every_reason_of_health_is_explained() -> None:
         "loop ended",
     }
 
-    texts = [" ".join(text.split()) for text in _TEXTS]
+    texts = [" ".join(text.split()) for text in _texts_of_the_code()]
     assert [words for words in expected if not any(words in text for text in texts)] == []
     assert [words for words in expected if words not in DOCUMENT] == []
