@@ -21,7 +21,14 @@ from msgspec import Meta
 from app.model import MAX_TIME_NS, SECOND_NS, Context, StoredPoint, iso_time, moment_of
 from app.runtime.errors import StorageDamaged, StorageError, StorageFull
 from app.runtime.logging import RateLimitedLog
-from app.runtime.sqlite import Connection, Database, open_or_replace, quick_check, shrink
+from app.runtime.sqlite import (
+    Connection,
+    Database,
+    open_or_replace,
+    quick_check,
+    shrink,
+    sync_folder,
+)
 from app.sinks.batches import Batch
 from app.sinks.outcomes import Accepted, Held, Outcome, Refused, Unavailable
 
@@ -237,7 +244,7 @@ class EmbeddedStore:
         except StorageDamaged as exc:
             # Checking the whole file can take minutes, so a start does it only after this.
             with contextlib.suppress(OSError):
-                await asyncio.to_thread(self._suspect.touch)
+                await asyncio.to_thread(self._distrust)
             return Held(reason=str(exc), advice=f"Check the disk of {self._path} and restart.")
         except StorageError as exc:
             return Unavailable(reason=str(exc))
@@ -350,6 +357,10 @@ class EmbeddedStore:
         """Clear the suspicion: the file was checked while it was opened."""
         with contextlib.suppress(OSError):
             self._suspect.unlink(missing_ok=True)
+
+    def _distrust(self) -> None:
+        self._suspect.touch()
+        sync_folder(self._suspect.parent)
 
     def _check(self, connection: Connection) -> None:
         if self._suspect.exists():
