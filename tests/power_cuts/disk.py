@@ -103,6 +103,15 @@ Tree: TypeAlias = Mapping[Path, bytes | None]
 """Relative paths with the contents of files, or None for folders; parents come first."""
 
 
+def without_cut(history: History) -> Tree:
+    """Return what the program left behind, synced or not."""
+    changes: dict[int, list[Change]] = defaultdict(list)
+    for operation in history.operations:
+        if isinstance(operation, Write | Truncate | Names):
+            changes[operation.inode].append(operation)
+    return dict(_tree(history, changes, ROOT, Path()))
+
+
 def after_cut(history: History, cut: int, chance: Random) -> Tree:
     """Return a legal state of the disk after a cut before the operation number `cut` has ended."""
     durable: dict[int, int] = defaultdict(int)
@@ -203,6 +212,14 @@ def _contents(before: bytes, changes: Sequence[Change]) -> bytes:
             del contents[change.size :]
             contents.extend(bytes(change.size - len(contents)))
     return bytes(contents)
+
+
+def read_tree(folder: Path) -> Tree:
+    """Return the files and folders below a folder."""
+    return {
+        path.relative_to(folder): None if path.is_dir() else path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
 
 
 def write_tree(tree: Tree, folder: Path) -> None:

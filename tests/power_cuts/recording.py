@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,11 @@ from tests.power_cuts.disk import (
     History,
     Names,
     Sync,
+    Tree,
     Truncate,
     Write,
+    read_tree,
+    without_cut,
 )
 from tests.real.servers import program
 
@@ -122,13 +126,29 @@ class Reader:
         self._entries[inode] = dict(names)
 
     def read(self, lines: Iterable[str]) -> History:
-        """Read the trace to its end."""
+        """Read the trace of a process to its end."""
+        self._open.clear()
+        self._ledger.clear()
         for call, has_ended in calls(lines):
             if has_ended:
                 self._finish(call)
             else:
                 self._begin(call)
         return self.history
+
+    def found(self) -> Tree:
+        """Return what is in the folder."""
+        tree = read_tree(self.folder)
+        return {path: data for path, data in tree.items() if not path.name.endswith(_IGNORED)}
+
+    def catch_up(self) -> None:
+        """Add what another thread wrote while the process was killed: that call has no result."""
+        known = without_cut(self.history)
+        for path, data in self.found().items():
+            place = self._place(self.folder / path)
+            if data is not None and known.get(path) != data and place is not None:
+                folder, name = place
+                self.history.operations.append(Write(self._entries[folder][name], 0, data))
 
     def _begin(self, call: Call) -> None:
         if call.name == "close":  # another thread may be given the descriptor before it ends
@@ -264,21 +284,34 @@ def _bytes(call: Call, index: int) -> bytes:
 
 def record(
     folder: Path,
-    command: Sequence[str],
-    *,
+    *commands: Sequence[str],
     trace: Path,
     acknowledgements: Path,
     environment: Mapping[str, str],
+    kill_at_sync: int | None = None,
 ) -> History:
-    """Run a command to its end and return what it did below the folder."""
+    """Run commands one after another and return what they did below the folder.
+
+    With `kill_at_sync`, the first is killed when one of its threads begins this sync.
+    """
     reader = Reader(folder.resolve(), acknowledgements.resolve())
     reader.load()
-    strace = [str(program("strace")), "-f", "--seccomp-bpf", "-xx", "-s", "1000000"]
-    subprocess.run(
-        [*strace, "-e", f"trace={_CALLS}", "-e", "signal=none", "-o", str(trace), *command],
-        env=dict(environment),
-        check=True,
-        timeout=60,
-    )
-    with trace.open() as lines:
-        return reader.read(lines)
+    strace = [str(program("strace")), "-f", "-xx", "-s", "1000000"]
+    strace += ["-e", f"trace={_CALLS}", "-e", "signal=none", "-o", str(trace)]
+    for number, command in enumerate(commands):
+        is_killed = kill_at_sync is not None and number == 0
+        kill = ["-e", f"inject=fdatasync:error=EIO:signal=KILL:when={kill_at_sync}"]
+        fast = ["--seccomp-bpf"]  # with it strace does not send the signal
+        ended = subprocess.run(
+            [*strace, *(kill if is_killed else fast), *command],
+            env=dict(environment),
+            check=False,
+            timeout=60,
+        )
+        assert ended.returncode == (-signal.SIGKILL if is_killed else 0), command
+        with trace.open() as lines:
+            reader.read(lines)
+        if is_killed:
+            reader.catch_up()
+    assert without_cut(reader.history) == reader.found(), "the recording is not complete"
+    return reader.history

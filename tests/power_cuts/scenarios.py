@@ -29,12 +29,14 @@ _ARCHIVE = ROOT / "tests/recordings/data-folder-of-ed0780b/data.tar.xz"
 class Scenario:
     """A run of the service."""
 
-    workload: str
-    """See `workload.py`."""
+    workloads: tuple[str, ...]
+    """Those of `workload.py` that run one after another."""
     prepare: Callable[[Path], object] = lambda _: None
     """Puts files on an empty disk."""
     is_damaged: bool = False
     options: Sequence[str] = ()
+    kill_at_sync: int | None = None
+    """Where the first workload is killed, instead of at its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,26 +87,51 @@ def older_version(disk: Path) -> None:
 
 
 def damaged(disk: Path) -> None:
-    """Each file is damaged, the journal in its write-ahead log."""
+    """Each file of a killed service is damaged, the journal in its write-ahead log."""
+    _killed(disk / DATA)
+    _damage(disk / DATA)
+
+
+def interrupted_repair(disk: Path) -> None:
+    """The journal is copied and renamed, its log is not; of the dead letters half is copied."""
     data = disk / DATA
+    _killed(data)
+    for suffix in ("", "-wal"):
+        shutil.copyfile(data / f"journal.db{suffix}", data / f"journal.db.salvage{suffix}")
+    _checkpoint(data / "journal.db.salvage")
+    _damage(data)
+    (data / "journal.db").rename(data / "journal.db.damaged-20261130T120000.000000Z")
+    shutil.copyfile(data / "dead_letters.db", data / "dead_letters.db.salvage")
+
+
+def _killed(data: Path) -> None:
     command = [sys.executable, "-m", "tests.power_cuts.workload", "first_start", os.devnull]
     subprocess.run(command, env=_environment(data), check=True, timeout=60)
-    with closing(sqlite3.connect(data / "dead_letters.db")) as connection:
-        connection.execute("SELECT * FROM dead_letters").fetchall()  # closing it moves its log over
+
+
+def _damage(data: Path) -> None:
     with (data / "journal.db-wal").open("r+b") as file:
         file.seek(32 + 2 * (24 + 4096) + 100)
         file.write(b"\xa5" * 100)
+    _checkpoint(data / "dead_letters.db")
     with (data / "dead_letters.db").open("r+b") as file:
         file.write(b"\xa5" * 4096)
     (data / "metadata.db").write_text("hello " * 2_000)
     (data / "events.db").write_bytes(b"")
 
 
+def _checkpoint(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("SELECT * FROM sqlite_schema").fetchall()  # closing it empties its log
+
+
 SCENARIOS = {
-    "first start": Scenario("first_start"),
-    "busy": Scenario("busy"),
-    "older version": Scenario("start", older_version),
-    "damaged files": Scenario("start", damaged, is_damaged=True),
+    "first start": Scenario(("first_start",)),
+    "busy": Scenario(("busy",)),
+    "kill in a commit": Scenario(("busy", "start"), kill_at_sync=30),
+    "older version": Scenario(("start",), older_version),
+    "damaged files": Scenario(("start",), damaged, is_damaged=True),
+    "interrupted repair": Scenario(("start",), interrupted_repair, is_damaged=True),
 }
 
 
@@ -121,10 +148,11 @@ async def recorded(scenario: Scenario, folder: Path, influx: FakeInflux) -> Reco
         aside = [path for path in copy.glob("*.damaged-*") if not path.name.endswith("-shm")]
         originals = [path.read_bytes() for path in aside]
     acknowledgements = folder / "acknowledgements"
-    module = [sys.executable, "-m", "tests.power_cuts.workload", scenario.workload]
+    module = [sys.executable, "-m", "tests.power_cuts.workload"]
     history = record(
         disk,
-        [*module, str(acknowledgements), *scenario.options],
+        *([*module, name, str(acknowledgements), *scenario.options] for name in scenario.workloads),
+        kill_at_sync=scenario.kill_at_sync,
         trace=folder / "trace",
         acknowledgements=acknowledgements,
         environment=_environment(disk / DATA),

@@ -163,7 +163,7 @@ async def test_the_check_reports_a_loss_where_commits_are_not_synced(
     choices: Random, folder: Path, influx: FakeInflux
 ) -> None:
     """The control: the service with `synchronous = NORMAL`."""
-    careless = Scenario("busy", options=["--synchronous", "NORMAL"])
+    careless = Scenario(("busy",), options=["--synchronous", "NORMAL"])
     run = await recorded(careless, folder, influx)
 
     assert await finds_a_loss(run, folder, influx, choices)

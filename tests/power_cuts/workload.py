@@ -137,6 +137,7 @@ async def busy(workload: Workload) -> None:
         await workload.changes(container, bursts=60, entities=4)
         await workload.drained(container, "influxdb")
         await asyncio.sleep(1.1)  # housekeeping once a second
+        await container.dead_letters().retry(container.append())
         await workload.changes(container, bursts=10, entities=4)
         os._exit(0)
 
