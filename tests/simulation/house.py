@@ -119,7 +119,8 @@ class House:
         """Entity and time of every change that ever happened."""
         self.kills_ns: list[int] = []
         self.unmarked_ns: list[int] = []
-        """Kills with which the recorder lost the entry that Home Assistant had started."""
+        """When Home Assistant ended, and its recorder has no mark of its start."""
+        self._was_killed = False
         self.renames: dict[str, str] = {}
         self._chance = chance
         self._clock = clock
@@ -206,6 +207,9 @@ class House:
 
     def stop(self, *, is_clean: bool) -> None:
         """Stop Home Assistant: all states are gone."""
+        if self.state != "RUNNING" and self._was_killed:
+            self.unmarked_ns.append(int(self._clock() * 1e9))
+        self._was_killed = not is_clean
         if is_clean:
             self._log("stopped")
             self.recorder_.is_locked = False

@@ -8,9 +8,9 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from itertools import count
+from itertools import count, islice
 from multiprocessing.pool import Pool
 from pathlib import Path
 
@@ -18,6 +18,8 @@ from tests.simulation.world import Plan, Result, World
 
 _SHRINKING_S = 90.0
 _SHOWN_LINES = 150
+_AHEAD = 16
+"""How many worlds wait for a process, or for a slower one before them."""
 _RAM = Path("/dev/shm")
 _kept: list[World] = []
 """Worlds that have ended: collecting them would run the `finally` blocks of killed processes."""
@@ -50,12 +52,11 @@ def run_many(
     began, total = time.monotonic(), _Totals()
     _say(f"simulate: seeds from {first}, worlds of {seconds:g} s")
     with _pool(jobs) as pool:
-        for result in pool.imap_unordered(run_world, _until(deadline, plans)):
+        for result in _results(pool, _until(deadline, plans)):
             total.add(result)
             if result.error is not None:
-                _say(total.text(time.monotonic() - began))
+                _say(total.text(time.monotonic() - began), _verdict(result), "Shrinking it")
                 _explain(pool, Plan(seed=result.seed, seconds=seconds), result)
-                pool.terminate()
                 return 1
     _say(total.text(time.monotonic() - began))
     return 0
@@ -72,7 +73,7 @@ def replay(plan: Plan, *, only: Sequence[int] | None, show_log: bool) -> int:
     total.add(result)
     _say(total.text(time.monotonic() - began), f"trace {result.trace}")
     if result.error is not None:
-        _say(f"FAILED {result.error}")
+        _say(_verdict(result))
     return result.error is not None
 
 
@@ -110,6 +111,14 @@ def _pool(jobs: int | None) -> Pool:
     return multiprocessing.get_context("fork").Pool(jobs or os.cpu_count(), maxtasksperchild=1)
 
 
+def _results(pool: Pool, plans: Iterator[Plan]) -> Iterator[Result]:
+    """Yield results in the order of the plans; only a few worlds wait for a process."""
+    running = deque(pool.apply_async(run_world, (plan,)) for plan in islice(plans, _AHEAD))
+    while running:
+        yield running.popleft().get()
+        running += [pool.apply_async(run_world, (plan,)) for plan in islice(plans, 1)]
+
+
 def _until(deadline: float, plans: Iterator[Plan]) -> Iterator[Plan]:
     for plan in plans:
         if time.monotonic() > deadline:
@@ -125,12 +134,11 @@ def _explain(pool: Pool, plan: Plan, result: Result) -> None:
     path = Path(tempfile.gettempdir()) / f"simulation-{plan.seed}.log"
     path.write_text("\n".join(result.log))
     _say(
-        f"\nFAILED seed {plan.seed}: {result.error}",
         f"\nThe actions that are needed ({len(numbers)} of {len(actions)}):",
         *(f"{number:4} {actions[number]}" for number in numbers),
         f"\nThe end of its log, in virtual time (all of it: {path}):",
         *result.log[-_SHOWN_LINES:],
-        f"\nFAILED seed {plan.seed}: {result.error}",
+        _verdict(result),
         "Replay: .venv/bin/python -m tests.simulation"
         f" --seed {plan.seed} --seconds {plan.seconds:g} --only {only or ','}",
     )
@@ -144,11 +152,9 @@ def shrunk(pool: Pool, plan: Plan, result: Result) -> tuple[list[int], Result]:
     while len(numbers) >= 1 and time.monotonic() < deadline:
         size = -(-len(numbers) // parts)
         kept = [numbers[:start] + numbers[start + size :] for start in range(0, len(numbers), size)]
-        found = pool.starmap(run_world, [(plan, some) for some in kept], chunksize=1)
-        failing = next(
-            ((some, each) for some, each in zip(kept, found, strict=True) if _kind(each) == kind),
-            None,
-        )
+        running = [(some, pool.apply_async(run_world, (plan, some))) for some in kept]
+        found = ((some, each.get()) for some, each in running if time.monotonic() < deadline)
+        failing = next(((some, each) for some, each in found if _kind(each) == kind), None)
         if failing is not None:
             numbers, result = failing
             parts = max(2, parts - 1)
@@ -157,6 +163,10 @@ def shrunk(pool: Pool, plan: Plan, result: Result) -> tuple[list[int], Result]:
         else:
             parts = min(len(numbers), parts * 2)
     return numbers, result
+
+
+def _verdict(result: Result) -> str:
+    return f"\nFAILED seed {result.seed}: {result.error}"
 
 
 def _kind(result: Result) -> str | None:
