@@ -57,8 +57,12 @@ class LastStates:
         return [name for name, state in self._states.items() if state.time_ns >= time_ns]
 
     def recall(self, entity_id: str, state: LastState) -> None:
-        """Set the newest change that an earlier process committed."""
-        self._states[entity_id] = state
+        """Set the newest change that an earlier process committed.
+
+        It is saved again: the next save says that it includes this change, so a later process
+        does not recall it.
+        """
+        self._states[entity_id] = self._unsaved[entity_id] = state
 
     def retain_before(self, gap: Gap) -> None:
         """Retain the states before a gap until it is closed."""

@@ -114,10 +114,10 @@ async def slow_home_assistant(world: World, *, factor: float, seconds: float) ->
     world.home_link.delay_factor = 1.0
 
 
-@fault(frame=[b"", b"{", b"[]", b"null", b'{"type":"event"}', b'"\xff\xfe"', b"\x00" * 50])
-async def garbled_frame(world: World, *, frame: bytes) -> None:
+@fault(frame=["", "{", "[]", "null", '{"type":"event"}', '"\xff\xfe"', "\x00\x00\x00"])
+async def garbled_frame(world: World, *, frame: str) -> None:
     """Send the service something that is no message."""
-    world.home_assistant.send_raw(frame)
+    world.home_assistant.send_raw(frame.encode("latin-1"))
 
 
 # --- Home Assistant

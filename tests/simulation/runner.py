@@ -133,14 +133,16 @@ def _explain(pool: Pool, plan: Plan, result: Result) -> None:
     only = ",".join(map(str, numbers))
     path = Path(tempfile.gettempdir()) / f"simulation-{plan.seed}.log"
     path.write_text("\n".join(result.log))
+    kept = path.with_suffix(".json")
+    kept.write_text(plan.written(numbers))
     _say(
         f"\nThe actions that are needed ({len(numbers)} of {len(actions)}):",
         *(f"{number:4} {actions[number]}" for number in numbers),
         f"\nThe end of its log, in virtual time (all of it: {path}):",
         *result.log[-_SHOWN_LINES:],
         _verdict(result),
-        "Replay: .venv/bin/python -m tests.simulation"
-        f" --seed {plan.seed} --seconds {plan.seconds:g} --only {only or ','}",
+        f"Replay: .venv/bin/python -m tests.simulation --plan {kept}",
+        f"or, until a fault is added: --seed {plan.seed} --seconds {plan.seconds:g} --only {only}",
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import logging
 import os
 import random
@@ -71,9 +72,29 @@ class Plan:
     seconds: float = 3600.0
     events_per_s: float = 0.7
     fault_every_s: float = 90.0
+    given: tuple[Action, ...] | None = None
+    """The actions; None to draw them from the seed."""
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Return the plan in a file that `written` made."""
+        kept = json.loads(path.read_text())
+        actions = tuple(Action(*action) for action in kept["actions"])
+        return cls(seed=kept["seed"], seconds=kept["seconds"], given=actions)
+
+    def written(self, numbers: Sequence[int]) -> str:
+        """Return the plan with these of its actions as JSON, for a file."""
+        actions = self.actions()
+        kept = [
+            [action.at, action.kind, dict(action.arguments)]
+            for action in map(actions.__getitem__, numbers)
+        ]
+        return json.dumps({"seed": self.seed, "seconds": self.seconds, "actions": kept}, indent=1)
 
     def actions(self) -> list[Action]:
-        """Draw the actions of the seed."""
+        """Return the actions in the order of their times."""
+        if self.given is not None:
+            return list(self.given)
         chance = random.Random(f"actions {self.seed}")
         kinds = sorted(FAULTS)
         weights = [FAULTS[kind].weight for kind in kinds]

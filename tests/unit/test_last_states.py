@@ -123,7 +123,7 @@ def test_last_states_after_a_restart_are_the_saved_and_the_recalled_ones() -> No
     assert states.through == 7
     assert states.get("sensor.a") == LastState("2", 20, 20)
     assert states.get("sensor.c") is None
-    assert states.states_to_save() == {}
+    assert states.states_to_save() == {"sensor.a": LastState("2", 20, 20)}
 
 
 def test_a_backfilled_change_updates_the_last_state_when_it_is_newer() -> None:
