@@ -144,11 +144,11 @@ class Delivery:
         while not self._queue.batches and not self._waits.finishing:
             pending = self._progress.pending()
             if not pending.points:
-                unconfirmed = self._progress.unconfirmed_through
-                within_s = self._progress.check_in_s if unconfirmed else None
-                await self._waits.wait(partial(self._progress.grown, 1), within_s=within_s)
-                if unconfirmed and not self._progress.pending().points:
+                within_s = self._progress.check_in_s if self._progress.unconfirmed_through else None
+                if within_s == 0.0:
                     await self._check_progress()
+                else:
+                    await self._waits.wait(partial(self._progress.grown, 1), within_s=within_s)
                 continue
             due_at = (pending.oldest_at or 0.0) + self._batch_timeout_s
             left_s = due_at - self._wall_clock()

@@ -252,6 +252,24 @@ async def test_in_a_quiet_home_points_are_acked_without_another_one(tmp_path: Pa
     assert len(server.lines) == 3
 
 
+async def test_a_stopping_service_does_not_wait_for_what_is_not_on_the_databases_disk(
+    tmp_path: Path,
+) -> None:
+    """Without another request: the cursor stays, so the next start sends those points again."""
+    async with victoria(tmp_path) as (server, parts):
+        await parts.journal.append(lines(1, 100), received_at=time.time())
+        await until(lambda: len(server.lines) == 100)
+        await accepted(parts)
+        asked = server.metrics_asked
+        (running,) = [task for task in asyncio.all_tasks() if task.get_name() == "deliver"]
+        parts.delivery.finish()
+        async with asyncio.timeout(20):
+            await running
+
+        assert server.metrics_asked == asked
+        assert parts.books == (0, 0, 0, 100)
+
+
 @pytest.mark.parametrize("flush_s", [None, 0.1])
 async def test_a_database_that_never_answers_for_its_process_does_not_fill_the_journal(
     tmp_path: Path, flush_s: float | None
