@@ -34,10 +34,13 @@ from app.model import Lines
 from app.normalize.changes import Normalizer
 from app.normalize.filter import load_filter
 from app.normalize.transforms import Transforms, load_transforms
-from app.pipeline import Pipeline
+from app.pipeline import Encoder, Pipeline
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
 from app.runtime.supervisor import Supervisor
+from app.schema.encodings import TwoEncodings, is_for_database_only
+from app.schema.home_assistant import HomeAssistantEncoder
+from app.schema.home_assistant_config import load_options
 from app.schema.homeiq import HomeiqEncoder, identity_of, last_state_of
 from app.schema.line_protocol import parse_line
 from app.settings import Settings
@@ -133,7 +136,9 @@ class Container(containers.DeclarativeContainer):
     sinks = providers.Callable(_present, influx_sink, embedded_store)
     _sink_names = providers.Callable(lambda sinks: [sink.name for sink in sinks], sinks)
     dead_letters = providers.Singleton(
-        DeadLetters, _journal_settings.data_dir.joinpath.call("dead_letters.db")
+        DeadLetters,
+        _journal_settings.data_dir.joinpath.call("dead_letters.db"),
+        is_for_database_only=is_for_database_only,
     )
     coverage = providers.Singleton(
         Coverage,
@@ -264,13 +269,31 @@ class Container(containers.DeclarativeContainer):
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         interval_s=settings.provided.discovery.refresh_interval_s,
     )
-    _new_encoder = providers.Factory(
+    schema_options = providers.Singleton(
+        load_options, _influx_settings.schema_config, text=_influx_settings.client
+    )
+    _record_encoder = providers.Factory(
         HomeiqEncoder,
         _influx_settings.measurement,
         instance=_home_assistant_settings.instance_name,
         attribute_fields=_influx_settings.attribute_fields,
     )
-    encoder = providers.Singleton(_new_encoder)
+    encoder: providers.Provider[Encoder | None] = _if(
+        _influx_settings.is_home_assistant_schema,
+        providers.Factory(
+            TwoEncodings,
+            _record_encoder,
+            providers.Factory(
+                HomeAssistantEncoder,
+                schema_options.provided[0].with_instance.call(
+                    _home_assistant_settings.instance_name
+                ),
+                text=_influx_settings.client,
+            ),
+            corrected=telemetry.provided.lines_corrected,
+        ),
+        otherwise=_record_encoder,
+    )
     entity_filter = providers.Singleton(
         load_filter, settings.provided.filter.config, settings.provided.filter.config_file
     )
@@ -318,7 +341,7 @@ class Container(containers.DeclarativeContainer):
             BackfillWriter,
             journal.provided.append,
             # An encoder of its own: old names and classes would evict current ones from the cache.
-            encode=_new_encoder.provided.encode,
+            encode=encoder.provided.encode,
             last_states=last_states,
             telemetry=telemetry,
             points_per_s=settings.provided.backfill.points_per_s,

@@ -93,6 +93,8 @@ class SinkStatus:
     """Points that this sink will never receive: lost at a bound, damaged, or expired."""
     points_expired: int = 0
     """Part of `points_dropped`: older than the database's retention, so not stored by it."""
+    points_left_out: int = 0
+    """Points that are not in this sink's schema, such as unavailable states."""
     held: int = 0
     """Points buffered for this sink."""
     lag_seconds: float = 0.0
@@ -229,6 +231,9 @@ class Snapshot:
     """A sentence while the file of the entity filter cannot be used."""
     transform_failures: Mapping[str, int] = field(default_factory=dict)
     """Changes that a transform failed on and that were written unchanged, by transform."""
+    corrections: Mapping[str, int] = field(default_factory=dict)
+    """Parts of points that were left out because InfluxDB would refuse them, by kind; see
+    docs/SCHEMA.md."""
 
     def __post_init__(self) -> None:
         """Derive the members that follow from the others."""

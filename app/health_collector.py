@@ -156,6 +156,7 @@ class HealthCollector:
             data_api=self.data_api.status() if self.data_api else None,
             filter_reason=self.entity_filter.reason if self.entity_filter else None,
             transform_failures=dict(telemetry.transform_failures),
+            corrections=dict(telemetry.corrections),
         )
 
     async def watch(self) -> None:

@@ -61,6 +61,7 @@ async def running(container: Container) -> AsyncIterator[None]:
     """
     supervisor = container.supervisor()
     embedded, deliveries = container.embedded_store(), container.deliveries()
+    _log_unused_options(container)
     batcher, pipeline = container.batcher(), container.pipeline()
     journal, source, backfill = container.journal(), container.source(), container.backfill()
     discovery, data_api = container.discovery(), container.data_api()
@@ -125,6 +126,16 @@ def _threads_in_turn() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before_s)
+
+
+def _log_unused_options(container: Container) -> None:
+    if container.settings().influx.is_home_assistant_schema:
+        _, unused = container.schema_options()
+        if unused:
+            logger.info(
+                "Not used of INFLUXDB_SCHEMA_CONFIG, because INFLUXDB_URL and others say it: %s",
+                ", ".join(unused),
+            )
 
 
 def configure_logs(chosen: Settings, *, env_file: Path | None = None) -> None:

@@ -214,6 +214,9 @@ class Lines:
     points: int
     times: Times | None = None
     """When they happened; None for points that did not come live from Home Assistant."""
+    database: bytes | None = None
+    """The lines for the database, if it gets another schema: one for each point, in which nothing
+    but its end is a newline, and an empty one for a point that it does not get."""
 
     def split(self) -> list[bytes]:
         """Return the lines one by one, without their final newline."""
@@ -240,6 +243,8 @@ class Row:
     """One gzip stream with the lines."""
     received_at: float
     """When the oldest point of the row was received, in seconds since the epoch."""
+    left_out: tuple[int, ...] = ()
+    """Which of its points, counted from 0, have no line, because the sink does not get them."""
 
     @property
     def last(self) -> int:

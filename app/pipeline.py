@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from app.backfill.coverage import Coverage
 from app.backfill.last_states import LastStates
@@ -14,16 +15,23 @@ from app.discovery.refresh import Discovery
 from app.fanout.hub import Hub
 from app.homeassistant.messages import Event
 from app.journal.batcher import Batcher
-from app.model import Change, Times
+from app.model import Change, Lines, Times
 from app.normalize.changes import Normalizer
 from app.normalize.filter import EntityFilter
 from app.normalize.transforms import Transforms
 from app.runtime.logging import RateLimitedLog
 from app.runtime.metrics import Telemetry
-from app.schema.homeiq import HomeiqEncoder
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
+
+
+class Encoder(Protocol):
+    """Encodes changes for the journal."""
+
+    def encode(self, changes: Sequence[Change]) -> Lines:
+        """Return exactly one point for each change, in order."""
+        ...
 
 
 class Pipeline:
@@ -37,7 +45,7 @@ class Pipeline:
         *,
         discovery: Discovery,
         normalizer: Normalizer,
-        encoder: HomeiqEncoder,
+        encoder: Encoder,
         batcher: Batcher,
         coverage: Coverage,
         last_states: LastStates,

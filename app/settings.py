@@ -283,6 +283,15 @@ class InfluxSettings(_ServerSettings):
     """Measurement of every point"""
     attribute_fields: Strings = ()
     """Attributes written as separate fields: names or globs, separated by commas"""
+    point_schema: Literal["homeiq", "home_assistant"] = Field(
+        "homeiq", validation_alias="INFLUXDB_SCHEMA"
+    )
+    """homeiq, or home_assistant: what Home Assistant's own influxdb integration writes; see
+    docs/SCHEMA.md"""
+    # Not in diagnostics: whoever pastes the whole block here pastes a password.
+    schema_config: Annotated[str | None, _MULTI_LINE] = Field(None, exclude=True, repr=False)
+    """Options of that integration: a file with its influxdb: block, Home Assistant's folder, or
+    the YAML itself; unset: its defaults"""
     timeout_s: Seconds = Field(30.0, validation_alias="INFLUXDB_TIMEOUT")
     """Seconds a request may take"""
     flush_s: Annotated[float, Field(ge=0, le=3600)] | None = Field(
@@ -296,6 +305,22 @@ class InfluxSettings(_ServerSettings):
     """Which points to drop when a limit is reached: drop_oldest or drop_new"""
     max_batch_points: Count = 5_000
     """Most points in one request while a backlog drains"""
+
+    @property
+    def is_home_assistant_schema(self) -> bool:
+        """Whether the database gets Home Assistant's schema."""
+        return self.url is not None and self.point_schema == "home_assistant"
+
+    @property
+    def client(self) -> Literal["v1", "v2"]:
+        """The client of Home Assistant whose text is written.
+
+        Points are encoded before the database says what it is, so only the settings decide.
+        """
+        if self.api == "auto":
+            has_token = bool(self.token.get_secret_value())
+            return "v2" if has_token and not self.username else "v1"
+        return "v1" if self.api == "v1" else "v2"
 
 
 class EmbeddedSettings(_Section):
@@ -623,6 +648,12 @@ def warnings(env_file: Path | None = None) -> list[str]:
     for name in sorted(given - known - set(_DEPRECATED)):
         matches = difflib.get_close_matches(name, known, n=1, cutoff=0.88)
         found += [f"{name} is not a setting; did you mean {match}?" for match in matches]
+    schema = environment.find(("INFLUXDB_SCHEMA",))
+    if schema is not None and schema[1].strip() == "home_assistant":
+        if environment.find(("INFLUXDB_URL",)) is None:
+            found.append("INFLUXDB_SCHEMA is not used: the embedded store has its own schema")
+    elif environment.find(("INFLUXDB_SCHEMA_CONFIG",)) is not None:
+        found.append("INFLUXDB_SCHEMA_CONFIG is not used: INFLUXDB_SCHEMA is not home_assistant")
     for section in (HomeAssistantSettings, InfluxSettings):
         name = f"{section.model_config['env_prefix']}CLIENT_CERT"
         url = environment.find(_names(section, "url"))

@@ -114,6 +114,10 @@ _SINK_COUNTERS: _Table = {
         "points_dead_lettered",
         "Points rejected by the sink and stored as dead letters.",
     ),
+    "ingest_sink_points_left_out": (
+        "points_left_out",
+        "Points that are not in the sink's schema.",
+    ),
 }
 _DROP_CAUSES = dict.fromkeys(("journal_stalled", "journal_full", "shutdown"), 0)
 """Reported from the start: Prometheus sees no increase in a series that begins above 0."""
@@ -200,6 +204,14 @@ def _causes(snapshot: Snapshot) -> Iterator[Metric]:
     for name, count in snapshot.transform_failures.items():
         failures.add_metric([name], count)
     yield failures
+    corrected = CounterMetricFamily(
+        "ingest_points_corrected",
+        "Parts of points left out because InfluxDB would refuse them.",
+        labels=["part"],
+    )
+    for name, count in snapshot.corrections.items():
+        corrected.add_metric([name], count)
+    yield corrected
     gaps = snapshot.gaps
     spans = GaugeMetricFamily(
         "ingest_gaps", "Spans of time in which nothing was captured.", labels=["state"]

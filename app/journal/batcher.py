@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol, TypeAlias
 
 from app.backfill.coverage import Coverage
@@ -254,6 +254,12 @@ class Batcher:
         self.reason = None
 
 
+def _joined_for_database(batches: Sequence[Lines]) -> bytes | None:
+    if all(lines.database is None for lines in batches):
+        return None
+    return b"".join([lines.data if lines.database is None else lines.database for lines in batches])
+
+
 class _Queue:
     """Batches in the order of their receipt.
 
@@ -310,15 +316,17 @@ class _Queue:
     def take(self) -> _Batch:
         """Remove what is queued, up to a late commit's worth, and return it as one batch."""
         first, received_at = self._batches.popleft()
-        data, points, times = [first.data], first.points, first.times
+        batches, points, times = [first], first.points, first.times
         while self._batches and points < _LATE_COMMITS * self._commit_points:
             lines, _ = self._batches.popleft()
-            data.append(lines.data)
+            batches.append(lines)
             points += lines.points
             times = spanned(times, lines.times)
         self.points -= points
-        merged = Lines(b"".join(data), points, times) if len(data) > 1 else first
-        return merged, received_at
+        if len(batches) == 1:
+            return first, received_at
+        data = b"".join([lines.data for lines in batches])
+        return Lines(data, points, times, _joined_for_database(batches)), received_at
 
     def drop_oldest(self) -> Lines:
         """Remove the first batch and return its lines."""

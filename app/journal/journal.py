@@ -21,7 +21,7 @@ from app.health import JournalStatus
 from app.journal.cursors import Cursors, Overflow, Span
 from app.journal.housekeeping import Housekeeping
 from app.journal.repair import Repair, check_contents, repair
-from app.journal.rows import RecentRows, rows_of
+from app.journal.rows import PACKED, RecentRows, rows_of, unpacked
 from app.journal.transactions import (
     MIGRATIONS,
     Appended,
@@ -42,6 +42,8 @@ from app.runtime.sqlite import RESTART_ADVICE, Connection, Database, finish_repl
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
 
+_RECORD_SINKS = frozenset({"embedded"})
+"""They read the lines by which the journal knows its points, others those for the database."""
 _ROWS_PER_PAGE = 50
 _MAX_WAL_BYTES = 4_000_000
 
@@ -239,6 +241,9 @@ class SqliteJournal:
             if rows and cursor == cursors.acked[sink]:
                 if after <= cursor:
                     self._oldest_at[sink] = rows[0].received_at
+                for index, row in enumerate(rows):
+                    if row.gzip.startswith(PACKED):
+                        rows[index] = unpacked(row, for_database=sink not in _RECORD_SINKS)
                 return rows
             # An append at its bound has dropped these rows, and may not have counted them yet.
             async with self._order:
@@ -306,7 +311,7 @@ class SqliteJournal:
                 partial(retained_rows, after=after, limit=_ROWS_PER_PAGE)
             )
             for row in rows:
-                yield row
+                yield unpacked(row, for_database=False)
             if last is None:
                 return
             after = last

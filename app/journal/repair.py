@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from app.backfill.coverage import Covered, within_range
 from app.journal.cursors import Span, missing
-from app.journal.rows import StoredRow, live_times_of, points_in
+from app.journal.rows import StoredRow, live_times_of, points_in, record_of
 from app.journal.transactions import (
     CHECKED_VERSION,
     Saved,
@@ -42,7 +42,7 @@ from app.journal.transactions import (
     settled_check,
 )
 from app.model import SECOND_NS, Gap, LastState, Lines, Row, Times
-from app.runtime import gzip_stream, sqlite, sqlite_pages
+from app.runtime import sqlite, sqlite_pages
 from app.runtime.errors import StorageDamaged, StorageError
 from app.runtime.sqlite import Connection, Steps, TableShape, pragma, quick_check
 from app.runtime.sqlite_pages import Value
@@ -576,6 +576,6 @@ def _row_times(connection: Connection) -> Iterator[RowTimes]:
     for first, points, gzip, received_at in connection.execute(
         "SELECT first, points, gzip, received_at FROM journal_rows ORDER BY first"
     ):
-        times = live_times_of(Lines(gzip_stream.decompressed(gzip), points))
+        times = live_times_of(Lines(record_of(gzip), points))
         bounded = None if times is None else within_range(times)
         yield RowTimes(first, first + points - 1, bounded, received_at)

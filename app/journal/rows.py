@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import struct
 import zlib
+from array import array
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from operator import attrgetter
 from typing import NamedTuple
@@ -26,9 +28,56 @@ def rows_of(lines: Lines, *, first: int, received_at: float) -> list[Row]:
     """Compress an append whose first point has the number `first`; call it in a thread."""
     rows = []
     for part in _cut(lines):
-        rows.append(Row(first, part.points, gzip_stream.compressed(part.data), received_at))
+        stream = gzip_stream.compressed(part.data)
+        data = stream if part.database is None else _packed(part, stream, part.database)
+        rows.append(Row(first, part.points, data, received_at))
         first += part.points
     return rows
+
+
+PACKED = b"2enc"
+"""How the content of a row with two encodings begins."""
+_PACKED = struct.Struct("<4sIHH")
+
+
+def _packed(part: Lines, stream: bytes, database: bytes) -> bytes:
+    """Return both encodings of a row as its content, and which points have no line in each.
+
+    A retried line of one schema has none in the other.
+    """
+    lines = database.split(b"\n")
+    lines.pop()
+    missing = array("H", [index for index, line in enumerate(lines) if not line])
+    record_missing = array("H", range(0 if part.data.strip(b"\n") else part.points))
+    if missing:
+        database = b"".join([line + b"\n" for line in lines if line])
+    if record_missing:
+        stream = gzip_stream.compressed(b"")
+    header = _PACKED.pack(PACKED, len(stream), len(record_missing), len(missing))
+    missing_bytes = record_missing.tobytes() + missing.tobytes()
+    return header + missing_bytes + stream + gzip_stream.compressed(database)
+
+
+def unpacked(row: Row, *, for_database: bool) -> Row:
+    """Return the row with the lines of one encoding; a row without a second one is unchanged."""
+    if not row.gzip.startswith(PACKED):
+        return row
+    _, length, *counts = _PACKED.unpack_from(row.gzip)
+    start = _PACKED.size + 2 * sum(counts)
+    missing = array("H", row.gzip[_PACKED.size : start])
+    if for_database:
+        return replace(row, gzip=row.gzip[start + length :], left_out=tuple(missing[counts[0] :]))
+    stream = row.gzip[start : start + length]
+    return replace(row, gzip=stream, left_out=tuple(missing[: counts[0]]))
+
+
+def record_of(content: bytes) -> bytes:
+    """Return the lines by which the journal itself knows the points of a row.
+
+    Raises:
+        Damaged: they cannot be read.
+    """
+    return gzip_stream.decompressed(unpacked(Row(1, 1, content, 0.0), for_database=False).gzip)
 
 
 class StoredRow(NamedTuple):
@@ -64,7 +113,7 @@ def checksum(first: int, points: int, received_at: float, gzip: bytes) -> int:
 def points_in(gzip: bytes, *, expected: int) -> int | None:
     """Return how many points a row holds; None when it cannot be unpacked."""
     try:
-        data = gzip_stream.decompressed(gzip)
+        data = record_of(gzip)
     except gzip_stream.Damaged:
         return None
     return len(Lines(data, expected).split())
@@ -171,11 +220,13 @@ def _cut(lines: Lines) -> Iterator[Lines]:
     data, points = lines.data, lines.points
     if points <= _MOST_ROW_POINTS:
         yield lines
-    elif data.count(b"\n") != points:
+    elif lines.database is not None or data.count(b"\n") != points:
         each = lines.split()
+        others = None if lines.database is None else lines.database.split(b"\n")
         for start in range(0, len(each), _CUT_ROW_POINTS):
             part = each[start : start + _CUT_ROW_POINTS]
-            yield Lines(b"\n".join((*part, b"")), len(part))
+            other = others and b"\n".join([*others[start : start + len(part)], b""])
+            yield Lines(b"\n".join((*part, b"")), len(part), database=other or None)
     else:
         size = len(data) // -(-points // _CUT_ROW_POINTS)
         start = 0

@@ -18,9 +18,8 @@ import msgspec
 
 from app.backfill.coverage import CoverageChanges, Covered
 from app.journal.cursors import Overflow, Span, missing
-from app.journal.rows import StoredRow, checksum, live_times_of, rows_of, take
+from app.journal.rows import StoredRow, checksum, live_times_of, record_of, rows_of, take
 from app.model import MAX_SECONDS, SECOND_NS, Gap, LastState, Lines, Row, Times
-from app.runtime import gzip_stream
 from app.runtime.errors import JournalFull, StorageDamaged, StorageFull
 from app.runtime.sqlite import Connection, Cursor, Size, shrink, size_of
 
@@ -99,6 +98,8 @@ MIGRATIONS = (
     ALTER TABLE gaps ADD COLUMN limitations TEXT NOT NULL DEFAULT '[]'
     """,
     "ALTER TABLE gaps ADD COLUMN acknowledged INTEGER NOT NULL DEFAULT 0",
+    # Rows may hold two encodings, which older versions would take for damage.
+    "UPDATE journal SET tail = tail",
 )
 CHECKED_VERSION = 3
 """The first version of the file that has checks."""
@@ -425,7 +426,7 @@ def _nearest_times(found: Cursor) -> Times | None:
     with contextlib.closing(found):
         for stored in (StoredRow(*columns) for columns in found):
             if stored.is_whole():
-                lines = Lines(gzip_stream.decompressed(stored.gzip), stored.points)
+                lines = Lines(record_of(stored.gzip), stored.points)
                 if (times := live_times_of(lines)) is not None:
                     return times
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Histogram
@@ -27,6 +27,8 @@ class SinkCounts:
     dropped: int = 0
     expired: int = 0
     """Part of `dropped`: older than the database's retention, so not stored by it."""
+    left_out: int = 0
+    """Not in the sink's schema."""
     last_write_at: float | None = None
     """Seconds since the epoch."""
     last_delay_s: float | None = None
@@ -83,6 +85,8 @@ class Telemetry:
         """Journaled without areas and devices, because the registries could not be listed."""
         self.transform_failures: Counter[str] = Counter()
         """By name of the transform."""
+        self.corrections: Counter[str] = Counter()
+        """Parts of points that InfluxDB would refuse, by kind."""
         self.backfilled = 0
         """Points read back from the recorder and journaled; not among the received events."""
         self.last_event_at: float | None = None
@@ -161,6 +165,14 @@ class Telemetry:
         """Count points that a sink did not store because they are older than its retention."""
         self.points_dropped(sink, points)
         self.sink(sink).expired += points
+
+    def points_left_out(self, sink: str, points: int) -> None:
+        """Count points that are not in a sink's schema."""
+        self.sink(sink).left_out += points
+
+    def lines_corrected(self, corrections: Mapping[str, int]) -> None:
+        """Count parts of points that InfluxDB would refuse, by kind."""
+        self.corrections.update(corrections)
 
     def sink(self, name: str) -> SinkCounts:
         """Return the counts of one sink."""

@@ -48,9 +48,13 @@ class Batch:
     """The whole rows of the journal that it consists of; none if lines were cut from them."""
     cut: tuple[bytes, ...] = ()
     """The lines that were cut from rows."""
+    left_out: int = 0
+    """How many of the points the sink does not get."""
 
     def lines(self) -> list[bytes]:
         """Return the lines in order, without newlines; blocks.
+
+        An empty line stands for a point that the sink does not get.
 
         Raises:
             StorageDamaged: a row does not hold what the journal says.
@@ -68,6 +72,9 @@ def whole_rows(rows: Sequence[Row]) -> Batch:
     while end < len(rows) and rows[end].first == rows[end - 1].last + 1:
         end += 1
     first, last = rows[0].first, rows[end - 1].last
+    left_out = 0
+    for row in rows[:end]:
+        left_out += len(row.left_out)
     return Batch(
         numbers=range(first, last + 1),
         first=first,
@@ -76,6 +83,7 @@ def whole_rows(rows: Sequence[Row]) -> Batch:
         received_at=rows[0].received_at,
         gzip=rows[0].gzip if end == 1 else gzip_stream.joined([row.gzip for row in rows[:end]]),
         rows=tuple(rows[:end]),
+        left_out=left_out,
     )
 
 
@@ -94,8 +102,9 @@ def cut(batch: Batch, indices: Sequence[int]) -> Batch:
         last=numbers[-1],
         points=len(numbers),
         received_at=batch.received_at,
-        gzip=gzip_stream.compressed(b"".join([line + b"\n" for line in chosen])),
+        gzip=gzip_stream.compressed(b"".join([line + b"\n" for line in chosen if line])),
         cut=chosen,
+        left_out=chosen.count(b""),
     )
 
 
@@ -110,16 +119,25 @@ def halves(batch: Batch) -> tuple[Batch, Batch]:
 
 
 def line_from(batch: Batch, number: int, conflict: FieldName | None = None) -> Batch | None:
-    """Return the line with a number, or the next one that has the field; blocks.
+    """Return the line with a number, or the next one that has the field, or any; blocks.
 
     Raises:
         StorageDamaged: a row cannot be unpacked.
     """
     start = max(0, number - batch.first)
     for index, line in enumerate(batch.lines()[start:], start=start):
-        if conflict is None or _has_field(line, conflict):
+        if line and (conflict is None or _has_field(line, conflict)):
             return cut(batch, [index])
     return None
+
+
+def last_line(batch: Batch) -> Batch:
+    """Return the last line of a batch that has one; blocks.
+
+    Raises:
+        StorageDamaged: a row cannot be unpacked.
+    """
+    return cut(batch, [max(index for index, line in enumerate(batch.lines()) if line)])
 
 
 def fields_in(batch: Batch, wanted: Collection[FieldName]) -> frozenset[FieldName]:
@@ -186,11 +204,14 @@ def _is_of(series: bytes, measurement: str | None) -> bool:
 
 def _unpacked(row: Row) -> list[bytes]:
     try:
-        lines = Lines(gzip_stream.decompressed(row.gzip), row.points).split()
+        present = row.points - len(row.left_out)
+        lines = Lines(gzip_stream.decompressed(row.gzip), present).split()
     except gzip_stream.Damaged as exc:
         raise StorageDamaged(f"points {row.first} to {row.last} cannot be unpacked") from exc
-    if len(lines) != row.points:
+    if len(lines) != present:
         raise StorageDamaged(
             f"points {row.first} to {row.last} are {row.points}, but the row holds {len(lines)}"
         )
+    for index in row.left_out:
+        lines.insert(index, b"")
     return lines

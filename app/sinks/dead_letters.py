@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,14 +76,19 @@ class DeadLetters:
         path: Path,
         *,
         max_points: int = 100_000,
+        is_for_database_only: Callable[[bytes], bool] = lambda _: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`clock` returns seconds since the epoch."""
+        """`is_for_database_only` tells lines that the embedded store must not get.
+
+        `clock` returns seconds since the epoch.
+        """
         self.damage: str | None = None
         """One sentence when the file was damaged."""
         self._path = path
         self._database = Database(path, migrations=_MIGRATIONS, check=_check)
         self._max_points = max_points
+        self._is_for_database_only = is_for_database_only
         self._clock = clock
         self.count = 0
         """How many dead letters there are."""
@@ -166,11 +171,21 @@ class DeadLetters:
         retried, last_id = 0, 0
         through_id = await self._database.read(_newest_id)
         while block := await self._block(last_id + 1, through_id, sink):
-            await append(_lines(block))
+            for lines in self._retried(block):
+                await append(lines)
             await self.delete([point.id for point in block])
             last_id = block[-1].id
             retried += len(block)
         return retried
+
+    def _retried(self, block: Sequence[RefusedPoint]) -> Iterator[Lines]:
+        """Yield the lines for all sinks, and those for the database only."""
+        others = [point for point in block if self._is_for_database_only(point.line)]
+        if len(others) < len(block):
+            yield _lines([point for point in block if point not in others])
+        if others:
+            lines = _lines(others)
+            yield Lines(b"\n" * lines.points, lines.points, database=lines.data)
 
     async def delete(self, ids: Sequence[int]) -> int:
         """Delete dead letters by id and return how many there were."""

@@ -170,6 +170,9 @@ class Delivery:
         batch = probe or await self._queue.next_batch(self._state)
         if batch is None:
             return
+        if batch.left_out == batch.points:
+            await self._queue.skip(batch)
+            return
         started_s = self._clock()
         outcome = await self._sink.write(batch)
         search = self._queue.search

@@ -378,7 +378,7 @@ class _Unreadable(Exception):
 
 def _insert(connection: Connection, batch: Batch, parse: Callable[[bytes], StoredPoint]) -> None:
     try:
-        points = map(parse, batch.lines())
+        points = map(parse, filter(None, batch.lines()))
         rows = [_row(point) for point in points if not _is_of_the_catalog(point)]
         # Many rows in one statement: between two statements the event loop may take the GIL and
         # keep it for 5 ms.

@@ -56,6 +56,7 @@ class _Done(NamedTuple):
     seconds: float
     dead: Sequence[int]
     expired: int
+    left_out: int
     damaged: int
 
 
@@ -63,7 +64,7 @@ class Progress:
     """One sink's position in the journal.
 
     The cursor and the telemetry move in the same synchronous stretch: buffered at start +
-    journaled = written + dead-lettered + dropped + buffered, at any moment.
+    journaled = written + dead-lettered + dropped + left out + buffered, at any moment.
     """
 
     def __init__(
@@ -120,11 +121,12 @@ class Progress:
         """Move the position behind a batch; its points are counted when the cursor follows.
 
         `dead` are the numbers of those that are dead letters now; `expired` are older than the
-        database's retention, `damaged` could not be read; the others are written. `seconds` is
-        how long the request took.
+        database's retention, `damaged` could not be read; the others are written, but for those
+        that the sink does not get. `seconds` is how long the request took.
         """
         now_s, first, last = self._clock(), batch.first, batch.last
-        done = _Done(now_s, first, last, batch.received_at, seconds, dead, expired, damaged)
+        kinds = (dead, expired, batch.left_out, damaged)
+        done = _Done(now_s, first, last, batch.received_at, seconds, *kinds)
         if self._process is not None and not self._process.flush_s:
             self._ack(done)
         else:
@@ -192,16 +194,19 @@ class Progress:
         if points:
             self._journal.ack(self._sink, done.last)
         dead = sum(number > cursor for number in done.dead)
-        expired = min(done.expired, points - dead)
         damaged = min(done.damaged, points)
-        written = points - dead - expired - damaged
+        left_out = min(done.left_out, points - dead - damaged)
+        expired = min(done.expired, points - dead - damaged - left_out)
+        written = points - dead - expired - damaged - left_out
         if dead:
             self._telemetry.points_dead_lettered(self._sink, dead)
         if expired:
             self._telemetry.points_expired(self._sink, expired)
+        if left_out:
+            self._telemetry.points_left_out(self._sink, left_out)
         if damaged:
             self._telemetry.points_dropped(self._sink, damaged)
-        if written or not (done.dead or done.expired or done.damaged):
+        if written or not (done.dead or done.expired or done.damaged or done.left_out):
             self._telemetry.batch_written(
                 self._sink, written, seconds=done.seconds, received_at=done.received_at
             )

@@ -160,6 +160,7 @@ class DeliveryReport:
             points_dead_lettered=counts.dead_lettered,
             points_dropped=counts.dropped,
             points_expired=counts.expired,
+            points_left_out=counts.left_out,
             held=held,
             lag_seconds=max(0.0, round(lag_s, 3)),
             last_delay_seconds=counts.last_delay_s,

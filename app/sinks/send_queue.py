@@ -21,6 +21,7 @@ from app.sinks.batches import (
     by_series,
     cut,
     halves,
+    last_line,
     line_from,
     series_in,
     whole_rows,
@@ -158,7 +159,7 @@ class SendQueue:
         """
         if (known := self._last_accepted) is not None:
             try:
-                return await asyncio.to_thread(cut, known, [known.points - 1])
+                return await asyncio.to_thread(last_line, known)
             except StorageDamaged:
                 self._last_accepted = None
         behind = self._progress.pending().points - 1
@@ -221,6 +222,10 @@ class SendQueue:
                 await self._remember(batch)
         await self._remove(batch, seconds=seconds, expired=expired)
 
+    async def skip(self, batch: Batch) -> None:
+        """Remove what would be sent: the sink gets none of its points."""
+        await self._remove(batch, seconds=0.0)
+
     async def _remember(self, batch: Batch | None) -> None:
         """Remember the series of an accepted batch."""
         with suppress(StorageDamaged):
@@ -234,7 +239,7 @@ class SendQueue:
         if (lines := await self._run_on_front(Batch.lines)) is None:
             return
         numbered = zip(batch.numbers, lines, strict=True)
-        refused = [RefusedLine(number, line, reason) for number, line in numbered]
+        refused = [RefusedLine(number, line, reason) for number, line in numbered if line]
         if self.search is not None:
             self._accepted_series -= await asyncio.to_thread(series_in, batch)
         await self._remove(batch, seconds=seconds, refused=refused)

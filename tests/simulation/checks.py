@@ -37,7 +37,8 @@ async def check_meanwhile(world: World) -> None:
         raise Violation(f"conservation: the totals of events do not balance: {events}")
     journal = health["journal"]["appended_points"]
     for sink in health["sinks"]:
-        accounted = sink["points_written"] + sink["points_dead_lettered"] + sink["points_dropped"]
+        ends = ("written", "dead_lettered", "dropped", "left_out")
+        accounted = sum(sink[f"points_{end}"] for end in ends)
         if sink["held_at_start"] + journal != accounted + sink["held"]:
             raise Violation(
                 f"conservation: the totals of a sink do not balance: {sink}, appended {journal}"

@@ -133,7 +133,9 @@ def test_points_have_the_configured_measurement_tag_and_fields(build: Build) -> 
     )
     change = msgspec.structs.replace(BARE, attributes=b'{"hue":7}')
 
-    line = container.encoder().encode([change]).data
+    encoder = container.encoder()
+    assert encoder is not None
+    line = encoder.encode([change]).data
 
     assert line.startswith(b"m,")
     assert b"instance=cabin" in line
@@ -202,8 +204,9 @@ def test_every_setting_is_read_when_the_service_is_built(
         read.add((type(section), name))
         return object.__getattribute__(section, name)
 
-    for kind in ("sqlite", "memory"):
-        container = build({**INFLUX, **file, "EMBEDDED_STORE": "on", "JOURNAL": kind})
+    for kind, schema in (("sqlite", "homeiq"), ("memory", "home_assistant")):
+        variables = {"EMBEDDED_STORE": "on", "JOURNAL": kind, "INFLUXDB_SCHEMA": schema}
+        container = build({**INFLUX, **file, **variables})
         with monkeypatch.context() as patch:
             patch.setattr(_Section, "__getattribute__", recorded)
             patch.setattr("app.main.configure", lambda **_: None)  # the log is the process's

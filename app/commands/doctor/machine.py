@@ -34,7 +34,7 @@ Read = TypeVar("Read")
 
 DISK = ("data_dir", "disk_space", "fsync")
 PORT = ("port",)
-FILES = ("entity_filter", "transforms")
+FILES = ("entity_filter", "transforms", "schema")
 
 _FSYNCS = 7
 _BLOCK = b"\0" * 4096
@@ -140,8 +140,9 @@ async def _status_of(url: str) -> str | None:
 
 
 async def files(chosen: Settings) -> AsyncGenerator[Finding, None]:
-    """Yield whether the filter and the transforms in the settings can be loaded."""
-    for name, load in (("entity_filter", _filter), ("transforms", _transforms)):
+    """Yield whether the files that the settings name can be loaded."""
+    loads = (_filter, _transforms, _schema)
+    for name, load in zip(FILES, loads, strict=True):
         try:
             yield ok(name, await in_thread(partial(load, chosen)))
         except SettingsError as exc:
@@ -163,6 +164,14 @@ def _transforms(chosen: Settings) -> str:
     with contextlib.redirect_stdout(sys.stderr):
         Container(settings=chosen).transforms()
     return f"Loaded: {', '.join(names)}." if names else "None is set."
+
+
+def _schema(chosen: Settings) -> str:
+    if not chosen.influx.is_home_assistant_schema:
+        return "homeiq: no options are needed."
+    options, _ = Container(settings=chosen).schema_options()
+    changed = ", ".join(sorted(options.model_fields_set)) or "Home Assistant's defaults"
+    return f"home_assistant, in the text of its client {chosen.influx.client}: {changed}."
 
 
 async def in_thread(work: Callable[[], Read]) -> Read:

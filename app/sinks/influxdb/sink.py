@@ -337,5 +337,5 @@ def _is_about_gzip(reply: Reply) -> bool:
 
 
 def _body(batch: Batch, *, is_gzip: bool) -> bytes:
-    data = b"".join([line + b"\n" for line in batch.lines()])
+    data = b"".join([line + b"\n" for line in batch.lines() if line])
     return gzip_stream.compressed(data) if is_gzip else data
