@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 _INTERRUPTED = {
+    "copy": "Interrupted. What was copied stays copied; the next run continues",
     "backfill": "Interrupted. What was read back is stored; the next start continues with the rest",
 }
 
@@ -58,6 +59,10 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             from app.commands.backfill import backfill
 
             return _wait_for(backfill(parsed))
+        case "copy":
+            from app.commands.copy.command import copy
+
+            return _wait_for(copy(parsed))
         case _:
             from app.commands.dead_letters import dead_letters
 

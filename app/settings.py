@@ -451,6 +451,29 @@ class BackfillSettings(_Section):
     """Seconds between two commits of the recorder: its own setting commit_interval"""
 
 
+class CopySourceSettings(_ServerSettings):
+    """Source of the command copy."""
+
+    model_config = SettingsConfigDict(env_prefix="COPY_FROM_")
+
+    url: DatabaseUrl | None = None
+    """Address of the InfluxDB 1 or 2 or VictoriaMetrics that `python -m app copy` reads; --from
+    overrides it"""
+    api: Literal["auto", "v1", "v2", "victoriametrics"] = "auto"
+    """v1, v2, victoriametrics, or auto: what the server reports"""
+    bucket: Name = "home_assistant"
+    """Bucket (v2), database (v1) or label `db` (VictoriaMetrics) to read; --from-bucket overrides
+    it"""
+    org: Name = "homeiq"
+    """Organization of the bucket (v2)"""
+    token: SecretStr = SecretStr("")
+    """A token that may read the bucket (v2)"""
+    username: Username = ""
+    """User of InfluxDB 1, if it requires one"""
+    password: SecretStr = SecretStr("")
+    """Password of that user"""
+
+
 class LogSettings(_Section):
     """Log and memory."""
 
@@ -488,6 +511,7 @@ class Settings(BaseModel):
     filter: FilterSettings
     extensions: ExtensionSettings
     backfill: BackfillSettings
+    copy_from: CopySourceSettings
     log: LogSettings
 
     @property
@@ -589,6 +613,7 @@ def _contradictions(settings: Settings) -> Iterator[str]:
     influx, home_assistant, discovery = settings.influx, settings.home_assistant, settings.discovery
     yield from _unusable_certificate(home_assistant)
     yield from _unusable_certificate(influx)
+    yield from _unusable_certificate(settings.copy_from)
     # An HTTP request has one `Authorization`, and a user in an address becomes one.
     if _has_user(home_assistant.url) and has_authorization(home_assistant.headers_by_name):
         yield (

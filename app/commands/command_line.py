@@ -52,6 +52,7 @@ Each command has its own page: python -m app COMMAND --help""",
         "--json", action="store_true", help="print JSON for programs (docs/DOCTOR.md)"
     )
     _add_backfill(commands.add_parser("backfill", **_BACKFILL))
+    _add_copy(commands.add_parser("copy", **_COPY))
     _add_dead_letters(commands.add_parser("dead-letters", **_DEAD_LETTERS))
     return parser.parse_args(arguments)
 
@@ -103,6 +104,47 @@ def _add_backfill(parser: argparse.ArgumentParser) -> None:
         "--entities", nargs="+", default=[], metavar="ENTITY_ID", help="only these entities"
     )
     parser.add_argument("--url", help=_URL_HELP)
+
+
+def _add_copy(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="URL",
+        help="address of the database to read, or `embedded` (default: COPY_FROM_URL)",
+    )
+    parser.add_argument(
+        "--from-bucket",
+        dest="bucket",
+        metavar="NAME",
+        help="its bucket or database (default: COPY_FROM_BUCKET)",
+    )
+    parser.add_argument(
+        "--from-policy",
+        dest="policy",
+        metavar="NAME",
+        help="its retention policy (InfluxDB 1; default: the database's default policy)",
+    )
+    parser.add_argument(
+        "--since", type=moment, metavar="TIME", help="first moment, as of `backfill`"
+    )
+    parser.add_argument("--until", type=moment, metavar="TIME", help="last moment (default: now)")
+    parser.add_argument(
+        "--points-per-second", type=_positive, metavar="N", help="how many to write at most"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be copied, and write nothing"
+    )
+    parser.add_argument(
+        "--again", action="store_true", help="copy also what was copied and compared before"
+    )
+
+
+def _positive(text: str) -> float:
+    number = float(text) if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) else 0.0
+    if not number:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
 
 
 def _add_dead_letters(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +251,27 @@ python -m app backfill --since 2026-11-14T06:00+01:00 --until 2026-11-15 --entit
 1  some of it is unavailable, or nothing of it was recorded; the last lines say why
 2  the command line or the settings cannot be used, an entity is unknown, or the service that
    uses DATA_DIR does not answer""",
+)
+
+_COPY = _texts(
+    "copy the history of another database into the service's database",
+    does="""\
+Reads an InfluxDB 1 or 2, a VictoriaMetrics or the embedded store, and writes every point unchanged
+to the database of the settings INFLUXDB_*. Interrupted, it continues where it was. At the end both
+sides are compared: counts and checksums of each measurement and day, and differences are listed.
+Points that the target refuses go to a file with the reason. The service may run meanwhile.""",
+    needs="""\
+The settings of the service, and COPY_FROM_TOKEN (InfluxDB 2), or COPY_FROM_USERNAME and
+COPY_FROM_PASSWORD, if the database to read requires them. See docs/COPY.md.""",
+    examples="""\
+python -m app copy --from http://influxdb:8086 --from-bucket home_assistant --dry-run
+python -m app copy --from http://influxdb:8086 --from-bucket home_assistant
+python -m app copy --from embedded --since 2026-11-01""",
+    statuses="""\
+0  everything is copied, and both sides are equal
+1  the target lacks values, points were refused, or a database does not respond or refuses
+   requests; the last lines say why
+2  the command line or the settings cannot be used""",
 )
 
 _dead_letters = partial(

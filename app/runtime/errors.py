@@ -8,6 +8,8 @@
         * SourceAuthRejected   the token must be replaced; retry slowly
         * SourceProtocolError  the peer broke the protocol, or did not answer in time
         * CommandFailed        Home Assistant answered a command with an error
+    * QueryFailed              a database did not answer a query in full; repeat it
+    * DatabaseRefused          a database refuses requests until a person acts
     * Unforeseen               a bug: log it, count it, continue with the next input
     * StorageError             a local database operation failed; nothing was changed
         * StorageFull          the disk or the configured bound is reached
@@ -67,6 +69,14 @@ class CommandFailed(SourceError):
         super().__init__(f"{command}: {code}: {message}")
         self.command = command
         self.code = code
+
+
+class QueryFailed(IngestError):
+    """A database did not answer a query, or only a part of it; repeat it."""
+
+
+class DatabaseRefused(IngestError):
+    """A database refuses requests until a person acts; the message says why and what to do."""
 
 
 class StorageError(IngestError):

@@ -300,6 +300,18 @@ def opened_as_it_is(path: Path) -> Iterator[Connection]:
         yield connection
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[Connection]:
+    """Open a file for reading, also while another process writes to it.
+
+    Raises:
+        StorageDamaged: the file is damaged.
+        StorageError: it cannot be read, or does not exist.
+    """
+    with translated_errors(), _connected_read_only(path) as connection:
+        yield connection
+
+
 def set_aside(path: Path) -> Path:
     """Rename a closed database that is damaged, with its WAL, and return its new path.
 

@@ -17,7 +17,7 @@ import re
 import ssl
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, Self, TypeAlias
@@ -26,6 +26,7 @@ from aiohttp import web
 
 from app.model import StoredPoint
 from app.schema.line_protocol import parse_line
+from tests.fakes.influx_queries import flux, influxql
 from tests.fakes.replies import HANG, HTML_500, OK, RESET, UNAUTHORIZED, Reply, error, play
 
 __all__ = ["HANG", "HTML_500", "OK", "RESET", "UNAUTHORIZED", "FakeInflux", "Reply", "error"]
@@ -124,6 +125,14 @@ class FakeInflux:
         """Paths where requests get no response."""
         self.delay_s = 0.0
         """Delay of every write."""
+        self.answers: Callable[[list[bytes]], Iterable[bytes]] = lambda chunks: chunks
+        """Changes the chunks of an answer to a query."""
+        self.answer_delay_s = 0.0
+        """Delay of each chunk."""
+        self.chunk_rows = 10
+        """Rows of a chunk, at most."""
+        self.cuts_answer = False
+        """Whether the connection is reset after the chunks of an answer."""
         self.fault: Reply | None = None
         """The answer to every write after the script, regardless of the rules."""
         self.pings = 0
@@ -196,13 +205,28 @@ class FakeInflux:
         self._types.clear()
 
     def points(self) -> list[StoredPoint]:
-        """Return the points that a query would find: the last one of each identity."""
-        parsed = [parse_line(line) for line in self.lines]
-        identities = {
-            (point.measurement, *sorted(point.tags.items()), point.time_ns): point
-            for point in parsed
-        }
-        return list(identities.values())
+        """Return the points that a query would find: those of one identity are one point."""
+        found: dict[object, StoredPoint] = {}
+        for point in map(parse_line, self.lines):
+            identity = (point.measurement, *sorted(point.tags.items()), point.time_ns)
+            former = found.get(identity)
+            fields = point.fields if former is None else {**former.fields, **point.fields}
+            found[identity] = replace(point, fields=fields)
+        return list(found.values())
+
+    async def stream(
+        self, request: web.Request, chunks: list[bytes], *, content_type: str
+    ) -> web.StreamResponse:
+        """Answer a query."""
+        response = web.StreamResponse(headers={"Content-Type": content_type})
+        await response.prepare(request)
+        for chunk in self.answers(chunks):
+            await asyncio.sleep(self.answer_delay_s)
+            await response.write(chunk)
+        if self.cuts_answer:
+            assert request.transport is not None
+            request.transport.abort()
+        return response
 
     def respond(self, reply: Reply) -> web.Response:
         """Return a reply as a response."""
@@ -395,9 +419,14 @@ class RulesOf1:
     def add_routes(self, router: web.UrlDispatcher, server: FakeInflux) -> None:
         """Add queries, which create databases."""
 
-        async def query(request: web.Request) -> web.Response:
+        async def query(request: web.Request) -> web.StreamResponse:  # noqa: PLR0911 - one per statement
             if (refusal := self.refusal(request, server)) is not None:
                 return server.respond(refusal)
+            statement = str((await request.post()).get("q", ""))
+            chunks = influxql(statement, server.points(), rows=server.chunk_rows)
+            if chunks is not None:
+                kind = "application/x-msgpack"
+                return await server.stream(request, chunks, content_type=kind)
             if (sought := _SELECT.fullmatch(request.query["q"])) is not None:
                 found = server.found(sought["measurement"], int(sought["time"]))
                 rows = {
@@ -479,7 +508,9 @@ class RulesOf2:
         " is type {found}, already exists as type {wanted}"
     )
 
-    def add_routes(self, router: web.UrlDispatcher, server: FakeInflux) -> None:
+    def add_routes(  # noqa: C901 - one function per route
+        self, router: web.UrlDispatcher, server: FakeInflux
+    ) -> None:
         """Add organizations, buckets, queries, deletions and `/health`."""
 
         def guarded(
@@ -507,8 +538,14 @@ class RulesOf2:
         async def health(_: web.Request) -> web.Response:
             return web.json_response({"name": "influxdb", "status": "pass", "version": "v2.7.12"})
 
-        async def query(request: web.Request) -> web.Response:
-            sought = _FLUX.search((await request.json())["query"])
+        async def query(request: web.Request) -> web.StreamResponse:
+            text = (await request.json())["query"]
+            if (refusal := self.refusal(request, server)) is not None:
+                return server.respond(refusal)
+            if (answer := flux(text, server.points())) is not None:
+                rows = answer.encode().splitlines(keepends=True)
+                return await server.stream(request, rows, content_type="text/csv")
+            sought = _FLUX.search(text)
             assert sought is not None
             if not server.may_read:
                 reply = error(404, "could not find bucket", code="not found")

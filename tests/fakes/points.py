@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import re
 import zlib
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from app.model import Lines, Row
 from app.runtime.metrics import Telemetry
+from app.sinks.batches import Batch, whole_rows
 
 _NUMBER = re.compile(rb" value=(\d+)i")
 _GZIP_WINDOW = 31
@@ -36,3 +38,9 @@ def numbers_in(rows: Sequence[Row]) -> list[int]:
 def new_telemetry() -> Telemetry:
     """Return telemetry with a separate registry, for one test."""
     return Telemetry(CollectorRegistry())
+
+
+def batch_of(lines: Sequence[bytes]) -> Batch:
+    """Return lines as a batch of a sink."""
+    data = gzip.compress(b"".join(line + b"\n" for line in lines))
+    return whole_rows([Row(1, len(lines), data, 0.0)])

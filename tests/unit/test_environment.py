@@ -25,6 +25,9 @@ SECRETS = {
     "DATA_API_KEY": "the other key",
     "HOME_ASSISTANT_HEADERS": "X-Secret: hush",
     "INFLUXDB_HEADERS": '{"X-Secret": "hush"}',
+    "COPY_FROM_TOKEN": "the token of the source",
+    "COPY_FROM_PASSWORD": "the password of the source",
+    "COPY_FROM_HEADERS": "X-Secret: whisper",
 }
 
 
@@ -49,6 +52,9 @@ def secret(settings: Settings, name: str) -> str:
         "DATA_API_KEY": settings.discovery.data_api_key,
         "HOME_ASSISTANT_HEADERS": settings.home_assistant.headers,
         "INFLUXDB_HEADERS": settings.influx.headers,
+        "COPY_FROM_TOKEN": settings.copy_from.token,
+        "COPY_FROM_PASSWORD": settings.copy_from.password,
+        "COPY_FROM_HEADERS": settings.copy_from.headers,
     }
     value = values[name]
     assert value is not None
@@ -349,7 +355,7 @@ def test_every_secret_may_be_in_a_file(
 ) -> None:
     """As Docker and Kubernetes mount them, with a newline at the end or a byte order mark."""
     monkeypatch.delenv("HOME_ASSISTANT_TOKEN")
-    if "TOKEN" not in name or "INFLUX" in name:
+    if "TOKEN" not in name or "INFLUX" in name or "COPY" in name:
         monkeypatch.setenv("HOME_ASSISTANT_TOKEN", TOKEN)
     file = tmp_path / "secret"
     file.write_text(f"\ufeff{SECRETS[name]}\r\n")

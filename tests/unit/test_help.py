@@ -17,6 +17,7 @@ COMMANDS = [
     ("demo",),
     ("doctor",),
     ("backfill",),
+    ("copy",),
     ("dead-letters",),
     ("dead-letters", "list"),
     ("dead-letters", "retry"),
@@ -55,7 +56,7 @@ def test_the_first_page_lists_all_commands(capsys: pytest.CaptureFixture[str]) -
     page = shown(capsys)
 
     listed = [line.split()[0] for line in page.splitlines() if line.startswith("    ")]
-    for name in ("run", "demo", "doctor", "backfill", "dead-letters"):
+    for name in ("run", "demo", "doctor", "backfill", "copy", "dead-letters"):
         assert name in listed
     assert "python -m app demo" in page
     assert "python -m app COMMAND --help" in page

@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 
 from app.runtime.logging import RateLimitedLog
 from app.sinks.influxdb.http import Ask, Reply, Request, message, parsed
+from app.sinks.influxdb.influxql import quoted
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
@@ -98,7 +99,7 @@ def is_missing(reply: Reply) -> bool:
 def _v1(to: Target) -> Dialect:
     """InfluxDB 1, VictoriaMetrics and others."""
     pair = base64.b64encode(f"{to.username}:{to.password}".encode()).decode()
-    name = _quoted(to.bucket)
+    name = quoted(to.bucket)
     return Dialect(
         version="v1",
         write_path="/write",
@@ -237,12 +238,6 @@ def _token(scheme: str, to: Target) -> Mapping[str, str]:
 
 def _q(statement: str, name: str) -> Mapping[str, str]:
     return {"q": f"{statement} {name}"}
-
-
-def _quoted(name: str) -> str:
-    # InfluxQL escapes within double quotes; names may hold anything but slashes.
-    escaped = name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
 
 
 def _seconds(duration: str) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import Mapping
 from functools import cached_property
 from http import HTTPStatus
@@ -20,6 +19,7 @@ from app.runtime.errors import StorageDamaged
 from app.runtime.logging import RateLimitedLog
 from app.runtime.tls import ClientTls
 from app.sinks.batches import Batch
+from app.sinks.influxdb.client import open_client
 from app.sinks.influxdb.detect import detect, server_process, stated_version
 from app.sinks.influxdb.dialects import Dialect, Target, Version, dialect_for, is_missing
 from app.sinks.influxdb.http import Reply, Request
@@ -36,8 +36,6 @@ _PING_TIMEOUT_S = 3.0
 _REPLY_BYTES = 65_536
 _MAX_FAILED_PROCESS_REQUESTS = 3
 _METRICS_BYTES = 4_194_304
-_HEADER_BYTES = 1_048_576
-"""InfluxDB 1 repeats the whole of a refused line in a header."""
 _UNREADABLE = Reply(status=0, headers={})
 """Stands for a reply that aiohttp cannot parse: InfluxDB 1 quotes a refused body in a header,
 also when it is gzip."""
@@ -97,25 +95,14 @@ class InfluxSink:
 
     async def __aenter__(self) -> Self:
         """Make the client; nothing is sent yet, so the database may be down."""
-        # By default the client loads all CA certificates, which blocks for 50 ms.
-        no_tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        self._client = InfluxDBClientAsync(
+        self._client = open_client(
             self._url,
             timeout=aiohttp.ClientTimeout(
                 total=self._timeout_s, connect=min(_CONNECT_TIMEOUT_S, self._timeout_s)
             ),
-            ssl_context=self._tls.context() if self._uses_tls else no_tls,
-            allow_redirects=False,
-            client_session_kwargs={
-                "max_field_size": _HEADER_BYTES,
-                # Cookies are not needed, and aiohttp fails on one with an absurd Max-Age.
-                "cookie_jar": aiohttp.DummyCookieJar(),
-            },
+            tls=self._tls,
+            headers=self._headers,
         )
-        for name, value in self._headers.items():
-            # The client has a default for this one, in this spelling only.
-            known = "User-Agent" if name.lower() == "user-agent" else name
-            self._client.api_client.set_default_header(known, value)  # type: ignore[no-untyped-call]
         return self
 
     async def __aexit__(self, *_: object) -> None:

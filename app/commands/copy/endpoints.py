@@ -1,0 +1,178 @@
+"""The two ends of a copy, from the settings and the command line."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from app.commands.copy.embedded_store import FILE_NAME, EmbeddedEvents
+from app.commands.copy.influxdb_1 import InfluxDb1
+from app.commands.copy.influxdb_2 import InfluxDb2
+from app.commands.copy.source import Source
+from app.commands.copy.victoria_metrics import VictoriaMetrics
+from app.runtime.addresses import database_url
+from app.runtime.errors import DatabaseRefused, SettingsError
+from app.runtime.logging import shown_url
+from app.settings import CopySourceSettings, InfluxSettings, Settings
+from app.sinks.influxdb.dialects import Target
+from app.sinks.influxdb.queries import Kind, QueryClient
+from app.sinks.influxdb.sink import InfluxSink
+
+Opened: TypeAlias = InfluxDb1 | InfluxDb2 | VictoriaMetrics
+
+EMBEDDED = "embedded"
+_TITLES: dict[Kind, str] = {
+    "v1": "InfluxDB 1",
+    "v2": "InfluxDB 2",
+    "v3": "InfluxDB 3",
+    "victoriametrics": "VictoriaMetrics",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """One end of a copy: an address and a bucket there, or the embedded store."""
+
+    url: str
+    """`embedded` for the embedded store."""
+    bucket: str
+    policy: str | None = None
+
+    def __str__(self) -> str:
+        if self.url == EMBEDDED:
+            return f"the embedded store in {self.bucket}"
+        policy = f", retention policy {self.policy!r}" if self.policy else ""
+        return f"{self.bucket!r} at {shown_url(self.url)}{policy}"
+
+
+def source_end(arguments: argparse.Namespace, chosen: Settings) -> End:
+    """Return what is read.
+
+    Raises:
+        SettingsError: it is not given, is no address, or does not exist.
+    """
+    given = arguments.source or chosen.copy_from.url
+    if given is None:
+        raise SettingsError(
+            "copy: what is to be read? Use --from with an address or `embedded`, or COPY_FROM_URL"
+        )
+    if given == EMBEDDED:
+        path = chosen.journal.data_dir / FILE_NAME
+        if not path.exists():
+            raise SettingsError(f"copy: there is no embedded store: {path} does not exist")
+        return End(url=EMBEDDED, bucket=str(path))
+    try:
+        url = database_url(given)
+    except ValueError as exc:
+        raise SettingsError(f"copy: --from {exc}") from exc
+    bucket = arguments.bucket or chosen.copy_from.bucket
+    return End(url=url, bucket=bucket, policy=arguments.policy)
+
+
+def target_end(chosen: Settings) -> End:
+    """Return what is written: the database of the service.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if chosen.influx.url is None:
+        raise SettingsError("INFLUXDB_URL: is unset, and `copy` writes to that database. Set it")
+    return End(url=chosen.influx.url, bucket=chosen.influx.bucket)
+
+
+def name_of(source: End, target: End) -> str:
+    """Return a short name for files about the copy of one end to another."""
+    ends = repr([(shown_url(end.url), end.bucket, end.policy) for end in (source, target)])
+    return hashlib.blake2b(ends.encode(), digest_size=5).hexdigest()
+
+
+@asynccontextmanager
+async def opened_source(end: End, chosen: Settings) -> AsyncIterator[tuple[Source, str]]:
+    """Open what is read, and name its kind.
+
+    Raises:
+        SettingsError: the settings do not allow it.
+        QueryFailed: it does not respond.
+        DatabaseRefused: it does not say what it is, or cannot be read.
+    """
+    if end.url == EMBEDDED:
+        influx = chosen.influx
+        yield (
+            EmbeddedEvents(
+                Path(end.bucket),
+                measurement=influx.measurement,
+                attribute_fields=influx.attribute_fields,
+            ),
+            "the embedded store",
+        )
+        return
+    settings = chosen.copy_from
+    async with _client(end, settings, org=settings.org) as client:
+        kind = await client.kind() if settings.api == "auto" else settings.api
+        reader = reader_of(client, kind, policy=end.policy)
+        if reader is None:
+            raise DatabaseRefused("InfluxDB 3 cannot be read")
+        yield reader, _TITLES[kind]
+
+
+@asynccontextmanager
+async def opened_target(
+    end: End, influx: InfluxSettings
+) -> AsyncIterator[tuple[InfluxSink, QueryClient]]:
+    """Open what is written, for writing and for reading it back."""
+    sink = InfluxSink(
+        end.url,
+        token=influx.token.get_secret_value(),
+        org=influx.org,
+        bucket=influx.bucket,
+        timeout_s=influx.timeout_s,
+        api=influx.api,
+        username=influx.username,
+        password=influx.password.get_secret_value(),
+        ssl_verify=influx.ssl_verify,
+        headers=influx.headers_by_name,
+        client_cert=influx.client_cert,
+        client_key=influx.client_key,
+    )
+    async with sink, _client(end, influx, org=influx.org) as client:
+        yield sink, client
+
+
+def reader_of(client: QueryClient, kind: Kind, *, policy: str | None = None) -> Opened | None:
+    """Return what reads a kind of database; None if nothing does."""
+    match kind:
+        case "v1":
+            return InfluxDb1(client, policy=policy)
+        case "v2":
+            return InfluxDb2(client)
+        case "v3":
+            return None
+        case "victoriametrics":
+            return VictoriaMetrics(client)
+
+
+def title(kind: Kind) -> str:
+    """Return the name of a kind of database for people."""
+    return _TITLES[kind]
+
+
+def _client(end: End, settings: CopySourceSettings | InfluxSettings, *, org: str) -> QueryClient:
+    return QueryClient(
+        end.url,
+        Target(
+            bucket=end.bucket,
+            org=org,
+            token=settings.token.get_secret_value(),
+            username=settings.username,
+            password=settings.password.get_secret_value(),
+        ),
+        ssl_verify=settings.ssl_verify,
+        headers=settings.headers_by_name,
+        client_cert=settings.client_cert,
+        client_key=settings.client_key,
+    )

@@ -1,0 +1,349 @@
+"""`python -m app copy` between fake databases: results, faults, and kills at any moment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from app.model import StoredPoint
+from app.runtime.errors import DatabaseRefused, QueryFailed, SettingsError
+from tests.fakes.copying import Copying, required
+from tests.fakes.documents import ROOT
+from tests.fakes.influx import RESET, UNAUTHORIZED, FakeInflux, Reply
+
+BUCKET = "home_assistant"
+DAY_NS = 86_400_000_000_000
+START_NS = 20_000 * DAY_NS - 30_000_000_000
+LINES = [
+    *(
+        b'm%d,e=e%d value=%d.5,n=%di,text="a \\\\ b \\" c\nd",ok=true %d'
+        % (n % 3, n % 5, n, n, START_NS + n * 900_000_000_000)
+        for n in range(300)
+    ),
+    b"odd\\ \\,name,k\\ \\=\\,=v\\ \\=\\,\xc3\xbc"
+    b' empty="",f\\ \\=\\,=9223372036854775807i %d' % START_NS,
+]  # fmt: skip
+
+
+@pytest.fixture
+def copying(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Copying:
+    """Return the command with a folder of its own."""
+    return Copying(monkeypatch, tmp_path)
+
+
+@asynccontextmanager
+async def databases(
+    source: str = "v1", target: str = "v1", *, lines: Sequence[bytes] = LINES
+) -> AsyncIterator[tuple[FakeInflux, FakeInflux]]:
+    """Serve a database with lines, and an empty one."""
+    ends = [
+        FakeInflux(version=version, bucket=BUCKET, token="" if version == "v1" else "secret")  # type: ignore[arg-type]
+        for version in (source, target)
+    ]
+    ends[0].lines = list(lines)
+    async with ends[0].serving(), ends[1].serving():
+        yield ends[0], ends[1]
+
+
+def settings(source: FakeInflux, target: FakeInflux) -> dict[str, str]:
+    """Return the settings of a copy from one to the other."""
+    return {
+        "COPY_FROM_URL": source.url,
+        "COPY_FROM_TOKEN": source.token,
+        "INFLUXDB_URL": target.url,
+        "INFLUXDB_BUCKET": BUCKET,
+        "INFLUXDB_TOKEN": target.token,
+        "INFLUXDB_MAX_BATCH_POINTS": "20",
+    }
+
+
+def values(database: FakeInflux) -> list[str]:
+    """Return every field of every point of a database, with its type."""
+    return sorted(
+        repr((point.measurement, sorted(point.tags.items()), point.time_ns, name, value))
+        for point in database.points()
+        for name, value in point.fields.items()
+    )
+
+
+@pytest.mark.parametrize("source", ["v1", "v2"])
+@pytest.mark.parametrize("target", ["v1", "v2"])
+async def test_the_target_has_every_value_with_its_type(
+    copying: Copying, source: str, target: str
+) -> None:
+    """And says so after comparing; the second run finds nothing left to do."""
+    async with databases(source, target) as (ours, theirs):
+        result = await copying(**settings(ours, theirs))
+        requests = len(theirs.requests)
+        again = await copying(**settings(ours, theirs))
+
+    assert result.status == 0, result.printed
+    assert "the target has every value of the source" in result.printed
+    assert values(theirs) == values(ours)
+    assert again.status == 0
+    assert "copied and compared before" in again.printed
+    assert len(theirs.requests) == requests
+
+
+async def test_influxdb_3_is_written_and_not_compared(copying: Copying) -> None:
+    """It has no query interface that the command reads; it says so."""
+    async with databases("v1", "v3") as (ours, theirs):
+        result = await copying(**settings(ours, theirs))
+
+    assert "nothing was compared" in result.printed
+    assert values(theirs) == values(ours)
+
+
+async def test_a_dry_run_counts_and_writes_nothing(copying: Copying) -> None:
+    """It shows each measurement, and a point as it would be written."""
+    async with databases() as (ours, theirs):
+        result = await copying("--dry-run", **settings(ours, theirs))
+
+    assert result.status == 0
+    assert theirs.requests == []
+    assert "m0: about 400 values on 5 days" in result.printed
+    assert "Example: m0,e=e0 " in result.printed
+    assert "Nothing was written" in result.printed
+
+
+async def test_only_the_span_of_time_is_copied(copying: Copying) -> None:
+    """From the first moment, up to and not including the last."""
+    async with databases() as (ours, theirs):
+        result = await copying(
+            "--since", "2024-10-04T12:00Z", "--until", "2024-10-05T00:00Z", **settings(ours, theirs)
+        )
+
+    times = {point.time_ns for point in theirs.points()}
+    expected = {p.time_ns for p in ours.points() if 20_000.5 <= p.time_ns / DAY_NS < 20_001}
+    assert result.status == 0, result.printed
+    assert times == expected
+    assert len(times) == 48
+
+
+async def test_what_the_target_lacks_is_listed_and_copied_by_the_next_run(copying: Copying) -> None:
+    """As after a crash of a target that had acknowledged points it had not stored."""
+    async with databases() as (ours, theirs):
+        theirs.refuses = lambda _: None
+        lost = LINES[17]
+        keep = theirs._keep
+        theirs._keep = lambda lines: keep([line for line in lines if b"e=e2 n=17i" not in line])  # type: ignore[method-assign]
+        first = await copying(**settings(ours, theirs))
+        theirs._keep = keep  # type: ignore[method-assign]
+        second = await copying(**settings(ours, theirs))
+
+    assert first.status == 1
+    assert "4 are missing, 0 are only in the target" in first.printed
+    assert "missing: m2,e=e2 " in first.printed
+    assert lost.startswith(b"m2,e=e2 value=17.5")
+    assert second.status == 0, second.printed
+    assert values(theirs) == values(ours)
+
+
+async def test_values_that_only_the_target_has_are_no_failure(copying: Copying) -> None:
+    """The service writes there, too."""
+    async with databases() as (ours, theirs):
+        theirs.lines = [b"m0,e=live value=1 %d" % START_NS]
+        result = await copying(**settings(ours, theirs))
+
+    assert result.status == 0, result.printed
+    assert "0 are missing, 1 are only in the target" in result.printed
+
+
+async def test_refused_points_are_in_a_file_with_the_reason(copying: Copying) -> None:
+    """Every one of them, and no other."""
+    async with databases() as (ours, theirs):
+        theirs.refuses = lambda line: "no fives" if b"e=e5" in line or b"e=e3" in line else None
+        result = await copying(**settings(ours, theirs))
+
+    refused = [line for line in LINES if b"e=e3" in line]
+    assert result.status == 1
+    assert f"Refused: {len(refused)} points" in result.printed
+    assert copying.refused.count(b"no fives") == len(refused) > 50
+    assert copying.refused.count(b"e=e3 ") == len(refused)
+    assert len(theirs.points()) == len(LINES) - len(refused)
+
+
+async def test_points_without_a_form_in_line_protocol_are_in_the_file(copying: Copying) -> None:
+    """A tag that ends in a backslash: written, it would escape the comma behind it."""
+    async with databases() as (ours, theirs):
+        points = [
+            StoredPoint(measurement="m", tags={"e": "x\\"}, fields={"v": 1.0}, time_ns=START_NS),
+            StoredPoint(measurement="m", tags={"e": "y"}, fields={"v": 1.0}, time_ns=START_NS),
+            StoredPoint(measurement="m", tags={}, fields={"f\\": 1.0}, time_ns=START_NS),
+        ]
+        ours.points = lambda: points  # type: ignore[method-assign]
+        result = await copying(**settings(ours, theirs))
+
+    assert result.status == 1
+    assert b"line protocol cannot express" in copying.refused
+    assert "Refused: 2 points" in result.printed
+    assert theirs.lines == [b"m,e=y v=1.0 %d" % START_NS]
+
+
+FAULTS = [
+    Reply(status=503, body="busy", headers={"Retry-After": "0"}),
+    Reply(status=500, body="broken"),
+    RESET,
+]
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_a_failing_target_delays_and_loses_nothing(copying: Copying, seed: int) -> None:
+    """Errors of every kind at random moments."""
+    chance = random.Random(seed)
+    async with databases() as (ours, theirs):
+        script = [chance.choice([*FAULTS, None, None]) for _ in range(60)]
+        theirs.script.extend(reply for reply in script if reply is not None)
+        result = await copying(**settings(ours, theirs))
+
+    assert result.status == 0, result.printed
+    assert values(theirs) == values(ours)
+    assert copying.refused == b""
+
+
+async def test_requests_that_are_too_large_are_split(copying: Copying) -> None:
+    """Down to what the target accepts."""
+    async with databases() as (ours, theirs):
+        theirs.max_body_bytes = 150
+        result = await copying(**settings(ours, theirs))
+
+    assert result.status == 0, result.printed
+    assert theirs.statuses.count(413) > 5
+    assert values(theirs) == values(ours)
+
+
+@pytest.mark.parametrize("fault", ["truncated", "reset", "cut in a chunk"])
+async def test_an_answer_that_ends_early_is_read_again(copying: Copying, fault: str) -> None:
+    """Whether the server ends it properly or not, and wherever."""
+    left = 7
+
+    def answers(chunks: list[bytes]) -> list[bytes]:
+        nonlocal left
+        ours.cuts_answer = False
+        if len(chunks) == 1 or not left or not theirs.requests:
+            return chunks
+        left -= 1
+        ours.cuts_answer = fault == "reset"
+        return [*chunks[:-1], chunks[-1][:-5]] if fault == "cut in a chunk" else chunks[:-1]
+
+    async with databases() as (ours, theirs):
+        ours.answers = answers
+        result = await copying(**settings(ours, theirs))
+
+    assert result.status == 0, result.printed
+    assert "Waiting: " in result.printed
+    assert left == 0
+    assert values(theirs) == values(ours)
+
+
+async def test_an_error_within_an_answer_ends_the_command(copying: Copying) -> None:
+    """InfluxDB 1 has sent the status 200 by then."""
+    error = msgpack.packb({"results": [{"statement_id": 0, "error": "max-select-point exceeded"}]})
+    async with databases() as (ours, theirs):
+        ours.answers = lambda chunks: [*chunks[:2], error] if len(chunks) > 2 else chunks
+        with pytest.raises(DatabaseRefused, match="max-select-point exceeded"):
+            await copying(**settings(ours, theirs))
+
+
+async def test_a_database_that_refuses_ends_the_command(copying: Copying) -> None:
+    """A wrong token on either side, with the advice of the settings."""
+    async with databases("v2", "v2") as (ours, theirs):
+        wrong = settings(ours, theirs) | {"COPY_FROM_TOKEN": "wrong"}
+        with pytest.raises(DatabaseRefused, match="answers 401"):
+            await copying(**wrong)
+        theirs.fault = UNAUTHORIZED
+        with pytest.raises(DatabaseRefused, match=r"Check INFLUXDB_TOKEN"):
+            await copying(**settings(ours, theirs))
+
+
+async def test_a_database_that_does_not_respond_at_the_start_ends_the_command(
+    copying: Copying,
+) -> None:
+    """An address with a mistake in it is not waited for."""
+    async with databases() as (ours, theirs):
+        nowhere = settings(ours, theirs) | {"COPY_FROM_URL": "http://127.0.0.1:1"}
+        with pytest.raises(QueryFailed, match=r"127\.0\.0\.1:1"):
+            await copying(**nowhere)
+
+
+async def test_source_and_target_must_differ(copying: Copying) -> None:
+    """Copying a database onto itself does nothing but work."""
+    async with databases() as (ours, _):
+        with pytest.raises(SettingsError, match="the same"):
+            await copying(**settings(ours, ours))
+        with pytest.raises(SettingsError, match="COPY_FROM_URL"):
+            await copying(INFLUXDB_URL=ours.url)
+
+
+async def test_a_rate_is_not_exceeded(copying: Copying) -> None:
+    """Before each part it waits as long as those before it may take: the last may come early."""
+    async with databases() as (ours, theirs):
+        result = await copying("--points-per-second", "2", **settings(ours, theirs))
+
+    assert result.status == 0
+    assert 140 < copying.slept_s <= 150
+
+
+@pytest.mark.parametrize("at", [1, 2, 5, 6, 10, 16])
+async def test_a_copy_that_is_cancelled_at_any_write_continues(copying: Copying, at: int) -> None:
+    """The second run ends it, and repeats at most one span of each measurement."""
+    async with databases() as (ours, theirs):
+        run = asyncio.create_task(copying(**settings(ours, theirs)), name="copy")
+
+        def cancelled(_: bytes) -> None:
+            if len(theirs.requests) + 1 >= at:
+                run.cancel()
+
+        theirs.refuses = cancelled
+        with suppress(asyncio.CancelledError):
+            await run
+        theirs.refuses = lambda _: None
+        result = await copying(**settings(ours, theirs))
+
+    assert result.status == 0, result.printed
+    assert values(theirs) == values(ours)
+
+
+async def test_a_copy_that_is_killed_again_and_again_is_complete(tmp_path: Path) -> None:
+    """With SIGKILL, in the middle of a request or of an answer."""
+    async with databases() as (ours, theirs):
+        ours.answer_delay_s, theirs.delay_s = 0.005, 0.02
+        environment = {"PATH": os.environ["PATH"], **required(tmp_path), **settings(ours, theirs)}
+        kills = 0
+        for requests in (2, 7, 4, 1_000_000):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "app", "copy", cwd=ROOT, env=environment,
+                stdout=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+            await _until(theirs, len(theirs.requests) + requests, process)
+            if process.returncode is None:
+                process.kill()
+                kills += 1
+            status = await process.wait()
+
+    assert status == 0
+    assert kills == 3
+    assert values(theirs) == values(ours)
+
+
+async def _until(database: FakeInflux, requests: int, process: asyncio.subprocess.Process) -> None:
+    """Wait for that many requests, or for the end of the process."""
+    while len(database.requests) < requests and process.returncode is None:
+        await asyncio.sleep(0.005)
+
+
+def test_the_times_of_the_lines_rise() -> None:
+    """So that the tests above copy several days."""
+    times = [int(line.rsplit(b" ", 1)[1]) for line in LINES[:-1]]
+
+    assert all(before < after for before, after in pairwise(times))
+    assert len({time // DAY_NS for time in times}) == 5

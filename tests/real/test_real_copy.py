@@ -1,0 +1,287 @@
+"""`python -m app copy` between real databases."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from itertools import count
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app.commands.copy.embedded_store import FILE_NAME
+from app.model import Change, Context, Placement, StoredPoint
+from app.schema.homeiq import HomeiqEncoder
+from app.schema.line_protocol import parse_line
+from app.sinks.embedded import EmbeddedStore
+from app.sinks.outcomes import Accepted
+from tests.fakes.copying import Copying
+from tests.fakes.points import batch_of
+from tests.real.influx_1 import Database
+from tests.real.servers import Server
+
+pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
+
+DAY_NS = 86_400_000_000_000
+START_NS = 1_760_000_000_123_456_789
+OLD_NS = 11_000 * DAY_NS
+_NUMBERS = count()
+
+HOSTILE = "\n".join(
+    [
+        f'm,host=a v=1i,s="quote \\" backslash \\\\ and \\\\\\" break\nbreak",b=true {START_NS}',
+        f'm,host=b v=7i,s="" {START_NS + 1}',
+        f'm,host=b host="a field named as a tag" {START_NS + 2}',
+        f"m,host=c w=-0 {START_NS + 3}",
+        f"m v=9223372036854775807i,w=1e300,b=false {START_NS + 4}",
+        f"m v=-9223372036854775808i,w=5e-324 {START_NS + 5}",
+        # Of another type in another shard.
+        f"m,host=a v=1.5 {START_NS + 20 * DAY_NS}",
+        f'a\\,\\ =b,ünï=日\\,\\ \\=本,o=\\\\x f\\ \\,\\=g=1,日本=2i,q"k=3 {START_NS}',
+        "old,e=x v=1 -5000",
+        "old,e=x v=2 0",
+        f"old,e=x v=3 {DAY_NS}",
+        f"old,e=x v=4 {DAY_NS - 1}",
+    ]
+)
+
+
+@pytest.fixture
+def copying(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Copying:
+    """Return the command with a folder of its own."""
+    return Copying(monkeypatch, tmp_path / "data")
+
+
+@pytest.fixture
+def source(influx_1: Server) -> Database:
+    """Return an empty database to read."""
+    database = Database(influx_1.url, f"copied_from_{next(_NUMBERS)}")
+    database.create()
+    return database
+
+
+@pytest.fixture
+def target(influx_1: Server) -> Database:
+    """Return an empty database to write."""
+    database = Database(influx_1.url, f"copied_to_{next(_NUMBERS)}")
+    database.create()
+    return database
+
+
+def home(points: int, *, every_ns: int = 500_000_000) -> bytes:
+    """Return lines as Home Assistant's own integration writes them."""
+    return "".join(
+        f"°C,domain=sensor,entity_id=e{n % 50} value={20 + n % 100 / 10},battery={n % 100},"
+        f'friendly_name_str="Sensor \\"{n % 50}\\"" {START_NS + n * every_ns}\n'
+        for n in range(points)
+    ).encode()
+
+
+async def test_two_databases_of_influxdb_1_are_equal_after_a_copy(
+    copying: Copying, influx_1: Server, source: Database, target: Database
+) -> None:
+    """Types, escapes, nanoseconds, times before 1970, and 30,000 ordinary points."""
+    source.write(HOSTILE.encode())
+    source.write(home(30_000))
+
+    result = await copying(
+        "--from", influx_1.url, "--from-bucket", source.name,
+        INFLUXDB_URL=influx_1.url, INFLUXDB_BUCKET=target.name,
+    )  # fmt: skip
+
+    assert result.status == 0, result.printed
+    assert "the target has every value of the source" in result.printed
+    assert sorted_points(target) == sorted_points(source)
+    assert target.rows("SHOW FIELD KEYS") == source.rows("SHOW FIELD KEYS")
+    assert copying.refused == b""
+
+
+def sorted_points(database: Database) -> list[str]:
+    """Return all points of a database, one type of a field after the other."""
+    kinds = ("float", "integer", "string", "boolean")
+    fields = sorted({str(row["fieldKey"]) for row in database.rows("SHOW FIELD KEYS")})
+    found = set()
+    for field in fields:
+        quoted = '"' + field.replace('"', '\\"') + '"'
+        for kind in kinds:
+            for point in database.points(f"SELECT {quoted}::{kind} FROM /.*/ GROUP BY *"):
+                found.add(f"{kind} {point}")
+    return sorted(found)
+
+
+async def test_a_copy_to_victoria_metrics_has_every_number(
+    copying: Copying, influx_1: Server, victoria: Server, source: Database
+) -> None:
+    """As floats in milliseconds; a text becomes 0, and two points in a millisecond one."""
+    source.write(
+        f'm,e=x v=1i,b=true,s="on",n="21.5" {START_NS}\n'
+        f"m,e=x v=2i {START_NS + 1}\nm,e=y v=-5i {START_NS + 2_000_000}\n".encode()
+    )
+    source.write(home(5_000))
+    bucket = f"copied_{next(_NUMBERS)}"
+
+    result = await copying(
+        "--from", influx_1.url, "--from-bucket", source.name,
+        INFLUXDB_URL=victoria.url, INFLUXDB_BUCKET=bucket,
+    )  # fmt: skip
+
+    assert result.status == 0, result.printed
+    assert "the target has every value of the source" in result.printed
+    stored = exported(victoria, bucket)
+    assert stored["m_v", "y"] == {(START_NS + 2_000_000) // 1_000_000: -5.0}
+    assert set(stored["m_v", "x"]) == {START_NS // 1_000_000}
+    assert set(stored["m_b", "x"].values()) == {1.0}
+    assert set(stored["m_s", "x"].values()) == {0.0}
+    assert set(stored["m_n", "x"].values()) == {21.5}
+
+
+def exported(server: Server, bucket: str) -> dict[tuple[str, str], dict[int, float]]:
+    """Return the samples by time, by metric and the label `e`."""
+    httpx.get(f"{server.url}/internal/force_flush").raise_for_status()
+    answer = httpx.get(f"{server.url}/api/v1/export", params={"match[]": f'{{db="{bucket}"}}'})
+    found: dict[tuple[str, str], dict[int, float]] = {}
+    for line in answer.raise_for_status().text.splitlines():
+        row = json.loads(line)
+        place = row["metric"]["__name__"], row["metric"].get("e", "")
+        samples = zip(row["timestamps"], row["values"], strict=True)
+        found.setdefault(place, {}).update(samples)
+    return found
+
+
+async def test_victoria_metrics_is_copied_to_influxdb_1_by_measurement_and_field(
+    copying: Copying, victoria: Server, target: Database
+) -> None:
+    """Its metrics are measurement and field joined; its days are found without a list."""
+    bucket = f"copied_{next(_NUMBERS)}"
+    first_ns = START_NS - START_NS % 1_000_000
+    lines = [
+        *(f"°C,entity_id=e{n % 3} value={n},battery_level=7 {first_ns + n * 3_600_000_000_000}"
+          for n in range(100)),
+        f"home_assistant_events,entity_id=a value=1,available=true {first_ns}",
+        f"old v_x=5 {OLD_NS}",
+        f"old v_x=6 {OLD_NS + DAY_NS - 1_000_000}",
+    ]  # fmt: skip
+    write(victoria, bucket, "\n".join(lines))
+
+    result = await copying(
+        "--from", victoria.url, "--from-bucket", bucket,
+        INFLUXDB_URL=target_url(target), INFLUXDB_BUCKET=target.name,
+    )  # fmt: skip
+
+    assert result.status == 0, result.printed
+    assert "the target has every value of the source" in result.printed
+    assert target.count('SELECT count(value) FROM "°C"') == 100
+    assert target.count('SELECT count(battery_level) FROM "°C"') == 100
+    assert target.count("SELECT sum(available) FROM home_assistant_events") == 1
+    old = target.points("SELECT * FROM old_v GROUP BY *")
+    assert [point.fields for point in old] == [{"x": 5}, {"x": 6}]
+    assert [point.time_ns for point in old] == [OLD_NS, OLD_NS + DAY_NS - 1_000_000]
+    assert all("db" not in point.tags for point in target.points())
+
+
+def write(server: Server, bucket: str, lines: str) -> None:
+    """Write lines to VictoriaMetrics."""
+    httpx.post(
+        f"{server.url}/write", params={"db": bucket, "precision": "ns"}, content=lines.encode()
+    ).raise_for_status()
+    httpx.get(f"{server.url}/internal/force_flush").raise_for_status()
+
+
+def target_url(database: Database) -> str:
+    """Return the address of a database."""
+    return database._url
+
+
+async def test_the_embedded_store_is_copied_as_the_service_writes_it(
+    copying: Copying, influx_1: Server, target: Database
+) -> None:
+    """Every line that went into the store comes out of the target."""
+    encoder = HomeiqEncoder("home_assistant_events", instance="here", attribute_fields=["a*"])
+    changes = [change(n) for n in range(5_000)]
+    lines = encoder.encode(changes).split()
+    store = EmbeddedStore(copying.folder / FILE_NAME, parse=parse_line, retention_days=36_500)
+    async with store:
+        assert await store.write(batch_of(lines)) == Accepted()
+
+        result = await copying(
+            "--from", "embedded",
+            INFLUXDB_URL=influx_1.url, INFLUXDB_BUCKET=target.name, INFLUXDB_ATTRIBUTE_FIELDS="a*",
+        )  # fmt: skip
+
+    assert result.status == 0, result.printed
+    expected = sorted(map(described, map(parse_line, lines)))
+    assert sorted(map(described, target.points())) == expected
+
+
+def described(point: StoredPoint) -> str:
+    """Return a point as text, its fields in order; JSON has no floats without a fraction."""
+    fields = {
+        key: float(value) if type(value) is int else value for key, value in point.fields.items()
+    }
+    parts = sorted(point.tags.items()), sorted(fields.items())
+    return repr((point.measurement, *parts, point.time_ns))
+
+
+def change(number: int) -> Change:
+    """Return a change with everything that differs between changes."""
+    return Change(
+        entity_id=f"sensor.s{number % 40}",
+        domain="sensor",
+        time_ns=START_NS - START_NS % 1_000 + number * 60_000_000_000,
+        state=None if number % 97 == 5 else str(number) if number % 3 else 'te"x\\t\n',
+        previous_state="on" if number % 2 else None,
+        duration_s=number / 7 if number % 5 else None,
+        attributes=json.dumps({"a": number, "b": ["ü", '"']}).encode(),
+        device_class="temperature" if number % 2 else None,
+        unit_of_measurement="°C",
+        friendly_name="A, b = c",
+        context=Context(f"c{number}", None, "u") if number % 4 else None,
+        placement=Placement(device_id="d", area_id="küche", integration="mqtt", model="m 1"),
+        backfilled=number % 10 == 0,
+    )
+
+
+async def test_a_type_conflict_goes_to_a_file_and_the_rest_is_copied(
+    copying: Copying, influx_1: Server, source: Database, target: Database
+) -> None:
+    """The command ends with status 1, and names the day on which values are missing."""
+    source.write(home(1_000) + b"m,e=x v=1 %d\nm,e=y w=1 %d\n" % (START_NS, START_NS))
+    target.write(b'm,e=z v="text" %d\n' % START_NS)
+
+    result = await copying(
+        "--from", influx_1.url, "--from-bucket", source.name,
+        INFLUXDB_URL=influx_1.url, INFLUXDB_BUCKET=target.name,
+    )  # fmt: skip
+
+    assert result.status == 1
+    assert copying.refused.endswith(b"\nm,e=x v=1.0 %d\n" % START_NS)
+    assert b"field type conflict" in copying.refused
+    assert f"missing: m,e=x v=1.0 {START_NS}" in result.printed
+    assert target.count('SELECT count(value) FROM "°C"') == 1_000
+    assert target.count("SELECT count(w) FROM m") == 1
+
+
+async def test_points_older_than_the_retention_are_in_the_file(
+    copying: Copying, influx_1: Server, source: Database, target: Database
+) -> None:
+    """All of them, also those of a request with newer points."""
+    now_ns = time.time_ns()
+    policy = f'autogen ON "{target.name}" DURATION 2h SHARD DURATION 1h DEFAULT'
+    target.run(f"ALTER RETENTION POLICY {policy}")
+    lines = [b"m,e=%d v=%d %d" % (n, n, now_ns - n * 60_000_000_000) for n in range(1, 301)]
+    source.write(b"\n".join(lines))
+
+    result = await copying(
+        "--from", influx_1.url, "--from-bucket", source.name,
+        INFLUXDB_URL=influx_1.url, INFLUXDB_BUCKET=target.name,
+    )  # fmt: skip
+
+    stored = {int(str(row["v"])) for row in target.rows("SELECT v FROM m")}
+    refused = {int(number) for number in re.findall(rb"\nm,e=(\d+) ", copying.refused)}
+    assert result.status == 1
+    assert 60 < len(stored) < 300
+    # InfluxDB stores an old point beside newer ones of its shard, and refuses it alone.
+    assert stored | refused == set(range(1, 301))
+    assert min(refused) > 60
