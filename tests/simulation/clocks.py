@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import secrets
+import shutil
 import sqlite3
 import time
 import uuid
@@ -27,6 +28,10 @@ class Machine(Protocol):
 
     def time(self) -> float:
         """Return the monotonic time in seconds."""
+        ...
+
+    def disk_usage(self, path: object) -> object:
+        """Return total, used and free bytes of the disk."""
         ...
 
     def connect(self, real: Callable[..., Any], *args: Any, **options: Any) -> Any:
@@ -60,6 +65,7 @@ def install() -> None:
     _replace(
         uuid, "uuid4", lambda machine: uuid.UUID(int=machine.chance.getrandbits(128), version=4)
     )
+    _replace(shutil, "disk_usage", lambda machine, path: machine.disk_usage(path))
     connect = sqlite3.connect
     _replace(
         sqlite3,

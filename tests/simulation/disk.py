@@ -38,6 +38,12 @@ class Disk:
             exc.sqlite_errorcode = code
             raise exc
 
+    @property
+    def usage(self) -> tuple[int, int, int]:
+        """Total, used and free bytes."""
+        free = 0 if self.error is not None and self.error[0] == _FULL else 10**11
+        return 10**12, 10**12 - free, free
+
     def fill(self) -> None:
         """Let every write fail because the disk is full."""
         self.error = _FULL, sqlite3.SQLITE_FULL

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from contextvars import Context, ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.simulation import disk
 from tests.simulation.disk import Crash, Disk
@@ -27,6 +27,14 @@ _LONG_WORK = 0.02
 
 class Deadlock(Exception):
     """Nothing is ready and nothing is scheduled: the simulation would wait forever."""
+
+
+class DiskUsage(NamedTuple):
+    """What `shutil.disk_usage` returns."""
+
+    total: int
+    used: int
+    free: int
 
 
 class Process:
@@ -198,6 +206,11 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return False
 
     # --- processes
+
+    def disk_usage(self, path: object) -> DiskUsage:
+        """Return the space on the disk of the process that asks."""
+        process = PROCESS.get()
+        return DiskUsage(*((10**12, 0, 10**12) if process is None else process.disk.usage))
 
     def connect(self, real: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """Open a SQLite database, on the disk of the process that does."""
