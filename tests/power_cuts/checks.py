@@ -43,7 +43,11 @@ class Found:
     dead_letters: Collection[bytes]
     devices: Collection[str]
     damage: Sequence[str]
-    """Reports of damage or dropped points."""
+    """Reports of damage."""
+    lost_points: int
+    """Points that were counted as dropped."""
+    lost_spans: int
+    """Gaps whose reason is damage."""
     set_aside: Sequence[str]
     """Files that were renamed."""
     covered_through_ns: int | None
@@ -110,11 +114,13 @@ async def start(data: Path, influx: FakeInflux) -> Found:
         while any(journal.pending(sink).points for sink in ("influxdb", "embedded")):
             await asyncio.sleep(0.005)
         snapshot = container.observer().snapshot()
-    return read(data, lines=influx.lines, reasons=snapshot.reasons)
+    dropped = sum(sink.points_dropped for sink in snapshot.sinks)
+    return read(data, lines=influx.lines, reasons=snapshot.reasons, dropped=dropped)
 
 
-def read(data: Path, *, lines: Sequence[bytes], reasons: Iterable[str]) -> Found:
-    """Read the files of a service that was stopped."""
+def read(data: Path, *, lines: Sequence[bytes], reasons: Iterable[str], dropped: int) -> Found:
+    """Read the files of a service that was stopped; the rest is what it reported before."""
+    ((gaps,),) = _rows(data / "journal.db", "SELECT count(*) FROM gaps WHERE reason = 'damage'")
     return Found(
         lines=tuple(lines),
         events={
@@ -131,6 +137,8 @@ def read(data: Path, *, lines: Sequence[bytes], reasons: Iterable[str]) -> Found
             str(name) for (name,) in _rows(data / "metadata.db", "SELECT device_id FROM devices")
         },
         damage=[reason for reason in reasons if "damaged" in reason or "missing" in reason],
+        lost_points=dropped,
+        lost_spans=gaps,
         set_aside=sorted(path.name for path in data.glob("*.damaged-*")),
         covered_through_ns=next(
             (
@@ -165,6 +173,8 @@ def problems(expected: Expected, found: Found) -> list[str]:
         faults |= {
             "points are out of order": [line for line in arrived if line in wanted] != ordered,
             f"a false report: {found.damage}": found.damage,
+            f"{found.lost_points} points are counted as dropped": found.lost_points,
+            f"{found.lost_spans} gaps are damage": found.lost_spans,
             f"files were set aside: {found.set_aside}": found.set_aside,
             "the covered time ends after the newest point": (found.covered_through_ns or 0)
             > newest_ns,

@@ -131,7 +131,8 @@ async def test_python_m_app_run_starts_after_a_power_cut(
                 "/health", lambda health: not any(sink["held"] for sink in health["sinks"])
             )
             assert await running.stop() == 0
-        found = read(data, lines=influx.lines, reasons=health["reasons"])
+        dropped = sum(sink["points_dropped"] for sink in health["sinks"])
+        found = read(data, lines=influx.lines, reasons=health["reasons"], dropped=dropped)
         assert problems(run.expected(cut), found) == [], cut
 
 
