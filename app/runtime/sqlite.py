@@ -166,6 +166,9 @@ class Database:
 
     def _create(self, path: Path) -> None:
         """Create the file under another name: after a power cut, half a file would be damage."""
+        for parent in path.parent.parents:  # a killed process may have created one, not synced
+            with contextlib.suppress(OSError):
+                sync_folder(parent)
         unfinished = path.with_name(path.name + ".new")
         remove(unfinished)
         _connect(unfinished, self._prepare_writer).close()

@@ -265,7 +265,8 @@ async def test_a_file_that_is_set_aside_is_durable_under_its_new_name(
     _, filled = await sqlite.replace_damaged(tmp_path / "x.db", migrations=(), fill=fill)
 
     assert filled == "filled"
-    assert synced == [tmp_path] * 3, "for the copy, the damaged file, and the copy in its place"
+    renames = [folder for folder in synced if folder == tmp_path]
+    assert len(renames) == 3, "the copy, the damaged file, and the copy in its place"
 
 
 async def test_a_copy_that_is_partly_in_its_log_does_not_replace_a_damaged_file(

@@ -288,19 +288,20 @@ def record(
     trace: Path,
     acknowledgements: Path,
     environment: Mapping[str, str],
-    kill_at_sync: int | None = None,
+    kill_at: str | None = None,
 ) -> History:
     """Run commands one after another and return what they did below the folder.
 
-    With `kill_at_sync`, the first is killed when one of its threads begins this sync.
+    With `kill_at`, the first is killed when one of its threads begins this call:
+    `fdatasync:when=30` is its 30th.
     """
     reader = Reader(folder.resolve(), acknowledgements.resolve())
     reader.load()
     strace = [str(program("strace")), "-f", "-xx", "-s", "1000000"]
     strace += ["-e", f"trace={_CALLS}", "-e", "signal=none", "-o", str(trace)]
     for number, command in enumerate(commands):
-        is_killed = kill_at_sync is not None and number == 0
-        kill = ["-e", f"inject=fdatasync:error=EIO:signal=KILL:when={kill_at_sync}"]
+        is_killed = kill_at is not None and number == 0
+        kill = ["-e", f"inject={kill_at}:error=EIO:signal=KILL"]
         fast = ["--seccomp-bpf"]  # with it strace does not send the signal
         ended = subprocess.run(
             [*strace, *(kill if is_killed else fast), *command],

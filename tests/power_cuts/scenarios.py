@@ -35,8 +35,8 @@ class Scenario:
     """Puts files on an empty disk."""
     is_damaged: bool = False
     options: Sequence[str] = ()
-    kill_at_sync: int | None = None
-    """Where the first workload is killed, instead of at its end."""
+    kill_at: str | None = None
+    """The system call in which the first workload is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def _checkpoint(path: Path) -> None:
 SCENARIOS = {
     "first start": Scenario(("first_start",)),
     "busy": Scenario(("busy",)),
-    "kill in a commit": Scenario(("busy", "start"), kill_at_sync=30),
+    "kill in a commit": Scenario(("busy", "start"), kill_at="fdatasync:when=30"),
     "older version": Scenario(("start",), older_version),
     "damaged files": Scenario(("start",), damaged, is_damaged=True),
     "interrupted repair": Scenario(("start",), interrupted_repair, is_damaged=True),
@@ -152,7 +152,7 @@ async def recorded(scenario: Scenario, folder: Path, influx: FakeInflux) -> Reco
     history = record(
         disk,
         *([*module, name, str(acknowledgements), *scenario.options] for name in scenario.workloads),
-        kill_at_sync=scenario.kill_at_sync,
+        kill_at=scenario.kill_at,
         trace=folder / "trace",
         acknowledgements=acknowledgements,
         environment=_environment(disk / DATA),

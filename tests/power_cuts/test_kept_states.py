@@ -50,17 +50,31 @@ async def main():
 
 asyncio.run(main())
 """
+_FIRST_START = """
+import asyncio, os, pathlib, sys
+from app.runtime.sqlite import Database, owned_folder
+
+async def main():
+    data, ledger = pathlib.Path(sys.argv[1]) / "new" / "data", sys.argv[2]
+    with owned_folder(data):
+        async with Database(data / "x.db", migrations=["CREATE TABLE x (y)"]):
+            os.write(os.open(ledger, os.O_WRONLY | os.O_CREAT), b"started")
+
+asyncio.run(main())
+"""
 
 
 @pytest.fixture
-def recorded(folder: Path) -> Callable[[str], History]:
-    """Return what runs a program on the folder `disk`, and what it did there."""
+def recorded(folder: Path) -> Callable[..., History]:
+    """Return what runs a program on the folder `disk`, twice if it is killed the first time."""
     (folder / "disk").mkdir()
 
-    def run(code: str) -> History:
+    def run(code: str, *, kill_at: str | None = None) -> History:
+        command = [sys.executable, "-c", code, str(folder / "disk"), str(folder / "ledger")]
         return record(
             folder / "disk",
-            [sys.executable, "-c", code, str(folder / "disk"), str(folder / "ledger")],
+            *([command, command] if kill_at else [command]),
+            kill_at=kill_at,
             trace=folder / "trace",
             acknowledgements=folder / "ledger",
             environment={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)},
@@ -81,7 +95,7 @@ def states(history: History, folder: Path, *, each: int, first: int = 0) -> Iter
 
 
 async def test_a_cut_while_a_file_is_created_is_not_damage(
-    recorded: Callable[[str], History], folder: Path
+    recorded: Callable[..., History], folder: Path
 ) -> None:
     """It left an empty file, or a rollback journal: a first start reported damage and a repair."""
     history = recorded(_CREATE)
@@ -93,7 +107,7 @@ async def test_a_cut_while_a_file_is_created_is_not_damage(
 
 
 def test_a_damaged_file_is_never_in_its_place_without_its_log(
-    recorded: Callable[[str], History], folder: Path
+    recorded: Callable[..., History], folder: Path
 ) -> None:
     """The renamed log reached the disk first: the next start took the rest for a healthy file."""
     disk = folder / "disk"
@@ -111,7 +125,7 @@ def test_a_damaged_file_is_never_in_its_place_without_its_log(
 
 
 def test_a_store_that_reported_damage_is_checked_after_a_cut(
-    recorded: Callable[[str], History], folder: Path
+    recorded: Callable[..., History], folder: Path
 ) -> None:
     """The mark for the next start was not synced: that start read little and missed the damage."""
     history = recorded(_SUSPECT)
@@ -119,3 +133,14 @@ def test_a_store_that_reported_damage_is_checked_after_a_cut(
 
     for state in states(history, folder / "state", each=20, first=held):
         assert (state / "events.db.suspect").exists()
+
+
+def test_folders_that_a_killed_process_created_are_durable(
+    recorded: Callable[..., History], folder: Path
+) -> None:
+    """The next one took them for old ones and did not sync their names."""
+    history = recorded(_FIRST_START, kill_at="fsync:when=1")
+    started = history.operations.index(Acknowledged(b"started"))
+
+    for state in states(history, folder / "state", each=20, first=started):
+        assert (state / "new" / "data" / "x.db").exists()

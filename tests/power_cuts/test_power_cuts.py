@@ -25,6 +25,7 @@ RUNS = max(4, COUNT // 50)
 """How many states are opened by `python -m app run`."""
 MOST_TRIES = 300
 """How many states of a run that is not crash safe are tried; the first ones mostly suffice."""
+POINTS = "acknowledged points are lost"
 _SECOND_STARTS = 0.3
 
 
@@ -64,12 +65,14 @@ async def faults(
     return wrong
 
 
-async def finds_a_loss(run: Recorded, folder: Path, influx: FakeInflux, choices: Random) -> bool:
-    """Return whether one of many states has lost something acknowledged."""
+async def finds(
+    loss: str, run: Recorded, folder: Path, influx: FakeInflux, choices: Random
+) -> bool:
+    """Return whether the check reports this loss in one of many states."""
     for _ in range(MOST_TRIES):
         cut, tree = run.cut(choices)
         wrong = await faults(put_on_disk(tree, folder / "state"), cut, run, influx)
-        if any("acknowledged points are lost" in each for each in wrong):
+        if any(loss in each for each in wrong):
             return True
     return False
 
@@ -137,27 +140,32 @@ async def test_python_m_app_run_starts_after_a_power_cut(
 
 
 @pytest.mark.parametrize(
-    ("scenario", "unsynced"),
+    ("scenario", "unsynced", "loss"),
     [
-        ("first start", ("new", "new/folder", ".")),
-        ("busy", ("new/folder/data/journal.db-wal",)),
-        ("first start", ("new/folder/data/journal.db.new",)),
-        ("damaged files", ("new/folder/data",)),
+        ("first start", (".", "new", "new/folder"), POINTS),
+        ("first start", ("new/folder/data/journal.db.new",), POINTS),
+        ("busy", ("new/folder/data/journal.db-wal",), POINTS),
+        ("busy", ("new/folder/data/events.db-wal",), "events are missing"),
+        ("busy", ("new/folder/data/dead_letters.db-wal",), "dead letters are lost"),
+        ("busy", ("new/folder/data/metadata.db-wal",), "devices are lost"),
+        ("damaged files", ("new/folder/data",), POINTS),
     ],
-    ids=["parents", "log", "checkpoint", "renames"],
+    ids=["parents", "checkpoint", "log", "events", "dead-letters", "devices", "renames"],
 )
 async def test_the_check_reports_a_loss_where_a_sync_is_missing(
+    *,
     choices: Random,
     folder: Path,
     influx: FakeInflux,
     scenario: str,
     unsynced: tuple[str, ...],
+    loss: str,
 ) -> None:
     """The control: the recorded run, as if it had not synced these files and folders."""
     run = await recorded(SCENARIOS[scenario], folder, influx)
     careless = replace(run, history=run.history.without_syncs(unsynced.__contains__))
 
-    assert await finds_a_loss(careless, folder, influx, choices)
+    assert await finds(loss, careless, folder, influx, choices)
 
 
 async def test_the_check_reports_a_loss_where_commits_are_not_synced(
@@ -167,4 +175,4 @@ async def test_the_check_reports_a_loss_where_commits_are_not_synced(
     careless = Scenario(("busy",), options=["--synchronous", "NORMAL"])
     run = await recorded(careless, folder, influx)
 
-    assert await finds_a_loss(run, folder, influx, choices)
+    assert await finds(POINTS, run, folder, influx, choices)
