@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 
 from app.backfill.journal_reader import CapturedIdentities
@@ -57,11 +57,12 @@ class GapReader:
     async def _look_back(self) -> None:
         """Read the row before the first one of each entity whose newest change is unknown."""
         missing = [name for name in self.readable if not self.recovery.knows_before(name)]
-        found, older = await self.recorder.rows_before(self.captured.requested.oldest_ns, missing)
-        for name, row in found.items():
-            self.recovery.set_row_before(name, row)
-        for name, row in older.items():
-            self.recovery.set_row_before(name, row, since_known=False)
+        oldest_ns = self.captured.requested.oldest_ns
+        found, older = await self.recorder.rows_before(oldest_ns, missing)
+        rows = {**found, **older}
+        await self._describe(name for name, row in rows.items() if not row.is_available)
+        for name, row in rows.items():
+            self.recovery.set_row_before(name, row, since_known=name in found)
 
     async def _find_restarts(self, times: Times) -> None:
         """Find when Home Assistant wrote its first state after each restart."""
@@ -109,12 +110,16 @@ class GapReader:
                 yield page
 
     async def _look_up_names(self, page: HistoryPage) -> None:
-        """Read the row that names the class and unit of entities without them."""
-        lacking = [
+        """Look up the class and unit of entities whose first row may not name them."""
+        await self._describe(
             name for name, rows in page.history.items() if self.recovery.lacks_names(name, rows)
-        ]
+        )
+
+    async def _describe(self, entity_ids: Iterable[str]) -> None:
+        """Read the row before the gap that names the class and unit of each entity."""
         oldest_ns = self.captured.requested.oldest_ns
-        for name, row in (await self.recorder.available_before(oldest_ns, lacking)).items():
+        described = await self.recorder.available_before(oldest_ns, [*entity_ids])
+        for name, row in described.items():
             self.recovery.describe(name, row)
 
     def changes(self, page: HistoryPage) -> Iterator[Sequence[Change]]:

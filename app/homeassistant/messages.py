@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from app.model import MAX_SECONDS, Context
+from app.model import MAX_SECONDS, UNAVAILABLE, Context
 
 Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
 """A time with an offset, to the microsecond."""
@@ -50,6 +50,11 @@ class RecordedState(msgspec.Struct, frozen=True, gc=False):
     """`last_changed`; None when it is the same."""
     a: msgspec.Raw = msgspec.Raw(b"{}")
     """The attributes that the recorder stores, as a JSON object."""
+
+    @property
+    def is_available(self) -> bool:
+        """Whether the entity was available, and so its attributes name its class and unit."""
+        return self.s is not None and self.s not in UNAVAILABLE
 
 
 class EventData(msgspec.Struct, frozen=True, gc=False):

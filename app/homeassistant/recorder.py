@@ -34,7 +34,6 @@ from app.model import (
     MAX_TIME_NS,
     MICROSECOND_NS,
     SECOND_NS,
-    UNAVAILABLE,
     Lifecycle,
     Times,
     moment_of,
@@ -361,13 +360,15 @@ class Recorder:
         One that was unavailable at that moment is searched ten minutes back.
         """
         found = await self.states_at(at_ns, entity_ids)
-        unavailable = [name for name, row in found.items() if not _is_available(row)]
+        unavailable = [name for name, row in found.items() if not row.is_available]
         times = Times(max(0, at_ns - _UNAVAILABLE_S * SECOND_NS), at_ns - MICROSECOND_NS)
         for some in _batches(unavailable):
             history = await self._recorded(times, some)
-            available = {name: [*filter(_is_available, rows)] for name, rows in history.items()}
+            available = {
+                name: [row for row in rows if row.is_available] for name, rows in history.items()
+            }
             found |= {name: rows[-1] for name, rows in available.items() if rows}
-        return {name: row for name, row in found.items() if _is_available(row)}
+        return {name: row for name, row in found.items() if row.is_available}
 
     async def ever_recorded(self, entity_ids: Sequence[str], *, near_ns: int) -> set[str]:
         """Return which entities have a row.
@@ -560,10 +561,6 @@ def _bounds(times: Times) -> tuple[str, str]:
 def _batches(entity_ids: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(entity_ids), _ENTITIES_PER_REQUEST):
         yield entity_ids[start : start + _ENTITIES_PER_REQUEST]
-
-
-def _is_available(row: RecordedState) -> bool:
-    return row.s is not None and row.s not in UNAVAILABLE
 
 
 def _state(row: bytes) -> State | None:

@@ -12,7 +12,6 @@ import msgspec
 
 from app.homeassistant.messages import Event, EventData, RecordedState, State
 from app.model import (
-    UNAVAILABLE,
     Change,
     LastNames,
     LastState,
@@ -99,8 +98,7 @@ class Recovery:
 
     def lacks_names(self, entity_id: str, rows: Sequence[RecordedState]) -> bool:
         """Whether class and unit of an entity's next row are those of an unknown earlier row."""
-        is_silent = bool(rows) and (rows[0].s is None or rows[0].s in UNAVAILABLE)
-        return is_silent and entity_id not in self._last
+        return bool(rows) and not rows[0].is_available and entity_id not in self._last
 
     def describe(self, entity_id: str, row: RecordedState) -> None:
         """Set the row before the entity's next row that names its class and unit."""

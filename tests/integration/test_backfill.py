@@ -810,6 +810,31 @@ async def test_an_entity_that_became_unavailable_in_a_gap_stays_in_its_series(
     ]
 
 
+async def test_an_entity_that_was_unavailable_before_a_gap_stays_in_its_series(
+    home: CapturedHome, house: StillHouse
+) -> None:
+    """The row before the gap names no class and unit; an older one does."""
+    start = house.change_every(60, since_s=300)
+    house.set_state("sensor.power", "5", {"device_class": "power", "unit_of_measurement": "kW"})
+    house.set_state("sensor.power", "unavailable", {})
+    house.set_state("sensor.power", "unknown", {})
+    house.set_state("sensor.power", "9", {"unit_of_measurement": "W"})
+
+    async with running(home.process(fills=False)) as process:
+        await process.until(process.pipeline.streaming.is_set)
+        since = nanoseconds(start + timedelta(seconds=90))
+        process.coverage.request(Times(since, nanoseconds(datetime.now(UTC))), entity_ids=[])
+        await process.until_filled()
+        points = await process.points()
+
+    assert states(points, "sensor.power") == ["unknown", "9"]
+    assert previous(points, "sensor.power")[0] == "unavailable"
+    assert (points[0].tags.get("device_class"), points[0].tags.get("unit_of_measurement")) == (
+        "power",
+        "kW",
+    )
+
+
 @pytest.mark.parametrize("is_clean", [True, False])
 async def test_the_first_states_after_a_restart_have_no_previous_state(
     home: CapturedHome, house: StillHouse, *, is_clean: bool
