@@ -14,11 +14,17 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from app.model import StoredPoint
+from app.commands.copy.embedded_store import FILE_NAME
+from app.model import Change, Context, Placement, StoredPoint
 from app.runtime.errors import DatabaseRefused, QueryFailed, SettingsError
+from app.schema.homeiq import HomeiqEncoder
+from app.schema.line_protocol import parse_line
+from app.sinks.embedded import EmbeddedStore
+from app.sinks.outcomes import Accepted
 from tests.fakes.copying import Copying, required
 from tests.fakes.documents import ROOT
 from tests.fakes.influx import RESET, UNAUTHORIZED, FakeInflux, Reply
+from tests.fakes.points import batch_of
 
 BUCKET = "home_assistant"
 DAY_NS = 86_400_000_000_000
@@ -38,6 +44,28 @@ LINES = [
 def copying(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Copying:
     """Return the command with a folder of its own."""
     return Copying(monkeypatch, tmp_path)
+
+
+ENCODER = HomeiqEncoder("home_assistant_events", instance="here", attribute_fields=[])
+
+
+def changed(number: int) -> Change:
+    """Return a change; some are removals, some have no context or class."""
+    return Change(
+        entity_id=f"sensor.s{number % 7}",
+        domain="sensor",
+        time_ns=START_NS + number * 3_600_000_000_000,
+        state=None if number % 9 == 0 else f'{number} "\\\n',
+        previous_state="21.5" if number % 2 else None,
+        duration_s=number / 7 if number % 3 else None,
+        attributes=b'{"a":[1,"\xc3\xbc"]}',
+        device_class="temperature" if number % 2 else None,
+        unit_of_measurement="°C",
+        friendly_name="A, b = c",
+        context=Context(f"c{number}", None, "u") if number % 4 else None,
+        placement=Placement(device_id="d", area_id="küche", model="m 1"),
+        backfilled=number % 5 == 0,
+    )
 
 
 @asynccontextmanager
@@ -101,6 +129,39 @@ async def test_influxdb_3_is_written_and_not_compared(copying: Copying) -> None:
 
     assert "nothing was compared" in result.printed
     assert values(theirs) == values(ours)
+
+
+async def test_the_embedded_store_is_copied_while_it_is_open(copying: Copying) -> None:
+    """Every line that the service wrote into it comes out again."""
+    lines = ENCODER.encode([changed(n) for n in range(200)]).split()
+    path = copying.folder / FILE_NAME
+    async with (
+        EmbeddedStore(path, parse=parse_line, retention_days=36_500) as store,
+        FakeInflux(version="v1", bucket=BUCKET).serving() as theirs,
+    ):
+        assert await store.write(batch_of(lines)) == Accepted()
+        result = await copying(
+            "--from", "embedded", INFLUXDB_URL=theirs.url, INFLUXDB_BUCKET=BUCKET
+        )
+
+    assert result.status == 0, result.printed
+    assert "the target has every value of the source" in result.printed
+    assert sorted(theirs.lines) == sorted(lines)
+
+
+async def test_an_embedded_store_that_does_not_exist_is_named(copying: Copying) -> None:
+    """It is not created."""
+    with pytest.raises(SettingsError, match=r"events\.db does not exist"):
+        await copying("--from", "embedded", INFLUXDB_URL="http://127.0.0.1:1")
+
+
+async def test_a_bucket_without_points_is_reported(copying: Copying) -> None:
+    """As a misspelt name of a label of VictoriaMetrics would be."""
+    async with databases(lines=[]) as (ours, theirs):
+        result = await copying(**settings(ours, theirs))
+
+    assert result.status == 1
+    assert "Nothing found" in result.printed
 
 
 async def test_a_dry_run_counts_and_writes_nothing(copying: Copying) -> None:

@@ -6,7 +6,7 @@ import io
 import json
 import random
 from array import array
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from pathlib import Path
 
 import msgpack
@@ -30,12 +30,14 @@ from app.commands.copy.rows import (
 from app.commands.copy.source import DAY_NS, Days, Measurement, Period
 from app.commands.copy.spans import spans_of
 from app.commands.copy.verification import Comparison
-from app.commands.copy.victoria_metrics import measurements_of
+from app.commands.copy.victoria_metrics import VictoriaMetrics, measurements_of
 from app.commands.copy.writer import LineWriter, RefusedLines
 from app.runtime.errors import DatabaseRefused, QueryFailed
 from app.runtime.retry import Backoff
 from app.schema.line_protocol import parse_line
 from app.sinks.batches import Batch
+from app.sinks.influxdb.dialects import Target
+from app.sinks.influxdb.http import Request
 from app.sinks.influxdb.influxql import ChunkedAnswer, Series, quoted
 from app.sinks.outcomes import (
     Accepted,
@@ -262,7 +264,7 @@ class _Stored:
 
     async def read(
         self, measurement: str, fields: Sequence[str], times: Period, /
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         for row in self.rows:
             if times.start_ns <= row[2] < times.end_ns:
                 yield Chunk(rows=[row])
@@ -432,3 +434,76 @@ def test_a_file_gets_a_line_for_each_tenth() -> None:
     assert len(lines) == 11
     assert "\r" not in out.getvalue()
     assert json.dumps(lines[-1]).count("\\") == 0
+
+
+class _Exporting:
+    """A VictoriaMetrics that answers an export with given parts."""
+
+    target = Target(bucket="home")
+
+    def __init__(self, *parts: bytes) -> None:
+        self._parts = parts
+
+    async def stream(self, _: Request) -> AsyncIterator[bytes]:
+        for part in self._parts:
+            yield part
+
+    async def body(self, _: Request) -> bytes:
+        return b'{"status":"success","data":["m_v"]}'
+
+
+async def exported(*parts: bytes) -> Chunk:
+    """Return what is read of an export."""
+    source, read = VictoriaMetrics(_Exporting(*parts)), Chunk()  # type: ignore[arg-type]
+    async for chunk in source.read("m", ("v",), Period()):
+        read.rows += chunk.rows
+        read.refused += chunk.refused
+    return read
+
+
+def sample(values: str, times: str, **labels: str) -> bytes:
+    """Return a line of an export."""
+    metric = json.dumps({"__name__": "m_v", "db": "home", **labels})
+    return f'{{"metric":{metric},"values":[{values}],"timestamps":[{times}]}}\n'.encode()
+
+
+async def test_an_export_may_be_cut_anywhere() -> None:
+    """Values are floats, and the label of the bucket is no tag."""
+    text = sample("1,2.5", "5,6", t="é, x") + sample("-0", "7", db="other")
+    parts = [text[at : at + 1] for at in range(len(text))]
+
+    assert (await exported(*parts)).rows == [
+        ("m,t=é\\,\\ x".encode(), (b"v=1.0",), 5_000_000),
+        ("m,t=é\\,\\ x".encode(), (b"v=2.5",), 6_000_000),
+        (b"m,db=other", (b"v=-0.0",), 7_000_000),
+    ]
+
+
+async def test_of_samples_with_one_time_the_last_is_copied() -> None:
+    """Also where a line ends between them; other series are other samples."""
+    read = await exported(sample("1,2", "5,5"), sample("3", "5"), sample("4", "5", t="x"))
+
+    assert read.rows == [(b"m", (b"v=3.0",), 5_000_000), (b"m,t=x", (b"v=4.0",), 5_000_000)]
+
+
+async def test_samples_that_influxdb_has_no_form_for_are_refused() -> None:
+    """Marks of series that ended, infinity, and labels that line protocol cannot express."""
+    read = await exported(sample('null,"Infinity",1', "5,6,7"), sample("2", "8", t="x\\"))
+
+    assert read.rows == [(b"m", (b"v=1.0",), 7_000_000)]
+    assert [each.reason.partition(" the ")[0] for each in read.refused] == [
+        "InfluxDB has no such number",
+        "InfluxDB has no such number",
+        "line protocol cannot express",
+    ]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[sample("1", "5")[:-1]], [b"<html>\n"], [sample("1", "5").replace(b"m_v", b"m_v\xff")]],
+    ids=["early end", "a page", "not UTF-8"],
+)
+async def test_what_is_no_whole_export_is_read_again(parts: list[bytes]) -> None:
+    """Rather than copied in part."""
+    with pytest.raises(QueryFailed):
+        await exported(*parts)

@@ -7,7 +7,7 @@ import asyncio
 import gc
 import sys
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from datetime import UTC, datetime
 from typing import TextIO, TypeVar
@@ -28,6 +28,7 @@ from app.runtime.errors import DatabaseRefused, QueryFailed, SettingsError
 from app.runtime.retry import Backoff
 from app.runtime.sqlite import owned_folder
 from app.settings import Settings, load_settings
+from app.sinks.influxdb.queries import QueryClient
 from app.sinks.outcomes import Sink
 
 Result = TypeVar("Result")
@@ -97,12 +98,11 @@ async def run(
         refused = RefusedLines(folder / f"{name}-refused.lp")
         job = _Copy(source, found, within, progress=progress, refused=refused, out=out, sleep=sleep)
         # Whether anything responds, before hours of copying; a missing database is created later.
-        target_kind = await client.kind()
+        reader = await _reader(client)
         pace = _Pace(arguments.points_per_second, clock=clock, sleep=sleep)
         await job.write(sink, max_points=chosen.influx.max_batch_points, pace=pace)
-        reader = endpoints.reader_of(client, target_kind)
         if reader is None:
-            out.write("InfluxDB 3 cannot be read back, so nothing was compared\n")
+            out.write("The target cannot be read back by this command: nothing was compared\n")
             differences: list[DayDifference] = []
         else:
             differences = await job.compare(reader)
@@ -273,7 +273,19 @@ class _Pace:
         self._free_at_s = max(self._clock(), self._free_at_s) + points / self._points_per_s
 
 
-async def _ahead(chunks: AsyncIterator[Chunk]) -> AsyncGenerator[Chunk, None]:
+async def _reader(client: QueryClient) -> endpoints.Opened | None:
+    """Return what reads the target; None for InfluxDB 3, and what does not say what it is.
+
+    Raises:
+        QueryFailed: it does not respond.
+    """
+    try:
+        return endpoints.reader_of(client, await client.kind())
+    except DatabaseRefused:
+        return None
+
+
+async def _ahead(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, None]:
     """Yield the chunks; the next one is read meanwhile."""
 
     async def following() -> Chunk | None:
@@ -287,6 +299,7 @@ async def _ahead(chunks: AsyncIterator[Chunk]) -> AsyncGenerator[Chunk, None]:
     finally:
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
+        await chunks.aclose()
 
 
 def _times(arguments: argparse.Namespace) -> Period:
@@ -319,10 +332,12 @@ async def _show(source: Source, found: Sequence[Measurement], within: Period, ou
     out.write(f"In all about {total:,} {source.unit} of {len(found):,} measurements\n")
     for measurement in found[:_EXAMPLE_MEASUREMENTS]:
         day, _ = next(days_of(measurement, within))
-        async for chunk in source.read(measurement.name, measurement.fields, day):
-            example = line_of(chunk.rows[0]) if chunk.rows else chunk.refused[0].text
-            out.write(f"Example: {example.decode(errors='replace')[:_EXAMPLE_CHARS]}\n")
-            break
+        read = source.read(measurement.name, measurement.fields, day)
+        async with aclosing(read):
+            chunk = await anext(read, Chunk())
+        examples = [*map(line_of, chunk.rows[:1]), *(each.text for each in chunk.refused[:1])]
+        texts = (example.decode(errors="replace")[:_EXAMPLE_CHARS] for example in examples)
+        out.writelines(f"Example: {text}\n" for text in texts)
     out.write("Nothing was written\n")
 
 

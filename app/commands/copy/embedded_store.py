@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class EmbeddedEvents:
         if days:
             yield Measurement(name=self._measurement, fields=(), days=days)
 
-    async def read(self, _: str, __: Sequence[str], times: Period) -> AsyncIterator[Chunk]:
+    async def read(self, _: str, __: Sequence[str], times: Period) -> AsyncGenerator[Chunk, None]:
         """Yield the events of a span of time."""
         after = (times.start_ns, -1)
         with reading(self._path) as connection:

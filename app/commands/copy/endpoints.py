@@ -156,11 +156,6 @@ def reader_of(client: QueryClient, kind: Kind, *, policy: str | None = None) -> 
             return VictoriaMetrics(client)
 
 
-def title(kind: Kind) -> str:
-    """Return the name of a kind of database for people."""
-    return _TITLES[kind]
-
-
 def _client(end: End, settings: CopySourceSettings | InfluxSettings, *, org: str) -> QueryClient:
     return QueryClient(
         end.url,

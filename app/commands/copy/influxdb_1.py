@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -57,7 +57,7 @@ class InfluxDb1:
 
     async def read(
         self, measurement: str, fields: Sequence[str], times: Period
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Yield the rows of a measurement with these fields, or all fields for none."""
         types = (await self._field_types()).get(measurement, {})
         known = [each for each in fields or types if each in types]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from app.commands.copy.rows import ENCODERS, Chunk, RefusedRow, Row, Unwritable, name, series
@@ -38,7 +38,7 @@ class InfluxDb2:
 
     async def read(
         self, measurement: str, fields: Sequence[str], times: Period
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Yield the rows of a measurement with these fields, or all fields for none."""
         chunk, wanted = Chunk(), set(fields)
         async for record in self._client.flux(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -73,7 +73,7 @@ class Source(Protocol):
 
     def read(
         self, measurement: str, fields: Sequence[str], times: Period, /
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Yield the rows of a measurement with these fields, or all fields for none.
 
         Raises as above.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from typing import TypeVar
 from urllib.parse import urlencode
 
 import msgspec
 
-from app.commands.copy.rows import Chunk, RefusedRow, Unwritable, name, series
+from app.commands.copy.rows import Chunk, RefusedRow, Unwritable, line_of, name, series
 from app.commands.copy.source import DAY_NS, Days, Measurement, Period
 from app.model import MEGABYTE, SECOND_NS
 from app.runtime.errors import QueryFailed
@@ -26,6 +26,7 @@ _MILLISECOND_NS = 1_000_000
 _DAY_S = DAY_NS // SECOND_NS
 _FIRST_DAY = 10_957
 """The first of January 2000: counting from 1970 on, VictoriaMetrics 1.79 finds nothing at all."""
+_NUMBER_BEGINS = b"-0123456789"
 _NAMING_FIELDS = ("_value", "_state_value", "_state")
 """Ends of the metrics that a home's measurements have; what stands before them names one."""
 
@@ -34,7 +35,8 @@ class _Exported(msgspec.Struct):
     """Samples of a series."""
 
     metric: dict[str, str]
-    values: list[float | str | None]
+    values: list[msgspec.Raw]
+    """As they are written: `-0` would be decoded as the integer 0."""
     timestamps: list[int]
 
 
@@ -80,7 +82,7 @@ class VictoriaMetrics:
 
     async def read(
         self, measurement: str, fields: Sequence[str], times: Period
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """Yield the rows of a measurement with these fields, or all fields for none."""
         if self._label is None or not fields:
             prefix = f"{measurement}_"
@@ -167,7 +169,9 @@ class _Rows:
     def add_to(self, chunk: Chunk, exported: _Exported) -> None:
         """Add the samples of a line of the export; of equal times the last one counts."""
         labels = exported.metric
-        field = self._metrics[labels.pop("__name__")]
+        field = self._metrics.get(labels.pop("__name__", ""))
+        if field is None:
+            raise QueryFailed("the export has a series that was not asked for")
         if labels.get("db") == self._bucket:
             del labels["db"]
         try:
@@ -177,19 +181,22 @@ class _Rows:
             prefix = name(field.encode()) + b"="
         except Unwritable as exc:
             chunk.refused += [
-                RefusedRow(f"{labels} {field}={value} {at}".encode(), str(exc))
-                for at, value in zip(exported.timestamps, exported.values, strict=True)
+                RefusedRow(f"{labels} {field}={bytes(raw).decode()} {at}".encode(), str(exc))
+                for at, raw in zip(exported.timestamps, exported.values, strict=True)
             ]
             return
-        for time_ms, value in zip(exported.timestamps, exported.values, strict=True):
-            if not isinstance(value, float):
-                text = b"%b %b%a %d" % (head, prefix, value, time_ms * _MILLISECOND_NS)
-                chunk.refused.append(RefusedRow(text, "InfluxDB has no such number"))
+        for time_ms, raw in zip(exported.timestamps, exported.values, strict=True):
+            time_ns, text = time_ms * _MILLISECOND_NS, bytes(raw)
+            if text[0] not in _NUMBER_BEGINS:
+                refused = line_of((head, (prefix + text,), time_ns))
+                chunk.refused.append(RefusedRow(refused, "InfluxDB has no such number"))
                 continue
-            if self._last == (head, prefix, time_ms) and chunk.rows:
+            if self._last == (head, prefix, time_ms):
+                if not chunk.rows:  # the former one is copied already
+                    continue
                 chunk.rows.pop()
             self._last = head, prefix, time_ms
-            chunk.rows.append((head, (prefix + b"%a" % value,), time_ms * _MILLISECOND_NS))
+            chunk.rows.append((head, (prefix + b"%a" % float(text),), time_ns))
 
 
 def measurements_of(metrics: Collection[str]) -> dict[str, list[str]]:
@@ -229,7 +236,7 @@ def _posted(path: str, form: Sequence[tuple[str, str]]) -> Request:
 def _decoded(text: bytes, kind: type[Answer]) -> Answer:
     try:
         return msgspec.json.decode(text, type=kind)
-    except msgspec.MsgspecError as exc:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise QueryFailed(f"the answer is not what VictoriaMetrics answers: {exc}") from exc
 
 
