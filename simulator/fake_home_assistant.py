@@ -208,7 +208,8 @@ class FakeHomeAssistant:
         self.unknown_commands = set(unknown_commands)
         """Commands that are refused as unknown."""
         self._house = house
-        self._token = token
+        self.token = token
+        """The token that is accepted."""
         self._denied = frozenset(denied_events)
         self._read_only = read_only
         self._peak_s = peak_s if enforce_limits else None
@@ -351,7 +352,7 @@ class FakeHomeAssistant:
         except (TimeoutError, ValueError):
             return False
         match message:
-            case {"type": "auth", "access_token": self._token}:
+            case {"type": "auth", "access_token": self.token}:
                 await _say(socket, {"type": "auth_ok", "ha_version": self.version})
                 return True
             case {"type": "auth", **rest} if rest.keys() <= {"access_token", "api_password"}:

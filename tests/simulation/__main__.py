@@ -13,6 +13,7 @@ clocks.install()
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from tests.simulation.runner import replay, run_many
@@ -29,20 +30,22 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3_600.0, help="length of each world")
     parser.add_argument("--jobs", type=int, help="worlds at a time; default: one per core")
     parser.add_argument("--only", help="numbers of the actions to keep, such as 3,7")
+    parser.add_argument("--kinds", help="draw only these faults, such as crash,disk_fails")
     parser.add_argument("--plan", type=Path, help="run the plan in this file")
     parser.add_argument("--log", action="store_true", help="print the log of a seed that passes")
     chosen = parser.parse_args()
     if chosen.plan is not None:
         return replay(Plan.read(chosen.plan), only=None, show_log=chosen.log)
+    kinds = tuple(chosen.kinds.split(",")) if chosen.kinds else ()
     if chosen.seed is not None:
-        plan = Plan(seed=chosen.seed, seconds=chosen.seconds)
+        plan = Plan(seed=chosen.seed, seconds=chosen.seconds, kinds=kinds)
         only = None if chosen.only is None else [int(n) for n in chosen.only.split(",") if n]
         return replay(plan, only=only, show_log=chosen.log)
+    first = int(time.time()) if chosen.first is None else chosen.first
     return run_many(
-        first=chosen.first,
+        Plan(seed=first, seconds=chosen.seconds, kinds=kinds),
         virtual_s=chosen.virtual,
         hours=chosen.hours,
-        seconds=chosen.seconds,
         jobs=chosen.jobs,
     )
 

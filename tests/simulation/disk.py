@@ -6,8 +6,14 @@ import sqlite3
 from collections.abc import Callable
 from typing import Any
 
-_FULL = "database or disk is full"
-_ERROR = "disk I/O error"
+DiskError = tuple[str, int]
+"""Text and code of an error of SQLite."""
+
+FULL: DiskError = "database or disk is full", sqlite3.SQLITE_FULL
+BROKEN: DiskError = "disk I/O error", sqlite3.SQLITE_IOERR
+READ_ONLY: DiskError = "attempt to write a readonly database", sqlite3.SQLITE_READONLY
+
+_WRITING = ("INSERT", "UPDATE", "DELETE", "REPLACE", "COMMIT", "CREATE", "ALTER", "DROP", "VACUUM")
 
 
 class Crash(BaseException):
@@ -22,8 +28,10 @@ class Disk:
         self.kill_at: int | None = None
         """The number of the statement at which the process is killed."""
         self.killed: Callable[[], None] = lambda: None
-        self.error: tuple[str, int] | None = None
-        """Text and code of the error that statements which write raise."""
+        self.error: DiskError | None = None
+        """What statements that write raise."""
+        self.failed = 0
+        """How many statements have failed."""
 
     def step(self, sql: str) -> None:
         """Run before each statement."""
@@ -33,6 +41,7 @@ class Disk:
             self.killed()
             raise Crash
         if self.error is not None and _writes(sql):
+            self.failed += 1
             text, code = self.error
             exc = sqlite3.OperationalError(text)
             exc.sqlite_errorcode = code
@@ -41,20 +50,12 @@ class Disk:
     @property
     def usage(self) -> tuple[int, int, int]:
         """Total, used and free bytes."""
-        free = 0 if self.error is not None and self.error[0] == _FULL else 10**11
+        free = 0 if self.error == FULL else 10**11
         return 10**12, 10**12 - free, free
-
-    def fill(self) -> None:
-        """Let every write fail because the disk is full."""
-        self.error = _FULL, sqlite3.SQLITE_FULL
-
-    def fail(self) -> None:
-        """Let every write fail with EIO."""
-        self.error = _ERROR, sqlite3.SQLITE_IOERR
 
 
 def _writes(sql: str) -> bool:
-    return sql.lstrip()[:6].upper() in {"INSERT", "UPDATE", "DELETE", "REPLAC", "COMMIT"}
+    return sql.lstrip().upper().startswith(_WRITING)
 
 
 def connect(disk: Disk, real: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tests.fakes.replies import HANG, HTML_500, RESET, UNAUTHORIZED, Reply, error
+from tests.simulation.disk import BROKEN, FULL, READ_ONLY, DiskError
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -68,6 +69,42 @@ async def crash_in_statement(world: World, *, statement: int, down_s: float) -> 
         await world.start_again(down_s)
 
 
+@fault(weight=2, resumption=(1.0, 3000.0), down_s=(0.5, 30.0))
+async def crash_between_steps(world: World, *, resumption: float, down_s: float) -> None:
+    """Kill the service where one of its tasks waits for something that has just come."""
+    await world.crash_between_steps(round(resumption))
+    await world.start_again(down_s)
+
+
+@fault(resumption=(1.0, 1000.0), first=["crash", "terminate"], down_s=(0.1, 30.0))
+async def crash_in_start(world: World, *, resumption: float, first: str, down_s: float) -> None:
+    """Kill the service in the middle of a start."""
+    if first == "crash":
+        world.crash()
+    else:
+        await world.terminate()
+    await world.start_again(down_s)
+    await world.crash_between_steps(round(resumption))
+    await world.start_again(down_s)
+
+
+@fault(resumption=(1.0, 200.0), down_s=(0.1, 30.0))
+async def crash_in_stop(world: World, *, resumption: float, down_s: float) -> None:
+    """Kill the service while it stops after SIGTERM."""
+    world.spawn(world.terminate())
+    await world.crash_between_steps(round(resumption))
+    await world.start_again(down_s)
+
+
+@fault(times=[2, 3, 5, 8], seconds=(0.01, 5.0))
+async def crash_repeatedly(world: World, *, times: int, seconds: float) -> None:
+    """Kill the service several times within seconds."""
+    for _ in range(times):
+        world.crash()
+        await world.start_again(seconds)
+        await asyncio.sleep(seconds)
+
+
 @fault(weight=2, down_s=(0.5, 300.0))
 async def terminate(world: World, *, down_s: float) -> None:
     """Stop the service with SIGTERM."""
@@ -81,6 +118,35 @@ async def set_our_clock(world: World, *, jump_s: float) -> None:
     world.loop.clock_offset_s += jump_s
 
 
+_DISK_ERRORS: Mapping[str, DiskError] = {
+    "full": FULL,
+    "broken": BROKEN,
+    "read-only": READ_ONLY,
+}
+
+
+@fault(
+    weight=3,
+    error=list(_DISK_ERRORS),
+    seconds=(0.01, 300.0),
+    meanwhile=["run", "run", "crash", "terminate"],
+)
+async def disk_fails(world: World, *, error: str, seconds: float, meanwhile: str) -> None:
+    """Let every write to the disk fail, perhaps while the service stops and starts."""
+    failing = _DISK_ERRORS[error]
+    world.fail_disk(failing)
+    await asyncio.sleep(seconds / 2)
+    if meanwhile == "crash":
+        world.crash()
+    if meanwhile == "terminate":
+        await world.terminate()
+    if meanwhile != "run":
+        await world.start_again(0.5)
+    await asyncio.sleep(seconds / 2)
+    if world.disk_error is failing:
+        world.fail_disk(None)
+
+
 @fault(factor=(10.0, 1000.0), seconds=(1.0, 120.0))
 async def slow_disk(world: World, *, factor: float, seconds: float) -> None:
     """Make all work of threads slow."""
@@ -90,6 +156,16 @@ async def slow_disk(world: World, *, factor: float, seconds: float) -> None:
 
 
 # --- the connection to Home Assistant
+
+
+@fault(seconds=(1.0, 400.0))
+async def revoke_token(world: World, *, seconds: float) -> None:
+    """Close all connections and refuse the token, and accept it again after a while."""
+    accepted, world.home_assistant.token = world.home_assistant.token, "another token"
+    world.spawn(world.home_assistant.drop())
+    await asyncio.sleep(seconds)
+    if accepted != "another token":
+        world.home_assistant.token = accepted
 
 
 @fault(weight=2)

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from contextvars import Context, ContextVar
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tests.simulation import disk
@@ -44,6 +45,16 @@ class Process:
         self.disk = Disk()
         self.is_dead = False
         self.tasks: set[SimulatedTask] = set()
+
+
+@dataclass(slots=True)
+class _Armed:
+    """What happens at a later step of a process."""
+
+    process: Process
+    left: int
+    """How many times its tasks continue before."""
+    act: Callable[[], None]
 
 
 class SimulatedTask(asyncio.Task[Any]):
@@ -81,6 +92,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self._trace = hashlib.blake2b(digest_size=8)
         self._free_at: dict[Executor, float] = {}
         self._graveyard: list[object] = []
+        self._armed: _Armed | None = None
         super().__init__()
         self._selector = self
         self.set_task_factory(_new_task)  # type: ignore[arg-type]
@@ -109,10 +121,29 @@ class SimulatedLoop(asyncio.BaseEventLoop):
             self._now = max(self._now + timeout, min(h._when for h in self._scheduled[:1]))
         ready = self._ready
         self.steps += len(ready)
+        if self._armed is not None:
+            self._count_resumptions(self._armed)
         if len(ready) > 1 and self.chance.random() < _PERMUTED:
             self._permute()
         self._trace.update(b"%d %.9f;" % (len(ready), self._now))
         return []
+
+    def arm(self, process: Process, resumption: int, act: Callable[[], None]) -> None:
+        """Call `act` just before one of the next times that a task of this process continues."""
+        self._armed = _Armed(process, resumption, act)
+
+    def disarm(self) -> None:
+        """Forget what `arm` was asked for."""
+        self._armed = None
+
+    def _count_resumptions(self, armed: _Armed) -> None:
+        for place, handle in enumerate(self._ready):
+            if handle._context.get(PROCESS) is armed.process and _task_of(handle) is not None:
+                armed.left -= 1
+                if armed.left <= 0:
+                    self._armed = None
+                    self._ready.insert(place, asyncio.Handle(armed.act, (), self, Context()))
+                    return
 
     def _permute(self) -> None:
         """Let tasks change places; other callbacks keep theirs, as asyncio guarantees."""

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import count, islice
 from multiprocessing.pool import Pool
 from pathlib import Path
@@ -35,28 +36,23 @@ def run_world(plan: Plan, only: Sequence[int] | None = None) -> Result:
         return world.run(chosen)
 
 
-def run_many(
-    *,
-    first: int | None,
-    virtual_s: float,
-    hours: float | None,
-    seconds: float,
-    jobs: int | None,
-) -> int:
-    """Run worlds until the time is up or one fails; return the exit status."""
-    first = int(time.time()) if first is None else first
-    plans: Iterator[Plan] = (Plan(seed=seed, seconds=seconds) for seed in count(first))
+def run_many(first: Plan, *, virtual_s: float, hours: float | None, jobs: int | None) -> int:
+    """Run this plan and those of the seeds after it until the time is up or one fails.
+
+    Return the exit status.
+    """
+    plans: Iterator[Plan] = (replace(first, seed=seed) for seed in count(first.seed))
     if hours is None:
-        plans = iter([next(plans) for _ in range(max(1, round(virtual_s / seconds)))])
+        plans = iter([next(plans) for _ in range(max(1, round(virtual_s / first.seconds)))])
     deadline = time.monotonic() + (hours or 1e6) * 3600
     began, total = time.monotonic(), _Totals()
-    _say(f"simulate: seeds from {first}, worlds of {seconds:g} s")
+    _say(f"simulate: seeds from {first.seed}, worlds of {first.seconds:g} s")
     with _pool(jobs) as pool:
         for result in _results(pool, _until(deadline, plans)):
             total.add(result)
             if result.error is not None:
                 _say(total.text(time.monotonic() - began), _verdict(result), "Shrinking it")
-                _explain(pool, Plan(seed=result.seed, seconds=seconds), result)
+                _explain(pool, replace(first, seed=result.seed), result)
                 return 1
     _say(total.text(time.monotonic() - began))
     return 0

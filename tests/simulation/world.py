@@ -34,6 +34,7 @@ from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.simulation import clocks
 from tests.simulation.checks import Violation, check_end, check_meanwhile
 from tests.simulation.database import PORT, Database
+from tests.simulation.disk import DiskError
 from tests.simulation.faults import FAULTS
 from tests.simulation.house import House
 from tests.simulation.loop import PROCESS, Process, SimulatedLoop
@@ -72,6 +73,8 @@ class Plan:
     seconds: float = 3600.0
     events_per_s: float = 0.7
     fault_every_s: float = 90.0
+    kinds: tuple[str, ...] = ()
+    """The kinds of faults to draw from; empty for all."""
     given: tuple[Action, ...] | None = None
     """The actions; None to draw them from the seed."""
 
@@ -96,7 +99,7 @@ class Plan:
         if self.given is not None:
             return list(self.given)
         chance = random.Random(f"actions {self.seed}")
-        kinds = sorted(FAULTS)
+        kinds = sorted(self.kinds or FAULTS)
         weights = [FAULTS[kind].weight for kind in kinds]
         actions, at = [], 30.0
         while (at := at + chance.expovariate(1 / self.fault_every_s)) < self.seconds:
@@ -159,6 +162,8 @@ class World:
         self.is_calm = False
         self.disk_faults = 0
         """How many faults of the disk have begun: only then may the service fail to start."""
+        self.disk_error: DiskError | None = None
+        """What every write fails with, in the running process and in those that follow."""
         self._folder = folder
         self._uncommitted: list[bytes] = []
         self._lives = 0
@@ -223,6 +228,8 @@ class World:
         """End all faults, wait until everything is settled, and check the result."""
         self.note("--- calm")
         self.is_calm = True
+        self.loop.disarm()
+        self.home_assistant.token = _TOKEN
         await self._until(lambda: self.is_home_assistant_up and self._is_up(), 700, "be up again")
         self.database.fault = None
         await self.database.start()
@@ -232,7 +239,7 @@ class World:
         self.loop.work_factor = 1.0
         life = self.life
         assert life.container is not None
-        life.disk.error = None
+        self.fail_disk(None)
         limit_s = _CALM_S + 300.0
         deadline = self.loop.time() + limit_s
         while (problem := self._unsettled()) is not None:
@@ -308,6 +315,7 @@ class World:
         folder = self._folder / f"life-{self._lives}"
         self._lives += 1
         life = self._life = Life(folder)
+        life.disk.error = self.disk_error
         self._uncommitted.clear()
         context = contextvars.copy_context()
         context.run(PROCESS.set, life.process)
@@ -346,6 +354,24 @@ class World:
                 return True
         life.disk.kill_at = None
         return life.process.is_dead
+
+    async def crash_between_steps(self, resumption: int) -> None:
+        """Kill the service just before so many times that one of its tasks continues."""
+        if self._life is None:
+            return
+        process = self.life.process
+        self.loop.arm(process, resumption, self.crash)
+        for _ in range(600):
+            await asyncio.sleep(0.1)
+            if process.is_dead or self.is_calm:
+                break
+
+    def fail_disk(self, error: DiskError | None) -> None:
+        """Let every statement that writes fail with this error; None ends that."""
+        self.disk_faults += error is not None
+        self.disk_error = error
+        if self._life is not None:
+            self._life.disk.error = error
 
     async def terminate(self) -> None:
         """Stop the service in order, as after SIGTERM."""
