@@ -122,6 +122,41 @@ async def test_the_target_has_every_value_with_its_type(
     assert len(theirs.requests) == requests
 
 
+async def test_users_of_influxdb_1_are_sent_to_their_own_database(copying: Copying) -> None:
+    """Each side has a user and a password; a wrong one is refused without showing it."""
+    ours = FakeInflux(version="v1", bucket=BUCKET, username="reader", password="one-one")
+    theirs = FakeInflux(version="v1", bucket=BUCKET, username="writer", password="two-two")
+    ours.lines = list(LINES)
+    async with ours.serving(), theirs.serving():
+        given = settings(ours, theirs) | {
+            "COPY_FROM_TOKEN": "",
+            "COPY_FROM_USERNAME": "reader",
+            "COPY_FROM_PASSWORD": "one-one",
+            "INFLUXDB_TOKEN": "",
+            "INFLUXDB_USERNAME": "writer",
+            "INFLUXDB_PASSWORD": "two-two",
+        }
+        result = await copying(**given)
+        with pytest.raises(DatabaseRefused, match="answers 401") as refused:
+            await copying("--again", **given | {"COPY_FROM_PASSWORD": "three-three"})
+
+    assert result.status == 0, result.printed
+    assert values(theirs) == values(ours)
+    assert "three-three" not in str(refused.value)
+
+
+async def test_a_target_that_does_not_say_what_it_is_is_written_and_not_compared(
+    copying: Copying,
+) -> None:
+    """Databases with InfluxDB's write API and no other."""
+    async with databases() as (ours, theirs):
+        theirs.ping_reply = Reply(status=204)
+        result = await copying(**settings(ours, theirs))
+
+    assert "nothing was compared" in result.printed
+    assert values(theirs) == values(ours)
+
+
 async def test_influxdb_3_is_written_and_not_compared(copying: Copying) -> None:
     """It has no query interface that the command reads; it says so."""
     async with databases("v1", "v3") as (ours, theirs):
