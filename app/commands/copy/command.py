@@ -345,7 +345,7 @@ def _summarized(
     job: _Copy, refused: RefusedLines, differences: Sequence[DayDifference], out: TextIO
 ) -> int:
     """Print the result and return the exit status."""
-    out.write(f"Copied {job.copied:,} values\n")
+    out.write(f"Read and sent {job.copied:,} values\n")
     if refused.count:
         out.write(f"Refused: {refused.count:,} points, with the reasons, in {refused.path}\n")
     out.writelines(f"{_difference(each)}\n" for each in differences[:_LISTED_DIFFERENCES])
