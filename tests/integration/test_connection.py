@@ -463,7 +463,7 @@ async def test_a_token_that_is_valid_again_is_accepted(
     stranger = FakeHomeAssistant(StillHouse(), token=TOKEN[::-1])
     async with stranger, parts.running(ear, stranger.url, auth_retry_s=0.001) as source:
         await until(lambda: source.status().failed_connections == 3)
-        stranger._token = TOKEN
+        stranger.token = TOKEN
         await until(lambda: source.status().is_subscribed)
 
         assert source.status().reason is None
