@@ -29,8 +29,12 @@ from app.journal.journal import SqliteJournal
 from app.journal.rows import rows_of
 from app.model import Change, Lines
 from app.normalize.changes import Normalizer
+from app.pipeline import Encoder
 from app.runtime.metrics import Telemetry
 from app.runtime.retry import Backoff, Breaker
+from app.schema.encodings import TwoEncodings
+from app.schema.home_assistant import HomeAssistantEncoder
+from app.schema.home_assistant_options import Options
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
 from app.sinks.dead_letters import DeadLetters
@@ -140,15 +144,19 @@ async def _receiving(material: Material, rounds: int) -> list[Cost]:
 
 async def _whole_way(material: Material, rounds: int) -> list[Cost]:
     costs = []
-    for per_frame, words in ((EVENTS_PER_FRAME, f"{EVENTS_PER_FRAME}"), (1, "one")):
+    for encoder, per_frame, words in (
+        (new_encoder(), EVENTS_PER_FRAME, f"{EVENTS_PER_FRAME} per frame"),
+        (new_encoder(), 1, "one per frame"),
+        (two_encodings(), EVENTS_PER_FRAME, f"{EVENTS_PER_FRAME} per frame, two schemas"),
+    ):
         cpu_s, wall_s = await measure_way(
             material.catalog,
-            new_encoder(),
+            encoder,
             events=material.count,
             per_frame=per_frame,
             rounds=2 * rounds,
         )
-        stage = f"the whole way to InfluxDB, {words} per frame"
+        stage = f"the whole way to InfluxDB, {words}"
         costs.append(_cheapest(stage, material, [_Times(cpu_s, wall_s)]))
     return costs
 
@@ -208,6 +216,7 @@ def _pure_stages(material: Material) -> Iterator[tuple[str, Callable[[], None]]]
     yield "normalize", partial(_normalize, normalizer, material.events)
     encoder = new_encoder()
     yield "encode", partial(_encode, encoder, material.changes)
+    yield "encode for two schemas", partial(_encode, two_encodings(), material.changes)
     yield "compress", partial(_compress, material.commits)
     for watchers in _WATCHERS:
         stage = f"fan-out to {watchers}, without sending"
@@ -225,7 +234,7 @@ def _normalize(normalizer: Normalizer, batches: Sequence[Sequence[Event]]) -> No
         normalizer.changes(events)
 
 
-def _encode(encoder: HomeiqEncoder, batches: Sequence[Sequence[Change]]) -> None:
+def _encode(encoder: Encoder, batches: Sequence[Sequence[Change]]) -> None:
     for changes in batches:
         encoder.encode(changes)
 
@@ -320,6 +329,12 @@ def ready_session() -> Session:
 def new_encoder() -> HomeiqEncoder:
     """Return the encoder of the service without any setting."""
     return HomeiqEncoder("home_assistant_events", instance=None, attribute_fields=())
+
+
+def two_encodings() -> TwoEncodings:
+    """Return that of a service with Home Assistant's schema and its defaults."""
+    database = HomeAssistantEncoder(Options(), text="v1")
+    return TwoEncodings(new_encoder(), database, corrected=lambda _: None)
 
 
 def _catalog(corpus: Corpus) -> Catalog:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -59,6 +60,7 @@ _UNIT_NS: Mapping[Precision | None, int] = {
 }
 
 _MAX_CACHED_STATE_CHARS = 64
+_MAX_CACHED_VALUE_BYTES = 100
 
 _ENTITY_BYTES = 200
 """An estimate of Python's overhead."""
@@ -92,6 +94,20 @@ class _State(NamedTuple):
     """Whether a number was left out."""
 
 
+_Fields: TypeAlias = tuple[tuple[str, bytes], ...]
+"""Fields by their unescaped key, each with a comma before it."""
+
+
+class _Head(NamedTuple):
+    """The beginning of a line, and what follows from the same attributes."""
+
+    data: bytes
+    """Measurement, tags and a space."""
+    left_out: frozenset[str | None]
+    """Attributes that are not fields."""
+    corrections: tuple[Correction, ...]
+
+
 class _Template(NamedTuple):
     """What the lines of an entity with the same attributes and kind of state share."""
 
@@ -106,12 +122,17 @@ class _Template(NamedTuple):
 class _Entity:
     """An entity's options and its latest templates."""
 
-    __slots__ = ("attributes", "options", "size", "templates")
+    __slots__ = ("attributes", "fields", "head", "head_key", "options", "size", "templates")
 
     def __init__(self, options: EntityOptions | None) -> None:
         self.options = options
         """None when the filter leaves the entity out."""
         self.attributes: bytes | None = None
+        self.fields: dict[str, tuple[msgspec.Raw, _Fields]] = {}
+        """By name of an attribute: its JSON, and its fields if they clash with no other."""
+        self.head: _Head | None = None
+        self.head_key: tuple[bytes | None, ...] = ()
+        """The attributes that the head depends on."""
         self.templates: dict[tuple[str, ...], _Template] = {}
         self.size = 0
 
@@ -138,8 +159,8 @@ class HomeAssistantEncoder:
         self._selects = selection(options)
         self._comment = _COMMENTS[text]
         self._is_v1 = text == "v1"
-        self._measurement_escapes = _V1_ESCAPES if self._is_v1 else _V2_MEASUREMENT_ESCAPES
         self._escapes = _V1_ESCAPES if self._is_v1 else _V2_ESCAPES
+        self._in_head = (_UNIT, _CLASS, *options.tags_attributes)
         self._time_of = _time_writer(options.precision, text, verbatim=verbatim)
         self._verbatim = verbatim
         self._max_cached_bytes = max_cached_bytes
@@ -147,6 +168,8 @@ class HomeAssistantEncoder:
         self._entities: dict[str, _Entity] = {}
         self._cached_bytes = 0
         self._states: dict[str, _State] = {}
+        self._fields: dict[tuple[str, bytes], _Fields] = {}
+        """By name and JSON of an attribute: lamps and thermostats repeat their values."""
 
     def encode(self, changes: Sequence[Change]) -> EncodedChanges:
         """Return the line of each change, in order."""
@@ -218,45 +241,97 @@ class HomeAssistantEncoder:
             entity.attributes, entity.templates, entity.size = attributes, {}, 0
         template = entity.templates.get(state.fields)
         if template is None:
-            template = self._new_template(entity.options, change, attributes, state.fields)
+            template = self._new_template(entity, change, attributes, state.fields)
             entity.templates[state.fields] = template
-            size = sum(map(len, template[:4]))
+            size = len(attributes) + sum(map(len, template[:4]))
             entity.size += size
             self._cached_bytes += size
         return template
 
     def _new_template(
-        self,
-        entity: EntityOptions | None,
-        change: Change,
-        attributes: bytes,
-        state_fields: tuple[str, ...],
+        self, entity: _Entity, change: Change, attributes: bytes, state_fields: tuple[str, ...]
     ) -> _Template:
+        members = _MEMBERS.decode(attributes)
+        key = tuple([bytes(members[name]) if name in members else None for name in self._in_head])
+        if entity.head is None or entity.head_key != key:
+            entity.head, entity.head_key = self._new_head(entity.options, change, attributes), key
+        head = entity.head
+        fields = self._fields_without_clash(entity, members, head.left_out, state_fields)
+        if fields is None:
+            found = _attribute_fields(_VALUES.decode(attributes), head.left_out, state_fields)
+            fields = {key: self._field(key, value) for key, value in found.items()}
+        corrections = head.corrections
+        if "" in fields and (self._is_v1 or not self._verbatim):
+            del fields[""]
+            if not self._is_v1:
+                corrections = (*corrections, "empty_key")
+        return _Template(head.data, *_segments(fields), corrections)
+
+    def _fields_without_clash(
+        self,
+        entity: _Entity,
+        members: Mapping[str, msgspec.Raw],
+        left_out: Collection[str | None],
+        state_fields: Collection[str],
+    ) -> dict[str, bytes] | None:
+        """Return the fields of attributes; None if the order of the attributes matters."""
+        known = entity.fields
+        fields = dict.fromkeys(state_fields, b"")
+        for name, raw in members.items():
+            if name in left_out:
+                continue
+            if name in fields or name == "time":
+                return None
+            before = known.get(name)
+            if before is None or before[0] != raw:
+                value = bytes(raw)  # a copy: `raw` would keep all attributes in memory
+                before = known[name] = (msgspec.Raw(value), self._new_fields(name, value))
+            for key, field in before[1]:
+                if key in fields:
+                    return None
+                fields[key] = field
+        if len(known) > 2 * len(members):  # names that come and go
+            known.clear()
+        return fields
+
+    def _new_fields(self, name: str, value: bytes) -> _Fields:
+        fields = self._fields.get((name, value))
+        if fields is not None:
+            return fields
+        number, text = _converted(msgspec.json.decode(value))
+        found = [] if text is None else [(f"{name}_str", self._field(f"{name}_str", text))]
+        if number is not None and math.isfinite(number):
+            found.append((name, self._field(name, number)))
+        fields = tuple(found)
+        if len(value) <= _MAX_CACHED_VALUE_BYTES:
+            if len(self._fields) >= self._max_cached_states:
+                self._fields.clear()
+            self._fields[name, value] = fields
+        return fields
+
+    def _new_head(self, entity: EntityOptions | None, change: Change, attributes: bytes) -> _Head:
         assert entity is not None, "an entity that is left out has no lines"
-        members = msgspec.json.decode(attributes, type=dict[str, object])
-        corrections: list[Correction] = []
+        members = _VALUES.decode(attributes)
         measurement, source = _measurement(change, members, entity, self._options)
         tags = _tags(change, members, self._options)
-        left_out = {source, *self._options.tags_attributes, *entity.ignored}
-        fields = _attribute_fields(members, left_out, state_fields)
+        corrections: list[Correction] = []
         if not self._verbatim:
             if self._comment.match(measurement):
                 corrections.append("comment")
                 default = _default_measurement(change, self._options)
                 names = (measurement, default, change.entity_id)
                 measurement = next(filter(None, (self._comment.sub("", name) for name in names)))
-            self._correct(tags, fields, corrections)
+            self._correct(tags, corrections)
+        escapes = _V1_ESCAPES if self._is_v1 else _V2_MEASUREMENT_ESCAPES
         written = b"".join(self._tag(key, tags[key]) for key in sorted(tags) if key and tags[key])
-        return _Template(
-            b"%b%b " % (measurement.translate(self._measurement_escapes).encode(), written),
-            *self._segments(fields),
+        return _Head(
+            b"%b%b " % (measurement.translate(escapes).encode(), written),
+            frozenset((source, *self._options.tags_attributes, *entity.ignored)),
             tuple(corrections),
         )
 
-    def _correct(
-        self, tags: dict[str, str], fields: dict[str, float | str], corrections: list[Correction]
-    ) -> None:
-        """Remove the tags and fields that InfluxDB would refuse."""
+    def _correct(self, tags: dict[str, str], corrections: list[Correction]) -> None:
+        """Remove the tags that InfluxDB would refuse, or parts of them."""
         if tags.pop("time", ""):
             corrections.append("time_tag")
         if self._is_v1:
@@ -264,29 +339,31 @@ class HomeAssistantEncoder:
                 if value.endswith("\\"):
                     tags[key] = value.rstrip("\\")
                     corrections.append("backslash")
-        elif fields.pop("", None) is not None:
-            corrections.append("empty_key")
 
     def _tag(self, key: str, value: str) -> bytes:
         end = " " if not self._is_v1 and value.endswith("\\") else ""
         return f",{key.translate(self._escapes)}={value.translate(self._escapes)}{end}".encode()
 
-    def _segments(self, fields: Mapping[str, float | str]) -> tuple[bytes, bytes, bytes]:
-        """Return the fields that come before `state`, then before `value`, and then."""
-        segments: tuple[list[bytes], list[bytes], list[bytes]] = ([], [], [])
-        for key in sorted(fields):
-            if key or not self._is_v1:
-                index = (key >= "state") + (key >= "value")
-                segments[index].append(self._field(key, fields[key]))
-        before_state, before_value, after_value = map(b"".join, segments)
-        return before_state, before_value, after_value
-
     def _field(self, key: str, value: float | str) -> bytes:
+        prefix = f",{key.translate(self._escapes)}="
         if isinstance(value, str):
-            text = f'"{value.translate(_STRING_ESCAPES)}"'
-        else:
-            text = repr(value) if self._is_v1 else repr(value).removesuffix(".0")
-        return f",{key.translate(self._escapes)}={text}".encode()
+            if "\\" in value or '"' in value:
+                value = value.translate(_STRING_ESCAPES)
+            return f'{prefix}"{value}"'.encode()
+        text = repr(value) if self._is_v1 else repr(value).removesuffix(".0")
+        return f"{prefix}{text}".encode()
+
+
+_MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_VALUES = msgspec.json.Decoder(dict[str, object])
+
+
+def _segments(fields: Mapping[str, bytes]) -> tuple[bytes, bytes, bytes]:
+    """Return the fields that come before `state`, then before `value`, and then."""
+    keys = sorted(fields)
+    state, value = bisect_left(keys, "state"), bisect_left(keys, "value")
+    parts = [fields[key] for key in keys]
+    return b"".join(parts[:state]), b"".join(parts[state:value]), b"".join(parts[value:])
 
 
 _COMMENTS = {"v1": re.compile(r"\A[\t\0#]*#"), "v2": re.compile(r"\A[\0#]*#")}
@@ -356,14 +433,11 @@ def _attribute_fields(
         if name in left_out:
             continue
         key = f"{name}_" if name in fields else name
-        number = _number(value)
+        number, text = _converted(value)
+        if text is not None:
+            fields[f"{key}_str"] = text
         if number is not None:
             fields[key] = number
-        else:
-            text = _single_line(str(value))
-            fields[f"{key}_str"] = text
-            if (number := _number_in(text)) is not None:
-                fields[key] = number
         if isinstance(found := fields.get(key), float) and not math.isfinite(found):
             del fields[key]
     if "time" in fields:
@@ -372,6 +446,14 @@ def _attribute_fields(
             key += "_"
         fields[key] = fields.pop("time")
     return {key: value for key, value in fields.items() if key not in taken}
+
+
+def _converted(value: object) -> tuple[float | None, str | None]:
+    """Return the number and the text that a JSON value becomes."""
+    if (number := _number(value)) is not None:
+        return number, None
+    text = _single_line(str(value))
+    return _number_in(text), text
 
 
 def _number(value: object) -> float | None:
