@@ -249,9 +249,18 @@ class HomeAssistant:
     """A real Home Assistant with its demo devices and our load generator, after onboarding."""
 
     def __init__(
-        self, folder: Path, *, timeout_s: float = 100.0, changes: RandomChanges | None = None
+        self,
+        folder: Path,
+        *,
+        timeout_s: float = 100.0,
+        changes: RandomChanges | None = None,
+        more: str = "",
     ) -> None:
-        """Use a folder; set how long it may take to listen, then to be RUNNING."""
+        """Use a folder; set how long it may take to listen, then to be RUNNING.
+
+        `more` is added to its configuration.
+        """
+        self._more = more
         port = free_port()
         self.token = ""
         """A long-lived token of the owner."""
@@ -372,6 +381,7 @@ history:
 logbook:
 demo:
 load_generator: {load}
+{self._more}
 """
         )
 

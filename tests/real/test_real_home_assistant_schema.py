@@ -1,0 +1,145 @@
+"""Home Assistant's own influxdb integration and this service write the same."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.model import StoredPoint
+from tests.real.influx_1 import Database
+from tests.real.servers import HomeAssistant, Server
+from tests.service.process import service
+
+# The first test includes the start of Home Assistant, which may install the clients.
+pytestmark = [pytest.mark.real, pytest.mark.timeout(600)]
+
+_OPTIONS = """
+  precision: ms
+  default_measurement: units
+  tags:
+    source: real home
+  tags_attributes:
+    - friendly_name
+  ignore_attributes: state_class
+  component_config_glob:
+    sensor.load_1?:
+      override_measurement: ones
+      ignore_attributes: sequence
+  exclude:
+    entities: sensor.load_7
+    domains: [persistent_notification]
+"""
+
+
+@pytest.fixture(scope="module")
+def own(influx_1: Server) -> Database:
+    """Return the database that Home Assistant writes to."""
+    database = Database(influx_1.url, "home_assistant")
+    database.create()
+    return database
+
+
+@pytest.fixture(scope="module")
+def home(
+    influx_1: Server, own: Database, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HomeAssistant]:
+    """Yield a Home Assistant with its own integration."""
+    port = influx_1.url.rpartition(":")[2]
+    connection = f"  host: 127.0.0.1\n  port: {port}\n  database: {own.name}\n"
+    folder = tmp_path_factory.mktemp("home-assistant")
+    more = f"influxdb:\n{connection}{_OPTIONS}"
+    with HomeAssistant(folder, timeout_s=300.0, more=more) as server:
+        yield server
+
+
+def _environment(home: HomeAssistant, database: Database, url: str) -> dict[str, str]:
+    return {
+        "HOME_ASSISTANT_URL": home.url,
+        "HOME_ASSISTANT_TOKEN": home.token,
+        "INFLUXDB_URL": url,
+        "INFLUXDB_BUCKET": database.name,
+        "INFLUXDB_API": "v1",
+        "INFLUXDB_SCHEMA": "home_assistant",
+        "INFLUXDB_SCHEMA_CONFIG": f"influxdb:\n{_OPTIONS}",
+        "BACKFILL_ENABLED": "false",
+        "BATCH_TIMEOUT": "0.5",
+    }
+
+
+async def _written(
+    home: HomeAssistant, database: Database, url: str, folder: Path, count: int
+) -> tuple[str, str]:
+    """Emit changes while the service runs; return when they began and ended."""
+    async with service(folder, _environment(home, database, url)) as running:
+        await running.until(
+            "/health",
+            lambda health: health["discovery"]["last_refresh"] is not None,
+            timeout_s=60,
+        )
+        emitted = await asyncio.to_thread(lambda: home.emit(count, rate=400, sensors=50))
+
+        def is_done(health: Any) -> bool:
+            received = health["accounting"]["events"]["journaled"] >= count
+            return received and not health["sinks"][0]["held"]
+
+        await running.until("/health", is_done, timeout_s=60)
+        await running.stop()
+    return emitted[0].last_updated.isoformat(), emitted[-1].last_updated.isoformat()
+
+
+def _points(database: Database, span: tuple[str, str]) -> list[StoredPoint]:
+    """Return the generator's points of a span."""
+    first, last = (datetime.fromisoformat(text).timestamp() for text in span)
+    # Home Assistant cuts to milliseconds.
+    where = f"time >= {int(first * 1000)}ms AND time <= {int(last * 1000)}ms"
+    points = database.points(f"SELECT * FROM /.*/ WHERE {where} GROUP BY *")
+    return [point for point in points if point.tags.get("entity_id", "").startswith("load_")]
+
+
+async def _complete(database: Database, span: tuple[str, str], count: int) -> list[StoredPoint]:
+    """Wait until Home Assistant, which writes some seconds later, has written all."""
+    deadline_s = time.monotonic() + 60
+    while len(found := _points(database, span)) < count and time.monotonic() < deadline_s:
+        await asyncio.sleep(0.5)
+    return found
+
+
+def _sorted(points: list[StoredPoint]) -> list[tuple[int, str, str]]:
+    return sorted(
+        (point.time_ns, repr(sorted(point.tags.items())), repr((point.measurement, point.fields)))
+        for point in points
+    )
+
+
+async def test_two_databases_have_the_same_contents(
+    home: HomeAssistant, own: Database, influx_1: Server, tmp_path: Path
+) -> None:
+    """5,000 changes of 50 sensors, of which the options exclude one."""
+    ours = Database(influx_1.url, "ours")
+    ours.create()
+
+    span = await _written(home, ours, influx_1.url, tmp_path, 5_000)
+    theirs = await _complete(own, span, 4_900)
+
+    assert len(theirs) == 4_900
+    assert _sorted(_points(ours, span)) == _sorted(theirs)
+    assert {point.measurement for point in theirs} == {"W", "ones"}
+
+
+async def test_each_point_exists_once_while_both_write_into_one_database(
+    home: HomeAssistant, own: Database, influx_1: Server, tmp_path: Path
+) -> None:
+    """That makes it safe to try the service beside the integration."""
+    span = await _written(home, own, influx_1.url, tmp_path, 1_000)
+    await _complete(own, span, 980)
+    await asyncio.sleep(3)  # Home Assistant writes at most a second later, and nothing says when
+
+    points = _points(own, span)
+    assert len(points) == 980
+    assert len({(point.time_ns, *sorted(point.tags.items())) for point in points}) == 980
