@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import TypeAlias
 
 import pytest
 
@@ -19,6 +20,8 @@ from tests.power_cuts.scenarios import SCENARIOS, Recorded, Scenario, put_on_dis
 from tests.service.process import service
 
 pytestmark = [pytest.mark.timeout(1_200)]
+
+Recording: TypeAlias = Callable[[str], Awaitable[Recorded]]
 
 COUNT = int(os.environ.get("COUNT") or 200)
 RUNS = max(4, COUNT // 50)
@@ -34,6 +37,24 @@ async def influx() -> AsyncIterator[FakeInflux]:
     """Serve a healthy InfluxDB 2."""
     async with FakeInflux().serving() as fake:
         yield fake
+
+
+@pytest.fixture(scope="session")
+def recordings() -> dict[str, Recorded]:
+    """Return the runs that this process has recorded, by name; nothing changes them."""
+    return {}
+
+
+@pytest.fixture
+def recording(recordings: dict[str, Recorded], folder: Path, influx: FakeInflux) -> Recording:
+    """Return what records a scenario, once for all tests."""
+
+    async def run(name: str) -> Recorded:
+        if name not in recordings:
+            recordings[name] = await recorded(SCENARIOS[name], folder / "recording", influx)
+        return recordings[name]
+
+    return run
 
 
 @pytest.fixture
@@ -81,6 +102,7 @@ async def finds(
 async def test_a_start_after_a_power_cut_has_lost_nothing_and_reports_no_damage(
     *,
     choices: Random,
+    recording: Recording,
     record_property: Callable[[str, object], None],
     folder: Path,
     tmp_path: Path,
@@ -90,7 +112,7 @@ async def test_a_start_after_a_power_cut_has_lost_nothing_and_reports_no_damage(
     """Each state is opened by the container's own graph, and delivered to a database."""
     seen: set[str] = set()
     failed = []
-    run = await recorded(SCENARIOS[name], folder, influx)
+    run = await recording(name)
     begun, wanted = time.perf_counter(), COUNT // len(SCENARIOS)
     for _ in range(wanted * 20):
         if len(seen) == wanted:
@@ -115,10 +137,13 @@ async def test_a_start_after_a_power_cut_has_lost_nothing_and_reports_no_damage(
 
 
 async def test_python_m_app_run_starts_after_a_power_cut(
-    choices: Random, folder: Path, influx: FakeInflux
+    choices: Random,
+    recording: Recording,
+    folder: Path,
+    influx: FakeInflux,
 ) -> None:
     """The same through the command: it serves, delivers, reports no damage and stops in order."""
-    run = await recorded(SCENARIOS["busy"], folder, influx)
+    run = await recording("busy")
     for _ in range(RUNS):
         cut, tree = run.cut(choices)
         data = put_on_disk(tree, folder / "state")
@@ -155,6 +180,7 @@ async def test_python_m_app_run_starts_after_a_power_cut(
 async def test_the_check_reports_a_loss_where_a_sync_is_missing(
     *,
     choices: Random,
+    recording: Recording,
     folder: Path,
     influx: FakeInflux,
     scenario: str,
@@ -162,7 +188,7 @@ async def test_the_check_reports_a_loss_where_a_sync_is_missing(
     loss: str,
 ) -> None:
     """The control: the recorded run, as if it had not synced these files and folders."""
-    run = await recorded(SCENARIOS[scenario], folder, influx)
+    run = await recording(scenario)
     careless = replace(run, history=run.history.without_syncs(unsynced.__contains__))
 
     assert await finds(loss, careless, folder, influx, choices)
