@@ -60,10 +60,12 @@ def _packed(part: Lines, stream: bytes, database: bytes) -> bytes:
 
 def unpacked(row: Row, *, for_database: bool) -> Row:
     """Return the row with the lines of one encoding; a row without a second one is unchanged."""
-    if not row.gzip.startswith(PACKED):
+    if not row.gzip.startswith(PACKED) or len(row.gzip) < _PACKED.size:
         return row
     _, length, *counts = _PACKED.unpack_from(row.gzip)
     start = _PACKED.size + 2 * sum(counts)
+    if len(row.gzip) < start:
+        return row  # damaged, which shows when it is decompressed
     missing = array("H", row.gzip[_PACKED.size : start])
     if for_database:
         return replace(row, gzip=row.gzip[start + length :], left_out=tuple(missing[counts[0] :]))

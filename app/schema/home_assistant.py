@@ -63,7 +63,8 @@ _MAX_CACHED_STATE_CHARS = 64
 _MAX_CACHED_VALUE_BYTES = 100
 
 _ENTITY_BYTES = 200
-"""An estimate of Python's overhead."""
+_FIELD_BYTES = 300
+"""Estimates, with Python's overhead."""
 
 
 class EncodedChanges(NamedTuple):
@@ -243,7 +244,7 @@ class HomeAssistantEncoder:
         if template is None:
             template = self._new_template(entity, change, attributes, state.fields)
             entity.templates[state.fields] = template
-            size = len(attributes) + sum(map(len, template[:4]))
+            size = _FIELD_BYTES * len(entity.fields) + sum(map(len, template[:4]))
             entity.size += size
             self._cached_bytes += size
         return template

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from pathlib import Path
 
 import pytest
 
 from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
+from app.journal.rows import points_in, rows_of
 from app.model import Lines
 from app.runtime.metrics import Telemetry
 from app.schema.encodings import is_for_database_only
@@ -154,3 +156,31 @@ async def test_a_retried_line_of_the_databases_schema_reaches_no_other_sink(
 
         assert await _read(journal, "influxdb") == [_record(1), _other(2)]
         assert await _read(journal, "embedded") == [_record(1), b""]
+
+
+def test_a_damaged_row_of_two_encodings_is_recognized_as_such() -> None:
+    """A repair looks at rows whose checksum is wrong; whatever they hold must not end it."""
+    (row,) = rows_of(_lines(1, 9), first=1, received_at=1.0)
+
+    for end in range(len(row.gzip)):
+        assert points_in(row.gzip[:end], expected=9) in {None, 9}
+    for index in range(24):
+        changed = bytearray(row.gzip)
+        changed[index] ^= 0xFF
+        assert points_in(bytes(changed), expected=9) in {None, 9}
+
+
+async def test_a_repaired_journal_has_both_encodings(tmp_path: Path) -> None:
+    """Rows are copied as they are."""
+    async with _journal(tmp_path) as journal:
+        await journal.append(_lines(1, 9), received_at=1.0)
+    database = sqlite3.connect(tmp_path / "journal.db")
+    database.execute("UPDATE journal SET tail_check = 0")
+    database.commit()
+    database.close()
+
+    async with _journal(tmp_path) as journal:
+        assert journal.status().salvaged
+        read = [await _read(journal, sink) for sink in ("influxdb", "embedded")]
+
+    assert read == [[_other(n) for n in range(1, 10)], [_record(n) for n in range(1, 10)]]
