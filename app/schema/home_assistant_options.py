@@ -46,6 +46,12 @@ def _text(value: object) -> str:
     return str(value)
 
 
+def _given(value: object) -> object:
+    if value is None:
+        raise ValueError("must be 'ms', 's', 'us' or 'ns'")
+    return value
+
+
 def _listed(value: object) -> object:
     if value is None:
         return []
@@ -144,7 +150,7 @@ class Options(_Block):
     component_config_glob: dict[_Text, Customization] = {}
     include: FilterRules = FilterRules()
     exclude: FilterRules = FilterRules()
-    precision: Precision | None = None
+    precision: Annotated[Precision | None, BeforeValidator(_given)] = None
 
     def with_instance(self, name: str | None) -> Options:
         """Return the options with a static tag `instance`, unless `tags` has one."""

@@ -124,6 +124,7 @@ _INVALID = [
     ("include:\n  entities:", ":2: influxdb.include.entities must be text or a list"),
     ("exclude:\n  entities: light.a, light", ":2: influxdb.exclude.entities.1 'light' is not an"),
     ("precision: n", ":1: influxdb.precision must be 'ms', 's', 'us' or 'ns'"),
+    ("precision:", ":1: influxdb.precision must be 'ms', 's', 'us' or 'ns'"),
     ("api_version: 3", ":1: influxdb.api_version must be 1 or 2"),
     ("port: 0", ":1: influxdb.port must be a port"),
     ("max_retries: -1", ":1: influxdb.max_retries must not be negative"),
