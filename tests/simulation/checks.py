@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _LISTED = 12
+_UNNOTICED_NS = 120 * 1_000_000_000
+"""How long health may be good while nothing arrives: pings notice a silent connection."""
 _UNMARKED_NS = 1_200 * 1_000_000_000
 """How near a restart without an entry in the logbook others may be misjudged."""
 
@@ -43,6 +46,20 @@ async def check_meanwhile(world: World) -> None:
             raise Violation(
                 f"conservation: the totals of a sink do not balance: {sink}, appended {journal}"
             )
+    if health["status"] == "healthy" and not health["gaps"]["open"] and not events["pending"]:
+        _check_nothing_is_missing(world)
+
+
+def _check_nothing_is_missing(world: World) -> None:
+    """While health is good and no gap is open, the journal has what the recorder has."""
+    table, now_ns = world.house.recorder_.table, int(world.home_clock() * 1e9)
+    for row in table[world.verified_rows :]:
+        if row.updated_ns > now_ns - _UNNOTICED_NS:
+            break
+        is_captured = (row.entity_id, row.updated_ns) in world.captured
+        if not is_captured and row.updated_ns >= world.since_ns:
+            raise Violation(f"honesty: health is good, and the journal lacks {row}")
+        world.verified_rows += 1
 
 
 async def check_end(world: World) -> None:
@@ -51,7 +68,7 @@ async def check_end(world: World) -> None:
     _check_conservation(world)
     _check_order(world)
     _check_recorder(world)
-    await _check_gaps(world)
+    await _check_views(world)
 
 
 def _check_conservation(world: World) -> None:
@@ -126,12 +143,40 @@ def _is_of_unmarked_start(found: Difference, world: World) -> bool:
     return found.is_backfilled and any(abs(time_ns) < _UNMARKED_NS for time_ns in after_ns)
 
 
-async def _check_gaps(world: World) -> None:
-    assert world.life.client is not None
-    gaps = (await world.life.client.get("/api/v1/gaps")).json()["gaps"]
-    states = {gap["state"] for gap in gaps}
-    if states - {"filled", "nothing_recorded"}:
+async def _check_views(world: World) -> None:
+    """`/api/v1/gaps` and `/metrics` say what `/health` says, and no gap is left."""
+    client = world.life.client
+    assert client is not None
+    gaps = (await client.get("/api/v1/gaps")).json()["gaps"]
+    metrics = _metrics((await client.get("/metrics")).text)
+    health = (await client.get("/health")).json()
+    states = Counter(gap["state"] for gap in gaps)
+    if set(states) - {"filled", "nothing_recorded"}:
         raise Violation(f"honesty: gaps are {states} although the recorder has everything")
+    filled = states["filled"] + states["nothing_recorded"]
+    if (filled, states["nothing_recorded"]) != (
+        health["gaps"]["filled"],
+        health["gaps"]["nothing_recorded"],
+    ):
+        raise Violation(f"honesty: /health has {health['gaps']} and /api/v1/gaps {states}")
+    events = health["accounting"]["events"]
+    shown = {
+        "ingest_events_received_total": events["received"],
+        "ingest_events_journaled_total": events["journaled"],
+        **{
+            f'ingest_sink_points_written_total{{sink="{sink["name"]}"}}': sink["points_written"]
+            for sink in health["sinks"]
+        },
+    }
+    for name, value in shown.items():
+        if metrics.get(name) != value:
+            raise Violation(f"honesty: /metrics has {name} {metrics.get(name)}, /health {value}")
+
+
+def _metrics(text: str) -> Mapping[str, float]:
+    """Return the value of each sample by its name and labels."""
+    samples = (line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in samples}
 
 
 def _some(things: Any) -> str:

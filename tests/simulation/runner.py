@@ -146,7 +146,7 @@ def shrunk(pool: Pool, plan: Plan, result: Result) -> tuple[list[int], Result]:
     """Return the fewest actions found that still fail in the same way, and that failure."""
     numbers, kind = list(range(len(plan.actions()))), _kind(result)
     deadline = time.monotonic() + _SHRINKING_S
-    parts = 2
+    parts = 1  # first without any
     while len(numbers) >= 1 and time.monotonic() < deadline:
         size = -(-len(numbers) // parts)
         kept = [numbers[:start] + numbers[start + size :] for start in range(0, len(numbers), size)]

@@ -29,6 +29,7 @@ from app.main import create_app, running
 from app.model import Lines
 from app.runtime.errors import StorageError
 from app.runtime.supervisor import Supervisor
+from app.schema.homeiq import identity_of
 from app.settings import load_settings
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.simulation import clocks
@@ -152,6 +153,10 @@ class World:
         self.home_clock_offset_s = 0.0
         self.acknowledged: dict[bytes, tuple[int, int]] = {}
         """Every line that the journal made durable, with its first and last place in the order."""
+        self.captured: set[tuple[str, int]] = set()
+        """Entity and time of each of them."""
+        self.verified_rows = 0
+        """How many rows of the recorder were captured when health was good."""
         self._order = 0
         self.dead_letters: set[bytes] = set()
         """Lines that the database refused, and that were sent again."""
@@ -203,7 +208,7 @@ class World:
     # --- the course of events
 
     async def _history(self, actions: Sequence[Action]) -> None:
-        self.house = House(random.Random(f"house {self.plan.seed}"), self._home_clock)
+        self.house = House(random.Random(f"house {self.plan.seed}"), self.home_clock)
         self.database = Database(self.database_link, token=_TOKEN)
         self.home_assistant = FakeHomeAssistant(self.house, token=_TOKEN, port=_HOME_PORT)
         await self.database.start()
@@ -214,7 +219,7 @@ class World:
         self.spawn(self._commits())
         self.start()
         await self._until_streaming()
-        self.since_ns = int(self._home_clock() * 1e9)
+        self.since_ns = int(self.home_clock() * 1e9)
         self.spawn(self._polls())
         for action in actions:
             await asyncio.sleep(max(0.0, action.at - self.loop.time()))
@@ -252,7 +257,7 @@ class World:
             await asyncio.sleep(1.0)
         self.note("--- settled")
         self.are_changes_over = True
-        self.until_ns = int(self._home_clock() * 1e9)
+        self.until_ns = int(self.home_clock() * 1e9)
         await asyncio.sleep(_QUIET_S)
         await self._until(lambda: self._unsettled() is None, 120, "settle at the end")
         await check_end(self)
@@ -336,7 +341,7 @@ class World:
             return
         self._life = None
         self.note("the service is killed")
-        self.service_kills_ns.append(int(self._home_clock() * 1e9))
+        self.service_kills_ns.append(int(self.home_clock() * 1e9))
         self.loop.kill(life.process)
         if life.folder.exists():
             shutil.copytree(life.folder, self._folder / f"life-{self._lives}", dirs_exist_ok=True)
@@ -397,10 +402,10 @@ class World:
                 on_failure=life.stop.set,
             )
             container.supervisor.override(supervisor)
+            self._observe(container)  # first: others may keep its bound methods
             container.observer().usage = ProcessUsage(
                 cast("psutil.Process", _Idle()), times=lambda: (0.0, 0.0)
             )
-            self._observe(container)
             life.container = container
             async with running(container):
                 life.is_up = True
@@ -459,6 +464,8 @@ class World:
 
     def _acknowledge(self, lines: Sequence[bytes]) -> None:
         for line in lines:
+            if (point := identity_of(line)) is not None:
+                self.captured.add(point)
             self._order += 1
             first, _ = self.acknowledged.get(line, (self._order, 0))
             self.acknowledged[line] = (first, self._order)
@@ -537,7 +544,8 @@ class World:
         assert self._life is not None
         return self._life
 
-    def _home_clock(self) -> float:
+    def home_clock(self) -> float:
+        """Return the time of day on the clock of Home Assistant."""
         return clocks.EPOCH_S + self.loop.time() + self.home_clock_offset_s
 
     def _settings(self) -> Mapping[str, str]:
