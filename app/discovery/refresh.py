@@ -123,11 +123,17 @@ class Discovery:
     def status(self) -> DiscoveryStatus:
         """Return what is known and whether it is out of date."""
         status = self._catalog.status()
-        age = self._now() - (status.last_refresh or self._started)
+        age = self._age(status)
         limit = timedelta(seconds=_STALE_AFTER_INTERVALS * self._interval_s)
         if age <= limit:
             return status
         return replace(status, is_stale=True, reason=self._stale_reason(age))
+
+    def _age(self, status: DiscoveryStatus) -> timedelta:
+        # The wall clock only says how old a stored catalog is: it may be set at any time.
+        if (age_s := self._schedule.age_s()) is not None:
+            return timedelta(seconds=age_s)
+        return self._now() - (status.last_refresh or self._started)
 
     def connected(self) -> None:
         """List everything now: changes during a disconnection are not known."""

@@ -21,7 +21,8 @@ class RefreshSchedule:
         """When the requested ones are listed."""
         self._paused_until_s = 0.0
         self._full_refresh_s = clock()
-        """When all registries were last listed."""
+        """When all registries were last listed, or the start."""
+        self._was_listed = False
 
     def request(self, kinds: Iterable[Kind], *, within_s: float = 0.0) -> None:
         """Request some registries."""
@@ -44,6 +45,11 @@ class RefreshSchedule:
     def all_listed(self, at_s: float) -> None:
         """Count the interval from a time on."""
         self._full_refresh_s = at_s
+        self._was_listed = True
+
+    def age_s(self) -> float | None:
+        """Return the seconds since this process listed everything; None if it has not yet."""
+        return self._clock() - self._full_refresh_s if self._was_listed else None
 
     def pause(self, wait_s: float) -> None:
         """Let nothing be due before so many seconds have passed."""

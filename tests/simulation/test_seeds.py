@@ -14,6 +14,8 @@ from tests.simulation.test_simulation import simulate
 
 KEPT = Path(__file__).parent / "kept"
 BUGS = {
+    "clock_set_forward": "After the wall clock was set forward, health said for up to half an hour"
+    " that the registries were out of date.",
     "interrupted_start": "First states of a start of Home Assistant that was stopped before it was"
     " complete were read back with a previous state.",
     "recalled_states": "The newest change before a crash was recalled from the journal and not"

@@ -154,7 +154,7 @@ class World:
         self.acknowledged: dict[bytes, tuple[int, int]] = {}
         """Every line that the journal made durable, with its first and last place in the order."""
         self.captured: set[tuple[str, int]] = set()
-        """Entity and time of each of them."""
+        """Entity and time of each of them, and of what a killed process may have made durable."""
         self.verified_rows = 0
         """How many rows of the recorder were captured when health was good."""
         self._order = 0
@@ -171,6 +171,8 @@ class World:
         """What every write fails with, in the running process and in those that follow."""
         self._folder = folder
         self._uncommitted: list[bytes] = []
+        self._in_flight: list[list[bytes]] = []
+        """What the journal is appending: a killed process may have made it durable."""
         self._lives = 0
         self._life: Life | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -343,6 +345,9 @@ class World:
         self.note("the service is killed")
         self.service_kills_ns.append(int(self.home_clock() * 1e9))
         self.loop.kill(life.process)
+        for lines in self._in_flight:
+            self._capture(lines)
+        self._in_flight.clear()
         if life.folder.exists():
             shutil.copytree(life.folder, self._folder / f"life-{self._lives}", dirs_exist_ok=True)
 
@@ -443,8 +448,13 @@ class World:
         )
 
         async def observed_append(lines: Lines, **options: Any) -> None:
-            await append(lines, **options)
-            self._acknowledge(lines.split())
+            split = lines.split()
+            self._in_flight.append(split)
+            try:
+                await append(lines, **options)
+                self._acknowledge(split)
+            finally:
+                self._in_flight.remove(split)
 
         async def observed_append_uncommitted(lines: Lines, **options: Any) -> None:
             await append_uncommitted(lines, **options)
@@ -462,10 +472,12 @@ class World:
         }.items():
             setattr(journal, name, observed)
 
+    def _capture(self, lines: Sequence[bytes]) -> None:
+        self.captured.update(point for line in lines if (point := identity_of(line)) is not None)
+
     def _acknowledge(self, lines: Sequence[bytes]) -> None:
+        self._capture(lines)
         for line in lines:
-            if (point := identity_of(line)) is not None:
-                self.captured.add(point)
             self._order += 1
             first, _ = self.acknowledged.get(line, (self._order, 0))
             self.acknowledged[line] = (first, self._order)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 
@@ -302,6 +303,17 @@ def test_a_catalog_is_stale_after_two_intervals() -> None:
     assert status.last_refresh == NOON
     assert status.reason is not None
     assert "not refreshed for 2 min" in status.reason
+
+
+def test_a_wall_clock_that_is_set_forward_does_not_make_a_catalog_stale() -> None:
+    """Once this process has listed everything, only passed time counts."""
+    clocked = Clocked()
+    clocked.catalog.replace(Registries())
+    clocked.discovery._schedule.all_listed(time.monotonic())
+
+    clocked.moment += timedelta(days=1)
+
+    assert not clocked.discovery.status().is_stale
 
 
 def test_a_catalog_that_was_never_listed_becomes_stale() -> None:
