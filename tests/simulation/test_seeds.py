@@ -13,6 +13,7 @@ import pytest
 from tests.simulation.test_simulation import simulate
 
 KEPT = Path(__file__).parent / "kept"
+pytestmark = pytest.mark.timeout(300)
 BUGS = {
     "clock_set_forward": "After the wall clock was set forward, health said for up to half an hour"
     " that the registries were out of date.",
