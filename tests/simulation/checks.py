@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from tests.real.reconcile import Difference, History, compare
 from tests.simulation.database import identity
+from tests.simulation.honesty import check_settled
 from tests.simulation.house import EXCLUDED
+from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -22,18 +24,14 @@ _UNMARKED_NS = 1_200 * 1_000_000_000
 """How near a restart without an entry in the logbook others may be misjudged."""
 
 
-class Violation(Exception):
-    """A guarantee does not hold."""
-
-
-async def check_meanwhile(world: World) -> None:
-    """Check what must hold at any moment: the totals, and that health is honest."""
+async def check_meanwhile(world: World) -> Mapping[str, Any]:
+    """Check what must hold at any moment: the totals, and that health is honest; return health."""
     life = world.life
     assert life.client is not None
     response = await life.client.get("/health")
-    if life.process.is_dead:
-        return
     health: Mapping[str, Any] = response.json()
+    if life.process.is_dead:
+        return health
     events = health["accounting"]["events"]
     known = events["journaled"] + events["filtered"] + events["malformed"] + events["pending"]
     if events["received"] != known + sum(events["dropped"].values()):
@@ -48,6 +46,8 @@ async def check_meanwhile(world: World) -> None:
             )
     if health["status"] == "healthy" and not health["gaps"]["open"] and not events["pending"]:
         _check_nothing_is_missing(world)
+    world.watch.meanwhile(world, health)
+    return health
 
 
 def _check_nothing_is_missing(world: World) -> None:
@@ -64,7 +64,7 @@ def _check_nothing_is_missing(world: World) -> None:
 
 async def check_end(world: World) -> None:
     """Check everything at the end, when all is settled."""
-    await check_meanwhile(world)
+    check_settled(world, await check_meanwhile(world))
     _check_conservation(world)
     _check_order(world)
     _check_recorder(world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from collections.abc import Sequence
@@ -28,8 +29,13 @@ class Database(FakeInflux):
         """The newest line of each series and time."""
         self.arrivals: list[tuple[int, bytes]] = []
         """First arrivals: how many lines the request had, and the line."""
-        self.writes = 0
-        self.longest_retry_s = 0.0
+        self.writes = self.refusals = 0
+        self.kept_at = 0.0
+        """When lines were last stored, on the loop's clock."""
+        self.not_before = 0.0
+        """When the last Retry-After ends; a new process of the service does not know of it."""
+        self.early = 0
+        """Writes before that."""
         self._arrived: set[bytes] = set()
         self._link = link
         self._life: contextlib.AsyncExitStack | None = None
@@ -54,6 +60,7 @@ class Database(FakeInflux):
     def _keep(self, lines: Sequence[bytes]) -> None:
         super()._keep(lines)
         self.lines.clear()
+        self.kept_at = asyncio.get_running_loop().time()
         for line in lines:
             if line not in self._arrived:
                 self._arrived.add(line)
@@ -61,7 +68,12 @@ class Database(FakeInflux):
             self.stored[identity(line)] = line
 
     def _record(self, request: web.Request, lines: Sequence[bytes], status: int) -> None:
+        now_s = asyncio.get_running_loop().time()
         self.writes += 1
+        self.early += now_s < self.not_before
+        self.refusals += status in {400, 413, 422}
+        if self.fault is not None and status in {429, 503}:
+            self.not_before = now_s + float(self.fault.headers.get("Retry-After", 0))
 
 
 def identity(line: bytes) -> tuple[bytes, bytes]:

@@ -33,13 +33,15 @@ from app.schema.homeiq import identity_of
 from app.settings import load_settings
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.simulation import clocks
-from tests.simulation.checks import Violation, check_end, check_meanwhile
+from tests.simulation.checks import check_end, check_meanwhile
 from tests.simulation.database import PORT, Database
 from tests.simulation.disk import DiskError
 from tests.simulation.faults import FAULTS
-from tests.simulation.house import House
+from tests.simulation.honesty import Watch
+from tests.simulation.house import EXCLUDED, House
 from tests.simulation.loop import PROCESS, Process, SimulatedLoop
 from tests.simulation.network import Socket
+from tests.simulation.violation import Violation
 
 _HOME_PORT = 8123
 _TOKEN = "t" * 40
@@ -173,6 +175,7 @@ class World:
         self._uncommitted: list[bytes] = []
         self._in_flight: list[list[bytes]] = []
         """What the journal is appending: a killed process may have made it durable."""
+        self.watch = Watch()
         self._lives = 0
         self._life: Life | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -323,6 +326,7 @@ class World:
         self._lives += 1
         life = self._life = Life(folder)
         life.disk.error = self.disk_error
+        self.database.not_before = 0.0
         self._uncommitted.clear()
         context = contextvars.copy_context()
         context.run(PROCESS.set, life.process)
@@ -425,6 +429,9 @@ class World:
             life.is_up = False
             if failures := dict(container.supervisor().failures):
                 self.fail(Violation(f"a loop of the service ended: {failures}"))
+            left = container.batcher().pending_points
+            if left and self.loop.work_factor == 1.0 and not self.disk_faults:
+                self.fail(Violation(f"conservation: {left} events were not committed at SIGTERM"))
         except StorageError as exc:
             life.is_up = False
             if not self.disk_faults:
@@ -551,6 +558,11 @@ class World:
             await asyncio.sleep(0.5)
 
     @property
+    def lives(self) -> int:
+        """How many processes of the service there were."""
+        return self._lives
+
+    @property
     def life(self) -> Life:
         """The running process."""
         assert self._life is not None
@@ -560,8 +572,15 @@ class World:
         """Return the time of day on the clock of Home Assistant."""
         return clocks.EPOCH_S + self.loop.time() + self.home_clock_offset_s
 
+    @property
+    def is_filtered(self) -> bool:
+        """Whether the entity filter leaves out the entity that is not recorded."""
+        return bool(self.plan.seed % 2)
+
     def _settings(self) -> Mapping[str, str]:
+        rules = {"patterns": [{"entity_id": EXCLUDED}] if self.is_filtered else []}
         return {
+            "ENTITY_FILTER_CONFIG": json.dumps(rules),
             "HOME_ASSISTANT_URL": f"http://127.0.0.1:{_HOME_PORT}",
             "HOME_ASSISTANT_TOKEN": _TOKEN,
             "INFLUXDB_URL": f"http://127.0.0.1:{PORT}",

@@ -1,0 +1,98 @@
+"""What health, breakers and dead letters say, compared with what really is.
+
+A `Watch` belongs to one world: some promises are about how long something lasts.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.database import identity
+from tests.simulation.house import EXCLUDED
+from tests.simulation.violation import Violation
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_NOTICED_S = 90.0
+"""Health may take so long to show what is wrong: pings, timeouts and retries."""
+_SILENT_S = 180.0
+_HELD = 20
+
+
+class Watch:
+    """Since when something is wrong in a world."""
+
+    def __init__(self) -> None:
+        self._since: dict[str, float] = {}
+
+    def meanwhile(self, world: World, health: Mapping[str, Any]) -> None:
+        """Check that health admits what is wrong for a while."""
+        now_s = world.loop.time()
+        problems = dict(_problems(world, health))
+        self._since = {
+            name: self._since.get(name, now_s) for name, wrong in problems.items() if wrong
+        }
+        lasting = [name for name, at_s in self._since.items() if now_s - at_s >= _NOTICED_S]
+        if lasting and health["status"] == "healthy":
+            raise Violation(f"honesty: health is healthy although {', '.join(lasting)}")
+        if world.database.early:
+            raise Violation(f"courtesy: {world.database.early} writes within a Retry-After")
+        if health["dead_letters"] and not world.database.refusals:
+            raise Violation("conservation: there are dead letters although nothing was refused")
+
+
+def _problems(world: World, health: Mapping[str, Any]) -> dict[str, bool]:
+    """Return what is wrong in this process of the service."""
+    life, recorder = world.lives, world.house.recorder_
+    held = sum(sink["held"] for sink in health["sinks"] if sink["name"] == "influxdb")
+    silent_s = world.loop.time() - world.database.kept_at
+    return {
+        f"Home Assistant is down ({life})": not world.is_home_assistant_up,
+        f"the database stores nothing ({life})": held > _HELD and silent_s > _SILENT_S,
+        f"the recorder of an open gap is behind ({life})": (
+            recorder.is_locked and bool(health["gaps"]["open"])
+        ),
+    }
+
+
+def check_settled(world: World, health: Mapping[str, Any]) -> None:
+    """Check that nothing is left of the faults."""
+    breakers = {sink["name"]: sink["breaker"] for sink in health["sinks"]}
+    breakers["home_assistant"] = health["circuit_breaker"]["state"]
+    if set(breakers.values()) != {"closed"}:
+        raise Violation(f"honesty: breakers are {breakers} although all is settled")
+    _check_once(world)
+    _check_places(world)
+    _check_filter(world)
+
+
+def _check_once(world: World) -> None:
+    """Each change was journaled once, but for lines that were dead letters."""
+    lines: dict[tuple[bytes, bytes], set[bytes]] = defaultdict(set)
+    for line in world.acknowledged:
+        lines[identity(line)].add(line)
+    twice = [sorted(each) for each in lines.values() if len(each) > 1]
+    if twice:
+        raise Violation(f"conservation: {len(twice)} changes were journaled twice: {twice[:2]}")
+
+
+def _check_places(world: World) -> None:
+    """Entities are where the registries say."""
+    assert world.life.container is not None
+    catalog = world.life.container.catalog()
+    areas = {row["id"]: row["area_id"] for row in world.house.rows["device"]}
+    for row in world.house.rows["entity"]:
+        entity_id = str(row["entity_id"])
+        known, area = catalog.placement(entity_id).area_id, areas[row["device_id"]]
+        if known != area:
+            raise Violation(f"honesty: {entity_id} is in {area} and known to be in {known}")
+
+
+def _check_filter(world: World) -> None:
+    """Nothing that the filter excludes is written, live or read back."""
+    tag = f"entity_id={EXCLUDED}".encode()
+    if world.is_filtered and (found := [line for line in world.acknowledged if tag in line]):
+        raise Violation(f"filter: {len(found)} changes were not left out: {found[:3]}")

@@ -1,0 +1,5 @@
+"""The error that ends a world."""
+
+
+class Violation(Exception):
+    """A guarantee does not hold."""
