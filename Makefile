@@ -11,7 +11,7 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
   $$each -c '$(WHERE)' 2>/dev/null && break; done)
 RUN := .venv/bin/
 
-.PHONY: help python setup packages demo run doctor backfill test simulate check lint-deploy image-steps fix coverage real-servers test-real power-cuts storm trace mutants screenshots bench bench-smoke soak clean
+.PHONY: help python setup packages demo run doctor backfill test simulate check lint-deploy image-steps fix coverage real-servers test-real power-cuts storm trace mutants mutants-simulation screenshots bench bench-smoke soak clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-14s %s\n", $$1, $$2}'
@@ -105,6 +105,9 @@ trace: setup ## Count the functions and files that one live event passes
 mutants: setup ## Change four pure modules in every small way, and list what no test finds (an hour)
 	$(RUN)mutmut run
 	$(RUN)mutmut results
+
+mutants-simulation: setup ## Put faults into the service, and list those that no simulated world finds
+	$(RUN)python -m tests.simulation.mutants $(if $(MUTANT_JOBS),--jobs $(MUTANT_JOBS))
 
 screenshots: setup ## Take the screenshots of the dashboard for the README
 	$(RUN)python -m tests.real.screenshots

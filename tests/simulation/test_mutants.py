@@ -1,0 +1,44 @@
+"""The mutants themselves; `make mutants-simulation` runs them."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.simulation.mutants import ROOT, Mutant, mutants
+
+MUTANTS = {mutant.name: mutant for mutant in mutants()}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_every_mutant_still_changes_the_service(name: str) -> None:
+    """A restructuring must not disarm one silently: its old text is there exactly once."""
+    mutant = MUTANTS[name]
+
+    changed = mutant.applied_to((ROOT / mutant.file).read_text())
+
+    assert mutant.file.startswith("app/")
+    compile(changed, mutant.file, "exec")
+
+
+def test_mutants_are_many_and_have_names_of_their_own() -> None:
+    """Fifty at least, or the share that is killed says little."""
+    assert len(mutants()) >= 50
+    assert Counter(mutant.name for mutant in mutants()).most_common(1)[0][1] == 1
+
+
+def test_a_mutant_whose_text_is_gone_is_an_error() -> None:
+    """And one whose text is there twice."""
+    mutant = Mutant(name="x", file="app/main.py", old="once", new="twice")
+
+    for text in ("", "once once"):
+        with pytest.raises(ValueError, match="its old text occurs"):
+            mutant.applied_to(text)
+
+
+def test_every_survivor_is_explained_in_the_document() -> None:
+    """Under the same name."""
+    document = (ROOT / "docs" / "PROOF.md").read_text()
+
+    assert [each.name for each in mutants() if each.survives and each.name not in document] == []
