@@ -268,6 +268,7 @@ class Container(containers.DeclarativeContainer):
         listeners=providers.Callable(_present, metadata, data_api, device_history),
         backoff=providers.Factory(Backoff, max_s=_DISCOVERY_MAX_WAIT_S),
         interval_s=settings.provided.discovery.refresh_interval_s,
+        first_seen_ns=last_states.provided.first_seen_ns,
     )
     schema_options = providers.Singleton(
         load_options, _influx_settings.schema_config, text=_influx_settings.client

@@ -145,7 +145,33 @@ class Rename(NamedTuple):
     is_missed: bool = False
     """Whether it happened during an outage, so that no event reported the removal."""
     at_s: float | None = None
-    """The time of the change in the registry, in seconds since the epoch."""
+    """The time of the change in Home Assistant, in seconds since the epoch."""
+    entry: str = ""
+    """What identifies the entity across renames; "" while only an event is known."""
+
+
+IdentityKind: TypeAlias = Literal["entity_id", "device_id", "area_id", "split"]
+"""Which id changed; `split`: a device was replaced by several."""
+TimeSource: TypeAlias = Literal["event", "registry", "discovered"]
+"""Whether a time is that of the event, of the registry row, or of our discovery."""
+
+
+class IdentityChange(msgspec.Struct, frozen=True, gc=False, kw_only=True):
+    """A change of an entity's id, device or area, or of a device's id or area."""
+
+    what: IdentityKind
+    entity_id: str | None = None
+    """The entity that changed, by its id after the change; None for a device."""
+    device_id: str | None = None
+    """The device that changed, by its id after the change; None for an entity."""
+    old: str | None
+    new: str | None
+    at: datetime
+    at_source: TimeSource
+    first_point: datetime | None = None
+    """The first point under a new entity id; None if it is not known."""
+    entry: str | None = None
+    """What identifies the entity across renames; None for a device."""
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):

@@ -19,7 +19,10 @@ from app.api.models import (
     DevicePage,
     DiscoveryFound,
     Entity,
+    EntityName,
     EntityPage,
+    Identity,
+    IdentityChangeDocument,
     Label,
     LabelList,
     ProblemDocument,
@@ -134,6 +137,32 @@ async def entities(
 async def entity(components: ComponentsDep, entity_id: Id) -> Response:
     """Return an entity, including removed ones."""
     return _document(await components.metadata.entity(entity_id), "entity")
+
+
+@router.get(
+    "/api/v1/identity",
+    tags=[_TAG],
+    summary="The ids that an entity has had",
+    responses={**_UNKNOWN, **_FAILED},
+)
+async def identity(
+    components: ComponentsDep,
+    entity_id: Annotated[
+        str, Query(max_length=255, description="Any id of it", examples=["sensor.kitchen"])
+    ],
+) -> Identity:
+    """Return the names of an entity across renames, and the changes of its device and area.
+
+    If several entities have had this id, it is the one that has it now, or else had it last.
+    """
+    found = await components.metadata.identity(entity_id)
+    if found is None:
+        raise ProblemRaised(_NO_ENTITY)
+    return Identity(
+        entity_id=found.names[-1].entity_id,
+        names=[EntityName(**span._asdict()) for span in found.names],
+        changes=[IdentityChangeDocument.model_validate(change) for change in found.changes],
+    )
 
 
 @router.get("/api/areas", tags=[_TAG], summary="Areas")
@@ -261,6 +290,9 @@ _NO_DATA_API = Problem(
     code="has_data_api",
     detail="This instance sends its rows to another data API. Unset DATA_API_URL here, or send"
     " to that address.",
+)
+_NO_ENTITY = Problem(
+    status=404, code="unknown_entity", detail="No registered entity has or had this id."
 )
 _NO_ROWS = Problem(
     status=422, code="invalid_request", detail="The body must be a JSON array of rows."

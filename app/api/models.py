@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from app.model import GapReason, GapState
+from app.model import GapReason, GapState, IdentityKind, TimeSource
 
 NextCursor = Annotated[
     str | None, Field(examples=[None], description="Cursor of the next page; null after the last")
@@ -172,6 +172,59 @@ class Upserted(BaseModel):
     success: Literal[True] = True
     upserted: int = Field(examples=[31], description="Rows that had an id")
     timestamp: datetime
+
+
+class EntityName(BaseModel):
+    """An id of an entity, and when it had it."""
+
+    entity_id: str = Field(examples=["sensor.kitchen"])
+    since: datetime | None = Field(
+        examples=["2026-11-23T10:02:11.123456Z"], description="Null for its first known id"
+    )
+    since_source: TimeSource | None = Field(
+        examples=["event"],
+        description="`event`: the time of Home Assistant's event; `registry`: of its last change of"
+        " the row, while nothing was captured; `discovered`: when this service found the change",
+    )
+    until: datetime | None = Field(
+        examples=[None], description="When it was renamed or removed; null for its current id"
+    )
+    first_point: datetime | None = Field(
+        examples=["2026-11-23T10:02:11.125Z"],
+        description="The first point under this id; null unless the rename was captured live",
+    )
+
+
+class IdentityChangeDocument(BaseModel):
+    """A change of an entity's id, device or area, or of its device."""
+
+    model_config = ConfigDict(title="IdentityChange", from_attributes=True)
+
+    what: IdentityKind = Field(
+        examples=["entity_id"],
+        description="Which id changed; `split`: a device was replaced, by this one among others",
+    )
+    entity_id: str | None = Field(
+        examples=["sensor.kitchen"], description="After the change; null for a device"
+    )
+    device_id: str | None = Field(
+        examples=[None], description="After the change; null for an entity"
+    )
+    old: str | None = Field(examples=["sensor.thermometer"])
+    new: str | None = Field(examples=["sensor.kitchen"])
+    at: datetime = Field(examples=["2026-11-23T10:02:11.123456Z"])
+    at_source: TimeSource = Field(examples=["event"], description="As `since_source` of a name")
+    first_point: datetime | None = Field(examples=["2026-11-23T10:02:11.125Z"])
+
+
+class Identity(BaseModel):
+    """The ids that one entity has had, and what else of its identity changed."""
+
+    entity_id: str = Field(examples=["sensor.kitchen"], description="Its newest id")
+    names: list[EntityName] = Field(description="Oldest first")
+    changes: list[IdentityChangeDocument] = Field(
+        description="Oldest first, including splits and areas of its devices"
+    )
 
 
 class DiscoveryFound(BaseModel):

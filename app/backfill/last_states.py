@@ -20,6 +20,8 @@ class LastStates:
         self.through = 0
         """The number of the newest point that is included; later ones are to be recalled."""
         self._states: dict[str, LastState] = {}
+        self._first_ns: dict[str, int] = {}
+        """When each entity that appeared since the start did so."""
         self._unsaved: dict[str, LastState] = {}
         """Those that have changed since they were last saved."""
         self._before_gaps: dict[int, tuple[int, dict[str, LastState]]] = {}
@@ -35,6 +37,12 @@ class LastStates:
         for change in changes:
             state = LastState(change.state, change.changed_ns, change.time_ns)
             self._states[change.entity_id] = self._unsaved[change.entity_id] = state
+            if change.previous_state is None and change.state is not None:
+                self._first_ns[change.entity_id] = change.time_ns
+
+    def first_seen_ns(self, entity_id: str) -> int | None:
+        """Return when an entity last appeared live under this id; None if it did not."""
+        return self._first_ns.get(entity_id)
 
     def backfilled(self, changes: Sequence[Change]) -> None:
         """Set the states of backfilled changes where they are newer.

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 import msgspec
 
+from app.discovery.identity import followed_renames
 from app.discovery.registries import AreaRow, DeviceRow, EntityRow, Registries
 from app.health import DiscoveryStatus
-from app.model import MAX_SECONDS, NOWHERE, Placement, Placements, Rename
+from app.model import NOWHERE, Placement, Placements, Rename
 from app.runtime.time import utc_now
 
 _MAX_RENAMES = 10_000
@@ -28,6 +30,12 @@ class Catalog:
         self._renamed: dict[str, str] = {}
         """New ids that are not listed yet, by their former ids."""
         self._renames: dict[str, Rename] = {}
+        self._announced: deque[Rename] = deque(maxlen=_MAX_RENAMES)
+        """Renames that an event announced and no listing has shown, in order."""
+        self._postponed: Sequence[Rename] = ()
+        """Those of them that the last listing was too early for."""
+        self._listed: deque[Rename] = deque(maxlen=_MAX_RENAMES)
+        """Renames that listings have shown, until `take_renames`."""
         self.registries = Registries()
         """The registries that the placements were joined from."""
         self.last_refresh: datetime | None = None
@@ -51,19 +59,28 @@ class Catalog:
         self.replace(registries)
         self.last_refresh = last_refresh
 
-    def rename(self, entity_id: str, *, former: str) -> None:
+    def rename(self, entity_id: str, *, former: str, at_s: float | None = None) -> None:
         """Give an entity its former placement under its new id, until it is listed.
 
-        The former id keeps it as well, because the removal of its state is still to come.
+        The former id keeps it as well, because the removal of its state is still to come. `at_s`
+        is when Home Assistant announced it.
         """
         self._renamed[former] = entity_id
-        self._add_rename(Rename(former, entity_id))
+        rename = Rename(former, entity_id, at_s=at_s)
+        self._announced.append(rename)
+        self._add_rename(rename)
         if former in self._placements:
             self._placements = {entity_id: self._placements[former], **self._placements}
 
     def renames(self) -> Sequence[Rename]:
         """Return the renames of entities since the start."""
         return tuple(self._renames.values())
+
+    def take_renames(self) -> Sequence[Rename]:
+        """Return the renames that listings have shown since the last call, in order."""
+        found = tuple(self._listed)
+        self._listed.clear()
+        return found
 
     def _add_rename(self, rename: Rename) -> None:
         while len(self._renames) >= _MAX_RENAMES:
@@ -94,7 +111,6 @@ class Catalog:
             placements[entity_id] = same if same is not None and same == placement else placement
             if not number % _ENTITIES_PER_SLICE:
                 yield
-        missed = renamed(self.registries, registries)
         # No yield from here to the end, so that no other task sees a partial update.
         for before, entity_id in self._renamed.items():
             if before in placements:  # listed before the rename, so it is listed again
@@ -102,36 +118,21 @@ class Catalog:
         self._renamed = {
             before: entity_id for before, entity_id in self._renamed.items() if before in placements
         }
-        for rename in missed:
-            if rename.former not in self._renames:  # otherwise an event announced it
-                self._add_rename(rename)
+        self._follow_renames(registries)
         self._placements = placements
         self.registries = registries
         self.last_refresh = self._now()
 
-
-def renamed(before: Registries, after: Registries) -> list[Rename]:
-    """Return the entities whose id differs in later registries."""
-    former = {
-        key: row.entity_id for row in before.entities if (key := _registered_as(row)) is not None
-    }
-    return [
-        Rename(former[key], row.entity_id, is_missed=True, at_s=_seconds(row.modified_at))
-        for row in after.entities
-        if (key := _registered_as(row)) in former and former[key] != row.entity_id
-    ]
-
-
-def _registered_as(row: EntityRow) -> tuple[str, str, str] | None:
-    """Return the identity of an entity across renames; None without one."""
-    if row.unique_id is None or row.platform is None:
-        return None
-    return row.entity_id.partition(".")[0], row.platform, str(row.unique_id)
-
-
-def _seconds(value: object) -> float | None:
-    is_time = isinstance(value, int | float) and 0 <= value < MAX_SECONDS
-    return float(value) if is_time else None  # type: ignore[arg-type]  # it is a number
+    def _follow_renames(self, registries: Registries) -> None:
+        listed, early = followed_renames(self.registries, registries, tuple(self._announced))
+        for rename in listed:
+            if rename.is_missed:
+                self._add_rename(rename)
+        self._listed.extend(listed)
+        # A second listing that does not show it was requested after the event: the id changed back.
+        self._announced.clear()
+        self._announced.extend(rename for rename in early if rename not in self._postponed)
+        self._postponed = early
 
 
 def _joined(registries: Registries) -> Iterator[tuple[str, Placement]]:

@@ -1,4 +1,7 @@
-"""Device history: a point per device and entity after a refresh that changed something."""
+"""Device history: a point per device and entity after a refresh that changed something.
+
+Each change of an entity's id, device or area is a point as well.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,13 @@ from app.discovery.registries import DeviceRow, EntityRow
 from app.model import Lines, nanoseconds
 from app.runtime.errors import StorageError
 from app.runtime.logging import RateLimitedLog
-from app.schema.devices import DevicePoint, EntityPoint, encode_devices, encode_entities
+from app.schema.devices import (
+    DevicePoint,
+    EntityPoint,
+    encode_devices,
+    encode_entities,
+    encode_identity_changes,
+)
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
@@ -63,6 +72,8 @@ class DeviceHistory:
                 await self._append(
                     encode_entities(entity_points, time_ns=time_ns, instance=self._instance)
                 )
+            for changes in _sliced(update.changes):
+                await self._append(encode_identity_changes(changes, instance=self._instance))
         except StorageError as exc:
             limited_log.warning("The device history misses this refresh: %s", exc)
         else:

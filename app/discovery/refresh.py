@@ -15,10 +15,12 @@ from typing import NoReturn, Protocol
 import msgspec
 
 from app.discovery.catalog import Catalog
+from app.discovery.identity import identity_changes
 from app.discovery.registries import KINDS, Kind, Registries, list_registries
 from app.discovery.schedule import RefreshSchedule
 from app.health import DiscoveryStatus
 from app.homeassistant.messages import Event
+from app.model import IdentityChange
 from app.runtime.errors import IngestError, SourceError, SourceProtocolError, SourceUnavailable
 from app.runtime.logging import RateLimitedLog
 from app.runtime.retry import Backoff, contained, until_success
@@ -71,6 +73,8 @@ class RegistryUpdate:
     at: datetime
     is_full: bool
     """Whether all registries were listed, and not just those that an event named."""
+    changes: Sequence[IdentityChange] = ()
+    """Ids, devices and areas that changed, in order."""
 
 
 class RefreshListener(Protocol):
@@ -95,17 +99,23 @@ class Discovery:
         listeners: Sequence[RefreshListener] = (),
         backoff: Backoff,
         interval_s: float,
+        first_seen_ns: Callable[[str], int | None] = lambda _: None,
         settle_s: float = _SETTLE_S,
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`commands` opens a connection for commands; a full refresh happens every `interval_s`."""
+        """Store the parts.
+
+        `commands` opens a connection for commands; a full refresh happens every `interval_s`.
+        `first_seen_ns` returns when an entity id last appeared live.
+        """
         self._commands = commands
         self._catalog = catalog
         self._listeners = tuple(listeners)
         self._backoff = backoff
         self._interval_s = interval_s
         self._settle_s = settle_s
+        self._first_seen_ns = first_seen_ns
         self._now = now
         self._clock = clock
         self._started = now()
@@ -150,7 +160,8 @@ class Discovery:
         data = event.data
         if event.event_type == "entity_registry_updated" and data.old_entity_id and data.entity_id:
             # The removal of the old state and the first state under the new id follow at once.
-            self._catalog.rename(data.entity_id, former=data.old_entity_id)
+            at_s = event.time_fired.timestamp() if event.time_fired else None
+            self._catalog.rename(data.entity_id, former=data.old_entity_id, at_s=at_s)
         kinds = _LISTED_FOR.get(event.event_type, KINDS)
         self._schedule.request(kinds, within_s=self._settle_s)
         self._changed.set()
@@ -218,7 +229,17 @@ class Discovery:
         is_full = len(kinds) == len(KINDS)
         if is_full:
             self._schedule.all_listed(began_s)
-        update = RegistryUpdate(former=former, now=registries, at=self._now(), is_full=is_full)
+        at = self._now()
+        changes = identity_changes(
+            former,
+            registries,
+            self._catalog.take_renames(),
+            at=at,
+            first_seen_ns=self._first_seen_ns,
+        )
+        update = RegistryUpdate(
+            former=former, now=registries, at=at, is_full=is_full, changes=changes
+        )
         for listener in self._listeners:
             await listener.refreshed(update)
         took_s = self._clock() - began_s

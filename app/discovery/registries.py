@@ -17,7 +17,7 @@ import msgspec
 from app.runtime.errors import CommandFailed, SourceProtocolError
 from app.runtime.tolerant_json import UNREADABLE, repaired
 
-Kind = Literal["config_entry", "device", "entity", "area", "floor", "label"]
+Kind = Literal["config_entry", "device", "entity", "area", "floor", "label", "split"]
 """The kinds of registries."""
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -48,6 +48,8 @@ class DeviceRow(msgspec.Struct, frozen=True, gc=False):
     config_entry_id: str | None = None
     primary_config_entry: str | None = None
     config_entries: tuple[str, ...] = ()
+    modified_at: object = None
+    """When the row was changed, in seconds since the epoch; versions before 2024.8 have none."""
 
 
 class EntityRow(msgspec.Struct, frozen=True, gc=False):
@@ -92,6 +94,14 @@ class LabelRow(msgspec.Struct, frozen=True, gc=False):
     name: str | None = None
 
 
+class SplitRow(msgspec.Struct, frozen=True, gc=False):
+    """A device that Home Assistant 2026.8 replaced by one device per config entry."""
+
+    composite_id: str
+    """The former id, which no listed device has."""
+    split_ids: tuple[str, ...] = ()
+
+
 class Registries(msgspec.Struct, frozen=True, kw_only=True):
     """All registries as they were at one time."""
 
@@ -101,11 +111,12 @@ class Registries(msgspec.Struct, frozen=True, kw_only=True):
     areas: tuple[AreaRow, ...] = ()
     floors: tuple[FloorRow, ...] = ()
     labels: tuple[LabelRow, ...] = ()
+    splits: tuple[SplitRow, ...] = ()
     raw: Mapping[Kind, Mapping[str, bytes]] = {}
     """Each row as received, in JSON, by its id."""
 
 
-Row: TypeAlias = ConfigEntryRow | DeviceRow | EntityRow | AreaRow | FloorRow | LabelRow
+Row: TypeAlias = ConfigEntryRow | DeviceRow | EntityRow | AreaRow | FloorRow | LabelRow | SplitRow
 Call = Callable[[str], Awaitable[msgspec.Raw]]
 
 
@@ -119,6 +130,8 @@ class _Registry(NamedTuple):
     id_name: str
     optional: bool = False
     """Older versions of Home Assistant lack it, and read-only users may not list it."""
+    is_mapping: bool = False
+    """Whether Home Assistant lists it as an object, whose members are named by the id."""
 
 
 _REGISTRIES: Mapping[Kind, _Registry] = {
@@ -130,6 +143,15 @@ _REGISTRIES: Mapping[Kind, _Registry] = {
     "area": _Registry("config/area_registry/list", AreaRow, "areas", "area_id"),
     "floor": _Registry("config/floor_registry/list", FloorRow, "floors", "floor_id", optional=True),
     "label": _Registry("config/label_registry/list", LabelRow, "labels", "label_id", optional=True),
+    # https://developers.home-assistant.io/blog/2026/08/19/device-registry-websocket-api-changes
+    "split": _Registry(
+        "config/device_registry/list_composite_splits",
+        SplitRow,
+        "splits",
+        "composite_id",
+        optional=True,
+        is_mapping=True,
+    ),
 }
 
 
@@ -183,9 +205,15 @@ async def _list(call: Call, registry: _Registry) -> list[msgspec.Raw]:
             return []
         raise
     try:
-        return msgspec.json.decode(result, type=list[msgspec.Raw])
+        if not registry.is_mapping:
+            return msgspec.json.decode(result, type=list[msgspec.Raw])
+        rows = msgspec.json.decode(result, type=dict[str, dict[str, object]])
     except UNREADABLE as exc:
         raise SourceProtocolError(f"{registry.command}: {exc}") from exc
+    return [
+        msgspec.Raw(msgspec.json.encode({**row, registry.id_name: row_id}))
+        for row_id, row in rows.items()
+    ]
 
 
 _Decoded: TypeAlias = tuple[str, Row, bytes]

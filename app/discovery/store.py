@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Literal, Protocol, Self, TypeAlias
 
 import msgspec
 
+from app.discovery import identity_table
 from app.discovery.catalog import Catalog
 from app.discovery.columns import (
     DEVICES,
@@ -28,10 +30,11 @@ from app.discovery.columns import (
     difference,
     row_to_send,
 )
+from app.discovery.identity_table import EntityIdentity
 from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import KINDS, Kind, Registries, domains_of, read_registries
 from app.homeassistant.messages import Timestamp
-from app.model import LastNames
+from app.model import IdentityChange, LastNames
 from app.runtime.errors import StorageDamaged, StorageError
 from app.runtime.logging import RateLimitedLog
 from app.runtime.sqlite import RESTART_ADVICE, Connection, Database, open_or_replace, quick_check
@@ -133,6 +136,7 @@ _MIGRATIONS = (
         friendly_name TEXT
     ) STRICT, WITHOUT ROWID;
     """,
+    identity_table.CREATE,
 )
 
 
@@ -180,6 +184,8 @@ class CatalogStore:
         self._stored_names: Mapping[str, LastNames] = {}
         self._stored = Registries()
         """The registries that are in the file."""
+        self._unstored: deque[IdentityChange] = deque(maxlen=identity_table.MAX_CHANGES)
+        """Changes of identity that a failed write left out."""
         self._database = Database(path, migrations=_MIGRATIONS, check=_check)
 
     async def __aenter__(self) -> Self:
@@ -201,7 +207,13 @@ class CatalogStore:
 
     async def refreshed(self, update: RegistryUpdate) -> None:
         """Store what changed; after a failure the next refresh stores it."""
-        work = partial(_store_update, before=self._stored, update=update, source=self._source)
+        self._unstored.extend(update.changes)
+        work = partial(
+            _store_update,
+            before=self._stored,
+            update=replace(update, changes=tuple(self._unstored)),
+            source=self._source,
+        )
         try:
             await self._database.write(work)
         except StorageError as exc:
@@ -211,6 +223,7 @@ class CatalogStore:
         else:
             limited_log.resolved("The catalog is stored again")
             self._stored = update.now
+            self._unstored.clear()
         if update.is_full:
             await self._store_names()
 
@@ -294,6 +307,12 @@ class CatalogStore:
     async def entity(self, entity_id: str) -> Document | None:
         """Return an entity, including a removed one; None when unknown."""
         return await self._database.read(partial(_one, table=ENTITIES, row_id=entity_id))
+
+    async def identity(self, entity_id: str) -> EntityIdentity | None:
+        """Return the ids that an entity has had; None when unknown."""
+        return await self._database.read(
+            partial(identity_table.identity_of_entity, entity_id=entity_id)
+        )
 
     async def entity_ids(self) -> list[str]:
         """Return all entities of this Home Assistant, including removed ones."""
@@ -386,6 +405,7 @@ def _store_update(
                 f"UPDATE {table.name} SET removed_at = ? WHERE {table.key} = ?",  # noqa: S608 - names of ours
                 ((moment, row_id) for row_id in found.removed),
             )
+    identity_table.store_identity_changes(connection, update.changes)
     if update.is_full:
         connection.execute(_ALL_SEEN, (moment,))
         connection.execute("REPLACE INTO refreshes (number, at) VALUES (1, ?)", (moment,))

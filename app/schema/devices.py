@@ -1,8 +1,9 @@
-"""The points of the device history: devices and entities as of a time; pure.
+"""The points of the device history: devices, entities and changes of identity; pure.
 
 Measurement `devices`, tags area_id, device_id, instance, manufacturer, model; measurement
-`entities`, tags area_id, device_id, domain, entity_id, instance, platform. Tags are sorted by
-key; unknown ones are left out.
+`entities`, tags area_id, device_id, domain, entity_id, instance, platform; measurement
+`identity_changes`, tags device_id, entity_id, instance, what. Tags are sorted by key; unknown
+ones are left out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from app.model import Lines
+from app.model import IdentityChange, Lines, nanoseconds
 from app.schema.line_protocol import escape_tag, quote
 
 
@@ -50,6 +51,26 @@ def encode_entities(
 ) -> Lines:
     """Return a line for each entity, in order."""
     return Lines(b"".join(_entity(point, instance, time_ns) for point in points), len(points))
+
+
+def encode_identity_changes(
+    changes: Sequence[IdentityChange], *, instance: str | None = None
+) -> Lines:
+    """Return a line for each change, at its own time, in order."""
+    return Lines(b"".join(_identity_change(change, instance) for change in changes), len(changes))
+
+
+def _identity_change(change: IdentityChange, instance: str | None) -> bytes:
+    tags = _tags(
+        (b"device_id", change.device_id),
+        (b"entity_id", change.entity_id),
+        (b"instance", instance),
+        (b"what", change.what),
+    )
+    texts = _texts((b"old", change.old), (b"new", change.new))
+    time_ns = nanoseconds(change.at)
+    source = quote(change.at_source)
+    return b"identity_changes%b %bat_source=%b %d\n" % (tags, texts, source, time_ns)
 
 
 def _device(point: DevicePoint, instance: str | None, time_ns: int) -> bytes:

@@ -77,7 +77,7 @@ _MIGRATIONS = (
     """,
 )
 
-_CATALOG = frozenset({"devices", "entities"})
+_CATALOG = frozenset({"devices", "entities", "identity_changes"})
 _CURSOR = re.compile(r"(-?[0-9]{1,19})_([0-9]{1,18})")
 _MAX_TIME_NS = 2**63 - 1
 _NS_PER_DAY = 86_400 * SECOND_NS

@@ -13,6 +13,11 @@ from app.discovery.catalog import Catalog
 from app.discovery.refresh import Discovery, RefreshListener
 from app.runtime.retry import Backoff
 
+_KINDS_OF_COMMANDS = {
+    "config_entries/get": "config_entry",
+    "config/device_registry/list_composite_splits": "split",
+}
+
 
 class Answers:
     """Answers each list command with prepared rows, bytes or an error, or after an event."""
@@ -26,9 +31,9 @@ class Answers:
     async def call(self, command: str) -> msgspec.Raw:
         """Answer one command."""
         kind = command.removeprefix("config/").removesuffix("_registry/list")
-        kind = {"config_entries/get": "config_entry"}.get(kind, kind)
+        kind = _KINDS_OF_COMMANDS.get(command, kind)
         self.asked.append(kind)
-        answer = self.answers.get(kind, [])
+        answer = self.answers.get(kind, {} if kind == "split" else [])
         if isinstance(answer, Exception):
             raise answer
         if isinstance(answer, asyncio.Event):

@@ -491,11 +491,12 @@ async def test_the_last_known_names_of_entities_are_restored(tmp_path: Path) -> 
     assert after.names == {"door": LastNames("window", None, "Door")}
 
 
-async def test_a_catalog_file_without_last_known_names_is_opened(tmp_path: Path) -> None:
-    """An earlier version wrote it: nothing of it is lost, and the new table is added."""
+async def test_a_catalog_file_of_the_first_version_is_opened(tmp_path: Path) -> None:
+    """Nothing of it is lost, and the tables it lacks are added."""
     async with opened(tmp_path) as metadata:
         await refresh(metadata, HOME)
     execute(tmp_path, "DROP TABLE last_names")
+    execute(tmp_path, "DROP TABLE identity_changes")
     execute(tmp_path, "PRAGMA user_version = 1")
 
     catalog, names = Catalog(), LastKnown(door=LastNames("door", None, None))

@@ -178,6 +178,7 @@ async def test_points_of_the_device_history_are_passed_over(tmp_path: Path) -> N
     """They are no events, and `metadata.db` has them; a refusal would make dead letters of them."""
     good = batch_of(change()).lines()[0]
     history = [b"devices,device_id=d1 entity_count=1i 1000", b"entities,entity_id=a.b x=1 1000"]
+    history += [b'identity_changes,entity_id=a.b,what=entity_id old="a.c" 1000']
     async with store_at(tmp_path) as store:
         answer = await store.write(batch([*history, good]))
         page = await store.events()

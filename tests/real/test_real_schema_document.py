@@ -47,6 +47,15 @@ def database(influx_1: Server) -> Database:
         _change("binary_sensor.door", "on", at_s=day_s - _DAY_S - 500, previous_state="off"),
         _change("binary_sensor.door", "off", at_s=day_s - _DAY_S - 440, previous_state="on"),
         _change("binary_sensor.door", "off", at_s=day_s - 600, previous_state="on"),
+        # Renamed to sensor.kitchen, and moved to another device on the day before.
+        _change("sensor.thermometer", "10.0", at_s=day_s - 2 * _DAY_S - 120),
+        _change("sensor.thermometer", "12.0", at_s=day_s - 2 * _DAY_S - 60),
+        # Two entities of a device that was split into two; the third is of another device.
+        _change("sensor.power_1", "1", at_s=day_s - 60, device_id="5c1f"),
+        _change("sensor.power_1", "2", at_s=day_s - 30, device_id="8cd9"),
+        _change("sensor.power_2", "3", at_s=day_s - 60, device_id="5c1f"),
+        _change("sensor.power_2", "4", at_s=day_s - 30, device_id="e02a"),
+        _change("sensor.power_3", "5", at_s=day_s - 30, device_id="77aa"),
     ]
     encoder = HomeiqEncoder("home_assistant_events", instance=None, attribute_fields=())
     database.write(encoder.encode(changes).data)
@@ -99,6 +108,27 @@ def test_the_area_query_returns_the_mean_of_each_area(database: Database) -> Non
     assert [(row["area_id"], row["mean"]) for row in rows] == [("cellar", 18.25)]
 
 
+def test_the_rename_query_returns_one_series_under_both_ids(database: Database) -> None:
+    """Days before the rename have the values of the old id, those after it of the new one."""
+    rows = database.rows(_QUERIES["One entity across renames"])
+
+    means = [round(float(row["mean"] or 0), 6) for row in rows]
+    # The values of sensor.kitchen are of one day, or of two around midnight.
+    assert means in ([11.0, 21.166667], [11.0, 22.0, 19.5])
+
+
+def test_the_split_query_returns_each_entity_of_the_former_device_once(
+    database: Database,
+) -> None:
+    """With its last state, which it has under the new device."""
+    rows = database.rows(_QUERIES["A device across a split"])
+
+    assert sorted((row["entity_id"], row["state"]) for row in rows) == [
+        ("sensor.power_1", "2"),
+        ("sensor.power_2", "4"),
+    ]
+
+
 def test_every_query_of_the_schema_document_is_tested() -> None:
     """A new query in the document needs a test here."""
     assert list(_QUERIES) == [
@@ -108,6 +138,8 @@ def test_every_query_of_the_schema_document_is_tested() -> None:
         "The energy of each day",
         "How long a door was open",
         "By area",
+        "One entity across renames",
+        "A device across a split",
     ]
 
 
@@ -117,10 +149,11 @@ def _change(
     *,
     at_s: int,
     area_id: str | None = None,
+    device_id: str | None = None,
     previous_state: str | None = None,
 ) -> Change:
     domain, _, name = entity_id.partition(".")
-    is_temperature = domain == "sensor" and name != "energy"
+    is_temperature = domain == "sensor" and name in {"kitchen", "hall"}
     return Change(
         entity_id=entity_id,
         domain=domain,
@@ -133,5 +166,5 @@ def _change(
         unit_of_measurement=None,
         friendly_name=None,
         context=None,
-        placement=Placement(area_id=area_id),
+        placement=Placement(area_id=area_id, device_id=device_id),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,51 @@ async def test_a_renamed_entity_keeps_its_area(
         assert await placed(running, "light.lamp", count=2) == ["hall", "hall"]
         assert await placed(running, "light.reading", count=1) == ["hall"]
         await running.stop()
+
+
+async def test_the_ids_of_an_entity_are_known_across_renames_and_restarts(
+    tmp_path: Path,
+    environment: dict[str, str],
+    home_assistant: FakeHomeAssistant,
+    house: StillHouse,
+) -> None:
+    """Renamed while connected and while the service was down; this Home Assistant has no splits."""
+    row = {"entity_id": "light.lamp", "platform": "demo", "unique_id": 1}
+    house.put_row("entity", row, id_name="entity_id")
+    async with service(tmp_path, {**environment, **_QUICK}) as running:
+        await connected(running, home_assistant)
+        await running.until("/health", lambda health: health["discovery"]["entities"] == 1)
+        house.set_state("light.lamp", "on")
+        house.rename_with_history("light.lamp", "light.reading")
+        await running.until(
+            "/api/v1/identity?entity_id=light.lamp",
+            lambda identity: identity.get("entity_id") == "light.reading",
+        )
+        page: Any = await running.until(
+            "/api/v1/events/light.reading", lambda page: page.get("count") == 1
+        )
+        await running.stop()
+    house.rename_with_history("light.reading", "light.bedside")
+    async with service(tmp_path, {**environment, **_QUICK}) as running:
+        identity: Any = await running.until(
+            "/api/v1/identity?entity_id=light.lamp",
+            lambda identity: identity.get("entity_id") == "light.bedside",
+        )
+        await running.stop()
+
+    names = identity["names"]
+    assert [name["entity_id"] for name in names] == ["light.lamp", "light.reading", "light.bedside"]
+    assert [name["since_source"] for name in names] == [None, "event", "registry"]
+    assert moment(names[1]["first_point"]) == moment(page["events"][0]["time"])
+    assert moment(names[0]["until"]) < moment(names[1]["first_point"]) < moment(names[1]["until"])
+    commands = [command for each in home_assistant.conversations for command in each]
+    assert "config/device_registry/list_composite_splits" in commands
+    assert "splits" not in running.output.read_text()
+
+
+def moment(text: str) -> datetime:
+    """Return a time of the API."""
+    return datetime.fromisoformat(text)
 
 
 async def test_the_device_history_uses_the_same_pipeline_as_events(

@@ -307,8 +307,9 @@ registry_rows = st.fixed_dictionaries(
 async def test_every_registry_is_stored_and_sent_or_our_own_error(answer: bytes) -> None:
     """Every stored row can be written to columns and sent to a data API."""
 
-    async def call(_: str) -> msgspec.Raw:
-        return msgspec.Raw(answer)
+    async def call(command: str) -> msgspec.Raw:
+        is_mapping = command.endswith("list_composite_splits")
+        return msgspec.Raw(b'{"a":%b}' % _first_row(answer) if is_mapping else answer)
 
     try:
         registries = await list_registries(call)
@@ -321,6 +322,13 @@ async def test_every_registry_is_stored_and_sent_or_our_own_error(answer: bytes)
             for table in (DEVICES, ENTITIES):
                 for value in (table.values(row, moment="now") or {}).values():
                     assert value is None or isinstance(value, str) or -(2**63) <= value < 2**63
+
+
+def _first_row(answer: bytes) -> bytes:
+    try:
+        return bytes(msgspec.json.decode(answer, type=list[msgspec.Raw])[0])
+    except (msgspec.DecodeError, IndexError):
+        return b"{}"
 
 
 @given(st.integers(100, 999), bytes_of_documents)

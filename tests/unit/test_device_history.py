@@ -11,7 +11,7 @@ from app.discovery.catalog import Catalog
 from app.discovery.device_history import DeviceHistory
 from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import Registries, list_registries
-from app.model import Lines
+from app.model import IdentityChange, Lines
 from app.runtime.errors import JournalFull
 from app.schema.devices import DevicePoint, encode_devices
 from app.schema.line_protocol import parse_line
@@ -93,6 +93,47 @@ async def test_the_instance_is_a_tag_of_the_device_history() -> None:
     await rig.refresh(await home([LAMP], [LIGHT]))
 
     assert [parse_line(line).tags["instance"] for line in rig.lines] == ["cabin", "cabin"]
+
+
+async def test_a_change_of_identity_is_a_point_of_the_device_history() -> None:
+    """At the time of the change, with the documented tags and fields."""
+    rig = Rig(instance="cabin")
+    at = datetime(2026, 11, 23, 11, 0, tzinfo=UTC)
+    renamed = IdentityChange(
+        what="entity_id",
+        entity_id="light.reading",
+        old="light.lamp",
+        new="light.reading",
+        at=at,
+        at_source="event",
+    )
+    split = IdentityChange(
+        what="split", device_id="d3", old="d1", new="d3", at=AT, at_source="discovered"
+    )
+    moved = IdentityChange(
+        what="area_id", device_id="d3", old=None, new="hall", at=AT, at_source="registry"
+    )
+
+    await rig.history.refreshed(
+        RegistryUpdate(
+            former=EMPTY, now=EMPTY, at=AT, is_full=False, changes=(renamed, split, moved)
+        )
+    )
+
+    assert rig.lines == [
+        (
+            b"identity_changes,entity_id=light.reading,instance=cabin,what=entity_id"
+            b' old="light.lamp",new="light.reading",at_source="event" 1795431600000000000'
+        ),
+        (
+            b"identity_changes,device_id=d3,instance=cabin,what=split"
+            b' old="d1",new="d3",at_source="discovered" 1795435200123456000'
+        ),
+        (
+            b"identity_changes,device_id=d3,instance=cabin,what=area_id"
+            b' new="hall",at_source="registry" 1795435200123456000'
+        ),
+    ]
 
 
 async def test_a_refresh_without_changes_writes_no_device_history() -> None:

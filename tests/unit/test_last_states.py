@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
+
 from app.backfill.last_states import LastStates
 from app.model import NOWHERE, Change, Gap, LastState
 
@@ -180,3 +182,15 @@ def test_entities_that_changed_since_a_time_are_listed() -> None:
 
     assert states.changed_since(60) == ["sensor.b"]
     assert states.changed_since(61) == []
+
+
+def test_the_first_change_of_an_entity_since_the_start_is_known() -> None:
+    """A later change does not replace it, a new entity of that id does, and a removal is none."""
+    states = LastStates()
+    later = msgspec.structs.replace(change("sensor.a", "2", 20), previous_state="1")
+    states.update([change("sensor.a", "1", 10), later, change("sensor.b", None, 30)])
+    first = states.first_seen_ns("sensor.a")
+    states.update([change("sensor.a", None, 40), change("sensor.a", "1", 50)])
+
+    assert (first, states.first_seen_ns("sensor.a")) == (10, 50)
+    assert states.first_seen_ns("sensor.b") is None

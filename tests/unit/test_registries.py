@@ -17,6 +17,7 @@ from app.discovery.registries import (
     Kind,
     LabelRow,
     Registries,
+    SplitRow,
     integration_of,
     list_registries,
     read_registries,
@@ -26,7 +27,7 @@ from tests.fakes.discovery import Answers
 from tests.fakes.recordings import VERSIONS, recording
 
 REQUIRED = ("device", "entity", "area")
-OPTIONAL = ("config_entry", "floor", "label")
+OPTIONAL = ("config_entry", "floor", "label", "split")
 RECORDED = ("device", "entity", "area", "floor", "label")
 
 
@@ -74,6 +75,7 @@ async def test_all_registries_are_listed() -> None:
             "area": [{"area_id": "lab", "floor_id": "ground"}],
             "floor": [{"floor_id": "ground", "name": "Ground", "level": 0}],
             "label": [{"label_id": "energy", "name": "Energy"}],
+            "split": {"d7": {"split_ids": ["d8", "d9"], "primary_id": "d8"}},
         }
     )
 
@@ -86,6 +88,7 @@ async def test_all_registries_are_listed() -> None:
         areas=(AreaRow("lab", floor_id="ground"),),
         floors=(FloorRow("ground", "Ground"),),
         labels=(LabelRow("energy", "Energy"),),
+        splits=(SplitRow("d7", split_ids=("d8", "d9")),),
     )
     assert set(answers.asked) == set(REQUIRED + OPTIONAL)
 

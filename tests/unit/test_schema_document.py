@@ -118,7 +118,7 @@ def test_every_documented_query_uses_documented_names(language: str) -> None:
     """In each language, of the measurement, with tags and fields that points have."""
     known = {name for head in ("tag", "field ") for row in _rows(head) for name in _codes(row[0])}
 
-    assert len(queries()) == 6
+    assert len(queries()) == 8
     for languages in queries().values():
         named, made = _columns(language, languages[language])
         assert "home_assistant_events" in languages[language]
