@@ -11,10 +11,10 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
-from yaml.constructor import SafeConstructor
+from yaml.constructor import ConstructorError, SafeConstructor
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from app.runtime.environment import UnusableFile, read_text
@@ -69,8 +69,21 @@ def read_section(name: str, source: str, *, label: str, opaque: frozenset[str]) 
         raise ConfigurationInvalid(f"{place}: {one_line(exc.problem or str(exc))}") from exc
     except RecursionError as exc:
         raise ConfigurationInvalid(f"{label}: is nested too deep, or includes itself") from exc
-    except (yaml.YAMLError, OverflowError) as exc:
+    except yaml.YAMLError as exc:
         raise ConfigurationInvalid(f"{label}: is not YAML: {one_line(str(exc))}") from exc
+
+
+class _Constructor(SafeConstructor):
+    """Makes values of nodes, and names the place of one that cannot be made."""
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyYAML's
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, OverflowError, LookupError, AttributeError) as exc:
+            kind = node.tag.removeprefix(_STANDARD)  # the value itself may be a secret
+            raise ConstructorError(
+                None, None, f"is not a valid {kind}; quote it if it is text", node.start_mark
+            ) from exc
 
 
 class _Reader:
@@ -102,7 +115,7 @@ class _Reader:
         pairs = [pair for pair, skipped in zip(node.value, is_unread, strict=True) if not skipped]
         unread = [_key(key) for key, _ in node.value if _key(key) in opaque]
         resolved = self._all(MappingNode(_MAP, pairs, node.start_mark, node.end_mark))
-        value = SafeConstructor().construct_document(resolved)
+        value = _Constructor().construct_document(resolved)
         return Section(value, frozenset(unread) - set(value), resolved)
 
     def _root(self, source: str) -> tuple[Node, bool]:
