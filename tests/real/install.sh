@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install the real neighbors that tests/real needs, on Debian 12 or 13. Run it again at will:
+# Install the real servers that tests/real needs, on Debian 12 or 13. Run it again at will:
 # what is there already is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -126,8 +126,28 @@ newest_python() {
   done | grep -E '^3\.(1[1-9]|[2-9][0-9])\.[0-9]+ ' | sort -V | tail -n 1
 }
 
+install_into() {
+  local target="$1"
+  shift
+  if [ -x "$UV" ]; then
+    "$UV" pip install --quiet --python "$target/bin/python" "$@"
+  else
+    "$target/bin/pip" install --quiet --disable-pip-version-check "$@"
+  fi || fail "$* cannot be installed into $target; see above"
+}
+
+# Print what a component of the installed Home Assistant needs.
+requirements_of() {
+  "$1/bin/python" -c '
+import json, sys
+from importlib.resources import files
+
+manifest = files("homeassistant.components") / sys.argv[1] / "manifest.json"
+print(*json.loads(manifest.read_text())["requirements"])' "$2"
+}
+
 install_home_assistant() {
-  local found version python wanted target="$REAL/home-assistant"
+  local found version python wanted requirements target="$REAL/home-assistant"
   found="$(newest_python)" || fail "no Python 3.11 or newer on this machine"
   version="${found%% *}" python="${found#* }"
   read -r -a wanted <<<"$(release_for "$version")"
@@ -139,13 +159,15 @@ install_home_assistant() {
   rm -rf "$target"
   mkdir -p "$REAL"
   if [ -x "$UV" ]; then
-    "$UV" venv --quiet --no-project --python "$python" "$target" &&
-      "$UV" pip install --quiet --python "$target/bin/python" "${wanted[@]}"
+    "$UV" venv --quiet --no-project --python "$python" "$target"
   else
-    "$python" -m venv "$target" &&
-      "$target/bin/pip" install --quiet --disable-pip-version-check "${wanted[@]}"
-  fi || fail "${wanted[*]} cannot be installed with $python; see above"
-  # Home Assistant fetches what its components need when it first starts.
+    "$python" -m venv "$target"
+  fi || fail "no virtual environment can be made with $python; see above"
+  install_into "$target" "${wanted[@]}"
+  # Home Assistant fetches what its components need when it first starts, but for this one, which
+  # first starts in a test.
+  read -r -a requirements < <(requirements_of "$target" influxdb)
+  install_into "$target" "${requirements[@]}"
   .venv/bin/python -m tests.real.servers
   echo "$version ${wanted[*]}" >"$target/installed"
 }
