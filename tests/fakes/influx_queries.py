@@ -26,7 +26,8 @@ _SELECT = re.compile(
     r" WHERE time >= (?P<start>-?\d+) AND time < (?P<end>-?\d+)"
     r" GROUP BY (?P<by>.+)"
 )
-_FIELD = re.compile(rf"{_NAME}::field")
+_FIELD = re.compile(rf"{_NAME}::(field|float|string|boolean)")
+_CASTS = {float: "float", int: "float", str: "string", bool: "boolean"}
 _KINDS = {float: "float", int: "integer", str: "string", bool: "boolean"}
 _FLUX_KINDS = {float: "double", int: "long", str: "string", bool: "boolean"}
 _RANGE = re.compile(r"start: time\(v: (-?\d+)\), stop: time\(v: (-?\d+)\)")
@@ -47,11 +48,11 @@ def influxql(statement: str, points: Sequence[StoredPoint], *, rows: int) -> lis
         if point.measurement == measurement
         and int(parts["start"]) <= point.time_ns < int(parts["end"])
     ]
-    fields = [_unquoted(name) for name in _FIELD.findall(parts["fields"])]
+    casts = [(_unquoted(name), cast) for name, cast in _FIELD.findall(parts["fields"])]
     if parts["by"] == "*":
-        return _chunks(_series(measurement, found, fields), rows)
+        return _chunks(_series(measurement, found, [name for name, _ in casts]), rows)
     assert parts["by"] == "time(1d) fill(none)", statement
-    return _chunks(_counts(measurement, found, fields), rows)
+    return _chunks(_counts(measurement, found, casts), rows)
 
 
 def _field_keys(points: Iterable[StoredPoint]) -> Iterator[dict[str, object]]:
@@ -87,13 +88,18 @@ def _series(
 
 
 def _counts(
-    measurement: str, points: Sequence[StoredPoint], fields: Sequence[str]
+    measurement: str, points: Sequence[StoredPoint], casts: Sequence[tuple[str, str]]
 ) -> Iterator[dict[str, object]]:
     days = sorted({point.time_ns // DAY_NS for point in points})
-    counts = Counter((point.time_ns // DAY_NS, name) for point in points for name in point.fields)
-    values = [[day * DAY_NS, *(counts[day, name] or None for name in fields)] for day in days]
+    counts = Counter(
+        (point.time_ns // DAY_NS, name, cast)
+        for point in points
+        for name, value in point.fields.items()
+        for cast in ("field", _CASTS[type(value)])
+    )
+    values = [[day * DAY_NS, *(counts[day, *each] or None for each in casts)] for day in days]
     if values:
-        columns = ["time", "count", *(f"count_{n}" for n in range(1, len(fields)))]
+        columns = ["time", "count", *(f"count_{n}" for n in range(1, len(casts)))]
         yield {"name": measurement, "columns": columns, "values": values}
 
 

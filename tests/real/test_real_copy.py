@@ -39,6 +39,8 @@ HOSTILE = "\n".join(
         f"m v=-9223372036854775808i,w=5e-324 {START_NS + 5}",
         # Of another type in another shard.
         f"m,host=a v=1.5 {START_NS + 20 * DAY_NS}",
+        f'm,host=a v="text" {START_NS + 40 * DAY_NS}',
+        f"m,host=a v=true {START_NS + 60 * DAY_NS}",
         f'a\\,\\ =b,ünï=日\\,\\ \\=本,o=\\\\x f\\ \\,\\=g=1,日本=2i,q"k=3 {START_NS}',
         "old,e=x v=1 -5000",
         "old,e=x v=2 0",

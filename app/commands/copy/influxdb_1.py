@@ -45,7 +45,9 @@ class InfluxDb1:
         """Yield what the database has in a span of time."""
         for measurement, fields in (await self._field_types()).items():
             days = Days()
-            counted = ", ".join(f"count({_field(each)})" for each in fields)
+            counted = ", ".join(
+                f"count({each})" for key, types in fields.items() for each in _casts(key, types)
+            )
             async for part in self._query(
                 f"SELECT {counted} FROM {self._from(measurement)} WHERE {_within(times)}"  # noqa: S608 - names are quoted
                 " GROUP BY time(1d) fill(none)"
@@ -178,6 +180,20 @@ _UNSIGNED = {**ENCODERS, int: lambda value: b"%du" % value}
 def _field(key: str) -> str:
     # A tag may have the same name.
     return f"{quoted(key)}::field"
+
+
+def _casts(key: str, types: set[str]) -> list[str]:
+    """Return expressions that together select all values of a field in one query.
+
+    Without a cast, a query over shards of different types leaves out texts and booleans.
+    """
+    if len(types) == 1:
+        return [_field(key)]
+    return sorted({f"{quoted(key)}::{_CASTS.get(each, 'float')}" for each in types})
+
+
+_CASTS = {"string": "string", "boolean": "boolean"}
+"""Any number can be cast to a float."""
 
 
 def _within(times: Period) -> str:
