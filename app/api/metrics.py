@@ -24,6 +24,7 @@ from app.api.dependencies import ComponentsDep
 from app.health import ConnectionState, SinkState, SinkStatus, Snapshot, Status
 from app.model import MEGABYTE
 from app.runtime.retry import BreakerState
+from app.schema.home_assistant import Correction
 
 router = APIRouter(tags=["health"])
 
@@ -209,8 +210,8 @@ def _causes(snapshot: Snapshot) -> Iterator[Metric]:
         "Parts of points left out because InfluxDB would refuse them.",
         labels=["part"],
     )
-    for name, count in snapshot.corrections.items():
-        corrected.add_metric([name], count)
+    for part in get_args(Correction):
+        corrected.add_metric([part], snapshot.corrections.get(part, 0))
     yield corrected
     gaps = snapshot.gaps
     spans = GaugeMetricFamily(
