@@ -460,6 +460,9 @@ class World:
             try:
                 await append(lines, **options)
                 self._acknowledge(split)
+            except asyncio.CancelledError:
+                self._capture(split)  # a stop that ran out of time; a thread may still commit them
+                raise
             finally:
                 self._in_flight.remove(split)
 
