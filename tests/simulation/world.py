@@ -381,6 +381,7 @@ class World:
             await asyncio.sleep(0.1)
             if process.is_dead or self.is_calm:
                 break
+        self.loop.disarm()
 
     def fail_disk(self, error: DiskError | None) -> None:
         """Let every statement that writes fail with this error; None ends that."""
