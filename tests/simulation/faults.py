@@ -190,6 +190,27 @@ async def slow_home_assistant(world: World, *, factor: float, seconds: float) ->
     world.home_link.delay_factor = 1.0
 
 
+@fault(weight=2, link=["home", "database"], piece=(5.0, 2000.0), seconds=(1.0, 60.0))
+async def split_frames(world: World, *, link: str, piece: float, seconds: float) -> None:
+    """Let whatever is sent arrive in small pieces."""
+    slow = world.link(link)
+    slow.largest_piece = round(piece)
+    await asyncio.sleep(seconds)
+    slow.largest_piece = None
+
+
+@fault(weight=2, link=["home", "database"], bytes_left=(1.0, 20_000.0))
+async def cut_inside_frame(world: World, *, link: str, bytes_left: float) -> None:
+    """Reset all connections after so many more bytes, which is inside a frame or an answer."""
+    world.link(link).cut_after = round(bytes_left)
+
+
+@fault(link=["home", "database"], by_server=[True, True, False])
+async def half_close(world: World, *, link: str, by_server: bool) -> None:
+    """Let one side of every connection end its sending half."""
+    world.link(link).half_close(by_server=by_server)
+
+
 @fault(frame=["", "{", "[]", "null", '{"type":"event"}', '"\xff\xfe"', "\x00\x00\x00"])
 async def garbled_frame(world: World, *, frame: str) -> None:
     """Send the service something that is no message."""

@@ -28,6 +28,10 @@ class Link:
         self.is_silent = False
         """Nothing arrives, in either direction; it is delivered once the silence ends."""
         self.delay_factor = 1.0
+        self.largest_piece: int | None = None
+        """What is written arrives in pieces of at most so many bytes, each with its own delay."""
+        self.cut_after: int | None = None
+        """All connections are reset once so many more bytes have arrived."""
         self.ends: dict[Transport, None] = {}
         """Both ends of every open connection."""
 
@@ -35,8 +39,15 @@ class Link:
         """End all faults, and deliver what was held back."""
         self.is_refusing = self.is_silent = False
         self.delay_factor = 1.0
+        self.largest_piece = self.cut_after = None
         for end in [*self.ends]:
             end.wake()
+
+    def half_close(self, *, by_server: bool) -> None:
+        """Let one side of every connection send its end while it still reads."""
+        for end in [*self.ends]:
+            if end.is_server is by_server:
+                end.write_eof()
 
     def cut(self) -> None:
         """Reset every connection; both ends notice."""
@@ -173,6 +184,7 @@ class Transport(asyncio.Transport):
     ) -> None:
         super().__init__({"sockname": names[0], "peername": names[1]})
         self.context = context
+        self.is_server = names[0][0] != "client"
         self._network = network
         self._link = link
         self._protocol: Any = None
@@ -185,6 +197,8 @@ class Transport(asyncio.Transport):
         self._is_paused = False
         self._is_blocked = False
         """Whether our own protocol was asked to pause writing."""
+        self._has_ended = False
+        """Whether the end has been sent, although reading goes on."""
         self._is_closing = False
         self._is_gone = False
         """Whether the protocol has been told that the connection is lost."""
@@ -234,9 +248,11 @@ class Transport(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         """Send bytes."""
-        if self._is_closing or not data:
+        if self._is_closing or self._has_ended or not data:
             return
-        self._send(bytes(data))
+        size = self._link.largest_piece or len(data)
+        for start in range(0, len(data), size):
+            self._send(bytes(data[start : start + size]))
         peer = self.peer
         if peer._unread > self._limit and not self._is_blocked:
             self._is_blocked = True
@@ -248,7 +264,8 @@ class Transport(asyncio.Transport):
 
     def write_eof(self) -> None:
         """Say that no more bytes come."""
-        if not self._is_closing:
+        if not (self._is_closing or self._has_ended):
+            self._has_ended = True
             self._send(_EOF)
 
     def close(self) -> None:
@@ -256,7 +273,8 @@ class Transport(asyncio.Transport):
         if self._is_closing:
             return
         self._is_closing = True
-        self._send(_EOF)
+        if not self._has_ended:
+            self._send(_EOF)
         self._network.loop.call_soon(self._lose, None, context=self.context)
 
     def abort(self) -> None:
@@ -284,7 +302,8 @@ class Transport(asyncio.Transport):
         if not self._is_gone:
             self._is_gone = self._is_closing = True
             self._link.ends.pop(self, None)
-            self._send(_EOF)
+            if not self._has_ended:
+                self._send(_EOF)
             self._timer = None  # it was cancelled with the process
             self.wake()
 
@@ -305,6 +324,14 @@ class Transport(asyncio.Transport):
             self._deliver(data)
 
     def _deliver(self, data: bytes) -> None:
+        left = self._link.cut_after
+        if data and left is not None:
+            self._link.cut_after = left - len(data)
+            if left <= len(data):
+                self._link.cut_after = None
+                self._protocol.data_received(data[:left])
+                self._link.cut()
+                return
         if data:
             self._unread -= len(data)
             if self.peer._is_blocked and self._unread <= self.peer._limit // 4:

@@ -40,7 +40,7 @@ from tests.simulation.faults import FAULTS
 from tests.simulation.honesty import Watch
 from tests.simulation.house import EXCLUDED, House
 from tests.simulation.loop import PROCESS, Process, SimulatedLoop
-from tests.simulation.network import Socket
+from tests.simulation.network import Link, Socket
 from tests.simulation.violation import Violation
 
 _HOME_PORT = 8123
@@ -525,6 +525,10 @@ class World:
             self.house.started()
 
     # --- parts
+
+    def link(self, name: str) -> Link:
+        """Return the link to Home Assistant (`home`) or to the database."""
+        return self.home_link if name == "home" else self.database_link
 
     def note(self, text: str) -> None:
         """Add a line to the log of this run."""
