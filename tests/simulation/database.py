@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import re
 from collections.abc import Sequence
-from typing import Any
+from itertools import count
+from typing import Literal, TypeAlias, get_args
 
 from aiohttp import web
 
@@ -15,16 +16,24 @@ from app.schema.line_protocol import parse_line
 from tests.fakes.influx import FakeInflux
 from tests.simulation.network import Link
 
+Dialect: TypeAlias = Literal["v1", "v2", "v3", "victoria"]
+"""A version of InfluxDB, or VictoriaMetrics."""
+
+DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 PORT = 8086
+_FLUSH_S = 9.0
+"""VictoriaMetrics flushes within INFLUXDB_FLUSH_INTERVAL, which is 10 s."""
 _KEY = re.compile(rb"((?:[^ \\]|\\.)+) .* (-?\d+)$", re.DOTALL)
 
 
 class Database(FakeInflux):
     """Stores points by identity, and remembers the order in which lines first arrived."""
 
-    def __init__(self, link: Link, **options: Any) -> None:
+    def __init__(self, link: Link, dialect: Dialect, *, token: str) -> None:
         """Serve behind this link."""
-        super().__init__(**options)
+        version = "v1" if dialect == "victoria" else dialect
+        super().__init__(version=version, token="" if version == "v1" else token)
+        self._restarts = count(1) if dialect == "victoria" else None
         self.stored: dict[tuple[bytes, bytes], bytes] = {}
         """The newest line of each series and time."""
         self.arrivals: list[tuple[int, bytes]] = []
@@ -36,26 +45,45 @@ class Database(FakeInflux):
         """When the last Retry-After ends; a new process of the service does not know of it."""
         self.early = 0
         """Writes before that."""
+        self.lost = 0
+        """How many accepted points a kill took."""
         self._arrived: set[bytes] = set()
+        self._unflushed: dict[tuple[bytes, bytes], float] = {}
+        """When VictoriaMetrics accepted what may not be on its disk."""
         self._link = link
         self._life: contextlib.AsyncExitStack | None = None
 
     async def start(self) -> None:
         """Listen, unless it already does."""
         if self._life is None:
+            if self._restarts is not None:
+                self.started_at = next(self._restarts)
             self._life = contextlib.AsyncExitStack()
             await self._life.enter_async_context(self.serving(port=PORT))
 
     async def kill(self) -> None:
-        """Stop at once; what was accepted is on its disk."""
+        """Stop at once; VictoriaMetrics loses what it has not flushed."""
         life, self._life = self._life, None
         if life is not None:
             self._link.cut()
+            if self._restarts is not None:
+                self._lose()
             await life.aclose()
 
     def points_of(self, lines: Sequence[bytes] | None = None) -> list[StoredPoint]:
         """Return what a query would find."""
         return [parse_line(line) for line in (self.stored.values() if lines is None else lines)]
+
+    def expect_type(self, field: str, kind: type) -> None:
+        """Let points whose field has another type be a conflict, until `forget_types`."""
+        self._types["home_assistant_events", field] = kind
+
+    def _lose(self) -> None:
+        bound = asyncio.get_running_loop().time() - _FLUSH_S
+        for each, accepted_at in self._unflushed.items():
+            if accepted_at > bound:
+                self.lost += self.stored.pop(each, None) is not None
+        self._unflushed.clear()
 
     def _keep(self, lines: Sequence[bytes]) -> None:
         super()._keep(lines)
@@ -65,6 +93,8 @@ class Database(FakeInflux):
             if line not in self._arrived:
                 self._arrived.add(line)
                 self.arrivals.append((len(lines), line))
+            if self._restarts is not None and identity(line) not in self.stored:
+                self._unflushed[identity(line)] = asyncio.get_running_loop().time()
             self.stored[identity(line)] = line
 
     def _record(self, request: web.Request, lines: Sequence[bytes], status: int) -> None:

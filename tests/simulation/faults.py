@@ -311,3 +311,26 @@ async def database_answers(world: World, *, answer: str, seconds: float) -> None
     await asyncio.sleep(seconds)
     if world.database.fault is reply:
         world.database.fault = None
+
+
+@fault(weight=2, word=["office_power", "sensor.", "="], partial=[True, False], seconds=(1.0, 300.0))
+async def refuse_lines(world: World, *, word: str, partial: bool, seconds: float) -> None:
+    """Let the database refuse each line with this word in it: of one entity, many, or all."""
+
+    def refusal(line: bytes) -> str | None:
+        return "unable to parse: simulated" if word.encode() in line.split(b" ")[0] else None
+
+    world.database.refuses = refusal
+    world.database.partial = partial
+    await asyncio.sleep(seconds)
+    if world.database.refuses is refusal:
+        world.database.refuses = lambda _: None
+        world.database.partial = False
+
+
+@fault(field=["value", "state_value", "available"], seconds=(1.0, 300.0))
+async def field_type_conflict(world: World, *, field: str, seconds: float) -> None:
+    """Let a field have another type in the database for a while."""
+    world.database.expect_type(field, int)
+    await asyncio.sleep(seconds)
+    world.database.forget_types()

@@ -34,7 +34,7 @@ from app.settings import load_settings
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.simulation import clocks
 from tests.simulation.checks import check_end, check_meanwhile
-from tests.simulation.database import PORT, Database
+from tests.simulation.database import DIALECTS, PORT, Database, Dialect
 from tests.simulation.disk import DiskError
 from tests.simulation.faults import FAULTS
 from tests.simulation.honesty import Watch
@@ -78,6 +78,8 @@ class Plan:
     fault_every_s: float = 90.0
     kinds: tuple[str, ...] = ()
     """The kinds of faults to draw from; empty for all."""
+    database: Dialect | None = None
+    """The database; None to draw it from the seed."""
     given: tuple[Action, ...] | None = None
     """The actions; None to draw them from the seed."""
 
@@ -86,7 +88,12 @@ class Plan:
         """Return the plan in a file that `written` made."""
         kept = json.loads(path.read_text())
         actions = tuple(Action(*action) for action in kept["actions"])
-        return cls(seed=kept["seed"], seconds=kept["seconds"], given=actions)
+        return cls(
+            seed=kept["seed"],
+            seconds=kept["seconds"],
+            database=kept.get("database", "v2"),
+            given=actions,
+        )
 
     def written(self, numbers: Sequence[int]) -> str:
         """Return the plan with these of its actions as JSON, for a file."""
@@ -95,7 +102,15 @@ class Plan:
             [action.at, action.kind, dict(action.arguments)]
             for action in map(actions.__getitem__, numbers)
         ]
-        return json.dumps({"seed": self.seed, "seconds": self.seconds, "actions": kept}, indent=1)
+        plan = {"seed": self.seed, "seconds": self.seconds, "database": self.dialect}
+        return json.dumps({**plan, "actions": kept}, indent=1)
+
+    @property
+    def dialect(self) -> Dialect:
+        """The database of this world."""
+        if self.database is not None:
+            return self.database
+        return random.Random(f"database {self.seed}").choice(DIALECTS)
 
     def actions(self) -> list[Action]:
         """Return the actions in the order of their times."""
@@ -189,7 +204,6 @@ class World:
         vars(aiohttp.connector)["aiohappyeyeballs"].start_connection = _socket_to
         clocks.use(self.loop)
         asyncio.set_event_loop(self.loop)
-        os.environ.update(self._settings())
         handler = _Log(self)
         logging.getLogger().handlers[:] = [handler]
         logging.getLogger().setLevel(logging.INFO)
@@ -216,8 +230,9 @@ class World:
 
     async def _history(self, actions: Sequence[Action]) -> None:
         self.house = House(random.Random(f"house {self.plan.seed}"), self.home_clock)
-        self.database = Database(self.database_link, token=_TOKEN)
+        self.database = Database(self.database_link, self.plan.dialect, token=_TOKEN)
         self.home_assistant = FakeHomeAssistant(self.house, token=_TOKEN, port=_HOME_PORT)
+        os.environ.update(self._settings())
         await self.database.start()
         await self.home_assistant.__aenter__()
         self.house.fire = self.home_assistant.fire
@@ -244,6 +259,9 @@ class World:
         self.home_assistant.token = _TOKEN
         await self._until(lambda: self.is_home_assistant_up and self._is_up(), 700, "be up again")
         self.database.fault = None
+        self.database.refuses = lambda _: None
+        self.database.partial = False
+        self.database.forget_types()
         await self.database.start()
         self.home_link.resume()
         self.database_link.resume()
@@ -596,7 +614,8 @@ class World:
             "HOME_ASSISTANT_URL": f"http://127.0.0.1:{_HOME_PORT}",
             "HOME_ASSISTANT_TOKEN": _TOKEN,
             "INFLUXDB_URL": f"http://127.0.0.1:{PORT}",
-            "INFLUXDB_TOKEN": _TOKEN,
+            "INFLUXDB_API": self.database.version,
+            "INFLUXDB_TOKEN": self.database.token,
             "EMBEDDED_STORE": "on",
             "JOURNAL_MIN_FREE_MB": "0",
             "MAX_MEMORY_MB": "100000",
