@@ -112,6 +112,24 @@ async def terminate(world: World, *, down_s: float) -> None:
     await world.start_again(down_s)
 
 
+@fault(weight=2, sink=["influxdb", "embedded"], seconds=(5.0, 600.0), down_s=(0.1, 10.0))
+async def remove_sink(world: World, *, sink: str, seconds: float, down_s: float) -> None:
+    """Configure one sink only for a while; what the journal has stays for the other.
+
+    Not while the disk fails: points that were only in memory are lost for a removed sink
+    (decision 6).
+    """
+    if len(world.sinks) == 1 or world.disk_error is not None:
+        return
+    world.sinks.discard(sink)
+    await world.terminate()
+    await world.start_again(down_s)
+    await asyncio.sleep(seconds)
+    world.sinks.add(sink)
+    await world.terminate()
+    await world.start_again(down_s)
+
+
 @fault(jump_s=[-7200.0, -30.0, -1.0, 1.0, 45.0, 3600.0, 86_400.0])
 async def set_our_clock(world: World, *, jump_s: float) -> None:
     """Set the clock of the service's machine."""
@@ -133,6 +151,8 @@ _DISK_ERRORS: Mapping[str, DiskError] = {
 )
 async def disk_fails(world: World, *, error: str, seconds: float, meanwhile: str) -> None:
     """Let every write to the disk fail, perhaps while the service stops and starts."""
+    if len(world.sinks) == 1:
+        return  # see `remove_sink`
     failing = _DISK_ERRORS[error]
     world.fail_disk(failing)
     await asyncio.sleep(seconds / 2)

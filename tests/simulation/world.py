@@ -13,7 +13,7 @@ import os
 import random
 import shutil
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -45,6 +45,7 @@ from tests.simulation.violation import Violation
 
 _HOME_PORT = 8123
 _TOKEN = "t" * 40
+SINKS = frozenset({"influxdb", "embedded"})
 _CALM_S = 600.0
 _POLL_S = 60.0
 _RESTART_S = 5.0
@@ -148,8 +149,9 @@ class Result:
 class Life:
     """One process of the service."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, sinks: Iterable[str]) -> None:
         self.folder = folder
+        self.sinks = frozenset(sinks)
         self.process = Process()
         self.disk = self.process.disk
         self.container: Container | None = None
@@ -184,6 +186,8 @@ class World:
         self.service_kills_ns: list[int] = []
         self.is_home_assistant_up = True
         self.is_calm = False
+        self.sinks = set(SINKS)
+        """The sinks that the next start configures."""
         self.disk_faults = 0
         """How many faults of the disk have begun: only then may the service fail to start."""
         self.disk_error: DiskError | None = None
@@ -232,7 +236,6 @@ class World:
         self.house = House(random.Random(f"house {self.plan.seed}"), self.home_clock)
         self.database = Database(self.database_link, self.plan.dialect, token=_TOKEN)
         self.home_assistant = FakeHomeAssistant(self.house, token=_TOKEN, port=_HOME_PORT)
-        os.environ.update(self._settings())
         await self.database.start()
         await self.home_assistant.__aenter__()
         self.house.fire = self.home_assistant.fire
@@ -258,6 +261,11 @@ class World:
         self.loop.disarm()
         self.home_assistant.token = _TOKEN
         await self._until(lambda: self.is_home_assistant_up and self._is_up(), 700, "be up again")
+        self.sinks = set(SINKS)
+        if self.life.sinks != SINKS:
+            await self.terminate()
+            await self.start_again(0.01)
+            await self._until(self._is_up, 60, "start with all sinks")
         self.database.fault = None
         self.database.refuses = lambda _: None
         self.database.partial = False
@@ -344,7 +352,7 @@ class World:
         """Start the service on the folder that the last process left."""
         folder = self._folder / f"life-{self._lives}"
         self._lives += 1
-        life = self._life = Life(folder)
+        life = self._life = Life(folder, self.sinks)
         life.disk.error = self.disk_error
         self.database.not_before = 0.0
         self._uncommitted.clear()
@@ -426,7 +434,7 @@ class World:
 
     async def _live(self, life: Life) -> None:
         try:
-            container = Container(settings=_settings_of(life.folder))
+            container = Container(settings=self._settings_of(life))
             supervisor = providers.Singleton(
                 Supervisor,
                 grace_s=container.settings().resilience.shutdown_timeout_s,
@@ -607,24 +615,24 @@ class World:
         """Whether the entity filter leaves out the entity that is not recorded."""
         return bool(self.plan.seed % 2)
 
-    def _settings(self) -> Mapping[str, str]:
+    def _settings_of(self, life: Life) -> Any:
+        os.environ.update(self._settings(life))
+        return load_settings(None)
+
+    def _settings(self, life: Life) -> Mapping[str, str]:
         rules = {"patterns": [{"entity_id": EXCLUDED}] if self.is_filtered else []}
         return {
+            "DATA_DIR": str(life.folder),
             "ENTITY_FILTER_CONFIG": json.dumps(rules),
             "HOME_ASSISTANT_URL": f"http://127.0.0.1:{_HOME_PORT}",
             "HOME_ASSISTANT_TOKEN": _TOKEN,
-            "INFLUXDB_URL": f"http://127.0.0.1:{PORT}",
+            "INFLUXDB_URL": f"http://127.0.0.1:{PORT}" if "influxdb" in life.sinks else "",
             "INFLUXDB_API": self.database.version,
             "INFLUXDB_TOKEN": self.database.token,
-            "EMBEDDED_STORE": "on",
+            "EMBEDDED_STORE": "on" if "embedded" in life.sinks else "off",
             "JOURNAL_MIN_FREE_MB": "0",
             "MAX_MEMORY_MB": "100000",
         }
-
-
-def _settings_of(folder: Path) -> Any:
-    os.environ["DATA_DIR"] = str(folder)
-    return load_settings(None)
 
 
 async def _socket_to(addr_infos: Sequence[Any], **_: Any) -> Socket:
