@@ -116,11 +116,12 @@ class GapReader:
         )
 
     async def _describe(self, entity_ids: Iterable[str]) -> None:
-        """Read the row before the gap that names the class and unit of each entity."""
+        """Read the rows before the gap that name the class and unit of each entity."""
         oldest_ns = self.captured.requested.oldest_ns
-        described = await self.recorder.available_before(oldest_ns, [*entity_ids])
-        for name, row in described.items():
-            self.recovery.describe(name, row)
+        described = await self.recorder.naming_rows(oldest_ns, [*entity_ids])
+        for name, rows in described.items():
+            for row in rows:
+                self.recovery.describe(name, row)
 
     def changes(self, page: HistoryPage) -> Iterator[Sequence[Change]]:
         """Yield the changes of a page that were not captured, a slice of its rows at a time."""

@@ -352,23 +352,21 @@ class Recorder:
             }
         return found
 
-    async def available_before(
+    async def naming_rows(
         self, at_ns: int, entity_ids: Sequence[str]
-    ) -> dict[str, RecordedState]:
-        """Return the newest available state before a moment of each entity that had one.
+    ) -> dict[str, list[RecordedState]]:
+        """Return the rows before a moment that name class and unit of each entity, oldest first.
 
-        One that was unavailable at that moment is searched ten minutes back.
+        They begin with the last available one. An entity that was unavailable at that moment is
+        searched ten minutes back, because later rows may name only one of the two, or none.
         """
-        found = await self.states_at(at_ns, entity_ids)
-        unavailable = [name for name, row in found.items() if not row.is_available]
+        found = {name: [row] for name, row in (await self.states_at(at_ns, entity_ids)).items()}
+        unavailable = [name for name, (row,) in found.items() if not row.is_available]
         times = Times(max(0, at_ns - _UNAVAILABLE_S * SECOND_NS), at_ns - MICROSECOND_NS)
         for some in _batches(unavailable):
             history = await self._recorded(times, some)
-            available = {
-                name: [row for row in rows if row.is_available] for name, rows in history.items()
-            }
-            found |= {name: rows[-1] for name, rows in available.items() if rows}
-        return {name: row for name, row in found.items() if row.is_available}
+            found |= {name: _since_available(rows) for name, rows in history.items() if rows}
+        return found
 
     async def ever_recorded(self, entity_ids: Sequence[str], *, near_ns: int) -> set[str]:
         """Return which entities have a row.
@@ -561,6 +559,12 @@ def _bounds(times: Times) -> tuple[str, str]:
 def _batches(entity_ids: Sequence[str]) -> Iterator[Sequence[str]]:
     for start in range(0, len(entity_ids), _ENTITIES_PER_REQUEST):
         yield entity_ids[start : start + _ENTITIES_PER_REQUEST]
+
+
+def _since_available(rows: Sequence[RecordedState]) -> list[RecordedState]:
+    """Return the last available row and those after it; all when none is available."""
+    available = [place for place, row in enumerate(rows) if row.is_available]
+    return [*rows[available[-1] if available else 0 :]]
 
 
 def _state(row: bytes) -> State | None:

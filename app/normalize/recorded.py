@@ -101,10 +101,11 @@ class Recovery:
         return bool(rows) and not rows[0].is_available and entity_id not in self._last
 
     def describe(self, entity_id: str, row: RecordedState) -> None:
-        """Set the row before the entity's next row that names its class and unit."""
+        """Learn class and unit from a row before the entity's next row."""
         updated = datetime.fromtimestamp(row.lu, UTC)
-        state = _recorded_state(entity_id, row, updated)
-        self._normalized(entity_id, state, old=None, at=updated)
+        state = None if row.s is None else _recorded_state(entity_id, row, updated)
+        old = _no_row(entity_id, updated).state if state is None else None
+        self._normalized(entity_id, state, old=old, at=updated)
 
     def restarted(self, restarts_ns: Sequence[int]) -> None:
         """Set when Home Assistant wrote its first state after each restart, oldest first."""

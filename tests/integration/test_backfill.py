@@ -810,13 +810,15 @@ async def test_an_entity_that_became_unavailable_in_a_gap_stays_in_its_series(
     ]
 
 
+@pytest.mark.parametrize("named_by", ["5", "unavailable"])
 async def test_an_entity_that_was_unavailable_before_a_gap_stays_in_its_series(
-    home: CapturedHome, house: StillHouse
+    home: CapturedHome, house: StillHouse, *, named_by: str
 ) -> None:
-    """The row before the gap names no class and unit; an older one does."""
+    """The row before the gap names no class and unit; an older one does, available or not."""
     start = house.change_every(60, since_s=300)
-    house.set_state("sensor.power", "5", {"device_class": "power", "unit_of_measurement": "kW"})
-    house.set_state("sensor.power", "unavailable", {})
+    names = {"device_class": "power", "unit_of_measurement": "kW"}
+    house.set_state("sensor.power", named_by, names)
+    house.set_state("sensor.power", "unavailable", {} if named_by == "5" else names)
     house.set_state("sensor.power", "unknown", {})
     house.set_state("sensor.power", "9", {"unit_of_measurement": "W"})
 

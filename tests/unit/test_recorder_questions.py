@@ -232,8 +232,8 @@ async def test_only_the_state_is_known_of_a_row_older_than_ten_days() -> None:
     assert (found, {name: row.s for name, row in older.items()}) == ({}, {"sensor.a": "1"})
 
 
-async def test_the_last_available_state_is_searched_ten_minutes_back() -> None:
-    """It names the class and unit of an entity that is unavailable."""
+async def test_the_rows_that_name_class_and_unit_are_searched_ten_minutes_back() -> None:
+    """The last available one, and those after it, of an entity that is unavailable."""
     fake = FakeRecorder(
         {
             "sensor.present": [(1, "1"), (900, "2")],
@@ -243,11 +243,12 @@ async def test_the_last_available_state_is_searched_ten_minutes_back() -> None:
         }
     )
 
-    found = await recorder(fake).available_before(START + 1_000 * SECOND, [*fake.rows])
+    found = await recorder(fake).naming_rows(START + 1_000 * SECOND, [*fake.rows])
 
-    assert {name: row.s for name, row in found.items()} == {
-        "sensor.present": "2",
-        "sensor.silent": "2",
+    assert {name: [row.s for row in rows] for name, rows in found.items()} == {
+        "sensor.present": ["2"],
+        "sensor.silent": ["2", "unavailable", "unknown"],
+        "sensor.long_silent": ["unknown"],
     }
 
 
