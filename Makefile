@@ -61,8 +61,8 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test: setup ## Run all unit, integration and service tests
 	$(RUN)$(PYTEST) -n $(WORKERS) --dist worksteal --tb=native tests/service tests/integration tests/simulation tests/unit
 
-simulate: setup ## Simulate hours of faults in minutes: make simulate [HOURS=…] [SEED=…]
-	$(RUN)python -m tests.simulation $(if $(HOURS),--hours $(HOURS)) $(if $(SEED),--seed $(SEED))
+simulate: setup ## Simulate hours of faults in minutes: make simulate [HOURS=…] [SEED=…] [FIRST=…]
+	$(RUN)python -m tests.simulation $(if $(HOURS),--hours $(HOURS)) $(if $(SEED),--seed $(SEED)) $(if $(FIRST),--first $(FIRST))
 
 check: setup lint-deploy ## Check format, lint, types, layers, and what deploys it
 	$(RUN)ruff format --check .

@@ -19,6 +19,8 @@ BUGS = {
     " that the registries were out of date.",
     "interrupted_start": "First states of a start of Home Assistant that was stopped before it was"
     " complete were read back with a previous state.",
+    "named_while_unavailable": "An entity that was removed in a gap lost its class and unit when"
+    " only an unavailable state had named them in the ten minutes before.",
     "recalled_states": "The newest change before a crash was recalled from the journal and not"
     " saved, so after a second restart a gap began with the state before it.",
 }

@@ -119,7 +119,7 @@ class Plan:
             return list(self.given)
         chance = random.Random(f"actions {self.seed}")
         kinds = sorted(self.kinds or FAULTS)
-        weights = [FAULTS[kind].weight for kind in kinds]
+        weights = [FAULTS[kind].weight or float(kind in self.kinds) for kind in kinds]
         actions, at = [], 30.0
         while (at := at + chance.expovariate(1 / self.fault_every_s)) < self.seconds:
             (kind,) = chance.choices(kinds, weights)
