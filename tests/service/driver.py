@@ -112,8 +112,9 @@ def acknowledge_to(ledger: int) -> None:
 
     async def acknowledged(self: SqliteJournal, lines: Lines, **rest: Any) -> None:
         await append(self, lines, **rest)
-        stream.write(frame(lines.data))
-        stream.flush()
+        if lines.points:  # not the commit of nothing new
+            stream.write(frame(lines.data))
+            stream.flush()
 
     SqliteJournal.append = acknowledged  # type: ignore[method-assign]
 

@@ -44,14 +44,15 @@ async def check_meanwhile(world: World) -> Mapping[str, Any]:
             raise Violation(
                 f"conservation: the totals of a sink do not balance: {sink}, appended {journal}"
             )
-    if health["status"] == "healthy" and not health["gaps"]["open"] and not events["pending"]:
+    is_complete = health["connection"]["is_subscribed"] and not health["gaps"]["open"]
+    if health["status"] == "healthy" and is_complete and not events["pending"]:
         _check_nothing_is_missing(world)
     world.watch.meanwhile(world, health)
     return health
 
 
 def _check_nothing_is_missing(world: World) -> None:
-    """While health is good and no gap is open, the journal has what the recorder has."""
+    """While health is good, events stream and no gap is open, nothing is missing in the journal."""
     table, now_ns = world.house.recorder_.table, int(world.home_clock() * 1e9)
     for row in table[world.verified_rows :]:
         if row.updated_ns > now_ns - _UNNOTICED_NS:
