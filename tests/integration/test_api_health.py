@@ -169,6 +169,7 @@ async def test_no_metric_names_an_entity_or_a_person() -> None:
         "implementation",
         "le",
         "method",
+        "part",
         "sink",
         "state",
         "status",
