@@ -288,7 +288,7 @@ class InfluxSettings(_ServerSettings):
     )
     """homeiq, or home_assistant: what Home Assistant's own influxdb integration writes; see
     docs/SCHEMA.md"""
-    # Not in diagnostics: whoever pastes the whole block here pastes a password.
+    # Not in diagnostics: a pasted whole block contains a password.
     schema_config: Annotated[str | None, _MULTI_LINE] = Field(None, exclude=True, repr=False)
     """Options of that integration: a file with its influxdb: block, Home Assistant's folder, or
     the YAML itself; unset: its defaults"""

@@ -8,7 +8,15 @@ from datetime import datetime
 import msgspec
 
 from app.discovery.registries import DeviceRow, EntityRow, Registries
-from app.model import MAX_SECONDS, IdentityChange, Rename, TimeSource, moment_at, moment_of
+from app.model import (
+    MAX_SECONDS,
+    IdentityChange,
+    IdentityKind,
+    Rename,
+    TimeSource,
+    moment_at,
+    moment_of,
+)
 
 
 def entry_of(row: EntityRow) -> str | None:
@@ -131,26 +139,21 @@ def _moved_entities(
         if was is None:
             continue
         moment, source = _changed_at(was, row, at=at)
-        if was.device_id != row.device_id:
-            yield IdentityChange(
-                what="device_id",
-                entity_id=row.entity_id,
-                old=was.device_id,
-                new=row.device_id,
-                at=moment,
-                at_source=source,
-                entry=entry,
-            )
-        if was.area_id != row.area_id:
-            yield IdentityChange(
-                what="area_id",
-                entity_id=row.entity_id,
-                old=was.area_id,
-                new=row.area_id,
-                at=moment,
-                at_source=source,
-                entry=entry,
-            )
+        moves: tuple[tuple[IdentityKind, str | None, str | None], ...] = (
+            ("device_id", was.device_id, row.device_id),
+            ("area_id", was.area_id, row.area_id),
+        )
+        for what, old, new in moves:
+            if old != new:
+                yield IdentityChange(
+                    what=what,
+                    entity_id=row.entity_id,
+                    old=old,
+                    new=new,
+                    at=moment,
+                    at_source=source,
+                    entry=entry,
+                )
 
 
 def _moved_devices(

@@ -79,7 +79,7 @@ class DeadLetters:
         is_for_database_only: Callable[[bytes], bool] = lambda _: False,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`is_for_database_only` tells lines that the embedded store must not get.
+        """`is_for_database_only` returns whether the embedded store must not get a line.
 
         `clock` returns seconds since the epoch.
         """

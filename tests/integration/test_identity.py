@@ -178,7 +178,7 @@ async def test_a_rename_while_connected_has_the_time_of_its_event(
 async def test_a_rename_while_the_service_was_down_has_the_time_of_its_row(
     tmp_path: Path, answers: Answers
 ) -> None:
-    """No event told of it; where the row has no time, it is that of the discovery."""
+    """No event announced it; where the row has no time, it is that of the discovery."""
     async with running(tmp_path, answers) as first:
         await first.listed(row(OLD), at=minute(0))
     async with running(tmp_path, answers) as second:

@@ -40,7 +40,7 @@ def test_the_same_seed_gives_the_same_run_for_every_hash_seed() -> None:
 
 
 def test_another_seed_gives_another_run() -> None:
-    """The trace tells runs apart."""
+    """The trace distinguishes runs."""
     runs = [simulate("--seed", seed, "--seconds", "300") for seed in ("2", "3")]
 
     traces = {match for run in runs for match in re.findall(r"trace (\w+)", run.stdout)}
