@@ -26,6 +26,7 @@ from app.schema.home_assistant_options import (
     entity_options,
     selection,
 )
+from app.schema.python_text import text_of, with_digits_of_3_14
 
 Text: TypeAlias = Literal["v1", "v2"]
 """The client whose escaping, floats and rounding of times are used."""
@@ -398,12 +399,12 @@ def _measurement(
         case "domain__device_class" if members.get(_CLASS) is None:
             found = change.domain
         case "domain__device_class":
-            source, found = _CLASS, f"{change.domain}__{members[_CLASS]}"
+            source, found = _CLASS, f"{change.domain}__{text_of(members[_CLASS])}"
         case _:
             pass
     if found is None or found == "":
         return _default_measurement(change, options), None
-    return _single_line(found) if isinstance(found, str) else str(found), source
+    return _single_line(found) if isinstance(found, str) else text_of(found), source
 
 
 def _default_measurement(change: Change, options: Options) -> str:
@@ -422,7 +423,7 @@ def _tags(change: Change, members: Mapping[str, object], options: Options) -> di
 
 
 def _tag_text(value: object) -> str:
-    return "" if value is None else str(value)
+    return "" if value is None else text_of(value)
 
 
 def _attribute_fields(
@@ -453,7 +454,7 @@ def _converted(value: object) -> tuple[float | None, str | None]:
     """Return the number and the text that a JSON value becomes."""
     if (number := _number(value)) is not None:
         return number, None
-    text = _single_line(str(value))
+    text = _single_line(text_of(value))
     return _number_in(text), text
 
 
@@ -462,7 +463,7 @@ def _number(value: object) -> float | None:
     if not isinstance(value, str | int | float):
         return None
     try:
-        return float(value)
+        return float(with_digits_of_3_14(value) if isinstance(value, str) else value)
     except ValueError:
         return None
     except OverflowError:  # an integer of more than 308 digits, which Home Assistant cannot send
@@ -478,6 +479,7 @@ def _number_in(text: str) -> float | None:
 
     In linear time: Home Assistant's regular expression takes minutes for a few hundred digits.
     """
+    text = with_digits_of_3_14(text)
     before, dot, after = text.partition(".")
     if dot:
         is_number = "." not in after and before[-1:].isdecimal() and after[:1].isdecimal()

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, cast
+
+from tests.fakes import python_3_14
 
 Json = Mapping[str, Any]
 ONE = ["on", "locked", "above_horizon", "open", "home"]
@@ -56,11 +57,11 @@ def _measurement(point: Point, entity: Json, options: Json) -> tuple[str, str | 
     if attribute == "domain__device_class":
         if device_class is None:
             return domain, None
-        return _one_line(f"{domain}__{device_class}"), "device_class"
+        return _one_line(f"{domain}__{_str(device_class)}"), "device_class"
     unit = point.attributes.get("unit_of_measurement")
     if unit is None or unit == "":
         return _one_line(options.get("default_measurement") or point.entity_id), None
-    return _one_line(unit) if isinstance(unit, str) else str(unit), "unit_of_measurement"
+    return _one_line(unit) if isinstance(unit, str) else _str(unit), "unit_of_measurement"
 
 
 def _tags(point: Point, options: Json) -> Json:
@@ -89,12 +90,11 @@ def _fields(state: str, attributes: Json) -> Json:
         if number is not None:
             fields[key] = number
         else:
-            text = _one_line(str(value))
+            text = _one_line(_str(value))
             fields[key + "_str"] = text
             if _looks_like_a_number(text):
-                fields[key] = float(
-                    "".join(char for char in text if _is_digit(char) or char == ".")
-                )
+                digits = "".join(char for char in text if _is_digit(char) or char == ".")
+                fields[key] = python_3_14.float_of(digits)
         if isinstance(fields.get(key), float) and not math.isfinite(fields[key]):
             del fields[key]
     if "time" in fields:
@@ -113,7 +113,7 @@ def _line(measurement: str, tags: Json, fields: Json, time: int, *, text: str) -
         in_measurement = {char: escape for char, escape in special.items() if char != "="}
     written_tags = []
     for key in sorted(tags):
-        value = "" if tags[key] is None else str(tags[key])
+        value = "" if tags[key] is None else _str(tags[key])
         if key and value:
             end = " " if text == "v2" and value[-1] == "\\" else ""
             written_tags.append(f"{_escaped(key, special)}={_escaped(value, special)}{end}")
@@ -156,13 +156,17 @@ def _float(value: Any) -> float | None:
     if value is None or isinstance(value, list | dict):
         return None
     try:
-        return float(value)
+        return python_3_14.float_of(value) if isinstance(value, str) else float(value)
     except ValueError:
         return None
 
 
+def _str(value: Any) -> str:
+    return value if isinstance(value, str) else python_3_14.repr_of(value)
+
+
 def _is_digit(char: str) -> bool:
-    return unicodedata.category(char) == "Nd"
+    return python_3_14.digit(char) is not None
 
 
 def _looks_like_a_number(text: str) -> bool:

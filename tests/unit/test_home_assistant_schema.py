@@ -333,7 +333,11 @@ def test_the_name_of_the_instance_is_a_static_tag_unless_one_is_given() -> None:
     assert Options().with_instance(None).tags == {}
 
 
-_CHARS = "a1._-#\\ ,=\"'\n\t\r\u2028é٣½°"
+_CHARS = (
+    "a1._-#\\ ,=\"'\n\t\r\u2028é٣½°\0\x85\xa0\xad"
+    "\U0001fa77\u0897\U00011f51"  # Unicode 15 and 16, the last is a digit
+    "\u088f\U00011de1"  # Unicode 17, which Python 3.14 lacks, the last is a digit
+)
 _TEXT = st.one_of(
     st.text(_CHARS, max_size=8),
     st.sampled_from(
