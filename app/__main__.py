@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
 _INTERRUPTED = {
-    "copy": "Interrupted. What was copied stays copied; the next run continues",
+    "copy": "Interrupted. The next run continues with the days that are not complete",
     "backfill": "Interrupted. What was read back is stored; the next start continues with the rest",
 }
 

@@ -110,7 +110,8 @@ class _Reader:
         if isinstance(node, ScalarNode) and node.tag == _STANDARD + "null":
             node = MappingNode(_MAP, [], node.start_mark, node.end_mark)
         if not isinstance(node, MappingNode):
-            raise ConfigurationInvalid(f"{_place(node)}: {name}: must be a mapping")
+            instead = ", and is a list" if isinstance(node, SequenceNode) else ""
+            raise ConfigurationInvalid(f"{_place(node)}: {name}: must be a mapping{instead}")
         is_unread = [_key(key) in opaque and not _is_plain(value) for key, value in node.value]
         pairs = [pair for pair, skipped in zip(node.value, is_unread, strict=True) if not skipped]
         unread = [_key(key) for key, _ in node.value if _key(key) in opaque]
@@ -122,7 +123,7 @@ class _Reader:
         """Return the root node, and whether it is that of Home Assistant's main file."""
         path = Path(source)
         node = None if _exists(path) else self._composed(source, self._label)
-        if isinstance(node, MappingNode):
+        if isinstance(node, MappingNode | SequenceNode):
             return node, False
         self._home = path.absolute() if path.is_dir() else path.absolute().parent
         file = self._home / _MAIN if path.is_dir() else path.absolute()

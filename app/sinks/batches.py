@@ -126,7 +126,7 @@ def line_from(batch: Batch, number: int, conflict: FieldName | None = None) -> B
     """
     start = max(0, number - batch.first)
     for index, line in enumerate(batch.lines()[start:], start=start):
-        if line and (conflict is None or _has_field(line, conflict)):
+        if line and (conflict is None or has_field(line, conflict)):
             return cut(batch, [index])
     return None
 
@@ -145,10 +145,19 @@ def fields_in(batch: Batch, wanted: Collection[FieldName]) -> frozenset[FieldNam
     left = set(wanted)
     with contextlib.suppress(StorageDamaged):
         for line in batch.lines():
-            left -= {name for name in left if _has_field(line, name)}
+            left -= {name for name in left if has_field(line, name)}
             if not left:
                 break
     return frozenset(wanted) - left
+
+
+def has_field(line: bytes, wanted: FieldName) -> bool:
+    """Return whether a line has a field, in the measurement if it is given."""
+    series = _SERIES.match(line)
+    if series is None or not _is_of(series[0], wanted.measurement):
+        return False
+    fields = _TEXT.sub(b"", line[series.end() + 1 :])
+    return b"," + _ESCAPED_IN_KEYS.sub(rb"\\\g<0>", wanted.name.encode()) + b"=" in b"," + fields
 
 
 def series_in(batch: Batch) -> set[int]:
@@ -185,14 +194,6 @@ def by_series(batch: Batch, accepted: Collection[int]) -> tuple[Batch, Batch]:
 def _series(line: bytes) -> int:
     found = _SERIES.match(line)
     return hash(found[0] if found else line)
-
-
-def _has_field(line: bytes, wanted: FieldName) -> bool:
-    series = _SERIES.match(line)
-    if series is None or not _is_of(series[0], wanted.measurement):
-        return False
-    fields = _TEXT.sub(b"", line[series.end() + 1 :])
-    return b"," + _ESCAPED_IN_KEYS.sub(rb"\\\g<0>", wanted.name.encode()) + b"=" in b"," + fields
 
 
 def _is_of(series: bytes, measurement: str | None) -> bool:

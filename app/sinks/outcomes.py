@@ -29,6 +29,8 @@ class Refused:
     """One sentence that says what a person can do when every point is refused like this."""
     conflict: FieldName | None = None
     """The field that the database holds with another type, when that is the reason."""
+    dropped: int | None = None
+    """How many points have such a field, of one shard or more; None when unknown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,6 +34,8 @@ class Copying:
         self.folder = folder
         self.slept_s = 0.0
         """How long the command waited; no time passes."""
+        self.printed = ""
+        """What the last run printed, also if it failed."""
         self._monkeypatch = monkeypatch
 
     def _clock(self) -> float:
@@ -51,10 +53,13 @@ class Copying:
         for name, value in {**required(self.folder), **settings}.items():
             self._monkeypatch.setenv(name, value)
         out = io.StringIO()
-        status = await run(
-            parse(["copy", *words]), load_settings(), out, clock=self._clock, sleep=self._sleep
-        )
-        return Result(status, out.getvalue())
+        try:
+            status = await run(
+                parse(["copy", *words]), load_settings(), out, clock=self._clock, sleep=self._sleep
+            )
+        finally:
+            self.printed = out.getvalue()
+        return Result(status, self.printed)
 
     @property
     def refused(self) -> bytes:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
+from app.commands.copy import influxdb_1
 from app.commands.copy.embedded_store import FILE_NAME
 from app.model import Change, Context, Placement, StoredPoint
 from app.runtime.errors import DatabaseRefused, QueryFailed, SettingsError
@@ -285,6 +286,80 @@ async def test_points_without_a_form_in_line_protocol_are_in_the_file(copying: C
     assert theirs.lines == [b"m,e=y v=1.0 %d" % START_NS]
 
 
+async def test_a_refused_point_is_listed_once_however_often_its_day_is_copied(
+    copying: Copying,
+) -> None:
+    """The days on which the target lacks values are copied again by each run."""
+    async with databases() as (ours, theirs):
+        theirs.refuses = lambda line: "no threes" if b"e=e3" in line else None
+        for _ in range(2):
+            result = await copying(**settings(ours, theirs))
+        refused = copying.refused
+        theirs.refuses = lambda _: None
+        last = await copying(**settings(ours, theirs))
+
+    count = sum(b"e=e3" in line for line in LINES)
+    assert f"Refused: {count} points" in result.printed
+    assert refused.count(b"no threes") == count
+    assert last.status == 0, last.printed
+    assert copying.refused == b""
+
+
+async def test_a_span_that_is_read_again_lists_its_refused_points_once(
+    copying: Copying, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a source that failed in the middle of an answer."""
+    monkeypatch.setattr(influxdb_1, "_ROWS", 10)
+    failures = 2
+
+    def answers(chunks: list[bytes]) -> list[bytes]:
+        nonlocal failures
+        if len(chunks) == 1 or not failures or not theirs.requests:
+            return chunks
+        failures -= 1
+        return chunks[:-1]
+
+    async with databases() as (ours, theirs):
+        ours.answers = answers
+        theirs.refuses = lambda line: "no threes" if b"e=e3" in line else None
+        result = await copying(**settings(ours, theirs))
+
+    count = sum(b"e=e3" in line for line in LINES)
+    assert failures == 0
+    assert f"Refused: {count} points" in result.printed
+    assert copying.refused.count(b"no threes") == count
+
+
+async def test_a_later_run_still_reports_points_that_could_not_be_copied(copying: Copying) -> None:
+    """Their days are complete, so that run does not read them."""
+    point = StoredPoint(measurement="m", tags={"e": "x\\"}, fields={"v": 1.0}, time_ns=START_NS)
+    async with databases() as (ours, theirs):
+        ours.points = lambda: [point]  # type: ignore[method-assign]
+        first = await copying(**settings(ours, theirs))
+        again = await copying(**settings(ours, theirs))
+
+    assert (first.status, again.status) == (1, 1)
+    assert "Refused: 1 points" in again.printed
+    assert copying.refused.count(b"line protocol cannot express") == 1
+
+
+async def test_a_type_conflict_of_a_whole_measurement_costs_few_requests(copying: Copying) -> None:
+    """All lines with the field are refused together, and those without it are accepted together."""
+    lines = [
+        b"m,e=%d %b=1.5 %d" % (n % 3, b"w" if n % 10 == 0 else b"v", START_NS + n * 10**9)
+        for n in range(600)
+    ]
+    async with databases(lines=lines) as (ours, theirs):
+        theirs.lines, theirs._types = [b'm v="text" 1'], {("m", "v"): str}
+        given = settings(ours, theirs) | {"INFLUXDB_MAX_BATCH_POINTS": "600"}
+        result = await copying(**given)
+
+    assert result.status == 1
+    assert copying.refused.count(b"field type conflict") == 540
+    assert len(theirs.points()) == 1 + 60
+    assert len(theirs.requests) < 15
+
+
 FAULTS = [
     Reply(status=503, body="busy", headers={"Retry-After": "0"}),
     Reply(status=500, body="broken"),
@@ -359,6 +434,29 @@ async def test_a_database_that_refuses_ends_the_command(copying: Copying) -> Non
         theirs.fault = UNAUTHORIZED
         with pytest.raises(DatabaseRefused, match=r"Check INFLUXDB_TOKEN"):
             await copying(**settings(ours, theirs))
+
+
+async def test_only_a_copy_that_has_done_something_says_what_the_next_run_keeps(
+    copying: Copying,
+) -> None:
+    """With nothing copied there is nothing to continue."""
+    async with databases() as (ours, theirs):
+        theirs.fault = UNAUTHORIZED
+        with pytest.raises(DatabaseRefused):
+            await copying(**settings(ours, theirs))
+        before = copying.printed
+        theirs.fault = None
+
+        def closes_for_m1(line: bytes) -> None:
+            if line.startswith(b"m1"):
+                theirs.fault = UNAUTHORIZED
+
+        theirs.refuses = closes_for_m1
+        with pytest.raises(DatabaseRefused):
+            await copying(**settings(ours, theirs))
+
+    assert "are not read again" not in before
+    assert "5 days are copied and are not read again by the next run" in copying.printed
 
 
 async def test_a_database_that_does_not_respond_at_the_start_ends_the_command(

@@ -7,7 +7,6 @@ import json
 import random
 from array import array
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
-from pathlib import Path
 
 import msgpack
 import pytest
@@ -31,11 +30,11 @@ from app.commands.copy.source import DAY_NS, Days, Measurement, Period
 from app.commands.copy.spans import spans_of
 from app.commands.copy.verification import Comparison
 from app.commands.copy.victoria_metrics import VictoriaMetrics, measurements_of
-from app.commands.copy.writer import LineWriter, RefusedLines
+from app.commands.copy.writer import LineWriter
 from app.runtime.errors import DatabaseRefused, QueryFailed
 from app.runtime.retry import Backoff
 from app.schema.line_protocol import parse_line
-from app.sinks.batches import Batch
+from app.sinks.batches import Batch, FieldName
 from app.sinks.influxdb.dialects import Target
 from app.sinks.influxdb.http import Request
 from app.sinks.influxdb.influxql import ChunkedAnswer, Series, quoted
@@ -357,32 +356,69 @@ class _Flaky:
 
 
 @pytest.mark.parametrize("seed", range(20))
-async def test_every_line_is_stored_or_in_the_file(tmp_path: Path, seed: int) -> None:
+async def test_every_line_is_stored_or_refused(seed: int) -> None:
     """However the target fails, and however many lines in a row it refuses."""
     chance = random.Random(seed)
     kinds = chance.choices([b"good", b"bad", b"old"], [8, seed % 4, 1], k=400)
     lines = [b"%b v=%d %d" % (kind, n, n) for n, kind in enumerate(kinds)]
-    target, refused, reasons = _Flaky(chance), RefusedLines(tmp_path / "refused.lp"), set[str]()
+    target, refused, reasons = _Flaky(chance), list[bytes](), set[str]()
 
     async def sleep(_: float) -> None:
         pass
 
     writer = LineWriter(
-        target, refused, backoff=Backoff(max_s=60), max_points=50, waiting=reasons.add, sleep=sleep
-    )
+        target, refuse=lambda line, _: refused.append(line), backoff=Backoff(max_s=60),
+        max_points=50, waiting=reasons.add, sleep=sleep,
+    )  # fmt: skip
     for start in range(0, len(lines), 90):
         await writer.write(lines[start : start + 90])
-    refused.sync()
 
-    kept = (tmp_path / "refused.lp").read_bytes().splitlines()
     assert set(target.stored) == {line for line in lines if line.startswith(b"good")}
-    assert [line for line in kept if not line.startswith(b"#")] == [
-        line for line in lines if not line.startswith(b"good")
-    ]
+    assert refused == [line for line in lines if not line.startswith(b"good")]
     assert reasons <= {"busy", "late", "broken"}
 
 
-async def test_a_target_that_needs_a_person_ends_the_writing(tmp_path: Path) -> None:
+class _Sharded(_Flaky):
+    """A target that has the field `v` as text on even days, and names one shard as InfluxDB 1."""
+
+    requests = 0
+
+    async def write(self, batch: Batch) -> Outcome:
+        self.requests += 1
+        lines = batch.lines()
+        refused = [
+            line for line in lines if b" v=" in line and int(line.split()[-1]) // DAY_NS % 2 == 0
+        ]
+        self.stored += [line for line in lines if line not in refused]
+        if not refused:
+            return Accepted()
+        shard = int(refused[0].split()[-1]) // DAY_NS
+        dropped = sum(int(line.split()[-1]) // DAY_NS == shard for line in refused)
+        return Refused(reason="conflict", conflict=FieldName("v", "m"), dropped=dropped)
+
+
+async def test_a_type_conflict_of_some_shards_is_found_by_their_times() -> None:
+    """InfluxDB 1 counts the refused points of one shard only."""
+    lines = [
+        b"m,e=%d %b=1 %d" % (n % 7, b"w" if n % 3 == 0 else b"v", n * DAY_NS // 100)
+        for n in range(1_000)
+    ]
+    target, refused = _Sharded(random.Random(0)), list[bytes]()
+    writer = LineWriter(
+        target, refuse=lambda line, _: refused.append(line), backoff=Backoff(max_s=1),
+        max_points=1_000, waiting=lambda _: None,
+    )  # fmt: skip
+
+    await writer.write(lines)
+
+    expected = {n for n in range(1_000) if n % 3 and n // 100 % 2 == 0}
+    assert {int(line.split()[-1]) * 100 // DAY_NS for line in refused} == expected
+    assert set(target.stored) == set(lines) - set(refused)
+    assert len(refused) == len(expected)
+    assert target.requests < 60
+
+
+async def test_a_target_that_needs_a_person_ends_the_writing() -> None:
     """With what to do about it; a wrong token does not heal by waiting."""
 
     class Closed(_Flaky):
@@ -390,7 +426,7 @@ async def test_a_target_that_needs_a_person_ends_the_writing(tmp_path: Path) -> 
             return Held(reason="unauthorized", advice="Check INFLUXDB_TOKEN.")
 
     writer = LineWriter(
-        Closed(random.Random(0)), RefusedLines(tmp_path / "x"), backoff=Backoff(max_s=1),
+        Closed(random.Random(0)), refuse=lambda *_: None, backoff=Backoff(max_s=1),
         max_points=5, waiting=lambda _: None,
     )  # fmt: skip
 

@@ -32,6 +32,15 @@ def test_yaml_may_have_the_name_of_the_section_or_not(source: str) -> None:
     assert _load(source).tags == {"a": "1"}
 
 
+@pytest.mark.parametrize(
+    "source", ["[a, b]", "- host: x\n- tags: {}", "influxdb: [a]"], ids=["flow", "block", "section"]
+)
+def test_a_list_is_refused_as_a_list_and_not_as_a_path(source: str) -> None:
+    """The message says what is wrong with it."""
+    with pytest.raises(SettingsError, match="influxdb: must be a mapping, and is a list"):
+        _load(source)
+
+
 @pytest.mark.parametrize("source", [None, "influxdb:", "influxdb: {}"])
 def test_without_options_home_assistants_defaults_are_used(source: str | None) -> None:
     """An empty section is one."""

@@ -16,12 +16,13 @@ from app.commands.command_line import FAILED, OK
 from app.commands.copy import endpoints
 from app.commands.copy.bar import ProgressBar
 from app.commands.copy.progress import CopyProgress
+from app.commands.copy.refused import RefusedPoints
 from app.commands.copy.rows import Chunk, line_of
 from app.commands.copy.source import DAY_NS, Measurement, Period, Source
 from app.commands.copy.spans import ReadSpan, days_of, spans_of
 from app.commands.copy.verification import Comparison, DayDifference
 from app.commands.copy.victoria_metrics import VictoriaMetrics
-from app.commands.copy.writer import LineWriter, RefusedLines
+from app.commands.copy.writer import LineWriter
 from app.main import ENV_FILE
 from app.model import MAX_TIME_NS, moment_of, nanoseconds
 from app.runtime.errors import DatabaseRefused, QueryFailed, SettingsError
@@ -50,7 +51,7 @@ async def copy(arguments: argparse.Namespace) -> int:
         return await run(arguments, chosen, sys.stdout)
     except (QueryFailed, DatabaseRefused) as exc:
         sys.stdout.flush()
-        sys.stderr.write(f"\n{exc}. What is copied stays copied: repeat the command to continue\n")
+        sys.stderr.write(f"\n{exc}\n")
         return FAILED
 
 
@@ -95,18 +96,32 @@ async def run(
         sink, client = await stack.enter_async_context(
             endpoints.opened_target(ends[1], chosen.influx)
         )
-        refused = RefusedLines(folder / f"{name}-refused.lp")
+        refused = RefusedPoints(progress, folder / f"{name}-refused.lp")
         job = _Copy(source, found, within, progress=progress, refused=refused, out=out, sleep=sleep)
         # Whether anything responds, before hours of copying; a missing database is created later.
         reader = await _reader(client)
         pace = _Pace(arguments.points_per_second, clock=clock, sleep=sleep)
-        await job.write(sink, max_points=chosen.influx.max_batch_points, pace=pace)
-        if reader is None:
-            out.write("The target cannot be read back by this command: nothing was compared\n")
-            differences: list[DayDifference] = []
-        else:
-            differences = await job.compare(reader)
-        return _summarized(job, refused, differences, out)
+        try:
+            await job.write(sink, max_points=chosen.influx.max_batch_points, pace=pace)
+            differences = await _compared(job, reader, out)
+        except (QueryFailed, DatabaseRefused):
+            if days := await progress.count_days():
+                out.write(f"{days:,} days are copied and are not read again by the next run\n")
+            raise
+        finally:
+            refusals = await refused.write_file()
+        if refusals:
+            out.write(f"Refused: {refusals:,} points, with the reasons, in {refused.path}\n")
+        return _summarized(job, differences, out, has_refusals=bool(refusals))
+
+
+async def _compared(
+    job: _Copy, reader: endpoints.Opened | None, out: TextIO
+) -> Sequence[DayDifference]:
+    if reader is None:
+        out.write("The target cannot be read back by this command: nothing was compared\n")
+        return ()
+    return await job.compare(reader)
 
 
 class _Copy:
@@ -119,7 +134,7 @@ class _Copy:
         within: Period,
         *,
         progress: CopyProgress,
-        refused: RefusedLines,
+        refused: RefusedPoints,
         out: TextIO,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
@@ -144,7 +159,7 @@ class _Copy:
         """Copy the days that are not copied."""
         writer = LineWriter(
             sink,
-            self._refused,
+            refuse=self._refused.add_line,
             backoff=Backoff(max_s=_MAX_WAIT_S),
             max_points=max_points,
             waiting=self._waiting,
@@ -157,7 +172,7 @@ class _Copy:
                 read = await self._patiently(
                     lambda: self._write(measurement, span, writer, pace)  # noqa: B023 - awaited at once
                 )
-                self._refused.sync()
+                await self._refused.store()
                 if self._source.counts_exactly and read < span.values:
                     self.incomplete.append(_incomplete(measurement, span, read))
                 else:
@@ -215,13 +230,15 @@ class _Copy:
         times = Period(span.days[0].start_ns, span.days[-1].end_ns)
         chunks = self._source.read(measurement.name, measurement.fields, times)
         copied = refused = 0
+        await self._refused.restart(measurement.name, times)
         async with aclosing(_ahead(chunks)) as read:
             async for chunk in read:
                 for each in chunk.refused:
-                    self._refused.add(each.text, each.reason)
+                    self._refused.add(each.text, each.reason, time_ns=each.time_ns)
                 refused += sum(each.values for each in chunk.refused)
                 await pace.wait(len(chunk.rows))
                 await writer.write([line_of(row) for row in chunk.rows])
+                await self._refused.store_many()
                 values = sum(len(fields) for _, fields, _ in chunk.rows)
                 copied += values
                 self._bar.advance(values)
@@ -342,12 +359,10 @@ async def _show(source: Source, found: Sequence[Measurement], within: Period, ou
 
 
 def _summarized(
-    job: _Copy, refused: RefusedLines, differences: Sequence[DayDifference], out: TextIO
+    job: _Copy, differences: Sequence[DayDifference], out: TextIO, *, has_refusals: bool
 ) -> int:
     """Print the result and return the exit status."""
     out.write(f"Read and sent {job.copied:,} values\n")
-    if refused.count:
-        out.write(f"Refused: {refused.count:,} points, with the reasons, in {refused.path}\n")
     out.writelines(f"{_difference(each)}\n" for each in differences[:_LISTED_DIFFERENCES])
     if len(differences) > _LISTED_DIFFERENCES:
         out.write(f"… and {len(differences) - _LISTED_DIFFERENCES:,} more days differ\n")
@@ -362,7 +377,7 @@ def _summarized(
         out.write("Compared: the target has every value of the source\n")
     elif not job.copied:
         out.write("Everything was copied and compared before; --again starts over\n")
-    return FAILED if lacking or refused.count or job.incomplete else OK
+    return FAILED if lacking or has_refusals or job.incomplete else OK
 
 
 def _difference(each: DayDifference) -> str:

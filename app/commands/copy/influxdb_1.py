@@ -171,7 +171,7 @@ class _Rows:
 
 
 def _refused(row: Row, reason: str) -> RefusedRow:
-    return RefusedRow(line_of(row), reason, len(row[1]))
+    return RefusedRow(line_of(row), reason, row[2], len(row[1]))
 
 
 _UNSIGNED = {**ENCODERS, int: lambda value: b"%du" % value}

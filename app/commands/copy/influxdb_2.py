@@ -51,7 +51,9 @@ class InfluxDb2:
             try:
                 chunk.rows.append(row_of_record(record))
             except Unwritable as exc:
-                chunk.refused.append(RefusedRow(repr(dict(record)).encode(), str(exc)))
+                chunk.refused.append(
+                    RefusedRow(repr(dict(record)).encode(), str(exc), record["_time"])
+                )
             if len(chunk.rows) + len(chunk.refused) >= _ROWS:
                 yield chunk
                 chunk = Chunk()

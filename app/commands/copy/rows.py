@@ -22,6 +22,7 @@ class RefusedRow(NamedTuple):
     text: bytes
     """As much of it as can be shown."""
     reason: str
+    time_ns: int
     values: int = 1
     """How many fields it has."""
 

@@ -181,7 +181,11 @@ class _Rows:
             prefix = name(field.encode()) + b"="
         except Unwritable as exc:
             chunk.refused += [
-                RefusedRow(f"{labels} {field}={bytes(raw).decode()} {at}".encode(), str(exc))
+                RefusedRow(
+                    f"{labels} {field}={bytes(raw).decode()} {at}".encode(),
+                    str(exc),
+                    at * _MILLISECOND_NS,
+                )
                 for at, raw in zip(exported.timestamps, exported.values, strict=True)
             ]
             return
@@ -189,7 +193,7 @@ class _Rows:
             time_ns, text = time_ms * _MILLISECOND_NS, bytes(raw)
             if text[0] not in _NUMBER_BEGINS:
                 refused = line_of((head, (prefix + text,), time_ns))
-                chunk.refused.append(RefusedRow(refused, "InfluxDB has no such number"))
+                chunk.refused.append(RefusedRow(refused, "InfluxDB has no such number", time_ns))
                 continue
             if self._last == (head, prefix, time_ms):
                 if not chunk.rows:  # the former one is copied already

@@ -2,24 +2,22 @@
 
 What follows from an outcome is decided by the sinks' `retry_policy`, with these differences: a
 person waits, so an outcome that needs one ends the copy; and however many lines are refused, each
-goes to the file of refused lines.
+is refused by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
 
+from app.commands.copy.source import DAY_NS
 from app.runtime.errors import DatabaseRefused
 from app.runtime.retry import Backoff
-from app.runtime.sqlite import translated_errors
-from app.sinks.batches import Batch
-from app.sinks.outcomes import Accepted, Held, Outcome, OutOfBounds, Sink
+from app.sinks.batches import Batch, FieldName, has_field
+from app.sinks.outcomes import Accepted, Held, Outcome, OutOfBounds, Refused, Sink
 from app.sinks.retry_policy import (
     Advance,
     Attempt,
@@ -36,42 +34,13 @@ _NEVER = sys.maxsize
 _STUCK_S = 60.0
 
 
-class RefusedLines:
-    """A file with the lines that could not be written, each after its reason."""
-
-    def __init__(self, path: Path) -> None:
-        """Assign the path; the file is made for the first line."""
-        self.path = path
-        self.count = 0
-        self._pending: list[bytes] = []
-
-    def add(self, line: bytes, reason: str) -> None:
-        """Add a line; durable after `sync`."""
-        self.count += 1
-        self._pending.append(b"# %b\n%b\n" % (reason.encode(errors="replace"), line))
-
-    def sync(self) -> None:
-        """Write what was added to the disk.
-
-        Raises:
-            StorageError: it cannot be written.
-        """
-        if not self._pending:
-            return
-        with translated_errors(), self.path.open("ab") as file:
-            file.write(b"".join(self._pending))
-            file.flush()
-            os.fsync(file.fileno())
-        self._pending.clear()
-
-
 class LineWriter:
     """Writes lines to one target, one request at a time."""
 
     def __init__(
         self,
         target: Sink,
-        refused: RefusedLines,
+        refuse: Callable[[bytes, str], None],
         *,
         backoff: Backoff,
         max_points: int,
@@ -79,9 +48,12 @@ class LineWriter:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """Assign the target; `waiting` gets the reason of each wait."""
+        """Assign the target.
+
+        `refuse` gets each line that cannot be written, and why; `waiting` the reason of each wait.
+        """
         self._target = target
-        self._refused = refused
+        self._refuse = refuse
         self._backoff = backoff
         self._limits = Limits(max_points=max_points, refusing_after=_NEVER, stuck_s=_STUCK_S)
         self._state = DeliveryState.starting(self._limits)
@@ -92,7 +64,7 @@ class LineWriter:
         self._accepted: bytes | None = None
 
     async def write(self, lines: Sequence[bytes]) -> None:
-        """Write the lines; each is stored, or among the refused lines, when this returns.
+        """Write the lines; each is stored, or was refused, when this returns.
 
         Raises:
             DatabaseRefused: the target accepts nothing until a person acts.
@@ -118,6 +90,8 @@ class LineWriter:
             raise DatabaseRefused(f"The target refuses points: {outcome.reason}. {outcome.advice}")
         if isinstance(outcome, OutOfBounds) and not is_probe:
             return self._out_of_bounds(part, outcome)
+        if isinstance(outcome, Refused) and outcome.conflict and part.points > 1 and not is_probe:
+            return self._conflicting(part, outcome, outcome.conflict)
         attempt = Attempt(
             points=part.points, last=part.last, now_s=self._clock(), is_probe=is_probe
         )
@@ -131,10 +105,8 @@ class LineWriter:
             case Advance():
                 self._accepted = part.cut[-1]
                 self._backoff.reset()
-                return ()
             case DeadLetter(reason=reason):
-                self._refuse(part, reason)
-                return ()
+                self._refuse_all(part, reason)
             case Wait(at_least_s=at_least_s):
                 await self._wait(outcome, at_least_s)
                 return (part,)
@@ -144,22 +116,53 @@ class LineWriter:
                 if getattr(split, "wait", False):
                     await self._wait(outcome, 0.0)
                 return _cut(part, part.points // 2)
+        return ()
 
     def _out_of_bounds(self, part: Batch, outcome: OutOfBounds) -> Sequence[Batch]:
         """Find the points beyond the retention or a limit; the others are stored already."""
         if part.points > 1 and outcome.dropped != part.points:
             return _cut(part, part.points // 2)
-        self._refuse(part, outcome.reason)
+        self._refuse_all(part, outcome.reason)
         return ()
 
-    def _refuse(self, part: Batch, reason: str) -> None:
+    def _conflicting(self, part: Batch, outcome: Refused, conflict: FieldName) -> Sequence[Batch]:
+        """Separate the points that have the field; refuse them together if none is stored.
+
+        InfluxDB 1 and 2 state how many points of one shard have it, so a count of all is certain.
+        Types may differ between shards, so such points are split in order of time.
+        """
+        others = [line for line in part.cut if not has_field(line, conflict)]
+        if others and len(others) < part.points:
+            conflicting = [line for line in part.cut if has_field(line, conflict)]
+            first = part.first + len(others)
+            return _batch(part.first, others), _batch(first, sorted(conflicting, key=_time_ns))
+        if outcome.dropped == part.points:
+            self._refuse_all(part, outcome.reason)
+            return ()
+        middle = _middle(part.cut)
+        rest = _batch(part.first + middle, part.cut[middle:])
+        return _batch(part.first, part.cut[:middle]), rest
+
+    def _refuse_all(self, part: Batch, reason: str) -> None:
         for line in part.cut:
-            self._refused.add(line, reason)
+            self._refuse(line, reason)
 
     async def _wait(self, outcome: Outcome, at_least_s: float) -> None:
         if not isinstance(outcome, Accepted):
             self._waiting(outcome.reason)
         await self._sleep(max(self._backoff.next_s(), at_least_s))
+
+
+def _middle(lines: Sequence[bytes]) -> int:
+    """Return where a day begins nearest to the middle, because shards begin with a day."""
+    days = [_time_ns(line) // DAY_NS for line in lines]
+    middle = len(lines) // 2
+    starts = [at for at in range(1, len(lines)) if days[at] != days[at - 1]]
+    return min(starts, key=lambda at: abs(at - middle), default=middle)
+
+
+def _time_ns(line: bytes) -> int:
+    return int(line[line.rfind(b" ") :])
 
 
 def _batch(first: int, lines: Sequence[bytes]) -> Batch:

@@ -55,7 +55,13 @@ def verdict(text: str, *, reason: str, status: int) -> Refused | OutOfBounds:
     conflict = _conflicting(beginning)
     if conflict is not None:
         advice = _OTHER_TYPE.format(field=conflict.name)
-        return Refused(reason=reason, status=status, advice=advice, conflict=conflict)
+        return Refused(
+            reason=reason,
+            status=status,
+            advice=advice,
+            conflict=conflict,
+            dropped=_dropped(text),
+        )
     if "unable to parse" in beginning:
         return Refused(reason=reason, status=status, advice=_REFUSED)
     if _TOO_OLD.search(beginning):
