@@ -98,17 +98,23 @@ def _check_conservation(world: World) -> None:
 def _check_order(world: World) -> None:
     """Lines arrive for the first time in the journal's order.
 
-    Probes of one line may be ahead, and dead letters arrive when they are sent again.
+    Probes of one line may be ahead, and dead letters arrive when they are sent again. A line that
+    was refused may arrive behind newer ones of the same request, which the database stored.
     """
+    arrived: list[tuple[int, int]] = []
     newest = -1
-    for size, line in world.database.arrivals:
+    for request, size, line in world.database.arrivals:
         places = world.acknowledged.get(line)
-        if places is None or size == 1 or line in world.dead_letters:
+        if places is None or line in world.dead_letters:
             continue
         first, last = places
         if last < newest:
-            raise Violation(f"order: {line!r} arrived behind a newer line")
-        newest = max(newest, first)
+            refused = world.database.refused[line]
+            if last < max((place for place, in_ in arrived if in_ not in refused), default=-1):
+                raise Violation(f"order: {line!r} arrived behind a newer line")
+        if size > 1:
+            newest = max(newest, first)
+            arrived.append((first, request))
 
 
 def _check_recorder(world: World) -> None:

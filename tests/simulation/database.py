@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import count
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from aiohttp import web
 
 from app.model import StoredPoint
 from app.schema.line_protocol import parse_line
-from tests.fakes.influx import FakeInflux
+from tests.fakes.influx import FakeInflux, Fault
 from tests.simulation.network import Link
 
 Dialect: TypeAlias = Literal["v1", "v2", "v3", "victoria"]
@@ -26,6 +27,15 @@ _FLUSH_S = 9.0
 _KEY = re.compile(rb"((?:[^ \\]|\\.)+) .* (-?\d+)$", re.DOTALL)
 
 
+class Arrival(NamedTuple):
+    """The first arrival of a line."""
+
+    request: int
+    size: int
+    """How many lines of the request were stored."""
+    line: bytes
+
+
 class Database(FakeInflux):
     """Stores points by identity, and remembers the order in which lines first arrived."""
 
@@ -36,8 +46,9 @@ class Database(FakeInflux):
         self._restarts = count(1) if dialect == "victoria" else None
         self.stored: dict[tuple[bytes, bytes], bytes] = {}
         """The newest line of each series and time."""
-        self.arrivals: list[tuple[int, bytes]] = []
-        """First arrivals: how many lines the request had, and the line."""
+        self.arrivals: list[Arrival] = []
+        self.refused: defaultdict[bytes, set[int]] = defaultdict(set)
+        """The requests in which each line was refused."""
         self.writes = self.refusals = 0
         self.kept_at = 0.0
         """When lines were last stored, on the loop's clock."""
@@ -47,6 +58,7 @@ class Database(FakeInflux):
         """Writes before that."""
         self.lost = 0
         """How many accepted points a kill took."""
+        self._request = 0
         self._arrived: set[bytes] = set()
         self._unflushed: dict[tuple[bytes, bytes], float] = {}
         """When VictoriaMetrics accepted what may not be on its disk."""
@@ -85,6 +97,13 @@ class Database(FakeInflux):
                 self.lost += self.stored.pop(each, None) is not None
         self._unflushed.clear()
 
+    def _faults(self, lines: Sequence[bytes]) -> list[Fault]:
+        self._request += 1
+        faults = super()._faults(lines)
+        for fault in faults:
+            self.refused[fault.line].add(self._request)
+        return faults
+
     def _keep(self, lines: Sequence[bytes]) -> None:
         super()._keep(lines)
         self.lines.clear()
@@ -92,7 +111,7 @@ class Database(FakeInflux):
         for line in lines:
             if line not in self._arrived:
                 self._arrived.add(line)
-                self.arrivals.append((len(lines), line))
+                self.arrivals.append(Arrival(self._request, len(lines), line))
             if self._restarts is not None and identity(line) not in self.stored:
                 self._unflushed[identity(line)] = asyncio.get_running_loop().time()
             self.stored[identity(line)] = line
