@@ -13,7 +13,7 @@ import math
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
@@ -32,14 +32,25 @@ Text: TypeAlias = Literal["v1", "v2"]
 """The client whose escaping, floats and rounding of times are used."""
 
 Correction: TypeAlias = Literal[
-    "comment", "time_tag", "backslash", "empty_key", "not_finite", "no_fields"
+    "comment",
+    "empty_measurement",
+    "time_tag",
+    "backslash",
+    "backslash_key",
+    "empty_key",
+    "not_finite",
+    "no_fields",
 ]
 """What is left out because InfluxDB would refuse, or ignore, the line:
 
 * `comment`: `#` at the beginning of a measurement, which makes the line a comment; if nothing is
   left, the default measurement or the entity id is used;
+* `empty_measurement`: a measurement that is empty, or of characters that InfluxDB skips; the
+  default measurement or the entity id is used;
 * `time_tag`: a tag named `time`;
 * `backslash`: backslashes at the end of a tag's value, in `v1`, where they escape what follows;
+* `backslash_key`: a tag whose key ends in a backslash; in `v2` also a field whose key has one at
+  the end or before a separator;
 * `empty_key`: a field without a name, in `v2`;
 * `not_finite`: a state that is NaN or infinite, in `v1`;
 * `no_fields`: the whole point, because no field is left.
@@ -160,6 +171,7 @@ class HomeAssistantEncoder:
         self._options_of = entity_options(options)
         self._selects = selection(options)
         self._comment = _COMMENTS[text]
+        self._skipped = _SKIPPED[text]
         self._is_v1 = text == "v1"
         self._escapes = _V1_ESCAPES if self._is_v1 else _V2_ESCAPES
         self._in_head = (_UNIT, _CLASS, *options.tags_attributes)
@@ -263,10 +275,10 @@ class HomeAssistantEncoder:
             found = _attribute_fields(_VALUES.decode(attributes), head.left_out, state_fields)
             fields = {key: self._field(key, value) for key, value in found.items()}
         corrections = head.corrections
-        if "" in fields and (self._is_v1 or not self._verbatim):
-            del fields[""]
-            if not self._is_v1:
-                corrections = (*corrections, "empty_key")
+        if self._is_v1:
+            fields.pop("", None)
+        elif not self._verbatim and ("" in fields or b"\\" in attributes):
+            corrections += tuple(_remove_refused(fields))
         return _Template(head.data, *_segments(fields), corrections)
 
     def _fields_without_clash(
@@ -318,11 +330,15 @@ class HomeAssistantEncoder:
         tags = _tags(change, members, self._options)
         corrections: list[Correction] = []
         if not self._verbatim:
-            if self._comment.match(measurement):
+            plain = self._comment.sub("", measurement)
+            if plain != measurement:
                 corrections.append("comment")
-                default = _default_measurement(change, self._options)
-                names = (measurement, default, change.entity_id)
-                measurement = next(filter(None, (self._comment.sub("", name) for name in names)))
+            elif not plain.strip(self._skipped):
+                corrections.append("empty_measurement")
+            if corrections:
+                names = (plain, _default_measurement(change, self._options), change.entity_id)
+                plain_names = (self._comment.sub("", name) for name in names)
+                measurement = next(name for name in plain_names if name.strip(self._skipped))
             self._correct(tags, corrections)
         escapes = _V1_ESCAPES if self._is_v1 else _V2_MEASUREMENT_ESCAPES
         written = b"".join(self._tag(key, tags[key]) for key in sorted(tags) if key and tags[key])
@@ -336,11 +352,13 @@ class HomeAssistantEncoder:
         """Remove the tags that InfluxDB would refuse, or parts of them."""
         if tags.pop("time", ""):
             corrections.append("time_tag")
-        if self._is_v1:
-            for key, value in tags.items():
-                if value.endswith("\\"):
-                    tags[key] = value.rstrip("\\")
-                    corrections.append("backslash")
+        for key, value in [*tags.items()]:
+            if value and key.endswith("\\"):
+                del tags[key]
+                corrections.append("backslash_key")
+            elif self._is_v1 and value.endswith("\\"):
+                tags[key] = value.rstrip("\\")
+                corrections.append("backslash")
 
     def _tag(self, key: str, value: str) -> bytes:
         end = " " if not self._is_v1 and value.endswith("\\") else ""
@@ -360,6 +378,18 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUES = msgspec.json.Decoder(dict[str, object])
 
 
+def _remove_refused(fields: dict[str, bytes]) -> Iterator[Correction]:
+    """Remove the fields whose keys InfluxDB would refuse in `v2`."""
+    for key in [*fields]:
+        if not key or _ESCAPING.search(key):
+            del fields[key]
+            yield "backslash_key" if key else "empty_key"
+
+
+_ESCAPING = re.compile(r"(?<!\\)(?:\\\\)*\\(?=[,= ]|\Z)")
+"""A backslash that escapes what the second client writes behind it, unless another escapes it."""
+
+
 def _segments(fields: Mapping[str, bytes]) -> tuple[bytes, bytes, bytes]:
     """Return the fields that come before `state`, then before `value`, and then."""
     keys = sorted(fields)
@@ -370,6 +400,8 @@ def _segments(fields: Mapping[str, bytes]) -> tuple[bytes, bytes, bytes]:
 
 _COMMENTS = {"v1": re.compile(r"\A[\t\0#]*#"), "v2": re.compile(r"\A[\0#]*#")}
 """The beginning of a measurement that makes a comment: InfluxDB skips whitespace before the `#`."""
+_SKIPPED = {"v1": "\t\0", "v2": "\0"}
+"""What InfluxDB skips at the beginning of a line, unless it is escaped."""
 
 
 def _single_line(text: str) -> str:

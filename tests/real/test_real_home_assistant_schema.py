@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from app.model import StoredPoint
+from app.model import NOWHERE, Change, StoredPoint
+from app.schema.home_assistant import HomeAssistantEncoder, Text
+from app.schema.home_assistant_options import read_options
+from simulator.fake_home_assistant import JsonObject
 from tests.real.influx_1 import Database
 from tests.real.servers import HomeAssistant, Server
 from tests.service.process import service
@@ -143,3 +148,52 @@ async def test_each_point_exists_once_while_both_write_into_one_database(
     points = _points(own, span)
     assert len(points) == 980
     assert len({(point.time_ns, *sorted(point.tags.items())) for point in points}) == 980
+
+
+_PIECES = ["\\", ",", "=", " ", "\t", "a", "#", '"', "'", "\r", "\n", "\0"]
+_HOSTILE = ["".join(pieces) for n in (1, 2) for pieces in itertools.product(_PIECES, repeat=n)]
+_HOSTILE += ["".join(pieces) for pieces in itertools.product(_PIECES[:4], repeat=3)]
+_PLACES: dict[str, Callable[[str], tuple[JsonObject, JsonObject]]] = {
+    "measurement": lambda text: ({"unit_of_measurement": text}, {}),
+    "tag": lambda text: ({"a": text}, {"tags_attributes": ["a"]}),
+    "tag key": lambda text: ({}, {"tags": {text: "x"}}),
+    "field": lambda text: ({"a": text}, {}),
+    "field key": lambda text: ({text: 5}, {}),
+}
+
+
+@pytest.mark.parametrize("text", ["v1", "v2"])
+@pytest.mark.parametrize("place", _PLACES)
+def test_influxdb_accepts_hostile_text_in_every_place(
+    influx_1: Server, place: str, text: Text
+) -> None:
+    """What it would refuse is left out of the line, and the rest of the point is written."""
+    database = Database(influx_1.url, "hostile")
+    database.create()
+    lines = []
+
+    for hostile in _HOSTILE:
+        attributes, options = _PLACES[place](hostile)
+        encoder = HomeAssistantEncoder(read_options(options, unread=frozenset()), text=text)
+        (line,) = encoder.encode([_change(attributes)]).lines
+        assert line is not None
+        lines.append(line)
+
+    database.write(b"".join(lines))  # raises if any is refused
+
+
+def _change(attributes: JsonObject) -> Change:
+    return Change(
+        entity_id="sensor.a",
+        domain="sensor",
+        time_ns=1_796_044_207_123_456_000,
+        state="1",
+        attributes=msgspec.json.encode(attributes),
+        previous_state=None,
+        duration_s=None,
+        device_class=None,
+        unit_of_measurement=None,
+        friendly_name=None,
+        context=None,
+        placement=NOWHERE,
+    )

@@ -226,6 +226,81 @@ _TAGGED = {"tags_attributes": ["a", "time"]}
             id="no comment behind an escaped tab",
         ),
         pytest.param(
+            _change("1", {"unit_of_measurement": "\n"}),
+            {"default_measurement": "units"},
+            "v1",
+            (
+                ",domain=sensor,entity_id=kitchen value=1.0",
+                "units,domain=sensor,entity_id=kitchen value=1.0",
+                {"empty_measurement": 1},
+            ),
+            id="a unit of line breaks",
+        ),
+        pytest.param(
+            _change("1", {"unit_of_measurement": "W"}),
+            {"override_measurement": "\r", "default_measurement": "\n"},
+            "v2",
+            (
+                ',domain=sensor,entity_id=kitchen unit_of_measurement_str="W",value=1',
+                (
+                    "sensor.kitchen,domain=sensor,entity_id=kitchen"
+                    ' unit_of_measurement_str="W",value=1'
+                ),
+                {"empty_measurement": 1},
+            ),
+            id="an override and a default of line breaks",
+        ),
+        pytest.param(
+            _change("1", {"unit_of_measurement": "\t\0"}),
+            {},
+            "v1",
+            (
+                "\t\0,domain=sensor,entity_id=kitchen value=1.0",
+                "sensor.kitchen,domain=sensor,entity_id=kitchen value=1.0",
+                {"empty_measurement": 1},
+            ),
+            id="a measurement of what InfluxDB skips",
+        ),
+        pytest.param(
+            _change("1", {"unit_of_measurement": "#\t"}),
+            {},
+            "v1",
+            (
+                "#\t,domain=sensor,entity_id=kitchen value=1.0",
+                "sensor.kitchen,domain=sensor,entity_id=kitchen value=1.0",
+                {"comment": 1},
+            ),
+            id="nothing but a tab behind a comment",
+        ),
+        pytest.param(
+            _change("1"),
+            {"tags": {"x\\": "y"}},
+            "v1",
+            (
+                "sensor.kitchen,domain=sensor,entity_id=kitchen,x\\\\=y value=1.0",
+                "sensor.kitchen,domain=sensor,entity_id=kitchen value=1.0",
+                {"backslash_key": 1},
+            ),
+            id="a tag whose name ends in a backslash",
+        ),
+        pytest.param(
+            _change("1", {"a\\": 5, "b\\,c": "x", "d\\": None, "e\\\\": 6, "f\\\\,": 7}),
+            {},
+            "v2",
+            (
+                (
+                    "sensor.kitchen,domain=sensor,entity_id=kitchen"
+                    ' a\\=5,b\\\\,c_str="x",d\\_str="None",e\\\\=6,f\\\\\\,=7,value=1'
+                ),
+                (
+                    "sensor.kitchen,domain=sensor,entity_id=kitchen"
+                    ' d\\_str="None",e\\\\=6,f\\\\\\,=7,value=1'
+                ),
+                {"backslash_key": 2},
+            ),
+            id="fields whose names have a backslash before a separator",
+        ),
+        pytest.param(
             _change("1", {"a": "x\\\\"}),
             _TAGGED,
             "v1",
