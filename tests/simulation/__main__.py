@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.simulation.runner import replay, run_many
+from tests.simulation.runner import replay, run_each_kind, run_many
 from tests.simulation.world import Plan
 
 
@@ -31,9 +31,12 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, help="worlds at a time; default: one per core")
     parser.add_argument("--only", help="numbers of the actions to keep, such as 3,7")
     parser.add_argument("--kinds", help="draw only these faults, such as crash,disk_fails")
+    parser.add_argument("--each-kind", action="store_true", help="check that faults have effects")
     parser.add_argument("--plan", type=Path, help="run the plan in this file")
     parser.add_argument("--log", action="store_true", help="print the log of a seed that passes")
     chosen = parser.parse_args()
+    if chosen.each_kind:
+        return run_each_kind(chosen.jobs)
     if chosen.plan is not None:
         return replay(Plan.read(chosen.plan), only=None, show_log=chosen.log)
     kinds = tuple(chosen.kinds.split(",")) if chosen.kinds else ()

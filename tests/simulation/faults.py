@@ -1,7 +1,7 @@
 """The faults: each is an action of a world, with arguments drawn from its seed.
 
 To add one, write a coroutine function with the decorator `fault`; its keyword arguments are drawn
-from the ranges or choices given there.
+from the ranges or choices given there. `effects.py` says how it shows.
 """
 
 from __future__ import annotations

@@ -83,10 +83,13 @@ class Recorder:
     is_locked: bool = False
     """Whether a backup holds the database: nothing is committed."""
     is_present: bool = True
+    held_back: int = 0
+    """How many commits a lock has held back."""
 
     def commit(self) -> None:
         """Commit all that waits, in order."""
         if self.is_locked:
+            self.held_back += bool(self.queue)
             return
         for queued in self.queue:
             row = queued.row

@@ -84,6 +84,8 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.clock_offset_s = 0.0
         self.work_factor = 1.0
         """How much longer than usual the work of threads takes, as on a slow disk."""
+        self.longest_work_s = 0.0
+        """The longest time that any of it has taken."""
         self.steps = 0
         self.errors: list[str] = []
         """What reached the loop's exception handler."""
@@ -170,6 +172,7 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         wait_s = chance.random() * _WORK_S * self.work_factor
         if chance.random() < _LONG_WORK:
             wait_s *= 50
+        self.longest_work_s = max(self.longest_work_s, wait_s)
         start = self._now
         if executor is not None:
             start = max(start, self._free_at.get(executor, 0.0))

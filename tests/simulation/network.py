@@ -32,6 +32,10 @@ class Link:
         """What is written arrives in pieces of at most so many bytes, each with its own delay."""
         self.cut_after: int | None = None
         """All connections are reset once so many more bytes have arrived."""
+        self.resets = self.pieces = self.torn = self.halves = 0
+        """Connections reset, writes that were split or torn, and ends that came from one side."""
+        self.longest_s = 0.0
+        """The longest time that anything has travelled."""
         self.ends: dict[Transport, None] = {}
         """Both ends of every open connection."""
 
@@ -158,7 +162,9 @@ class Network:
 
     def delay_s(self, link: Link) -> float:
         """Return how long the next bytes travel."""
-        return self.loop.chance.uniform(*_LATENCY_S) * link.delay_factor
+        delay_s = self.loop.chance.uniform(*_LATENCY_S) * link.delay_factor
+        link.longest_s = max(link.longest_s, delay_s)
+        return delay_s
 
     def kill(self, process: Process) -> None:
         """Break the connections of a process: what was written arrives, then the end."""
@@ -251,6 +257,7 @@ class Transport(asyncio.Transport):
         if self._is_closing or self._has_ended or not data:
             return
         size = self._link.largest_piece or len(data)
+        self._link.pieces += len(data) > size
         for start in range(0, len(data), size):
             self._send(bytes(data[start : start + size]))
         peer = self.peer
@@ -289,6 +296,7 @@ class Transport(asyncio.Transport):
 
     def reset(self) -> None:
         """Lose the connection."""
+        self._link.resets += 1
         self._is_closing = True
         error = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
         self._network.loop.call_soon(self._lose, error, context=self.context)
@@ -329,6 +337,7 @@ class Transport(asyncio.Transport):
             self._link.cut_after = left - len(data)
             if left <= len(data):
                 self._link.cut_after = None
+                self._link.torn += left < len(data)
                 self._protocol.data_received(data[:left])
                 self._link.cut()
                 return
@@ -338,7 +347,9 @@ class Transport(asyncio.Transport):
                 self.peer._is_blocked = False
                 self._network.loop.call_soon(self.peer._resume_writing, context=self.peer.context)
             self._protocol.data_received(data)
-        elif not self._protocol.eof_received():
+            return
+        self._link.halves += not self.peer._is_closing
+        if not self._protocol.eof_received():
             self.close()
 
     def _send(self, data: bytes) -> None:

@@ -15,12 +15,17 @@ from itertools import count, islice
 from multiprocessing.pool import Pool
 from pathlib import Path
 
+from tests.simulation.effects import EFFECTS
+from tests.simulation.faults import FAULTS
 from tests.simulation.world import Plan, Result, World
 
 _SHRINKING_S = 90.0
 _SHOWN_LINES = 150
 _AHEAD = 16
 """How many worlds wait for a process, or for a slower one before them."""
+_EFFECT_S = 600.0
+"""How long the worlds are in which the effect of a kind of fault is looked for."""
+_EFFECT_SEEDS = (1, 2, 3)
 _RAM = Path("/dev/shm")
 _kept: list[World] = []
 """Worlds that have ended: collecting them would run the `finally` blocks of killed processes."""
@@ -56,6 +61,51 @@ def run_many(first: Plan, *, virtual_s: float, hours: float | None, jobs: int | 
                 return 1
     _say(total.text(time.monotonic() - began))
     return 0
+
+
+def run_each_kind(jobs: int | None) -> int:
+    """Print the kinds of faults whose effect does not show; return the exit status."""
+    left = sorted(FAULTS.keys() & EFFECTS.keys())
+    began, total = time.monotonic(), _Totals()
+    with _pool(jobs) as pool:
+        for seed in _EFFECT_SEEDS:
+            worlds: dict[str, Plan] = {}
+            for kind in left:
+                worlds[kind] = plan = _effect_plan(kind, seed)
+                others = [action for action in plan.actions() if action.kind != kind]
+                worlds[_without(kind)] = replace(plan, kinds=(), given=tuple(others))
+            found = dict(zip(worlds, pool.map(_effects, worlds.values(), 1), strict=True))
+            for result, _ in found.values():
+                total.add(result)
+                if result.error is not None:
+                    _say(*result.log, _verdict(result))
+                    return 1
+            left = [kind for kind in left if kind not in found[kind][1] - found[_without(kind)][1]]
+    left += sorted(FAULTS.keys() ^ EFFECTS.keys())
+    _say(total.text(time.monotonic() - began), f"Without an effect: {', '.join(left) or 'none'}")
+    return bool(left)
+
+
+def _effect_plan(kind: str, seed: int) -> Plan:
+    beside = EFFECTS[kind].beside
+    return Plan(
+        seed=seed,
+        seconds=_EFFECT_S,
+        fault_every_s=_EFFECT_S / 12 / (1 + len(beside)),
+        kinds=(kind, *beside),
+        database="v2",
+    )
+
+
+def _without(kind: str) -> str:
+    """Name the world without a kind of fault: the same for all that need no others."""
+    return f"without {kind}" if EFFECTS[kind].beside else "without faults"
+
+
+def _effects(plan: Plan) -> tuple[Result, set[str]]:
+    """Run one world, and return the kinds of faults whose effects show in it."""
+    result = run_world(plan)
+    return result, {kind for kind, effect in EFFECTS.items() if effect.shows(_kept[-1])}
 
 
 def replay(plan: Plan, *, only: Sequence[int] | None, show_log: bool) -> int:

@@ -46,3 +46,10 @@ def test_another_seed_gives_another_run() -> None:
     traces = {match for run in runs for match in re.findall(r"trace (\w+)", run.stdout)}
 
     assert len(traces) == 2
+
+
+def test_every_kind_of_fault_has_an_effect() -> None:
+    """What it must be is in `effects.py`; a fault that only looks like one would prove nothing."""
+    run = simulate("--each-kind")
+
+    assert run.returncode == 0, run.stdout[-5000:]

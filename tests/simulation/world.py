@@ -15,6 +15,8 @@ import shutil
 from collections import Counter
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -184,6 +186,8 @@ class World:
         self.log: list[str] = []
         self.restarts = self.gaps = self.backfilled = 0
         self.service_kills_ns: list[int] = []
+        self.clocks_apart_s = 0.0
+        """How far the clock of the service was from the true one, at most."""
         self.is_home_assistant_up = True
         self.is_calm = False
         self.sinks = set(SINKS)
@@ -344,7 +348,9 @@ class World:
         while True:
             await asyncio.sleep(_POLL_S)
             if self._is_up():
-                await check_meanwhile(self)
+                health = await check_meanwhile(self)
+                apart = datetime.fromisoformat(health["timestamp"]).timestamp() - self.home_clock()
+                self.clocks_apart_s = max(self.clocks_apart_s, abs(apart))
 
     # --- the service
 
@@ -368,13 +374,16 @@ class World:
             self.restarts += 1
             self.start()
 
-    def crash(self) -> None:
+    def crash(self, where: str = "") -> None:
         """Kill the service; its files stay as they are on disk."""
         life = self._life
         if life is None:
             return
         self._life = None
-        self.note("the service is killed")
+        stage = (
+            " while it stops" if life.stop.is_set() else "" if life.is_up else " while it starts"
+        )
+        self.note(f"the service is killed{where}{stage}")
         self.service_kills_ns.append(int(self.home_clock() * 1e9))
         self.loop.kill(life.process)
         for lines in self._in_flight:
@@ -388,7 +397,7 @@ class World:
         life = self._life
         if life is None:
             return False
-        life.disk.killed = self.crash
+        life.disk.killed = partial(self.crash, " inside a statement")
         life.disk.kill_at = life.disk.statements + number
         for _ in range(60):
             await asyncio.sleep(1.0)
@@ -402,7 +411,7 @@ class World:
         if self._life is None:
             return
         process = self.life.process
-        self.loop.arm(process, resumption, self.crash)
+        self.loop.arm(process, resumption, partial(self.crash, " between two steps"))
         for _ in range(600):
             await asyncio.sleep(0.1)
             if process.is_dead or self.is_calm:
