@@ -71,6 +71,7 @@ async def running(tmp_path: Path, influx: FakeInflux) -> AsyncIterator[Service]:
             yield started
 
 
+@pytest.mark.long
 async def test_every_route_conforms_to_its_openapi_description(
     running: Service, tmp_path: Path
 ) -> None:

@@ -131,6 +131,7 @@ async def test_changes_made_during_downtime_are_written_after_the_start(
     ) == ("restart", "filled", 5, ["sensor.secret"])
 
 
+@pytest.mark.long
 async def test_the_gaps_of_a_kill_and_of_a_lost_connection_are_both_filled(
     house: StillHouse,
     home_assistant: FakeHomeAssistant,
@@ -170,6 +171,7 @@ async def test_the_gaps_of_a_kill_and_of_a_lost_connection_are_both_filled(
     assert "ingest_backfilled_points_total 10.0" in metrics
 
 
+@pytest.mark.long
 async def test_a_stop_while_a_gap_is_filled_is_orderly_and_it_is_filled_later(
     house: StillHouse, settings: dict[str, str], influx: FakeInflux, tmp_path: Path
 ) -> None:
@@ -228,6 +230,7 @@ def backfilling(metrics: str) -> bool:
     return match is not None and float(match[1]) > 0
 
 
+@pytest.mark.long
 async def test_a_journal_in_memory_logs_the_backfill_command_that_fills_the_gap(
     house: StillHouse,
     home_assistant: FakeHomeAssistant,

@@ -106,6 +106,7 @@ async def verdict(
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kills", "longest_s"),
     [(10, 1.0), pytest.param(100, 3.0, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])],
@@ -152,6 +153,7 @@ async def test_kills_at_random_moments_lose_nothing_that_was_acknowledged(
     assert (found.lost, found.differing, found.in_order) == (0, 0, True), f"SEED={seed} {found}"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # eleven runs
 async def test_a_kill_inside_every_step_of_the_journal_loses_nothing(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path

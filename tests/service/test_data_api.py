@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.still_house import StillHouse
@@ -29,6 +30,7 @@ async def _stored(running: Service) -> Any:
     return devices, entities
 
 
+@pytest.mark.long
 async def test_one_instance_can_be_the_data_api_of_another(
     tmp_path: Path,
     environment: dict[str, str],

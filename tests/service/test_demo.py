@@ -26,6 +26,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.long
 async def test_the_demo_streams_a_simulated_home_and_continues_where_it_stopped(
     tmp_path: Path,
 ) -> None:

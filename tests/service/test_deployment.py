@@ -416,6 +416,7 @@ def test_the_image_names_the_version() -> None:
     assert first[0].text.removesuffix(" AS build") == last[0].text
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)
 async def test_the_dockerfile_install_steps_build_a_working_service(
     environment: dict[str, str], tmp_path: Path

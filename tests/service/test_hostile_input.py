@@ -106,6 +106,7 @@ async def test_no_event_time_stops_the_service_or_its_next_start(
     assert "Traceback" not in running.output.read_text()
 
 
+@pytest.mark.long
 async def test_no_frame_stops_the_service_or_delays_its_stop(
     settings: dict[str, str],
     home_assistant: FakeHomeAssistant,
@@ -187,6 +188,7 @@ async def test_no_command_result_stops_the_service(
     assert "\x1b" not in running.output.read_text()
 
 
+@pytest.mark.long
 async def test_no_database_response_stops_the_service_or_delays_its_stop(
     settings: dict[str, str], house: StillHouse, tmp_path: Path
 ) -> None:

@@ -186,6 +186,7 @@ async def running(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[
     assert "Fatal error" not in output
 
 
+@pytest.mark.long
 async def test_no_request_body_or_parameter_causes_a_server_error(running: Service) -> None:
     """Every status is below 500; a truncated request may get no response."""
     answers = await _answers(running, _requests(await _operations(running)))

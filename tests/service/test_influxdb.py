@@ -62,6 +62,7 @@ async def test_every_change_is_written_once_and_in_order(
     assert "EMBEDDED_STORE" in problem["detail"]
 
 
+@pytest.mark.long
 async def test_a_kill_while_the_database_is_unavailable_loses_nothing_committed(
     settings: dict[str, str], house: StillHouse, influx: FakeInflux, tmp_path: Path
 ) -> None:

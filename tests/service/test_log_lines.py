@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.influx import FakeInflux, error
 from tests.fakes.still_house import StillHouse
@@ -13,6 +15,7 @@ from tests.service.process import service
 ATTEMPTS = 100
 
 
+@pytest.mark.long
 async def test_a_long_outage_logs_few_lines(
     tmp_path: Path,
     environment: dict[str, str],

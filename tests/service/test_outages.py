@@ -170,6 +170,7 @@ async def go_through_faults(running: Service, influx: FakeInflux, faults: Sequen
     assert process.memory_info().rss - rss_at_first < RSS_GROWTH_MB * 1e6
 
 
+@pytest.mark.long
 @pytest.mark.timeout(300)  # sixteen faults, each slow on a busy machine
 async def test_no_database_fault_loses_a_point(
     settings: dict[str, str], house: StillHouse, tmp_path: Path
