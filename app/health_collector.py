@@ -122,8 +122,7 @@ class HealthCollector:
 
     def snapshot(self) -> Snapshot:
         """Return the state now; nothing here awaits, so all totals are of one moment."""
-        telemetry, usage = self.telemetry, self.usage
-        usage.read()
+        telemetry = self.telemetry
         failures = dict(self.supervisor.failures)
         connection = replace(self.source.status(), is_running="source" not in failures)
         return Snapshot(
@@ -142,12 +141,7 @@ class HealthCollector:
             discovery=self.discovery.status(),
             accounting=Accounting(events=self._event_accounting()),
             gaps=self.backfill.status(),
-            performance=PerformanceStatus(
-                memory_mb=usage.memory_mb,
-                memory_limit_mb=self.memory_limit_mb,
-                cpu_percent=usage.cpu_percent,
-                monitor_failures=usage.failures + self.watch_failures,
-            ),
+            performance=self._performance(),
             dead_letters=self.dead_letters.count,
             dead_letters_discarded=self.dead_letters.discarded,
             clients=self.hub.subscribers,
@@ -160,7 +154,7 @@ class HealthCollector:
         )
 
     async def watch(self) -> None:
-        """Log when memory passes the limit and when it is below again; summarize repeated logs.
+        """Read memory and processor time, log when memory passes the limit, summarize repeats.
 
         Runs forever and survives any error: a monitor must not end what it monitors.
         """
@@ -181,8 +175,12 @@ class HealthCollector:
             await asyncio.sleep(self.watch_s)
 
     def _check_memory(self, *, over: bool) -> bool:
-        """Log when memory passes the limit in either direction; return whether it is over."""
-        performance = self.snapshot().performance
+        """Read memory, and log when it passes the limit either way; return whether it is over.
+
+        Not in `snapshot`: reading costs as much as the rest of it.
+        """
+        self.usage.read()
+        performance = self._performance()
         if performance.reason and not over:
             limited_log.error("%s", performance.reason, topic="memory")
             return True
@@ -195,6 +193,16 @@ class HealthCollector:
             )
             return False
         return over
+
+    def _performance(self) -> PerformanceStatus:
+        """Return what was read last: at most `watch_s` ago while the monitor runs."""
+        usage = self.usage
+        return PerformanceStatus(
+            memory_mb=usage.memory_mb,
+            memory_limit_mb=self.memory_limit_mb,
+            cpu_percent=usage.cpu_percent,
+            monitor_failures=usage.failures + self.watch_failures,
+        )
 
     def _event_accounting(self) -> EventAccounting:
         telemetry = self.telemetry

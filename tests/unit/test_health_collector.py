@@ -118,6 +118,21 @@ async def test_a_source_whose_loop_ended_is_not_running(container: Container) ->
     assert (snapshot.connection.is_running, snapshot.status) == (False, "unhealthy")
 
 
+async def test_a_snapshot_does_not_read_the_memory_but_shows_what_the_monitor_read(
+    container: Container,
+) -> None:
+    """Reading it at every scrape would cost as much as the rest of the snapshot."""
+    observer = container.observer()
+    async with container.journal():
+        before = observer.snapshot().performance.memory_mb
+        watch = asyncio.create_task(observer.watch())
+        await asyncio.sleep(0)
+        watch.cancel()
+        after = observer.snapshot().performance.memory_mb
+
+    assert before == 0.0 < after
+
+
 async def test_the_monitor_continues_after_an_unexpected_error(
     container: Container, caplog: pytest.LogCaptureFixture
 ) -> None:
