@@ -38,6 +38,8 @@ class Watch:
         lasting = [name for name, at_s in self._since.items() if now_s - at_s >= _NOTICED_S]
         if lasting and health["status"] == "healthy":
             raise Violation(f"honesty: health is healthy although {', '.join(lasting)}")
+        if health["status"] == "unhealthy":  # only then the service is not ready
+            raise Violation(f"readiness: nothing is dropped, but {health['reasons']}")
         if world.database.early:
             raise Violation(f"courtesy: {world.database.early} writes within a Retry-After")
         if health["dead_letters"] and not world.database.refusals:

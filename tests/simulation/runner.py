@@ -177,6 +177,7 @@ def _explain(pool: Pool, plan: Plan, result: Result) -> None:
     actions = plan.actions()
     numbers, result = shrunk(pool, plan, result)
     only = ",".join(map(str, numbers))
+    kinds = f" --kinds {','.join(plan.kinds)}" if plan.kinds else ""
     path = Path(tempfile.gettempdir()) / f"simulation-{plan.seed}.log"
     path.write_text("\n".join(result.log))
     kept = path.with_suffix(".json")
@@ -188,7 +189,8 @@ def _explain(pool: Pool, plan: Plan, result: Result) -> None:
         *result.log[-_SHOWN_LINES:],
         _verdict(result),
         f"Replay: .venv/bin/python -m tests.simulation --plan {kept}",
-        f"or, until a fault is added: --seed {plan.seed} --seconds {plan.seconds:g} --only {only}",
+        f"or, until a fault is added: --seed {plan.seed} --seconds {plan.seconds:g} --only {only}"
+        f"{kinds}",
     )
 
 
