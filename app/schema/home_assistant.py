@@ -35,6 +35,7 @@ Correction: TypeAlias = Literal[
     "comment",
     "empty_measurement",
     "time_tag",
+    "reserved_tag",
     "backslash",
     "backslash_key",
     "empty_key",
@@ -48,6 +49,7 @@ Correction: TypeAlias = Literal[
 * `empty_measurement`: a measurement that is empty, or of characters that InfluxDB skips; the
   default measurement or the entity id is used;
 * `time_tag`: a tag named `time`;
+* `reserved_tag`: in `v2`, a tag whose name InfluxDB 2 reserves;
 * `backslash`: backslashes at the end of a tag's value, in `v1`, where they escape what follows;
 * `backslash_key`: a tag whose key ends in a backslash; in `v2` also a field whose key has one at
   the end or before a separator;
@@ -353,7 +355,10 @@ class HomeAssistantEncoder:
         if tags.pop("time", ""):
             corrections.append("time_tag")
         for key, value in [*tags.items()]:
-            if value and key.endswith("\\"):
+            if value and not self._is_v1 and key in _RESERVED:
+                del tags[key]
+                corrections.append("reserved_tag")
+            elif value and key.endswith("\\"):
                 del tags[key]
                 corrections.append("backslash_key")
             elif self._is_v1 and value.endswith("\\"):
@@ -373,6 +378,8 @@ class HomeAssistantEncoder:
         text = repr(value) if self._is_v1 else repr(value).removesuffix(".0")
         return f"{prefix}{text}".encode()
 
+
+_RESERVED = frozenset({"_field", "_measurement", "\0"})
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUES = msgspec.json.Decoder(dict[str, object])

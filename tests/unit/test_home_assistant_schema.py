@@ -274,6 +274,20 @@ _TAGGED = {"tags_attributes": ["a", "time"]}
         ),
         pytest.param(
             _change("1"),
+            {"tags": {"_field": "x", "_measurement": "y", "_value": "z"}},
+            "v2",
+            (
+                (
+                    "sensor.kitchen,_field=x,_measurement=y,_value=z,"
+                    "domain=sensor,entity_id=kitchen value=1"
+                ),
+                "sensor.kitchen,_value=z,domain=sensor,entity_id=kitchen value=1",
+                {"reserved_tag": 2},
+            ),
+            id="tags that InfluxDB 2 reserves",
+        ),
+        pytest.param(
+            _change("1"),
             {"tags": {"x\\": "y"}},
             "v1",
             (
