@@ -1,10 +1,20 @@
-"""The InfluxQL queries of docs/SCHEMA.md, run verbatim against a real InfluxDB 1."""
+"""The queries of docs/SCHEMA.md, run against real databases.
+
+InfluxQL is run verbatim against InfluxDB 1. Flux is run when INFLUXDB_TEST_URL, _TOKEN, _ORG and
+_BUCKET name an InfluxDB 2, whose measurement `home_assistant_events` is emptied first.
+"""
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from influxdb_client.client.influxdb_client import InfluxDBClient
+from influxdb_client.client.write_api import SYNCHRONOUS
 
 from app.model import Change, Placement
 from app.schema.homeiq import HomeiqEncoder
@@ -15,6 +25,8 @@ from tests.real.servers import Server
 pytestmark = [pytest.mark.real, pytest.mark.timeout(60)]
 
 _QUERIES = {title: languages["influxql"] for title, languages in queries().items()}
+_FLUX = {title: languages["flux"] for title, languages in queries().items()}
+_GIVEN = os.environ.get("INFLUXDB_TEST_URL", "")
 _SECOND_NS = 10**9
 _HOUR_S = 3_600
 _DAY_S = 24 * _HOUR_S
@@ -25,6 +37,11 @@ def database(influx_1: Server) -> Database:
     """Return a database with a moved sensor, a light, a meter and a door."""
     database = Database(influx_1.url, "home_assistant_events")
     database.create()
+    database.write(_lines())
+    return database
+
+
+def _lines() -> bytes:
     now_s = int(time.time())
     hour_s = now_s - now_s % _HOUR_S
     day_s = now_s - now_s % _DAY_S
@@ -58,8 +75,7 @@ def database(influx_1: Server) -> Database:
         _change("sensor.power_3", "5", at_s=day_s - 30, device_id="77aa"),
     ]
     encoder = HomeiqEncoder("home_assistant_events", instance=None, attribute_fields=())
-    database.write(encoder.encode(changes).data)
-    return database
+    return encoder.encode(changes).data
 
 
 def test_one_query_finds_an_entity_in_all_its_areas(database: Database) -> None:
@@ -141,6 +157,61 @@ def test_every_query_of_the_schema_document_is_tested() -> None:
         "One entity across renames",
         "A device across a split",
     ]
+
+
+@pytest.fixture(scope="module")
+def influx_2() -> Iterator[InfluxDBClient]:
+    """Yield a client of an InfluxDB 2 with the same points."""
+    if not _GIVEN:
+        pytest.skip("INFLUXDB_TEST_URL is not set")
+    token, org = os.environ["INFLUXDB_TEST_TOKEN"], os.environ["INFLUXDB_TEST_ORG"]
+    bucket = os.environ["INFLUXDB_TEST_BUCKET"]
+    with InfluxDBClient(_GIVEN, token=token, org=org) as client:
+        former = '_measurement="home_assistant_events"'
+        client.delete_api().delete("2020-01-01T00:00:00Z", "2100-01-01T00:00:00Z", former, bucket)
+        with client.write_api(SYNCHRONOUS) as writing:
+            writing.write(bucket, record=_lines())
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("title", "columns", "expected"),
+    [
+        ("What an entity did", ["_value"], [("19.5",), ("22.5",), ("21.5",)]),
+        (
+            "The last state",
+            ["entity_id", "_value"],
+            [("light.cellar", "on"), ("light.kitchen", "off")],
+        ),
+        ("The mean of each hour", ["_value"], [(22.0,), (19.5,)]),
+        ("The energy of each day", ["_value"], [(4.5,), (1.5,)]),
+        ("How long a door was open", ["duration_in_state_seconds"], [(120.0,), (60.0,)]),
+        ("By area", ["area_id", "_value"], [("cellar", 18.25)]),
+        ("One entity across renames", ["_value"], [(11.0,), (21.166667,)]),
+        (
+            "A device across a split",
+            ["entity_id", "_value"],
+            [("sensor.power_1", "2"), ("sensor.power_2", "4")],
+        ),
+    ],
+)
+def test_each_flux_query_returns_what_it_says(
+    influx_2: InfluxDBClient, title: str, columns: list[str], expected: list[tuple[Any, ...]]
+) -> None:
+    """As documented, but for the name of the bucket and the time of the rename."""
+    now_s = int(time.time())
+    renamed_at = datetime.fromtimestamp(now_s - now_s % _DAY_S - _DAY_S, UTC).isoformat()
+    query = _FLUX[title].replace("2026-11-23T10:02:11Z", renamed_at)
+    bucket = os.environ["INFLUXDB_TEST_BUCKET"]
+    tables = influx_2.query_api().query(
+        query.replace('"home_assistant_events")', f'"{bucket}")', 1)
+    )
+
+    rows = [tuple(row[column] for column in columns) for table in tables for row in table.records]
+    rounded = [tuple(round(v, 6) if isinstance(v, float) else v for v in row) for row in rows]
+    if title == "One entity across renames" and len(rounded) == 3:
+        expected = [(11.0,), (22.0,), (19.5,)]  # two days around midnight
+    assert rounded == expected
 
 
 def _change(
