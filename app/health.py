@@ -260,7 +260,7 @@ class Snapshot:
         ]
         if self.journal.losing:
             reasons.append(
-                "Events are being dropped: neither the disk nor memory takes any more of them."
+                "Events are being dropped: neither the disk nor memory has room for more."
             )
         return reasons
 

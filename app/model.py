@@ -284,7 +284,7 @@ class Pending:
 
     points: int
     oldest_at: float | None
-    """When the oldest of them was received, in seconds since the epoch; None without points."""
+    """When the oldest point was received, in seconds since the epoch; None without points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

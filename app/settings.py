@@ -315,7 +315,7 @@ class InfluxSettings(_ServerSettings):
     def client(self) -> Literal["v1", "v2"]:
         """The client of Home Assistant whose text is written.
 
-        Points are encoded before the database says what it is, so only the settings decide.
+        Points are encoded before the database is detected, so only the settings decide.
         """
         if self.api == "auto":
             has_token = bool(self.token.get_secret_value())

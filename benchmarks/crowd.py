@@ -62,7 +62,7 @@ class Crowd:
         return await self.seen()
 
     async def seen(self) -> Crowded:
-        """Print how much was sent to all of them together."""
+        """Print how much was sent to all clients together."""
         return Crowded(connected=self._connected, bytes=self.bytes)
 
 

@@ -35,7 +35,7 @@ class Start:
 
 
 async def measure_start(*, rounds: int = 5) -> Start:
-    """Start again and again; all that disturbs a start only ever adds to it."""
+    """Start several times; a disturbance only ever makes a start slower."""
     plain = [await _imported("app.commands.run") for _ in range(rounds)]
     influx = [await _imported("app.commands.run, app.sinks.influxdb.sink") for _ in range(rounds)]
     async with peer("benchmarks.house") as house, peer("benchmarks.sink") as sink:

@@ -1,4 +1,4 @@
-"""The whole way of an event in one process: from the socket to the database's answer.
+"""The whole pipeline in one process: from the socket to the database's answer.
 
 What the service does beside it (serving, metrics, catalog) is left out, so that rounds are short
 and a quiet moment is found even on a busy machine. Read it against the sum of the stages.

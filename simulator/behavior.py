@@ -53,7 +53,7 @@ def behaviors(home: SimulatedHome) -> list[Behavior]:
 
 
 def sun_elevation(moment: datetime) -> float:
-    """Return how high the sun stands in degrees; below 0 it is dark."""
+    """Return the elevation of the sun in degrees; below 0 it is dark."""
     hour = moment.hour + moment.minute / 60 + moment.second / 3600
     return 42.0 * math.sin((hour - 6.0) / 12.0 * math.pi) + 4.0
 
@@ -119,7 +119,7 @@ def _motion_sensor(home: SimulatedHome, device: Device) -> Behavior:
 
 
 def _light(home: SimulatedHome, device: Device) -> Behavior:
-    """Dims a light that is on, and turns it off when nobody moves."""
+    """Dims a light that is on, and turns it off without movement."""
     (light,) = device.entity_ids
     motions = _first("motion_sensor", device.area_id)
     while True:

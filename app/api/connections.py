@@ -79,7 +79,7 @@ class Connection(Protocol):
         ...
 
     def is_overdue(self, now_s: float) -> bool:
-        """Return whether the client has kept it waiting for too long."""
+        """Return whether it has waited too long for the client."""
         ...
 
     def unread_bytes(self) -> int:

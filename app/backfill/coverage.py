@@ -194,7 +194,7 @@ class Coverage:
             return None
         start_ns = None if self._covered is None else self._covered.through_ns
         if not self._is_persistent:
-            # Nothing is committed here: what was received is all that is covered.
+            # Nothing is ever committed: only received events count as covered.
             covered_ns = start_ns if received_ns is None else received_ns
             self._missed_from_ns = self._missed_from_ns or covered_ns
             return None
@@ -436,7 +436,7 @@ class Coverage:
         set_back_ns = covered.through_ns - _SET_BACK_NS
         latest_ns = times.newest_ns if self._latest_ns is None else self._latest_ns
         if max(times.newest_ns, latest_ns) < set_back_ns:
-            # The clock was set back while events stream: the next gap begins at the last of them.
+            # The clock was set back while events stream: the next gap begins at the last one.
             # Points that were received before a reconnect are older than what came since.
             through_ns = times.newest_ns
         return Covered(covered.since_ns, through_ns, received_at, keep_from)

@@ -355,7 +355,7 @@ class GapFiller:
 
 
 def _renamed_at_s(rename: Rename, renamed: State, gap: Gap) -> float:
-    """Return when an entity was renamed: as its registry row says, else its newest state."""
+    """Return when an entity was renamed: from its registry row, else from its newest state."""
     for at_s in (rename.at_s, renamed.last_changed.timestamp()):
         if at_s is not None and gap.start_ns < at_s * SECOND_NS <= gap.end_ns:
             return at_s

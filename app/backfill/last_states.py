@@ -67,8 +67,8 @@ class LastStates:
     def recall(self, entity_id: str, state: LastState) -> None:
         """Set the newest change that an earlier process committed.
 
-        It is saved again: the next save says that it includes this change, so a later process
-        does not recall it.
+        It is saved again: the next save includes this change, so a later process does not recall
+        it.
         """
         self._states[entity_id] = self._unsaved[entity_id] = state
 

@@ -33,7 +33,7 @@ class Catalog:
         self._announced: deque[Rename] = deque(maxlen=_MAX_RENAMES)
         """Renames that an event announced and no listing has shown, in order."""
         self._postponed: Sequence[Rename] = ()
-        """Those of them that the last listing was too early for."""
+        """Announced renames that the last listing was too early for."""
         self._listed: deque[Rename] = deque(maxlen=_MAX_RENAMES)
         """Renames that listings have shown, until `take_renames`."""
         self.registries = Registries()

@@ -122,7 +122,7 @@ def _text(value: object) -> Value:
 
 
 def _id_or_first(value: object) -> Value:
-    """Return an id, or the first of a list of them."""
+    """Return an id, or the first id of a list."""
     if isinstance(value, list):
         value = value[0] if value else None
     return text_of(value)

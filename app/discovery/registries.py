@@ -240,7 +240,7 @@ def _decoded(kind: Kind, rows: Iterable[msgspec.Raw | bytes]) -> Iterator[_Decod
 
 
 def _replaced(registries: Registries, kind: Kind, decoded: Sequence[_Decoded]) -> Registries:
-    """Return the registries with one of them replaced."""
+    """Return the registries with one replaced."""
     rows: dict[str, Any] = {_REGISTRIES[kind].member: tuple(row for _, row, _ in decoded)}
     raw = {**registries.raw, kind: {row_id: data for row_id, _, data in decoded}}
     return msgspec.structs.replace(registries, raw=raw, **rows)

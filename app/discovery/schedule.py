@@ -1,4 +1,4 @@
-"""When the registries are listed again, and which of them. Pure."""
+"""Decides which registries are listed again, and when. Pure."""
 
 from __future__ import annotations
 

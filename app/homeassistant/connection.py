@@ -117,7 +117,7 @@ class HomeAssistantSource:
     async def caught_up(self) -> None:
         """Wait until the listener has every event that Home Assistant has sent so far.
 
-        Home Assistant sends in order, so the answer to a ping comes after all of them.
+        Home Assistant sends in order, so the answer to a ping comes after every event.
 
         Raises:
             SourceError: no events stream, or the connection was lost meanwhile.

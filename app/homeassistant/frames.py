@@ -48,7 +48,7 @@ class FrameSocket(ClientConnection):
         return first
 
     async def frames(self) -> Sequence[bytes]:
-        """Wait for a frame, and return all that have been received.
+        """Wait for a frame, and return every frame received so far.
 
         Raises:
             ConnectionClosed: the connection has ended.

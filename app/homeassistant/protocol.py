@@ -311,7 +311,7 @@ _NEXT_MESSAGE = re.compile(r',\s*(?=\{\s*"(?:id|type)"\s*:)')
 
 
 def _pieces(frame: bytes) -> Iterator[bytes]:
-    """Cut a frame into its messages, even if one of them is not JSON.
+    """Cut a frame into its messages, even if one message is not JSON.
 
     Raises:
         SourceProtocolError: this would take seconds.

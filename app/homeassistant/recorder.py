@@ -2,7 +2,7 @@
 
 The commands are `get_states`, `get_config`, `recorder/info`, `history/history_during_period`,
 `logbook/get_events`, `recorder/list_statistic_ids` and `config/entity_registry/list`; a read-only
-token may send all of them. https://developers.home-assistant.io/docs/api/websocket/ describes the
+token may send them all. https://developers.home-assistant.io/docs/api/websocket/ describes the
 first two; the rest was found by experiment with Home Assistant 2024.3 to 2026.11.
 """
 

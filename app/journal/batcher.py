@@ -41,7 +41,7 @@ class JournalWriter(Protocol):
 
     @property
     def uncommitted_since(self) -> float | None:
-        """When the oldest of them was received, in seconds since the epoch."""
+        """When the oldest uncommitted point was received, in seconds since the epoch."""
         ...
 
     async def append(
@@ -155,10 +155,10 @@ class Batcher:
         self._queue.close()
 
     async def run(self) -> None:
-        """Commit what is put until closed and empty.
+        """Commit queued points until closed and empty.
 
-        A commit begins when `commit_points` are there, and at the latest
-        `commit_interval_s` after the oldest of them was received.
+        A commit begins once `commit_points` are queued, and at the latest `commit_interval_s`
+        after the oldest was received.
         """
         while (batch := await self._queue.next()) is not None:
             if not await self._commit(*batch):
@@ -166,10 +166,10 @@ class Batcher:
                 await self._retry()
 
     async def _retry(self) -> None:
-        """Give what comes to the sinks from memory until the journal commits again.
+        """Serve new points to the sinks from memory until the journal commits again.
 
-        Once closed, all that is left goes to the sinks and one last commit is tried here: sinks
-        have the rest of the time to stop, and the journal tries again when it is closed.
+        Once closed, pass the remaining points to the sinks and try one last commit here: the
+        sinks have the rest of SHUTDOWN_TIMEOUT, and the journal tries again when it closes.
         """
         is_last = False
         while not is_last:
@@ -194,7 +194,7 @@ class Batcher:
         self._committing_points = 0
 
     async def _commit(self, lines: Lines, received_at: float) -> bool:
-        """Append once; return False when the batch has to be kept because the commit failed."""
+        """Append once; return False if the commit failed and the batch is still uncommitted."""
         self._committing_points, self._committing_since = lines.points, received_at
         started = time.perf_counter()
 

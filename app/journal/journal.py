@@ -65,13 +65,13 @@ def free_disk_bytes(path: Path) -> int:
 
 
 class SqliteJournal:
-    """Points between receipt and the sinks, kept through crash and restart.
+    """Durable log of points between receipt and the sinks; it survives crashes and restarts.
 
     Use as `async with`. Sequence numbers count points, start at 1 and are never reused. A new
     sink starts at the tail; the cursor of a sink that is not configured any more stays.
 
-    While commits fail, points are numbered and kept in memory behind the tail, where sinks read
-    them like any others, until a commit succeeds or every configured sink has acked them.
+    While commits fail, points are numbered and buffered in memory after the tail, where sinks
+    read them like any others, until a commit succeeds or every configured sink has acked them.
     """
 
     def __init__(
@@ -174,7 +174,7 @@ class SqliteJournal:
 
     @property
     def uncommitted_since(self) -> float | None:
-        """When the oldest of them was received, in seconds since the epoch."""
+        """When the oldest uncommitted point was received, in seconds since the epoch."""
         rows = self._recent.uncommitted
         return rows[0].received_at if rows else None
 
@@ -195,7 +195,7 @@ class SqliteJournal:
             await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait({task})
-            task.exception()  # or asyncio would report that nobody saw it
+            task.exception()  # or asyncio would log that it was never retrieved
             raise
 
     async def append_uncommitted(self, lines: Lines, *, received_at: float) -> None:
@@ -465,7 +465,7 @@ class SqliteJournal:
 
 
 def _consecutive(rows: list[Row], cursor: int, cursors: Cursors) -> list[Row]:
-    """Return the rows after the cursor up to the first point that is held and in none of them.
+    """Return the rows after the cursor, up to the first pending point that no row contains.
 
     A row may be on disk before its append has ended; it is not counted until then.
     """

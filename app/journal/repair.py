@@ -214,7 +214,7 @@ class _Taken:
 async def repair(
     path: Path, *, migrations: Sequence[str], sinks: Sequence[str], cause: StorageDamaged
 ) -> Repair:
-    """Replace a damaged file by a new one with all that can still be read.
+    """Replace a damaged file with a new one that contains everything still readable.
 
     The damaged file is renamed. A cursor that cannot be read starts before the first row saved:
     a point may be delivered twice, but none is skipped.
@@ -397,7 +397,7 @@ def _placed(
 ) -> tuple[list[Row], list[Row]]:
     """Return rows with a wrong checksum and readable points: those with a place, and the others.
 
-    A row keeps its numbers when all of them are lost. The others get numbers after the tail, so
+    A row keeps its numbers if all of these are lost. The others get numbers after the tail, so
     that every sink gets them, perhaps once more.
     """
     placed: list[Row] = []

@@ -1,4 +1,4 @@
-"""Rows: what one append becomes, and a run of them in memory."""
+"""Rows of the journal: cutting an append into rows, and the buffer of recent rows in memory."""
 
 from __future__ import annotations
 
@@ -206,7 +206,7 @@ class RecentRows:
 
 
 def take(rows: Iterator[Row], *, max_points: int) -> list[Row]:
-    """Take the first row, if any, and then whole rows while their points fit `max_points`."""
+    """Return the first row, if any, and then whole rows while their points fit `max_points`."""
     taken: list[Row] = []
     points = 0
     for row in rows:

@@ -341,7 +341,7 @@ def settled_check(sink: str, settled: int) -> int:
 
 
 def settled_by(sink: str, check: int) -> int:
-    """Return the cursor that a check stands beside."""
+    """Return the cursor that belongs to a check."""
     return ~(check + zlib.crc32(sink.encode()))
 
 
@@ -553,7 +553,7 @@ def is_time_ns(time_ns: object) -> bool:
 
 
 def covered_of(row: Mapping[str, object]) -> Covered:
-    """Return the time that a row says is covered.
+    """Return the covered time that a row contains.
 
     Raises:
         StorageDamaged: it is impossible.

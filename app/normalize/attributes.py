@@ -1,4 +1,4 @@
-"""Decodes an entity's attributes: passes their JSON on, and reads three of them.
+"""Decodes an entity's attributes: passes the JSON on, and reads three attributes.
 
 Home Assistant sends compact JSON, so the bytes are nearly always passed on unchanged. The rest of
 this module repairs, compacts and bounds JSON that is not like that; pure.

@@ -51,7 +51,7 @@ def read_rules(text: str) -> Rules:
     """Return the rules in a JSON document.
 
     Raises:
-        FilterInvalid: the message says what is wrong, and where.
+        FilterInvalid: the message states what is wrong, and where.
     """
     try:
         document = json.loads(text)

@@ -56,7 +56,7 @@ def decompressed(stream: bytes) -> bytes:
 
 
 def joined(streams: Sequence[bytes]) -> bytes | None:
-    """Return one stream with the data of all; None if `compressed` did not make each of them.
+    """Join streams into one; return None unless `compressed` made every one.
 
     The compressed blocks are copied, not read: damage inside them stays. A stream takes a
     microsecond or two.

@@ -55,8 +55,8 @@ def read_section(name: str, source: str, *, label: str, opaque: frozenset[str]) 
     """Return a section from a file, a folder with `configuration.yaml`, or YAML itself.
 
     A file, or YAML, without the name of the section holds what stands below it. `label` names
-    YAML in places. Of the keys in `opaque`, tagged values are not resolved: whoever copies the
-    section need not copy its secrets.
+    YAML in places. Tagged values of the keys in `opaque` are not resolved: a person who copies
+    the section need not copy its secrets.
 
     Raises:
         ConfigurationInvalid: it cannot be read.
@@ -103,7 +103,7 @@ class _Reader:
         found = list(self._sections(root, name))
         if len(found) > 1:
             places = ", ".join(map(_place, found))
-            raise ConfigurationInvalid(f"{name}: stands in several places: {places}")
+            raise ConfigurationInvalid(f"{name}: is defined in several places: {places}")
         if not found and is_main:
             raise ConfigurationInvalid(f"{_place(root)}: has no {name}:")
         node = self._one(found[0] if found else root)

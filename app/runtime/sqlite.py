@@ -62,7 +62,7 @@ _SPARE_PAGES = 1000
 _MAX_VERSION = 1_000
 """No version of this service gets there: a higher number is damage."""
 
-RESTART_ADVICE = "Check the disk and restart the service: it saves all that can be read."
+RESTART_ADVICE = "Check the disk and restart the service: it recovers everything that can be read."
 
 
 class Database:

@@ -172,7 +172,7 @@ def series_in(batch: Batch) -> set[int]:
 def by_series(batch: Batch, accepted: Collection[int]) -> tuple[Batch, Batch]:
     """Split a batch of at least two points without separating the lines of a series; blocks.
 
-    Series that were accepted before come first. If all of them or none were, half of them do,
+    Series that were accepted before come first. If all or none were, half of the series do,
     those with the most lines first: a series over a limit is likely a new one, with few lines.
     Lines of a single series are halved.
 

@@ -137,7 +137,7 @@ class DeliveryReport:
         self._retention_s: float | None = None
         self._expired_points = 0
         self._expired_s = -math.inf
-        """When the last of them was refused."""
+        """When the last one was refused."""
 
     def status(
         self,

@@ -123,7 +123,7 @@ async def test_the_event_rate_is_listed_per_second() -> None:
 async def test_diagnostics_contain_no_secret() -> None:
     """They are made to be shown to others."""
     token = "eyJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJhYmMifQ.c2lnbmF0dXJl"
-    told = {
+    diagnosed = {
         "version": "0.1.0",
         "settings": {
             "token": "abc",
@@ -138,7 +138,7 @@ async def test_diagnostics_contain_no_secret() -> None:
         },
     }
 
-    async with api_client(components(diagnostics=lambda: told)) as client:
+    async with api_client(components(diagnostics=lambda: diagnosed)) as client:
         shown = (await client.get("/api/v1/diagnostics")).json()
 
     assert shown == {

@@ -209,7 +209,7 @@ async def test_an_entity_that_changed_unrecorded_is_listed_and_its_newest_state_
 async def test_without_history_a_gap_is_unfillable_and_the_newest_states_are_written(
     home: CapturedHome, house: StillHouse, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The gap is given up, and it is said why."""
+    """The gap is given up, with the reason."""
     async with FakeHomeAssistant(house, token=TOKEN, unknown_commands=[HISTORY]) as fake:
         house.fire, home.fake = fake.fire, fake
         await home.capture(0, 1)
@@ -351,7 +351,7 @@ async def test_a_gap_says_that_the_recorder_does_not_reach_back_to_its_start(
 
 
 @pytest.mark.parametrize(
-    ("hours", "retention_h", "asked", "is_said"),
+    ("hours", "retention_h", "asked", "is_reported"),
     [(3, 2, 1, True), (3, 4, 1, False), (3, None, 1, False), (0.5, 0.25, 0, False)],
 )
 async def test_a_gap_says_that_the_database_does_not_retain_its_start(
@@ -361,7 +361,7 @@ async def test_a_gap_says_that_the_database_does_not_retain_its_start(
     retention_h: float | None,
     *,
     asked: int,
-    is_said: bool,
+    is_reported: bool,
 ) -> None:
     """All of it is read back nevertheless: the database decides. None retains less than an hour."""
     house.restart_time(lambda: now() - timedelta(hours=hours))
@@ -375,8 +375,8 @@ async def test_a_gap_says_that_the_database_does_not_retain_its_start(
         await process.until_filled()
         points = await process.points()
 
-    said = "The database keeps points for 2 h and does not store older ones."
-    assert any(text.startswith(said) for text in process.gap().limitations) == is_said
+    sentence = "The database keeps points for 2 h and does not store older ones."
+    assert any(text.startswith(sentence) for text in process.gap().limitations) == is_reported
     assert (states(points), process.asked["retention"]) == (numbers(0, 3), asked)
 
 
@@ -450,7 +450,7 @@ async def test_what_a_full_journal_refused_is_read_back_when_there_is_room(
 async def test_an_entity_renamed_in_a_gap_ends_under_its_old_id_and_begins_under_its_new_one(
     home: CapturedHome, house: StillHouse
 ) -> None:
-    """The old one was removed, the new one begins: as Home Assistant tells it live."""
+    """The old one was removed, the new one begins: as in the live events of Home Assistant."""
     await home.capture(0, 1)
     house.remove(SENSOR)
     house.set_state("sensor.renamed", "0")
@@ -510,7 +510,7 @@ async def test_last_states_are_updated_from_the_journal_after_a_kill(
 async def test_a_state_recalled_across_a_gap_has_no_known_beginning(
     home: CapturedHome, house: StillHouse, tmp_path: Path, missed: Sequence[str]
 ) -> None:
-    """An update of attributes does not tell that either; the recorder does."""
+    """An update of attributes does not show it either; the recorder does."""
     house.change_every(1, since_s=200)
     await home.capture(0, 1)
     for state in missed:
@@ -622,7 +622,7 @@ async def test_an_entity_that_nothing_knows_is_named(home: CapturedHome, house: 
 async def test_a_gap_stays_open_while_the_recorder_is_behind(
     home: CapturedHome, house: StillHouse
 ) -> None:
-    """However long its database is locked; health says why."""
+    """However long its database is locked; health gives the reason."""
     await home.capture(0, 1)
     house.set_state(SENSOR, "1")
     late, house.recorded[SENSOR] = house.recorded[SENSOR], house.recorded[SENSOR][:1]

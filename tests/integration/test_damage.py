@@ -372,7 +372,7 @@ async def check(corpus: Corpus, folder: Path, source: Path, *, must_notice: bool
 async def test_whatever_happens_to_the_file_the_journal_opens_and_loses_nothing_silently(
     corpus: Corpus, tmp_path: Path, first: int
 ) -> None:
-    """It opens; what can be read is delivered; what cannot be is in a gap, and health says so."""
+    """It opens; what is readable is delivered, the rest is in a gap, and health reports it."""
     for seed in range(first, first + PER_TEST):
         chance = random.Random(seed)
         folder = tmp_path / str(seed)

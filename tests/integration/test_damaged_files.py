@@ -1,4 +1,4 @@
-"""Whatever stands in the place of a local file, the service starts and says what it found."""
+"""Whatever a local file was replaced by, the service starts and reports what it found."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def folder_for_a_log(path: Path) -> None:
 
 
 def first_page_gone(path: Path) -> None:
-    """The page that says where all others are."""
+    """The page that lists all others."""
     with path.open("r+b") as file:
         file.write(b"\xa5" * 4096)
 

@@ -105,7 +105,7 @@ async def test_dead_letters_of_one_sink_can_be_listed_and_cleared(tmp_path: Path
 
 
 async def test_the_export_is_line_protocol_in_order(tmp_path: Path) -> None:
-    """In blocks, so that any number of them fits into memory."""
+    """In blocks, so that any number fits into memory."""
     async with letters_in(tmp_path) as letters:
         await fill_fast(letters, 1001)
 
@@ -165,7 +165,7 @@ async def test_a_line_refused_again_waits_for_the_next_retry(tmp_path: Path) -> 
 
 
 async def test_letters_are_deleted_by_id_or_all_at_once(tmp_path: Path) -> None:
-    """And it says how many there were."""
+    """And it reports how many there were."""
     async with letters_in(tmp_path) as letters:
         await fill(letters, 5)
 

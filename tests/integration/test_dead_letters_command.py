@@ -88,9 +88,9 @@ async def test_without_a_running_service_a_retry_goes_into_the_journal_on_disk(
     async with Container(settings=chosen).journal():
         pass  # the sink is known before, as after any run of the service
 
-    said = await command(chosen, "retry")
+    printed = await command(chosen, "retry")
 
-    assert said == "3 points put back into the journal\n"
+    assert printed == "3 points put back into the journal\n"
     async with Container(settings=chosen).journal() as journal:
         (row,) = await journal.read("embedded", max_points=10)
     assert row.points == 3
@@ -111,7 +111,7 @@ async def test_without_a_running_service_a_journal_in_memory_refuses_a_retry(
 async def test_the_command_uses_the_service_that_owns_the_folder(
     letters: DeadLetters, chosen: Settings, tmp_path: Path
 ) -> None:
-    """Everything goes through its API, so that nobody works on its files."""
+    """Everything goes through its API, so that only one process uses its files."""
     appended: list[Lines] = []
 
     async def append(lines: Lines) -> None:
@@ -147,9 +147,9 @@ async def test_a_long_list_of_dead_letters_is_read_in_pages(chosen: Settings) ->
         )
         with owned_folder(chosen.journal.data_dir):
             async with serving(components(dead_letters=box)) as running:
-                said = await command(chosen, "list", "--limit", "5000", "--url", running.url)
+                printed = await command(chosen, "list", "--limit", "5000", "--url", running.url)
 
-    assert said.count("\n") == 2 * 1002
+    assert printed.count("\n") == 2 * 1002
 
 
 async def test_the_dead_letters_command_sends_the_api_key(
@@ -195,7 +195,7 @@ async def test_the_command_reports_an_error_that_is_not_a_problem_document(
 async def test_the_command_names_a_service_that_does_not_answer(
     chosen: Settings, action: str
 ) -> None:
-    """The folder is held, and nobody may work on it meanwhile."""
+    """The folder is locked; no other process may use it meanwhile."""
     with (
         owned_folder(chosen.journal.data_dir),
         pytest.raises(StorageLocked, match=r"does not answer at http://127\.0\.0\.1:1/"),
@@ -233,6 +233,6 @@ def test_listing_dead_letters_of_an_empty_folder_gives_status_0(
     assert main(["dead-letters", "delete"]) == 2
 
     sys.stdout.flush()
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert said.err.startswith("websocket-ingestion: dead-letters delete: needs")
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("websocket-ingestion: dead-letters delete: needs")

@@ -254,7 +254,7 @@ async def test_a_few_points_leave_when_the_oldest_is_old_enough() -> None:
 
 
 async def test_a_few_young_points_wait_for_company() -> None:
-    """Until there are enough of them."""
+    """A request waits for enough points."""
     bench = Bench()
     async with bench.running():
         await bench.journal.append(lines(1, 3), received_at=bench.clock.now_s)
@@ -454,7 +454,7 @@ async def test_a_dead_letter_is_durable_before_the_cursor_moves() -> None:
 
 
 async def test_a_dead_letter_that_cannot_be_kept_is_tried_again() -> None:
-    """A full disk holds the line; it says so, and nothing is lost or counted twice."""
+    """A full disk pauses delivery with a reason, and nothing is lost or counted twice."""
     bench = Bench()
     bench.journal.add(lines(1, 1), received_at=0.0)
     bench.sink.bad = set(lines(1, 1))
@@ -669,7 +669,7 @@ async def test_everything_dropped_while_it_is_read_leaves_nothing_to_do() -> Non
 
 
 async def test_a_journal_that_contradicts_itself_does_not_spin_the_loop() -> None:
-    """Points pending and none returned: it waits, and says so."""
+    """Points pending and none returned: it waits, and reports that."""
 
     class Forgetful(FakeJournal):
         async def read(self, sink: str, *, max_points: int, after: int = 0) -> list[Row]:
@@ -927,7 +927,7 @@ async def test_the_status_shows_the_sink_and_its_place_in_the_journal() -> None:
 async def test_the_status_says_what_a_person_must_do(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Since when, and in the words of the database; the log says it once, and its end."""
+    """With its beginning and the reason of the database; logged once, and once at its end."""
     bench = Bench()
     monkeypatch.setattr(repeats, "clock", bench.clock)
     bench.journal.add(lines(1, 100))
@@ -952,7 +952,7 @@ async def test_the_status_says_what_a_person_must_do(
 
 
 async def test_many_dead_letters_make_few_log_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """The first in full, with the reason as the database said it, then how many."""
+    """The first in full, with the reason that the database gave, then how many."""
     bench = Bench()
     bench.journal.add(lines(1, 100))
     bench.sink.bad = set(lines(10, 60))

@@ -218,7 +218,7 @@ async def test_a_damaged_batch_is_refused(tmp_path: Path) -> None:
 
 
 async def answer_after(store: EmbeddedStore, statement: str) -> Outcome:
-    """Return what the store answers once its connection was told something."""
+    """Return the answer of the store after a statement on its connection."""
 
     def execute(connection: Connection) -> None:
         connection.execute(statement)
@@ -318,7 +318,7 @@ def overwrite_pages(path: Path) -> None:
 async def test_a_file_that_is_no_database_is_set_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The service starts all the same, says so, and keeps the old file."""
+    """The service starts nevertheless, reports it, and keeps the old file."""
     (tmp_path / "events.db").write_bytes(b"\xa5" * 10_000)
     async with store_at(tmp_path) as store:
         assert await store.write(batch_of(change())) == Accepted()
@@ -451,7 +451,7 @@ HOUR_S = 3_600.0
 
 
 class WrongDates:
-    """Two clocks: one that a test sets, and one that nobody can."""
+    """Two clocks: one that a test sets, and one that only moves forward."""
 
     def __init__(self) -> None:
         self.now_ns = NOON_NS
@@ -534,7 +534,7 @@ async def test_after_a_long_pause_old_events_go_one_day_an_hour(tmp_path: Path) 
 
 
 async def test_events_with_an_absurd_date_hinder_no_retention_for_long(tmp_path: Path) -> None:
-    """A device that tells 1970 must not make the store grow without end."""
+    """A device that reports 1970 must not make the store grow without end."""
     dates = WrongDates()
     async with dates.store(tmp_path) as store:
         await store.write(batch_of(*thirty_days(), change(state="1970", time_ns=5)))

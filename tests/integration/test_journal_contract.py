@@ -1,4 +1,4 @@
-"""What every journal promises, asked of each of them."""
+"""The contract of every journal, checked for each kind."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ async def test_acked_points_are_not_read_again(workshop: Workshop) -> None:
 
 
 async def test_a_row_acked_in_part_is_read_whole(workshop: Workshop) -> None:
-    """Delivery acks single points; the row they stand in comes back until all are."""
+    """Delivery acks single points; the row that contains them is returned until all are acked."""
     async with workshop.journal("a") as journal:
         await append(journal, 1, 5)
         await append(journal, 6, 5)
@@ -397,7 +397,7 @@ async def test_an_append_larger_than_the_bound_is_refused(
 async def test_without_sinks_points_are_taken_and_kept_within_the_bound(
     workshop: Workshop,
 ) -> None:
-    """Nobody is there to deliver to; the journal stays bounded and goes on."""
+    """Without a sink, the journal stays bounded and continues."""
     async with workshop.journal(max_bytes=BOUND) as journal:
         for first in range(1, 401, 10):
             await append_bulky(journal, first)

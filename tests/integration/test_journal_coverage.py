@@ -90,7 +90,7 @@ def at(second: int) -> int:
 
 
 def live_lines(second: int, *, padding: int = 10, entity: str = "sensor.a") -> Lines:
-    """Return one point that says its second."""
+    """Return one point whose value is its second."""
     line = b'events,entity_id=%s value=%di,text="%s" %d\n' % (
         entity.encode(),
         second,
@@ -476,7 +476,7 @@ async def damaged(path: Path, *tables: str, lost: Sequence[int] = (5, 6)) -> Rig
 
 
 async def test_missing_numbers_become_a_gap(path: Path) -> None:
-    """And what the file knew beside is kept."""
+    """And the rest of the file is kept."""
     rig = await damaged(path, "sqlite_autoindex_cursors_1")
 
     async with rig.journal:
@@ -531,7 +531,7 @@ async def test_points_lost_at_the_end_lie_in_the_next_gap(path: Path) -> None:
 
 
 async def test_when_every_row_is_lost_all_of_the_time_is(path: Path) -> None:
-    """Nothing tells when they happened; better read twice than lost."""
+    """Their time is unknown; better read twice than lost."""
     rig = await damaged(path, "journal_rows", lost=())
 
     async with rig.journal:

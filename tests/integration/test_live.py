@@ -282,11 +282,11 @@ async def test_a_wrong_key_ends_the_websocket(sent: str) -> None:
     async with serving(components(access=access)) as service, service.watching() as socket:
         await received(socket)
         await socket.send(sent)
-        told = await received(socket)
+        replies = await received(socket)
         with pytest.raises(ConnectionClosed) as closed:
             await received(socket)
 
-    assert told == {"type": "auth_invalid", "message": "The key is not the API_KEY"}
+    assert replies == {"type": "auth_invalid", "message": "The key is not the API_KEY"}
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1008
 
@@ -295,20 +295,20 @@ async def test_many_wrong_websocket_keys_must_wait_and_the_right_one_still_works
     """The first message counts like a header; who shares the address is not locked out."""
     attempts = AuthThrottle(most=1, clock=lambda: 0.0)
     parts = components(access=AccessRules(api_key=KEY), key_attempts=attempts)
-    told = []
+    replies = []
     async with serving(parts) as service:
         for key in ("wrong", "wrong", KEY):
             async with service.watching() as socket:
                 await received(socket)
                 await socket.send(json.dumps({"type": "auth", "api_key": key}))
-                told.append(await received(socket))
+                replies.append(await received(socket))
 
-    assert told[0] == {"type": "auth_invalid", "message": "The key is not the API_KEY"}
-    assert told[1] == {
+    assert replies[0] == {"type": "auth_invalid", "message": "The key is not the API_KEY"}
+    assert replies[1] == {
         "type": "auth_invalid",
         "message": "Too many wrong keys came from this address; try again in 60 s.",
     }
-    assert told[2]["type"] == "hello"
+    assert replies[2]["type"] == "hello"
 
 
 async def test_silent_clients_do_not_lock_out_holders_of_the_key() -> None:
@@ -323,9 +323,9 @@ async def test_silent_clients_do_not_lock_out_holders_of_the_key() -> None:
         by_message = await stack.enter_async_context(service.watching())
         await received(by_message)
         await by_message.send(json.dumps({"type": "auth", "api_key": KEY}))
-        told = [await received(by_header), await received(by_message), await received(silent[0])]
+        replies = [await received(by_header), await received(by_message), await received(silent[0])]
 
-    assert [message["type"] for message in told] == ["hello", "hello", "auth_invalid"]
+    assert [message["type"] for message in replies] == ["hello", "hello", "auth_invalid"]
     assert challenges.waiting == 0
 
 
@@ -333,11 +333,11 @@ async def test_a_websocket_client_must_send_its_key_in_time() -> None:
     """A silent client is disconnected."""
     access = AccessRules(api_key=KEY, auth_timeout_s=0.01)
     async with serving(components(access=access)) as service, service.watching() as socket:
-        told = [await received(socket), await received(socket)]
+        replies = [await received(socket), await received(socket)]
         with pytest.raises(ConnectionClosed):
             await received(socket)
 
-    assert told[1] == {"type": "auth_invalid", "message": "No key came in time"}
+    assert replies[1] == {"type": "auth_invalid", "message": "No key came in time"}
 
 
 async def test_a_websocket_client_may_close_instead_of_sending_its_key() -> None:

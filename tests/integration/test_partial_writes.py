@@ -70,7 +70,7 @@ async def test_live_points_do_not_wait_behind_points_older_than_the_retention(
 async def test_every_second_point_older_than_the_retention_costs_no_halving(
     tmp_path: Path, server: FakeInflux
 ) -> None:
-    """The database says how many it did not store, and stores the others."""
+    """The database reports how many it did not store, and stores the others."""
     mixed = [n // 2 if n % 2 else BOUND_NS + n // 2 for n in range(4_000)]
     async with house(tmp_path, server) as parts:
         await appended(parts, mixed)
@@ -231,7 +231,7 @@ async def test_the_search_for_points_over_a_limit_takes_a_tenth_as_many_requests
 ) -> None:
     """Series that come once each and were never seen: the rest becomes dead letters, untried.
 
-    Some of these are stored all the same, and their reason says so.
+    Some of these are stored nevertheless, and their reason states that.
     """
     known = [f"known{number}" for number in range(500)]
     mixed = [f"new{n}" if n % 2 else known[n // 2] for n in range(1_000)]

@@ -64,9 +64,9 @@ async def test_one_bad_line_in_a_thousand_at_any_place(
     first_time = list(dict.fromkeys(map(number_of, server.lines)))
     assert [number_of(letter.line) for letter in letters] == bad
     assert {letter.sequence: number_of(letter.line) for letter in letters} == {n: n for n in bad}
-    # What follows the last colon says why; before it may stand the line itself.
-    said = reason.rsplit(": ", 1)[-1]
-    assert all(said in letter.reason for letter in letters)
+    # The reason follows the last colon; the line itself may come before it.
+    message = reason.rsplit(": ", 1)[-1]
+    assert all(message in letter.reason for letter in letters)
     assert first_time == [n for n in range(1, total + 1) if n not in bad]
     assert (total - len(bad), len(bad), 0, 0) == books
     assert max(requests) <= bound(THOUSAND, 1) == 21
@@ -75,7 +75,7 @@ async def test_one_bad_line_in_a_thousand_at_any_place(
 async def test_the_batch_that_the_database_took_in_part_is_sent_again(
     tmp_path: Path, server: FakeInflux
 ) -> None:
-    """After a 422 nobody knows what is stored; the same points once more change nothing."""
+    """After a 422 it is unknown what is stored; sending the same points again changes nothing."""
     server.refuses, server.partial = refusing([7], "partial write"), True
     async with house(tmp_path, server) as parts:
         await parts.journal.append(lines(1, 8), received_at=time.time())

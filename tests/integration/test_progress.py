@@ -197,7 +197,7 @@ def test_metrics_say_what_a_database_is(
 
 @asynccontextmanager
 async def victoria(tmp_path: Path) -> AsyncIterator[tuple[FakeInflux, House]]:
-    """Serve a database that says it is VictoriaMetrics."""
+    """Serve a database that identifies itself as VictoriaMetrics."""
     async with FakeInflux(version="v1", token="").serving() as server:
         server.started_at = 1000
         async with house(tmp_path, server, api="v1") as parts:
@@ -325,7 +325,7 @@ async def test_a_proxy_that_answers_in_place_of_a_killed_database_acks_nothing(
 async def test_a_database_whose_place_a_proxy_took_at_our_start_is_known_later(
     tmp_path: Path,
 ) -> None:
-    """After a power cut both start at once; what the proxy said meanwhile is not believed."""
+    """After a power cut both start at once; what the proxy responded meanwhile is not believed."""
     instead = Reply(status=404, body="404 page not found")
     async with victoria(tmp_path) as (server, parts):
         server.metrics_reply = server.fault = instead

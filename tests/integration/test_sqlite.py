@@ -165,7 +165,7 @@ async def test_a_failed_migration_leaves_the_version_before_it(path: Path) -> No
 
 
 async def test_a_file_of_a_newer_version_is_not_touched(path: Path) -> None:
-    """After a downgrade the error says what to do."""
+    """After a downgrade the error explains what to do."""
     async with database_at(path, migrations=(TABLE, "CREATE TABLE other (id)")):
         pass
     with pytest.raises(StorageNewer, match="newer version"):

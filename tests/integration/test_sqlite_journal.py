@@ -275,7 +275,7 @@ async def test_an_append_on_a_sick_disk_changes_nothing(path: Path) -> None:
 
 
 async def test_closing_waits_for_the_append_under_way(path: Path) -> None:
-    """Also when nobody waits for it any more: it was begun, so it ends and is counted."""
+    """An append that has begun ends and is counted, even when its caller no longer waits."""
     async with journal_at(path, "a") as journal:
         appending = asyncio.create_task(append(journal, 1, 5), name="appending")
         await asyncio.sleep(0)
@@ -315,7 +315,7 @@ async def test_recent_rows_stay_within_their_bytes(path: Path) -> None:
 
 
 async def test_acked_rows_leave_memory_with_the_next_append(path: Path) -> None:
-    """What nobody will read again is not worth keeping."""
+    """Points that no sink will read again are not worth keeping."""
     async with journal_at(path, "a") as journal:
         await append(journal, 1, 5)
         journal.ack("a", 5)
@@ -558,7 +558,7 @@ async def test_a_cursor_without_a_sink_stays_and_is_reported(
 
 @pytest.mark.parametrize("overflow", ["drop_oldest", "drop_new"])
 async def test_orphans_go_first_at_the_bound(path: Path, overflow: Overflow) -> None:
-    """What nobody is set up to take makes room before anyone else loses a point."""
+    """Points only for a removed sink are dropped before a configured sink loses any."""
     async with journal_at(path, "a", "b") as journal:
         await journal.append(bulky_lines(1), received_at=1.0)
         journal.ack("a", 10)
@@ -713,7 +713,7 @@ async def test_a_read_between_a_drop_and_its_books_waits_for_them(path: Path) ->
 
 
 async def test_rows_that_vanish_while_running_are_counted_and_stepped_over(path: Path) -> None:
-    """The sink goes on behind them; health says how many are missing."""
+    """The sink continues after them; health reports how many are missing."""
     telemetry = new_telemetry()
     async with journal_at(path, "a", recent_bytes=0, telemetry=telemetry) as journal:
         for first in (1, 6, 11):
@@ -739,7 +739,7 @@ async def test_rows_that_vanish_while_running_are_counted_and_stepped_over(path:
 async def test_a_row_that_rots_while_running_is_not_sent(
     path: Path, column: str, max_points: int
 ) -> None:
-    """Its checksum tells, whichever of its columns was hit; its time becomes a gap.
+    """Its checksum shows it, whichever column was hit; its time becomes a gap.
 
     It makes no difference whether the rows around it are read one by one or together.
     """
@@ -862,7 +862,7 @@ async def test_a_file_cut_short_keeps_what_is_left(path: Path, left: float) -> N
 
 
 async def test_an_emptied_file_is_not_taken_for_a_new_one(path: Path) -> None:
-    """It is said, and numbers that were given out are not given out again."""
+    """It is reported, and assigned numbers are never assigned again."""
     await filled(path, rows=5)
     os.truncate(path, 0)
 
@@ -911,7 +911,7 @@ async def test_cursors_are_kept_when_they_can_be_read(path: Path) -> None:
 
 
 async def test_a_file_that_is_no_database_is_not_the_end(path: Path) -> None:
-    """Nothing can be saved; it is said, the file is kept, and numbers are not reused."""
+    """Nothing can be saved; that is reported, the file is kept, and numbers are not reused."""
     await filled(path, rows=5)
     overwrite(path, start=0, count=path.stat().st_size)
 
@@ -944,7 +944,7 @@ async def test_without_cursors_every_saved_point_is_sent_again(path: Path) -> No
 
 
 async def test_a_row_that_does_not_unpack_counts_as_missing(path: Path) -> None:
-    """A page may be whole for SQLite and its bytes still be wrong: gzip's checksum tells."""
+    """A page may be whole for SQLite and its bytes still be wrong: gzip's checksum shows it."""
     await filled(path)
     async with journal_at(path, "a") as journal:
 
@@ -965,7 +965,7 @@ async def test_a_row_that_does_not_unpack_counts_as_missing(path: Path) -> None:
 async def test_a_state_of_any_time_that_a_point_can_have_is_no_damage_at_the_next_start(
     path: Path, time_ns: int
 ) -> None:
-    """One from before 1970 is not kept: read back, it could not be told from a flipped bit."""
+    """One from before 1970 is not kept: read back, it would look like a flipped bit."""
     states = LastStates()
     states.update([change("sensor.a", "on", time_ns), change("sensor.b", "on", 5)])
     async with journal_at(path, "a", last_states=states):
@@ -1008,7 +1008,7 @@ async def test_a_repair_that_was_interrupted_begins_again(path: Path) -> None:
 
 
 async def test_a_repair_that_was_interrupted_at_its_end_is_finished(path: Path) -> None:
-    """Between the two renames no file stands in the journal's place."""
+    """Between the two renames there is no journal file."""
     await filled(path.with_name("journal.db.salvage"), rows=3)
 
     async with journal_at(path, "a") as journal:

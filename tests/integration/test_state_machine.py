@@ -54,7 +54,7 @@ SINKS = ("a", "b")
 MAX_PENDING = 60
 MAX_BYTES = 200_000
 MOST_RESTARTS = 4
-"""Per example: with more of them no process runs long enough to fail."""
+"""Per example: with more no process runs long enough to fail."""
 IN_CI = bool(os.environ.get("CI"))
 
 

@@ -20,7 +20,7 @@ NOW = 1_000_000.0
 
 
 class FakeJournal:
-    """Keeps what is appended; may be told to hold back, or to fail a few times."""
+    """Records what is appended; can be made to block, or to fail a few times."""
 
     def __init__(self, *failures: StorageError) -> None:
         self.appended: list[tuple[Lines, float]] = []
@@ -70,7 +70,7 @@ class FakeJournal:
 
     @property
     def uncommitted_since(self) -> float | None:
-        """When the oldest of them was received."""
+        """When the oldest uncommitted point was received."""
         return self.uncommitted[0][1] if self.uncommitted else None
 
     @property
@@ -297,7 +297,7 @@ async def test_a_sick_disk_keeps_the_batch(caplog: pytest.LogCaptureFixture) -> 
     assert books.telemetry.journaled == 3
     assert books.batcher.durable
     assert books.batcher.reason is None
-    assert caplog.text.count("Events are not durable") == 2, "each reason is told once"
+    assert caplog.text.count("Events are not durable") == 2, "each reason is logged once"
 
 
 async def test_while_commits_fail_the_sinks_are_fed_in_order() -> None:

@@ -25,7 +25,7 @@ from tests.unit.test_homeiq import BARE
 
 REQUIRED = {"HOME_ASSISTANT_URL": "http://ha:8123", "HOME_ASSISTANT_TOKEN": "t" * 40}
 INFLUX = {"INFLUXDB_URL": "http://influx:8086"}
-NOBODY = "http://127.0.0.1:1"
+CLOSED_PORT = "http://127.0.0.1:1"
 
 Build = Callable[[Mapping[str, str]], Container]
 
@@ -104,8 +104,8 @@ async def test_the_threshold_of_the_circuit_breakers_is_the_configured_one(
     """Both of the database's and of Home Assistant's."""
     container = build(
         {
-            "HOME_ASSISTANT_URL": NOBODY,
-            "INFLUXDB_URL": NOBODY,
+            "HOME_ASSISTANT_URL": CLOSED_PORT,
+            "INFLUXDB_URL": CLOSED_PORT,
             "BATCH_SIZE": "1",
             "CIRCUIT_BREAKER_THRESHOLD": threshold,
             "WEBSOCKET_MAX_RETRIES": "0",

@@ -410,7 +410,7 @@ def test_a_repeated_request_opens_no_second_gap(clock: Clock) -> None:
 
 
 def test_a_request_for_other_entities_opens_another_gap(clock: Clock) -> None:
-    """What was read for one entity, or for all that were known, says nothing of another."""
+    """A request for one entity, or for all known ones, does not cover another entity."""
     coverage = Coverage(clock=clock)
     streamed(coverage, 0, 0)
     (first,) = coverage.request(span(-1000, 0), entity_ids=["sensor.a"])
@@ -504,7 +504,7 @@ def test_splitting_a_gap_gives_up_only_its_older_part(clock: Clock) -> None:
 
     assert (bounds(lost), lost.state, lost.detail) == ((0, 20), "unfillable", "too old")
     assert (bounds(rest), rest.state, rest.id) == ((20, 61), "open", gap.id)
-    assert rest.filled_ns == at(20)  # as in a half filled one, nobody knows what stood before
+    assert rest.filled_ns == at(20)  # as in a half filled one, the earlier state is unknown
     assert [rest] == coverage.open_gaps()
     assert coverage.gap(lost.id) == lost
 

@@ -112,7 +112,7 @@ def test_a_filter_decides_anew_when_placement_or_class_change() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "line 1, column 1: Expecting value"),
         ('{\n  "mode": exclude\n}', "line 2, column 11: Expecting value"),
@@ -136,12 +136,12 @@ def test_a_filter_decides_anew_when_placement_or_class_change() -> None:
         ('{"\\udfff": 1}', "$: a text holds half"),
     ],
 )
-def test_a_mistake_in_a_filter_is_reported_with_its_position(text: str, told: str) -> None:
+def test_a_mistake_in_a_filter_is_reported_with_its_position(text: str, message: str) -> None:
     """A person must find it in a file of a hundred lines."""
     with pytest.raises(FilterInvalid) as caught:
         read_rules(text)
 
-    assert told in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_the_cache_of_filter_decisions_is_bounded() -> None:

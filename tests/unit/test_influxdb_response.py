@@ -90,7 +90,7 @@ def test_advice_names_what_a_person_must_fix(status: int, message: str, names: l
 
 
 def test_a_database_of_version_1_that_is_missing_is_a_bucket() -> None:
-    """Its compatible write API says `database not found`, in a document of its own."""
+    """Its compatible write API returns `database not found`, in a document of its own."""
     body = b'{"error":"database not found: \\"x\\""}'
     held = outcome_of(Reply(status=404, headers={}, body=body), dialect=DIALECT, secrets=[SECRET])
 

@@ -60,7 +60,7 @@ def recovery(
     newest: Mapping[str, State] | None = None,
     names: Mapping[str, LastNames] | None = None,
 ) -> Recovery:
-    """Return one that knows nothing but what it is told."""
+    """Return one without any earlier knowledge."""
     return Recovery(
         times,
         gap=times,
@@ -91,7 +91,7 @@ def at(ms: int) -> int:
 def newest_state(
     entity_id: str, value: str, changed_ms: int, updated_ms: int | None = None, **attributes: object
 ) -> State:
-    """Return what `get_states` says."""
+    """Return the result of `get_states`."""
     return State(
         value,
         moment_of(at(changed_ms)),
@@ -135,7 +135,7 @@ def test_recorded_rows_make_the_points_of_the_live_events(version: str, entity_i
 def test_updates_of_attributes_are_recovered_without_those_that_are_not_recorded(
     version: str, entity_id: str
 ) -> None:
-    """The made-up first row says what stood before; the attributes are those the recorder has."""
+    """The made-up first row has the earlier state; the attributes are those the recorder has."""
     recorded = recording(version, "history_backfill")
     events = [event for event in recorded["live_events"] if event["data"]["entity_id"] == entity_id]
     alive = live(events)
@@ -182,7 +182,7 @@ def test_the_first_row_follows_the_last_journaled_change() -> None:
 
 
 def test_the_first_row_follows_the_row_before_the_gap() -> None:
-    """It says the state and since when."""
+    """It has the state and its beginning."""
     times = Times(at(1_000), at(9_000))
     reading = recovery(times)
     assert not reading.knows_before("sensor.a")
@@ -195,7 +195,7 @@ def test_the_first_row_follows_the_row_before_the_gap() -> None:
 
 
 def test_an_update_of_attributes_has_a_duration_of_zero() -> None:
-    """It says itself that the state began earlier, and so what the state before was."""
+    """Its own times show that the state began earlier, and so which state came before."""
     times = Times(at(1_000), at(9_000))
 
     changes = recovery(times).changes(
@@ -382,7 +382,7 @@ def test_a_first_row_without_attributes_has_the_series_of_the_row_before_the_gap
 
 
 def test_class_and_unit_do_not_survive_a_removal() -> None:
-    """As live: a new entity of that name has the class and unit that it says itself."""
+    """As live: a new entity of that name has its own class and unit."""
     reading = recovery(names={"sensor.a": LastNames("power", "W", None)})
     reading.set_row_before("sensor.a", row(None, -500))
 
@@ -432,7 +432,7 @@ def unrecorded(
     before: Mapping[str, LastState] | None = None,
     committed: set[Identity] | None = None,
 ) -> list[tuple[str, str | None, str | None]]:
-    """Return what is written of them in a gap of noon to nine seconds past."""
+    """Return the points written for them in a gap from noon to nine seconds past."""
     newest = {one.entity_id: one for one in states}
     changes = recovery(Times(at(0), at(9_000)), before=before, newest=newest).unrecorded(
         newest, committed=committed or set()
@@ -477,7 +477,7 @@ def test_an_entity_that_changed_outside_the_gap_without_a_row_gets_no_change(
 def test_an_entity_changed_in_an_earlier_gap_and_updated_in_this_one_gets_its_current_state(
     state: str, found: object
 ) -> None:
-    """Nobody else has that state: it was never captured, and has no row. The same state says it."""
+    """That state was never captured and has no row; it is known only from the same state."""
     before = {"sensor.a": LastState("1", None, at(-5_000))}
 
     assert unrecorded(newest_state("sensor.a", state, -100, 500), before=before) == found
@@ -536,7 +536,7 @@ stories: st.SearchStrategy[Story] = st.lists(
 )
 
 
-def told(story: Story, house: StillHouse) -> list[JsonObject]:
+def listed_states(story: Story, house: StillHouse) -> list[JsonObject]:
     """Return the live events of a story, a millisecond apart."""
     events = []
     for entity_id, value, number in [*BEGINNING, *story, *BEGINNING]:
@@ -566,7 +566,7 @@ def test_live_and_recovered_changes_together_are_the_whole_history(
 ) -> None:
     """What came live before and after a gap, and what was recovered in it, is live alone."""
     house = StillHouse()
-    alone, names = live_with_names(told(story, house))
+    alone, names = live_with_names(listed_states(story, house))
     start, end = (min(cut + 3, len(alone) - 3) for cut in cuts)
     # The edges are found late, by a second that came live as well: those are committed.
     first, last = max(0, start - overlap), min(len(alone), end + overlap)

@@ -47,7 +47,7 @@ def test_a_failing_dependency_makes_the_service_degraded_and_not_unhealthy(name:
     ("snapshot", "reason"),
     [
         (UNHEALTHY, "The source loop ended: KeyError('id')."),
-        (LOSING, "Events are being dropped: neither the disk nor memory takes any more"),
+        (LOSING, "Events are being dropped: neither the disk nor memory has room for more"),
     ],
 )
 def test_a_broken_process_is_unhealthy_and_not_ready(snapshot: Snapshot, reason: str) -> None:

@@ -110,7 +110,7 @@ def test_every_reason_of_health_is_explained() -> None:
         "The journal is full",
         "The journal file was damaged",
         "could not be read any more and are missing",
-        "saves all that can be read",
+        "recovers everything that can be read",
         "dead letters were saved",
         "has not been taking writes",
         "has been refusing writes",

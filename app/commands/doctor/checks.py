@@ -405,7 +405,7 @@ def state_clock(age_s: float | None) -> Finding:
         name,
         "Home Assistant",
         -age_s,
-        matters="Points carry Home Assistant's time, so all of them would be off by that.",
+        matters="Points carry Home Assistant's time, so every point would be off by that.",
     )
 
 

@@ -99,7 +99,7 @@ def is_found(reply: Reply) -> bool | None:
 
 
 def is_removed(reply: Reply) -> bool:
-    """Whether the answer to the removal says that it succeeded."""
+    """Whether the response to the removal reports success."""
     # A statement of InfluxQL that failed is answered with 200 as well.
     is_good = reply.status in {HTTPStatus.OK, HTTPStatus.NO_CONTENT}
     return is_good and b'"error"' not in reply.body

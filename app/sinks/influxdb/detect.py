@@ -83,7 +83,7 @@ def unnamed(ping: Reply) -> Version | Held | Unavailable:
             return "v1"
         case HTTPStatus.UNAUTHORIZED | HTTPStatus.FORBIDDEN:
             return Held(
-                reason="what answers asks for credentials before it says what it is",
+                reason="the server asks for credentials before it can be identified",
                 status=ping.status,
                 advice="Set INFLUXDB_TOKEN, or INFLUXDB_USERNAME and INFLUXDB_PASSWORD.",
             )

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from app.runtime.text import MAX_FOREIGN_CHARS
 
-# Every pattern here is linear: after a mismatch none of them scans the same text again.
+# Every pattern here is linear: after a mismatch no pattern scans the same text again.
 _HTML_TAG = re.compile(r"<[^<>]*>")
 _MESSAGE = re.compile(r'"(?:message|error)"\s*:\s*"((?:[^"\\]|\\.)*)', re.DOTALL)
 _VICTORIA_PREFIX = re.compile(r'(remoteAddr: "[^"]*"; )?(requestURI: \S*; )?')
@@ -31,7 +31,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """The part of an HTTP response that says what became of a request."""
+    """The part of an HTTP response that decides the outcome of a request."""
 
     status: int
     headers: Mapping[str, str]

@@ -44,7 +44,7 @@ _WRONG_SETTINGS = (
     ("db name ", "Set INFLUXDB_BUCKET to letters, digits, - and _; a letter or digit first."),
     ("Adding a new database would exceed", "Set INFLUXDB_BUCKET to a database that exists."),
 )
-# Every pattern here is linear: after a mismatch none of them scans the same text again.
+# Every pattern here is linear: after a mismatch no pattern scans the same text again.
 _QUOTED = (
     # A quoted line names things in a home, and /health shows reasons to everyone. Cut from the
     # first quotation mark to the last one, because a line may hold any text.
@@ -122,7 +122,7 @@ def _no_response(exc: Exception) -> str:
 
 
 def retry_after_s(text: str, *, now: datetime) -> float | None:
-    """Read a Retry-After header, seconds or a date, as seconds; None when it says neither.
+    """Read a Retry-After header, seconds or a date, as seconds; None when it is neither.
 
     https://www.rfc-editor.org/rfc/rfc9110#field.retry-after
     """
