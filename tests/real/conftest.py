@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import cache
 
 import pytest
 
-from tests.real.servers import HomeAssistant, Server, influxdb, victoria_metrics
+from tests.real.servers import (
+    HomeAssistant,
+    Server,
+    VictoriaRelease,
+    influxdb,
+    victoria_metrics,
+    victoria_releases,
+)
 
 
 @pytest.fixture(scope="session")
@@ -17,10 +26,26 @@ def home_assistant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HomeAss
 
 
 @pytest.fixture(scope="session")
-def victoria(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Yield a real VictoriaMetrics, initially empty."""
-    with victoria_metrics(tmp_path_factory.mktemp("victoria-metrics")) as server:
-        yield server
+def victoria_of(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[VictoriaRelease], Server]]:
+    """Yield a function that returns a release of VictoriaMetrics, started at its first use."""
+    with ExitStack() as running:
+
+        @cache
+        def started(release: VictoriaRelease) -> Server:
+            folder = tmp_path_factory.mktemp("victoria-metrics")
+            return running.enter_context(victoria_metrics(folder, release))
+
+        yield started
+
+
+@pytest.fixture(params=victoria_releases())
+def victoria(
+    request: pytest.FixtureRequest, victoria_of: Callable[[VictoriaRelease], Server]
+) -> Server:
+    """Return each real VictoriaMetrics in turn, initially empty."""
+    return victoria_of(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,8 @@ declare -A PACKAGE_OF=(
 # What only the screenshots need: the font that the dashboard asks for first.
 FONTS=fonts-inter
 AXE_CORE=4.14.1
+# The newest release that builds with the Go of CI.
+VICTORIA_METRICS=v1.151.0
 UNITS=(influxdb victoria-metrics prometheus)
 POLICY=/usr/sbin/policy-rc.d
 
@@ -190,8 +192,38 @@ install_axe_core() {
   echo "$AXE_CORE" >"$target/installed"
 }
 
+# --- A current VictoriaMetrics, beside Debian's ---------------------------------------------
+
+install_victoria_metrics() {
+  local target="$REAL/victoria-metrics" build status=0
+  [ "$(cat "$target/installed" 2>/dev/null)" != "$VICTORIA_METRICS" ] || return 0
+  if ! command -v go >/dev/null; then
+    [ -z "${CI:-}" ] || fail "no go here, which builds VictoriaMetrics $VICTORIA_METRICS"
+    echo "real-servers: no go here, so VictoriaMetrics $VICTORIA_METRICS is not installed:" \
+      "the tests run with Debian's alone"
+    return 0
+  fi
+
+  echo "real-servers: building VictoriaMetrics $VICTORIA_METRICS"
+  rm -rf "$target"
+  mkdir -p "$target"
+  target="$(cd "$target" && pwd)" build="$target/build"
+  # In a folder of its own, which is removed, and without a C compiler.
+  env -u GOFLAGS GOPATH="$build" GOCACHE="$build/cache" GOBIN="$target" CGO_ENABLED=0 \
+    go install -modcacherw \
+    "github.com/VictoriaMetrics/VictoriaMetrics/app/victoria-metrics@$VICTORIA_METRICS" \
+    >"$target/log.txt" 2>&1 || status=$?
+  rm -rf "$build"
+  [ "$status" -eq 0 ] || {
+    tail -n 20 "$target/log.txt" >&2
+    fail "VictoriaMetrics $VICTORIA_METRICS cannot be built; see above"
+  }
+  echo "$VICTORIA_METRICS" >"$target/installed"
+}
+
 [ -x .venv/bin/python ] || fail "run: make real-servers"
 install_packages
 install_axe_core
+install_victoria_metrics
 install_home_assistant
 echo "real-servers: all there"

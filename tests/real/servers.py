@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self, TypeAlias
 
 import httpx
 import msgspec
@@ -46,11 +46,28 @@ def program(name: str) -> Path:
     Raises:
         ServerMissing: it is not installed.
     """
-    folder = Path(os.environ.get("REAL_SERVERS_DIR") or PROJECT / ".real")
-    path = folder / "home-assistant/bin/hass" if name == "hass" else shutil.which(name)
+    path = _installed("home-assistant/bin/hass") if name == "hass" else shutil.which(name)
     if path is None or not Path(path).exists():
         raise ServerMissing(f"{name} is not installed; run: make real-servers")
     return Path(path)
+
+
+def _installed(path: str) -> Path:
+    """Return a path in the folder that `make real-servers` fills."""
+    return Path(os.environ.get("REAL_SERVERS_DIR") or PROJECT / ".real") / path
+
+
+VictoriaRelease: TypeAlias = Literal["debian", "current"]
+
+
+def victoria_releases() -> list[VictoriaRelease]:
+    """Return the releases of VictoriaMetrics to test with.
+
+    The current one is built with Go; only outside CI, without Go, are the tests run without it.
+    """
+    can_build = os.environ.get("CI") or shutil.which("go")
+    is_there = _installed("victoria-metrics/victoria-metrics").exists()
+    return ["debian", "current"] if can_build or is_there else ["debian"]
 
 
 def free_port() -> int:
@@ -166,15 +183,21 @@ class Server:
         return "\n".join([f"{' '.join(self._command)} printed:", *lines])
 
 
-def victoria_metrics(folder: Path) -> Server:
+def victoria_metrics(folder: Path, release: VictoriaRelease) -> Server:
     """Return a VictoriaMetrics with unlimited retention, not yet started.
 
     It deduplicates points that are sent twice, which is not its default.
+
+    Raises:
+        ServerMissing: it is not installed.
     """
     port = free_port()
+    built = _installed("victoria-metrics/victoria-metrics")
+    if release == "current" and not built.exists():
+        raise ServerMissing("a current VictoriaMetrics is not installed; run: make real-servers")
     return Server(
         [
-            program("victoria-metrics"),
+            built if release == "current" else program("victoria-metrics"),
             f"-httpListenAddr=127.0.0.1:{port}",
             f"-storageDataPath={folder / 'data'}",
             "-retentionPeriod=100y",
@@ -503,7 +526,10 @@ def main() -> None:
         home_assistant = HomeAssistant(Path(folder) / "home-assistant", timeout_s=600.0)
         servers: dict[str, Server | HomeAssistant] = {
             "InfluxDB": influxdb(Path(folder) / "influxdb"),
-            "VictoriaMetrics": victoria_metrics(Path(folder) / "victoria-metrics"),
+            **{
+                f"VictoriaMetrics ({release})": victoria_metrics(Path(folder) / release, release)
+                for release in victoria_releases()
+            },
             "Home Assistant": home_assistant,
         }
         for name, server in servers.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from itertools import count
@@ -28,6 +29,7 @@ DAY_NS = 86_400_000_000_000
 START_NS = 1_760_000_000_123_456_789
 OLD_NS = 11_000 * DAY_NS
 _NUMBERS = count()
+GIVEN = os.environ.get("INFLUXDB_TEST_URL", "")
 
 HOSTILE = "\n".join(
     [
@@ -150,6 +152,34 @@ def exported(server: Server, bucket: str) -> dict[tuple[str, str], dict[int, flo
         samples = zip(row["timestamps"], row["values"], strict=True)
         found.setdefault(place, {}).update(samples)
     return found
+
+
+@pytest.mark.skipif(not GIVEN, reason="InfluxDB 2 is only tested where INFLUXDB_TEST_URL names one")
+async def test_influxdb_1_is_equal_after_a_copy_to_influxdb_2_and_back(
+    copying: Copying, influx_1: Server, source: Database, target: Database
+) -> None:
+    """Types, escapes, nanoseconds and times before 1970, without a loss in Flux."""
+    source.write(HOSTILE.encode())
+    source.write(home(30_000))
+    given = {name: os.environ[f"INFLUXDB_TEST_{name}"] for name in ("TOKEN", "ORG")}
+    bucket = f"copied_{time.time_ns()}"
+
+    there = await copying(
+        "--from", influx_1.url, "--from-bucket", source.name,
+        INFLUXDB_URL=GIVEN, INFLUXDB_BUCKET=bucket,
+        INFLUXDB_TOKEN=given["TOKEN"], INFLUXDB_ORG=given["ORG"],
+    )  # fmt: skip
+    back = await copying(
+        "--from", GIVEN, "--from-bucket", bucket,
+        INFLUXDB_URL=influx_1.url, INFLUXDB_BUCKET=target.name,
+        COPY_FROM_TOKEN=given["TOKEN"], COPY_FROM_ORG=given["ORG"],
+    )  # fmt: skip
+
+    assert (there.status, back.status) == (0, 0), there.printed + back.printed
+    assert "the target has every value of the source" in there.printed
+    assert "the target has every value of the source" in back.printed
+    assert sorted_points(target) == sorted_points(source)
+    assert copying.refused == b""
 
 
 async def test_victoria_metrics_is_copied_to_influxdb_1_by_measurement_and_field(

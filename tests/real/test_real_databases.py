@@ -18,7 +18,13 @@ from app.model import Lines
 from app.sinks.influxdb.sink import InfluxSink
 from tests.fakes.delivering import RealTime, house, number_of
 from tests.real.influx_1 import Database
-from tests.real.servers import Server, influxdb, victoria_metrics
+from tests.real.servers import (
+    Server,
+    VictoriaRelease,
+    influxdb,
+    victoria_metrics,
+    victoria_releases,
+)
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
@@ -63,13 +69,14 @@ async def killed(server: Server) -> None:
     await asyncio.to_thread(server.start)
 
 
+@pytest.mark.parametrize("release", victoria_releases())
 @pytest.mark.parametrize("flush_s", [None, 0.0], ids=["retained", "not retained"])
 async def test_points_that_victoria_metrics_loses_in_a_kill_are_resent(
-    tmp_path: Path, flush_s: float | None
+    tmp_path: Path, flush_s: float | None, release: VictoriaRelease
 ) -> None:
     """Three kills in a stream of points; without the resend interval the same kills lose points."""
     start_s, number, kills = time.time() - HOUR_S, 0, 0
-    server = victoria_metrics(tmp_path / "victoria-metrics")
+    server = victoria_metrics(tmp_path / "victoria-metrics", release)
     with server:
         async with house(
             tmp_path, At(server.url), api="v1", flush_s=flush_s, clock=RealTime()

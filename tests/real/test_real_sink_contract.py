@@ -20,13 +20,14 @@ from tests.contracts.sink import Database, SinkContract, Stored, batch_of, with_
 from tests.fakes.faults import FaultServer
 from tests.fakes.replies import Reply
 from tests.real.influx_1 import Database as Influx1
-from tests.real.servers import Server
+from tests.real.servers import Server, victoria_releases
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 
 _NS_PER_MS = 1_000_000
 _GIVEN = os.environ.get("INFLUXDB_TEST_URL", "")
-_SERVERS = ["influxdb-1", "victoria-metrics-v1", "victoria-metrics-v2"]
+_VICTORIA = [f"victoria-{release}-{api}" for release in victoria_releases() for api in ("v1", "v2")]
+_SERVERS = ["influxdb-1", *_VICTORIA]
 
 
 class _Exported(msgspec.Struct):
@@ -123,12 +124,13 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
             wants_credentials=False,
         )
     else:
-        server = request.getfixturevalue("victoria")
+        _, release, api = request.param.split("-")
+        server = request.getfixturevalue("victoria_of")(release)
         yield Database(
-            version="v1" if request.param.endswith("v1") else "v2",
+            version=api,
             url=server.url,
             stored=partial(_in_victoria_metrics, server.url),
-            judges_lines=False,
+            judges_lines=release == "current",
             judges_types=False,
             forgets=True,
             wants_credentials=False,

@@ -100,6 +100,29 @@ def test_a_database_of_version_1_that_is_missing_is_a_bucket() -> None:
 
 
 @pytest.mark.parametrize(
+    ("cause", "shown"),
+    [
+        ('": cannot parse timestamp "none": unparsed tail; see', ": cannot parse timestamp"),
+        (
+            '": cannot parse field value for "bed": missing closing quote for quoted "bed; see',
+            ": cannot parse field value for",
+        ),
+        ('": unknown bed', ""),
+        ("", ""),
+    ],
+)
+def test_a_line_that_victoria_metrics_quotes_is_not_repeated(cause: str, shown: str) -> None:
+    """It quotes everything from the line to the end of the request; the cause may name a field."""
+    begin = "cannot process influx line protocol data: incorrect influx line"
+    body = f'{begin} "m,room=bed v=\\"a \\\\\\" bed\\" none\\nm v=1 1{cause}'
+
+    refused = outcome_of(Reply(status=400, headers={}, body=body.encode()), dialect=DIALECT)
+
+    assert isinstance(refused, Refused)
+    assert refused.reason == begin + shown
+
+
+@pytest.mark.parametrize(
     ("message", "name"),
     [
         ('field type conflict: input field "value" is float', "INFLUXDB_MEASUREMENT"),

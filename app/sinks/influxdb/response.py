@@ -6,7 +6,7 @@ All versions of InfluxDB agree on the statuses; the dialect knows which variable
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from http import HTTPStatus
 
@@ -45,10 +45,17 @@ _WRONG_SETTINGS = (
     ("Adding a new database would exceed", "Set INFLUXDB_BUCKET to a database that exists."),
 )
 # Every pattern here is linear: after a mismatch no pattern scans the same text again.
-_QUOTED = (
+_QUOTED: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     # A quoted line names things in a home, and /health shows reasons to everyone. Cut from the
     # first quotation mark to the last one, because a line may hold any text.
     (re.compile(r"(unable to parse) '(.*': |.*)", re.DOTALL), r"\1 a point: "),
+    # A current VictoriaMetrics quotes the whole rest of the request, and then the cause.
+    (
+        re.compile(
+            r'(incorrect influx line) "(?:[^"\\]|\\.)*+(?:": ([A-Za-z ]{1,60}) "|).*', re.DOTALL
+        ),
+        lambda found: f"{found[1]}: {found[2]}" if found[2] else str(found[1]),
+    ),
     (re.compile(r"`.*", re.DOTALL), "`…`"),
 )
 _TOO_LARGE = re.compile(r"max request size \(\d+ bytes\) exceeded")
