@@ -310,7 +310,8 @@ class HomeAssistant:
 
     def __enter__(self) -> Self:
         """Start it, with an owner, a read-only user, and a token for each."""
-        self._configure()
+        shutil.copytree(_LOAD_GENERATOR, self._config / "custom_components/load_generator")
+        self.configure(self._more)
         self.server.start()
         try:
             self._onboard()
@@ -384,9 +385,8 @@ class HomeAssistant:
         assert answer["success"], answer
         return answer["result"]
 
-    def _configure(self) -> None:
-        components = self._config / "custom_components"
-        shutil.copytree(_LOAD_GENERATOR, components / "load_generator")
+    def configure(self, more: str) -> None:
+        """Write its configuration, for the next start, and add `more` to it."""
         changes = self._changes
         load = "" if changes is None else f"{{rate: {changes.rate}, seed: {changes.seed}}}"
         (self._config / "configuration.yaml").write_text(
@@ -404,7 +404,7 @@ history:
 logbook:
 demo:
 load_generator: {load}
-{self._more}
+{more}
 """
         )
 

@@ -39,10 +39,6 @@ HOSTILE = "\n".join(
         f"m,host=c w=-0 {START_NS + 3}",
         f"m v=9223372036854775807i,w=1e300,b=false {START_NS + 4}",
         f"m v=-9223372036854775808i,w=5e-324 {START_NS + 5}",
-        # Of another type in another shard.
-        f"m,host=a v=1.5 {START_NS + 20 * DAY_NS}",
-        f'm,host=a v="text" {START_NS + 40 * DAY_NS}',
-        f"m,host=a v=true {START_NS + 60 * DAY_NS}",
         f'a\\,\\ =b,ünï=日\\,\\ \\=本,o=\\\\x f\\ \\,\\=g=1,日本=2i,q"k=3 {START_NS}',
         "old,e=x v=1 -5000",
         "old,e=x v=2 0",
@@ -50,6 +46,15 @@ HOSTILE = "\n".join(
         f"old,e=x v=4 {DAY_NS - 1}",
     ]
 )
+
+OTHER_SHARDS = "\n".join(
+    [
+        f"m,host=a v=1.5 {START_NS + 20 * DAY_NS}",
+        f'm,host=a v="text" {START_NS + 40 * DAY_NS}',
+        f"m,host=a v=true {START_NS + 60 * DAY_NS}",
+    ]
+)
+"""A field of `HOSTILE` with other types in other shards."""
 
 
 @pytest.fixture
@@ -87,7 +92,7 @@ async def test_two_databases_of_influxdb_1_are_equal_after_a_copy(
     copying: Copying, influx_1: Server, source: Database, target: Database
 ) -> None:
     """Types, escapes, nanoseconds, times before 1970, and 30,000 ordinary points."""
-    source.write(HOSTILE.encode())
+    source.write(f"{HOSTILE}\n{OTHER_SHARDS}".encode())
     source.write(home(30_000))
 
     result = await copying(

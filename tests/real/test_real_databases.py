@@ -55,10 +55,10 @@ def numbered(first: int, last: int, *, start_s: float, room: str = "a") -> Lines
     return Lines("".join(text).encode(), last - first + 1)
 
 
-def in_victoria_metrics(url: str) -> set[int]:
+def in_victoria_metrics(url: str, metric: str = "m_v") -> set[int]:
     """Return the stored numbers."""
     httpx.get(f"{url}/internal/force_flush").raise_for_status()
-    answer = httpx.get(f"{url}/api/v1/export", params={"match[]": "m_v"}, timeout=30)
+    answer = httpx.get(f"{url}/api/v1/export", params={"match[]": metric}, timeout=30)
     rows = msgspec.json.Decoder(_Exported).decode_lines(answer.raise_for_status().content)
     return {int(value) for row in rows for value in row.values}
 
@@ -69,10 +69,13 @@ async def killed(server: Server) -> None:
     await asyncio.to_thread(server.start)
 
 
-@pytest.mark.parametrize("release", victoria_releases())
-@pytest.mark.parametrize("flush_s", [None, 0.0], ids=["retained", "not retained"])
+@pytest.mark.parametrize(
+    ("release", "flush_s"),
+    [*((release, None) for release in victoria_releases()), ("debian", 0.0)],
+    ids=lambda value: "not retained" if value == 0.0 else value or "retained",
+)
 async def test_points_that_victoria_metrics_loses_in_a_kill_are_resent(
-    tmp_path: Path, flush_s: float | None, release: VictoriaRelease
+    tmp_path: Path, release: VictoriaRelease, flush_s: float | None
 ) -> None:
     """Three kills in a stream of points; without the resend interval the same kills lose points."""
     start_s, number, kills = time.time() - HOUR_S, 0, 0
@@ -100,6 +103,31 @@ async def test_points_that_victoria_metrics_loses_in_a_kill_are_resent(
         assert missing == set()
     else:
         assert missing != set(), "no point was lost, so this test proves nothing"
+
+
+async def test_a_line_that_victoria_metrics_refuses_is_a_dead_letter_with_its_reason(
+    tmp_path: Path, victoria: Server
+) -> None:
+    """Debian's release skips it without an answer, so that it counts as written."""
+    now_ns = time.time_ns()
+    lines = [f"unreadable v={n} {'none' if n == 7 else now_ns + n * MS_NS}\n" for n in range(20)]
+    async with house(tmp_path, At(victoria.url), api="v1", flush_s=0.0) as parts:
+        await parts.journal.append(Lines("".join(lines).encode(), 20), received_at=time.time())
+        await parts.delivered(within_s=60)
+        books, letters = parts.books, await parts.letters()
+
+    assert in_victoria_metrics(victoria.url, "unreadable_v") == set(range(20)) - {7}
+    if refuses_lines(victoria):
+        assert books == (19, 1, 0, 0)
+        assert [letter.line for letter in letters] == [b"unreadable v=7 none"]
+        assert letters[0].reason.endswith("incorrect influx line: cannot parse timestamp")
+    else:
+        assert books == (20, 0, 0, 0)
+
+
+def refuses_lines(server: Server) -> bool:
+    """Whether this release refuses a line that it cannot parse."""
+    return httpx.post(f"{server.url}/write", content=b"m v=1 none").status_code == 400
 
 
 @pytest.fixture

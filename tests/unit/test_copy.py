@@ -228,6 +228,7 @@ def test_a_record_of_flux_is_a_row() -> None:
         (b'f\\ x=""',),
         5,
     )
+    assert row_of_record({**record, "_value": "a\r\nb"})[1] == (b'f\\ x="a\nb"',)
     assert row_of_record({**record, "_value": True})[1] == (b"f\\ x=true",)
     assert row_of_record({**record, "_value": 7})[1] == (b"f\\ x=7i",)
     with pytest.raises(QueryFailed):

@@ -103,6 +103,8 @@ def row_of_record(record: Mapping[str, Any]) -> Row:
     }
     # Every value exists, so what the client takes for a missing one is an empty text.
     value = "" if record["_value"] is None else record["_value"]
+    if isinstance(value, str):  # InfluxDB writes each line break as two characters
+        value = value.replace("\r\n", "\n")
     encoder = ENCODERS.get(type(value))
     if encoder is None or not isinstance(record["_time"], int):
         raise QueryFailed("the answer to a query has values that no point has")
