@@ -262,6 +262,7 @@ class World:
         """End all faults, wait until everything is settled, and check the result."""
         self.note("--- calm")
         self.is_calm = True
+        self.fail_disk(None)
         self.loop.disarm()
         self.home_assistant.token = _TOKEN
         await self._until(lambda: self.is_home_assistant_up and self._is_up(), 700, "be up again")
@@ -281,7 +282,6 @@ class World:
         self.loop.work_factor = 1.0
         life = self.life
         assert life.container is not None
-        self.fail_disk(None)
         limit_s = _CALM_S + 300.0
         deadline = self.loop.time() + limit_s
         while (problem := self._unsettled()) is not None:
