@@ -130,6 +130,11 @@ def _add_copy(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--until", type=moment, metavar="TIME", help="last moment (default: now)")
     parser.add_argument(
+        "--to-schema",
+        choices=["homeiq"],
+        help="convert points of Home Assistant's own integration into points of this service",
+    )
+    parser.add_argument(
         "--points-per-second", type=_positive, metavar="N", help="how many to write at most"
     )
     parser.add_argument(
@@ -259,6 +264,7 @@ _COPY = _texts(
 Reads an InfluxDB 1 or 2, a VictoriaMetrics or the embedded store, and writes every point unchanged
 to the database of the settings INFLUXDB_*. Interrupted, it continues where it was. At the end both
 sides are compared: counts and checksums of each measurement and day, and differences are listed.
+With --to-schema homeiq, points of Home Assistant's own integration become points of this service.
 Points that the target refuses go to a file with the reason. The service may run meanwhile.""",
     needs="""\
 The settings of the service, and COPY_FROM_TOKEN (InfluxDB 2), or COPY_FROM_USERNAME and
@@ -266,6 +272,7 @@ COPY_FROM_PASSWORD, if the database to read requires them. See docs/COPY.md.""",
     examples="""\
 python -m app copy --from http://influxdb:8086 --from-bucket home_assistant --dry-run
 python -m app copy --from http://influxdb:8086 --from-bucket home_assistant
+python -m app copy --from http://influxdb:8086 --from-bucket home_assistant --to-schema homeiq
 python -m app copy --from embedded --since 2026-11-01""",
     statuses="""\
 0  everything is copied, and both sides are equal

@@ -86,6 +86,28 @@ class EntityIdentity:
     """Oldest first, including the splits and areas of its devices."""
 
 
+class RecordedRename(NamedTuple):
+    """A change of an entity's id."""
+
+    former: str
+    entity_id: str
+    at: datetime
+    entry: str | None
+    """What identifies the entity across renames."""
+
+
+def all_renames(connection: Connection) -> list[RecordedRename]:
+    """Return the changes of entity ids, in order."""
+    rows = connection.execute(
+        "SELECT old, new, at, entry FROM identity_changes"
+        " WHERE what = 'entity_id' AND old IS NOT NULL AND new IS NOT NULL ORDER BY id"
+    )
+    return [
+        RecordedRename(former, entity_id, msgspec.convert(at, datetime), entry)
+        for former, entity_id, at, entry in rows
+    ]
+
+
 def store_identity_changes(connection: Connection, changes: Sequence[IdentityChange]) -> None:
     """Add changes, and delete the oldest beyond `MAX_CHANGES`."""
     if changes:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol, Self, TypeAlias
+from typing import Literal, NamedTuple, Protocol, Self, TypeAlias
 
 import msgspec
 
@@ -30,14 +30,21 @@ from app.discovery.columns import (
     difference,
     row_to_send,
 )
-from app.discovery.identity_table import EntityIdentity
+from app.discovery.identity_table import EntityIdentity, RecordedRename, all_renames
 from app.discovery.refresh import RegistryUpdate
 from app.discovery.registries import KINDS, Kind, Registries, domains_of, read_registries
 from app.homeassistant.messages import Timestamp
 from app.model import IdentityChange, LastNames
 from app.runtime.errors import StorageDamaged, StorageError
 from app.runtime.logging import RateLimitedLog
-from app.runtime.sqlite import RESTART_ADVICE, Connection, Database, open_or_replace, quick_check
+from app.runtime.sqlite import (
+    RESTART_ADVICE,
+    Connection,
+    Database,
+    open_or_replace,
+    quick_check,
+    reading,
+)
 from app.runtime.time import utc_now
 from app.runtime.tolerant_json import UNREADABLE
 
@@ -335,6 +342,29 @@ class CatalogStore:
         if loaded is not None:
             self._stored, last_refresh = loaded
             self._catalog.restore(self._stored, last_refresh=last_refresh)
+
+
+class StoredCatalog(NamedTuple):
+    """What the file of a catalog holds."""
+
+    registries: Registries
+    names: Mapping[str, LastNames]
+    """The last known class, unit and name of each entity."""
+    renames: Sequence[RecordedRename]
+    """In order."""
+
+
+def read_catalog(path: Path) -> StoredCatalog | None:
+    """Read the file of a catalog, also while the service writes to it; None before any refresh.
+
+    Raises:
+        StorageError: it cannot be read, or an older version of the service wrote it.
+    """
+    with reading(path) as connection:
+        loaded = _load(connection)
+        if loaded is None:
+            return None
+        return StoredCatalog(loaded[0], _load_names(connection), all_renames(connection))
 
 
 # The functions below run in the database's own threads.

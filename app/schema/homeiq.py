@@ -165,7 +165,7 @@ class HomeiqEncoder:
     def _new_series(self, change: Change, key: _SeriesKey) -> _Series:
         tags = b"".join(
             b",%b=%b" % (name, escape_tag(value))
-            for name, value in _tags(change, self._instance)
+            for name, value in tags_of(change, self._instance)
             if value
         )
         fields = b"".join(
@@ -202,7 +202,8 @@ class HomeiqEncoder:
         return fields
 
 
-def _tags(change: Change, instance: str | None) -> tuple[tuple[bytes, str | None], ...]:
+def tags_of(change: Change, instance: str | None) -> tuple[tuple[bytes, str | None], ...]:
+    """Return the tags of a change in order; those without a value are not written."""
     placement = change.placement
     return (
         (b"area_id", placement.area_id),

@@ -13,6 +13,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import msgpack
 
@@ -23,9 +24,12 @@ DAY_NS = 86_400_000_000_000
 _NAME = r'"((?:[^"\\]|\\.)*)"'
 _SELECT = re.compile(
     rf"SELECT (?P<fields>.+) FROM {_NAME}"
-    r" WHERE time >= (?P<start>-?\d+) AND time < (?P<end>-?\d+)"
+    r" WHERE time >= (?P<start>-?\d+) AND time < (?P<end>-?\d+)(?: AND \((?P<entities>.+)\))?"
     r" GROUP BY (?P<by>.+)"
 )
+_ENTITY = re.compile(r"\"entity_id\"::tag = '([^'\\]*)'")
+_FLUX_FIELD = re.compile(r'r\._field == "([^"\\]*)"')
+_FLUX_ENTITY = re.compile(r'r\.entity_id == "([^"\\]*)"')
 _FIELD = re.compile(rf"{_NAME}::(field|float|string|boolean)")
 _CASTS = {float: "float", int: "float", str: "string", bool: "boolean"}
 _KINDS = {float: "float", int: "integer", str: "string", bool: "boolean"}
@@ -47,12 +51,17 @@ def influxql(statement: str, points: Sequence[StoredPoint], *, rows: int) -> lis
         for point in points
         if point.measurement == measurement
         and int(parts["start"]) <= point.time_ns < int(parts["end"])
+        and _is_of(point, _ENTITY.findall(parts["entities"] or ""))
     ]
     casts = [(_unquoted(name), cast) for name, cast in _FIELD.findall(parts["fields"])]
     if parts["by"] == "*":
         return _chunks(_series(measurement, found, [name for name, _ in casts]), rows)
     assert parts["by"] == "time(1d) fill(none)", statement
     return _chunks(_counts(measurement, found, casts), rows)
+
+
+def _is_of(point: StoredPoint, entities: Sequence[str]) -> bool:
+    return not entities or point.tags.get("entity_id") in entities
 
 
 def _field_keys(points: Iterable[StoredPoint]) -> Iterator[dict[str, object]]:
@@ -131,8 +140,15 @@ def flux(query: str, points: Sequence[StoredPoint]) -> str | None:
     found = [
         point
         for point in points
-        if int(span[1]) <= point.time_ns < int(span[2]) and measurement in {None, point.measurement}
+        if int(span[1]) <= point.time_ns < int(span[2])
+        and measurement in {None, point.measurement}
+        and _is_of(point, _FLUX_ENTITY.findall(query))
     ]
+    if chosen := set(_FLUX_FIELD.findall(query)):
+        found = [
+            replace(point, fields={name: point.fields[name] for name in chosen & set(point.fields)})
+            for point in found
+        ]
     if "schema.measurements(" in query:
         return _table([{"_value": name} for name in sorted({each.measurement for each in found})])
     if "schema.measurementFieldKeys(" in query:

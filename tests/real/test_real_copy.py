@@ -18,6 +18,7 @@ from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
 from app.sinks.embedded import EmbeddedStore
 from app.sinks.outcomes import Accepted
+from tests.fakes.catalogs import store_catalog
 from tests.fakes.copying import Copying
 from tests.fakes.points import batch_of
 from tests.real.influx_1 import Database
@@ -278,6 +279,71 @@ def change(number: int) -> Change:
         placement=Placement(device_id="d", area_id="küche", integration="mqtt", model="m 1"),
         backfilled=number % 10 == 0,
     )
+
+
+async def test_home_assistants_own_points_become_points_of_the_service(
+    copying: Copying, influx_1: Server, source: Database
+) -> None:
+    """Within one database, beside points of the service, and twice."""
+    await store_catalog(copying.folder)
+    source.write(home(6_000))
+    source.write(
+        f'light.lamp,domain=light,entity_id=lamp state="on",value=1 {START_NS}\n'
+        f'climate.c,domain=climate,entity_id=c state="say \\"heat\\"" {START_NS}'.encode()
+    )
+    live = (
+        'home_assistant_events,domain=sensor,entity_id=sensor.e1 state_value="20.10",value=20.1'
+        f" {START_NS + 500_000_000}"
+    )
+    source.write(live.encode())
+    given = {"INFLUXDB_URL": influx_1.url, "INFLUXDB_BUCKET": source.name}
+    words = ("--from", influx_1.url, "--from-bucket", source.name, "--to-schema", "homeiq")
+
+    first = await copying(*words, **given)
+    second = await copying(*words, "--again", **given)
+
+    assert first.status == 0, first.printed
+    assert second.status == 0, second.printed
+    assert "the target has every value of the source" in first.printed
+    assert "Left out: 1 points" in first.printed
+    assert "Left out: 6,002 points" in second.printed
+    events = "FROM home_assistant_events"
+    assert source.count(f"SELECT count(state_value) {events}") == 6_002
+    assert source.count(f"SELECT count(copied) {events}") == 6_001
+    (lamp,) = source.points(f"SELECT * {events} WHERE entity_id = 'light.lamp' GROUP BY *")
+    assert (lamp.tags["area_id"], lamp.fields["state_value"]) == ("attic", "on")
+    (said,) = source.rows(f"SELECT state_value {events} WHERE entity_id = 'climate.c'")
+    assert said["state_value"] == 'say "heat"'
+
+
+async def test_numbers_in_victoria_metrics_become_points_of_the_service(
+    copying: Copying, victoria: Server, target: Database
+) -> None:
+    """It does not store texts: words stay numbers, and other states are refused."""
+    await store_catalog(copying.folder)
+    bucket = f"copied_{next(_NUMBERS)}"
+    first_ns = START_NS - START_NS % 1_000_000
+    lines = [
+        f"°C,domain=sensor,entity_id=t value=21.5 {first_ns}",
+        f'light.lamp,domain=light,entity_id=lamp state="on",value=1 {first_ns}',
+        f'climate.c,domain=climate,entity_id=c state="heat" {first_ns}',
+    ]
+    write(victoria, bucket, "\n".join(lines))
+
+    result = await copying(
+        "--from", victoria.url, "--from-bucket", bucket, "--to-schema", "homeiq",
+        INFLUXDB_URL=target_url(target), INFLUXDB_BUCKET=target.name,
+    )  # fmt: skip
+
+    assert result.status == 1
+    assert "Refused: 1 points" in result.printed
+    assert b"its state is text, which VictoriaMetrics does not store" in copying.refused
+    found = {point.tags["entity_id"]: point for point in target.points()}
+    assert found["sensor.t"].fields["state_value"] == "21.5"
+    assert found["sensor.t"].tags["area_id"] == "hall"
+    assert found["light.lamp"].fields["value"] == 1
+    assert "state_value" not in found["light.lamp"].fields
+    assert set(found) == {"sensor.t", "light.lamp"}
 
 
 async def test_a_type_conflict_goes_to_a_file_and_the_rest_is_copied(

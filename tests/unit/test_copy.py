@@ -254,6 +254,7 @@ class _Stored:
 
     unit = "values"
     counts_exactly = True
+    has_whole_points = True
 
     def __init__(self, rows: Iterable[Row]) -> None:
         self.omitted: list[str] = []

@@ -9,12 +9,15 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TextIO, TypeVar
 
 from app.commands.command_line import FAILED, OK
 from app.commands.copy import endpoints
 from app.commands.copy.bar import ProgressBar
+from app.commands.copy.converted import ConversionComparison, ConvertedSource
+from app.commands.copy.influxdb_1 import InfluxDb1
+from app.commands.copy.influxdb_2 import InfluxDb2
 from app.commands.copy.progress import CopyProgress
 from app.commands.copy.refused import RefusedPoints
 from app.commands.copy.rows import Chunk, line_of
@@ -39,6 +42,9 @@ _EXAMPLE_MEASUREMENTS = 3
 _EXAMPLE_CHARS = 300
 _LISTED_DIFFERENCES = 50
 _FOLDER = "copy"
+_LISTED_ENTITIES = 50
+_UNSETTLED = timedelta(minutes=10)
+"""How long a point of the service may take to the target."""
 
 
 async def copy(arguments: argparse.Namespace) -> int:
@@ -72,11 +78,14 @@ async def run(
         StorageError: a file in DATA_DIR cannot be used.
     """
     ends = endpoints.source_end(arguments, chosen), endpoints.target_end(chosen)
-    if ends[0] == ends[1]:
+    is_converted = arguments.to_schema is not None
+    if ends[0] == ends[1] and not is_converted:
         raise SettingsError(f"copy: source and target are the same: {ends[0]}")
-    within = _times(arguments)
+    within = _times(arguments, is_converted=is_converted)
     async with AsyncExitStack() as stack:
-        source, kind = await stack.enter_async_context(endpoints.opened_source(ends[0], chosen))
+        source, kind = await stack.enter_async_context(
+            endpoints.opened_source(ends[0], chosen, is_converted=is_converted)
+        )
         out.write(f"From {kind}: {ends[0]}\nTo {ends[1]}\n")
         out.flush()
         found = [each async for each in source.measurements(within)]
@@ -89,7 +98,7 @@ async def run(
             return OK
         folder = chosen.journal.data_dir / _FOLDER
         stack.enter_context(owned_folder(folder))
-        name = endpoints.name_of(*ends)
+        name = endpoints.name_of(*ends, arguments.to_schema)
         progress = await stack.enter_async_context(CopyProgress(folder / f"{name}.db"))
         if arguments.again:
             await progress.clear()
@@ -100,10 +109,14 @@ async def run(
         job = _Copy(source, found, within, progress=progress, refused=refused, out=out, sleep=sleep)
         # Whether anything responds, before hours of copying; a missing database is created later.
         reader = await _reader(client)
+        if isinstance(source, ConvertedSource):
+            source.target = _lookup(reader)
         pace = _Pace(arguments.points_per_second, clock=clock, sleep=sleep)
         try:
             await job.write(sink, max_points=chosen.influx.max_batch_points, pace=pace)
-            differences = await _compared(job, reader, out)
+            if reader is not None:  # another one: it lists the fields that are there now
+                reader = await _reader(client)
+            differences = await _compared(job, reader, chosen.influx.measurement, out)
         except (QueryFailed, DatabaseRefused):
             if days := await progress.count_days():
                 out.write(f"{days:,} days are copied and are not read again by the next run\n")
@@ -116,12 +129,35 @@ async def run(
 
 
 async def _compared(
-    job: _Copy, reader: endpoints.Opened | None, out: TextIO
+    job: _Copy, reader: endpoints.Opened | None, measurement: str, out: TextIO
 ) -> Sequence[DayDifference]:
     if reader is None:
         out.write("The target cannot be read back by this command: nothing was compared\n")
         return ()
-    return await job.compare(reader)
+    if isinstance(reader, VictoriaMetrics):
+        with suppress(QueryFailed, DatabaseRefused):  # a cluster does it by itself
+            await reader.flush()
+    source = job.source
+    if isinstance(source, ConvertedSource):
+        return await job.compare(
+            ConversionComparison(source, _lookup(reader), measurement=measurement)
+        )
+    as_samples = isinstance(reader, VictoriaMetrics)
+    return await job.compare(Comparison(source, reader, as_samples=as_samples))
+
+
+def _lookup(reader: endpoints.Opened | None) -> InfluxDb1 | InfluxDb2:
+    """Return what finds the points of the service in the target.
+
+    Raises:
+        SettingsError: it cannot be searched for them.
+    """
+    if isinstance(reader, InfluxDb1 | InfluxDb2):
+        return reader
+    raise SettingsError(
+        "copy: --to-schema homeiq writes to InfluxDB 1 or 2, which can be searched for points that"
+        " are there already. Set INFLUXDB_URL to one"
+    )
 
 
 class _Copy:
@@ -138,7 +174,7 @@ class _Copy:
         out: TextIO,
         sleep: Callable[[float], Awaitable[None]],
     ) -> None:
-        self._source = source
+        self.source = source
         self._found = found
         self._within = within
         self._progress = progress
@@ -173,20 +209,14 @@ class _Copy:
                     lambda: self._write(measurement, span, writer, pace)  # noqa: B023 - awaited at once
                 )
                 await self._refused.store()
-                if self._source.counts_exactly and read < span.values:
+                if self.source.counts_exactly and read < span.values:
                     self.incomplete.append(_incomplete(measurement, span, read))
                 else:
                     await self._progress.record(measurement.name, span.days, "copied")
         self._bar.finish()
 
-    async def compare(self, target: endpoints.Opened) -> list[DayDifference]:
+    async def compare(self, comparison: Comparison | ConversionComparison) -> list[DayDifference]:
         """Compare the days that are not compared, and return where the target lacks values."""
-        if isinstance(target, VictoriaMetrics):
-            with suppress(QueryFailed, DatabaseRefused):  # a cluster does it by itself
-                await target.flush()
-        comparison = Comparison(
-            self._source, target, as_samples=isinstance(target, VictoriaMetrics)
-        )
         self._bar = await self._bar_of("Comparing", {"verified"})
         found: list[DayDifference] = []
         for measurement in self._found:
@@ -221,30 +251,29 @@ class _Copy:
                 for day, values in days_of(measurement, self._within)
                 if states.get(day) not in done
             )
-        return ProgressBar(self._out, what, total=total, unit=self._source.unit)
+        return ProgressBar(self._out, what, total=total, unit=self.source.unit)
 
     async def _write(
         self, measurement: Measurement, span: ReadSpan, writer: LineWriter, pace: _Pace
     ) -> int:
         """Copy a span and return how many values were read."""
         times = Period(span.days[0].start_ns, span.days[-1].end_ns)
-        chunks = self._source.read(measurement.name, measurement.fields, times)
-        copied = refused = 0
+        chunks = self.source.read(measurement.name, measurement.fields, times)
+        copied = read_values = 0
         await self._refused.restart(measurement.name, times)
         async with aclosing(_ahead(chunks)) as read:
             async for chunk in read:
                 for each in chunk.refused:
                     self._refused.add(each.text, each.reason, time_ns=each.time_ns)
-                refused += sum(each.values for each in chunk.refused)
                 await pace.wait(len(chunk.rows))
                 await writer.write([line_of(row) for row in chunk.rows])
                 await self._refused.store_many()
-                values = sum(len(fields) for _, fields, _ in chunk.rows)
-                copied += values
-                self._bar.advance(values)
+                copied += sum(len(fields) for _, fields, _ in chunk.rows)
+                read_values += chunk.values
+                self._bar.advance(chunk.values)
         self.copied += copied
         self._waited_for = ""
-        return copied + refused
+        return read_values
 
     async def _patiently(self, attempt: Callable[[], Awaitable[Result]]) -> Result:
         """Return the result of an attempt, repeated while a database is down."""
@@ -319,9 +348,11 @@ async def _ahead(chunks: AsyncGenerator[Chunk, None]) -> AsyncGenerator[Chunk, N
         await chunks.aclose()
 
 
-def _times(arguments: argparse.Namespace) -> Period:
+def _times(arguments: argparse.Namespace, *, is_converted: bool) -> Period:
+    # What the service has not written yet cannot be found, and would be written twice.
+    last = datetime.now(UTC) - (_UNSETTLED if is_converted else timedelta())
     since = -MAX_TIME_NS if arguments.since is None else nanoseconds(arguments.since)
-    until = nanoseconds(arguments.until or datetime.now(UTC))
+    until = nanoseconds(arguments.until or last)
     if since >= until:
         raise SettingsError("copy: --since must lie before --until, and in the past")
     return Period(since, until)
@@ -329,10 +360,7 @@ def _times(arguments: argparse.Namespace) -> Period:
 
 def _print_omitted(source: Source, out: TextIO) -> None:
     if source.omitted:
-        out.write(
-            f"Not copied, because their names are no measurement and field:"
-            f" {', '.join(source.omitted)}\n"
-        )
+        out.write(f"Not copied: {', '.join(source.omitted)}\n")
 
 
 async def _show(source: Source, found: Sequence[Measurement], within: Period, out: TextIO) -> None:
@@ -363,6 +391,8 @@ def _summarized(
 ) -> int:
     """Print the result and return the exit status."""
     out.write(f"Read and sent {job.copied:,} values\n")
+    if isinstance(job.source, ConvertedSource):
+        _print_conversion(job.source, out)
     out.writelines(f"{_difference(each)}\n" for each in differences[:_LISTED_DIFFERENCES])
     if len(differences) > _LISTED_DIFFERENCES:
         out.write(f"… and {len(differences) - _LISTED_DIFFERENCES:,} more days differ\n")
@@ -378,6 +408,19 @@ def _summarized(
     elif not job.copied:
         out.write("Everything was copied and compared before; --again starts over\n")
     return FAILED if lacking or has_refusals or job.incomplete else OK
+
+
+def _print_conversion(source: ConvertedSource, out: TextIO) -> None:
+    if source.existing:
+        out.write(f"Left out: {source.existing:,} points that the target has already\n")
+    unregistered = source.unregistered
+    if unregistered:
+        listed = [f"{entity_id} ({count:,})" for entity_id, count in sorted(unregistered.items())]
+        more = f" and {len(listed) - _LISTED_ENTITIES:,} more" * (len(listed) > _LISTED_ENTITIES)
+        out.write(
+            f"Without area and device: {unregistered.total():,} points of {len(listed):,} entities"
+            f" that are not in the catalog: {', '.join(listed[:_LISTED_ENTITIES])}{more}\n"
+        )
 
 
 def _difference(each: DayDifference) -> str:

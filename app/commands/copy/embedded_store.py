@@ -33,6 +33,7 @@ class EmbeddedEvents:
 
     unit = "values"
     counts_exactly = False
+    has_whole_points = True
 
     def __init__(self, path: Path, *, measurement: str, attribute_fields: Sequence[str]) -> None:
         """Assign the file; the rest is as in the settings INFLUXDB_*."""

@@ -10,14 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from app.commands.copy.conversion import Conversion, ConversionOptions
+from app.commands.copy.converted import ConvertedSource
 from app.commands.copy.embedded_store import FILE_NAME, EmbeddedEvents
+from app.commands.copy.entity_history import open_history
 from app.commands.copy.influxdb_1 import InfluxDb1
 from app.commands.copy.influxdb_2 import InfluxDb2
-from app.commands.copy.source import Source
+from app.commands.copy.source import Source, Wants, every_field
 from app.commands.copy.victoria_metrics import VictoriaMetrics
 from app.runtime.addresses import database_url
 from app.runtime.errors import DatabaseRefused, SettingsError
+from app.runtime.globs import glob_matcher
 from app.runtime.logging import shown_url
+from app.schema.home_assistant_config import load_options
 from app.settings import CopySourceSettings, InfluxSettings, Settings
 from app.sinks.influxdb.dialects import Target
 from app.sinks.influxdb.queries import Kind, QueryClient
@@ -26,6 +31,7 @@ from app.sinks.influxdb.sink import InfluxSink
 Opened: TypeAlias = InfluxDb1 | InfluxDb2 | VictoriaMetrics
 
 EMBEDDED = "embedded"
+CATALOG_FILE = "metadata.db"
 _TITLES: dict[Kind, str] = {
     "v1": "InfluxDB 1",
     "v2": "InfluxDB 2",
@@ -85,14 +91,40 @@ def target_end(chosen: Settings) -> End:
     return End(url=chosen.influx.url, bucket=chosen.influx.bucket)
 
 
-def name_of(source: End, target: End) -> str:
+def name_of(source: End, target: End, schema: str | None) -> str:
     """Return a short name for files about the copy of one end to another."""
     ends = repr([(shown_url(end.url), end.bucket, end.policy) for end in (source, target)])
-    return hashlib.blake2b(ends.encode(), digest_size=5).hexdigest()
+    name = hashlib.blake2b(ends.encode(), digest_size=5).hexdigest()
+    return f"{name}-{schema}" if schema else name
+
+
+def conversion_of(chosen: Settings, *, has_texts: bool) -> Conversion:
+    """Return what converts Home Assistant's schema into `homeiq`.
+
+    Raises:
+        SettingsError: the service has no catalog yet, or INFLUXDB_SCHEMA_CONFIG is invalid.
+    """
+    influx = chosen.influx
+    known, _ = load_options(influx.schema_config, text="v2")
+    rules = (known.component_config, known.component_config_domain, known.component_config_glob)
+    overrides = [each.override_measurement for rule in rules for each in rule.values()]
+    options = ConversionOptions(
+        measurement=influx.measurement,
+        instance=chosen.home_assistant.instance_name,
+        is_attribute_field=(
+            glob_matcher(influx.attribute_fields) if influx.attribute_fields else None
+        ),
+        other_measurements={known.default_measurement, known.override_measurement, *overrides},
+        has_texts=has_texts,
+    )
+    history = open_history(chosen.journal.data_dir / CATALOG_FILE)
+    return Conversion(options, history.holders)
 
 
 @asynccontextmanager
-async def opened_source(end: End, chosen: Settings) -> AsyncIterator[tuple[Source, str]]:
+async def opened_source(
+    end: End, chosen: Settings, *, is_converted: bool
+) -> AsyncIterator[tuple[Source, str]]:
     """Open what is read, and name its kind.
 
     Raises:
@@ -101,6 +133,8 @@ async def opened_source(end: End, chosen: Settings) -> AsyncIterator[tuple[Sourc
         DatabaseRefused: it does not say what it is, or cannot be read.
     """
     if end.url == EMBEDDED:
+        if is_converted:
+            raise SettingsError("copy: the embedded store has the schema homeiq already")
         influx = chosen.influx
         yield (
             EmbeddedEvents(
@@ -114,10 +148,24 @@ async def opened_source(end: End, chosen: Settings) -> AsyncIterator[tuple[Sourc
     settings = chosen.copy_from
     async with _client(end, settings, org=settings.org) as client:
         kind = await client.kind() if settings.api == "auto" else settings.api
-        reader = reader_of(client, kind, policy=end.policy)
-        if reader is None:
-            raise DatabaseRefused("InfluxDB 3 cannot be read")
-        yield reader, _TITLES[kind]
+        if not is_converted:
+            yield _source(client, kind, policy=end.policy), _TITLES[kind]
+            return
+        conversion = conversion_of(chosen, has_texts=kind != "victoriametrics")
+        source = _source(client, kind, policy=end.policy, wants=conversion.wants)
+        yield (
+            ConvertedSource(source, conversion, measurement=chosen.influx.measurement),
+            _TITLES[kind],
+        )
+
+
+def _source(
+    client: QueryClient, kind: Kind, *, policy: str | None, wants: Wants = every_field
+) -> Source:
+    reader = reader_of(client, kind, policy=policy, wants=wants)
+    if reader is None:
+        raise DatabaseRefused("InfluxDB 3 cannot be read")
+    return reader
 
 
 @asynccontextmanager
@@ -143,17 +191,19 @@ async def opened_target(
         yield sink, client
 
 
-def reader_of(client: QueryClient, kind: Kind, *, policy: str | None = None) -> Opened | None:
+def reader_of(
+    client: QueryClient, kind: Kind, *, policy: str | None = None, wants: Wants = every_field
+) -> Opened | None:
     """Return what reads a kind of database; None if nothing does."""
     match kind:
         case "v1":
-            return InfluxDb1(client, policy=policy)
+            return InfluxDb1(client, policy=policy, wants=wants)
         case "v2":
-            return InfluxDb2(client)
+            return InfluxDb2(client, wants=wants)
         case "v3":
             return None
         case "victoriametrics":
-            return VictoriaMetrics(client)
+            return VictoriaMetrics(client, wants=wants)
 
 
 def _client(end: End, settings: CopySourceSettings | InfluxSettings, *, org: str) -> QueryClient:

@@ -16,7 +16,15 @@ from app.commands.copy.rows import (
     name,
     series,
 )
-from app.commands.copy.source import DAY_NS, Days, Measurement, Period
+from app.commands.copy.source import (
+    DAY_NS,
+    NOTHING_WANTED,
+    Days,
+    Measurement,
+    Period,
+    Wants,
+    every_field,
+)
 from app.model import SECOND_NS
 from app.sinks.influxdb.http import Request
 from app.sinks.influxdb.influxql import CONTENT_TYPE, ChunkedAnswer, Series, Value, Values, quoted
@@ -33,9 +41,20 @@ class InfluxDb1:
 
     unit = "values"
     counts_exactly = True
+    has_whole_points = True
 
-    def __init__(self, client: QueryClient, *, policy: str | None = None) -> None:
-        """Assign the client; without a policy the default one is read."""
+    def __init__(
+        self,
+        client: QueryClient,
+        *,
+        policy: str | None = None,
+        wants: Wants = every_field,
+    ) -> None:
+        """Assign the client; without a policy the default one is read.
+
+        Fields that `wants` does not select are not read.
+        """
+        self._wants = wants
         self.omitted: list[str] = []
         self._client = client
         self._policy = policy
@@ -44,6 +63,9 @@ class InfluxDb1:
     async def measurements(self, times: Period) -> AsyncIterator[Measurement]:
         """Yield what the database has in a span of time."""
         for measurement, fields in (await self._field_types()).items():
+            if not fields:
+                self.omitted.append(f"{measurement} ({NOTHING_WANTED})")
+                continue
             days = Days()
             counted = ", ".join(
                 f"count({each})" for key, types in fields.items() for each in _casts(key, types)
@@ -58,9 +80,16 @@ class InfluxDb1:
                 yield Measurement(name=measurement, fields=tuple(fields), days=days)
 
     async def read(
-        self, measurement: str, fields: Sequence[str], times: Period
+        self,
+        measurement: str,
+        fields: Sequence[str],
+        times: Period,
+        entity_ids: Sequence[str] = (),
     ) -> AsyncGenerator[Chunk, None]:
-        """Yield the rows of a measurement with these fields, or all fields for none."""
+        """Yield the rows of a measurement with these fields, or all fields for none.
+
+        With `entity_ids` only those whose tag `entity_id` is one of them.
+        """
         types = (await self._field_types()).get(measurement, {})
         known = [each for each in fields or types if each in types]
         if not known:
@@ -70,7 +99,7 @@ class InfluxDb1:
             rows = _Rows(known, types)
             async for found in self._query(
                 f"SELECT {', '.join(map(_field, known))} FROM {self._from(measurement)}"  # noqa: S608 - names are quoted
-                f" WHERE {_within(part)} GROUP BY *"
+                f" WHERE {_within(part)}{_of_entities(entity_ids)} GROUP BY *"
             ):
                 rows.add_to(chunk, found)
                 read_bytes += rows.approximate_bytes(found)
@@ -87,7 +116,8 @@ class InfluxDb1:
             async for part in self._query(f"SHOW FIELD KEYS{policy}"):
                 types = self._types.setdefault(_text(part.name), {})
                 for key, kind in part.rows:
-                    types.setdefault(_text(key), set()).add(_text(kind))
+                    if self._wants(_text(key)):
+                        types.setdefault(_text(key), set()).add(_text(kind))
         return self._types
 
     def _from(self, measurement: str) -> str:
@@ -194,6 +224,18 @@ def _casts(key: str, types: set[str]) -> list[str]:
 
 _CASTS = {"string": "string", "boolean": "boolean"}
 """Any number can be cast to a float."""
+
+
+def _of_entities(entity_ids: Sequence[str]) -> str:
+    if not entity_ids:
+        return ""
+    conditions = " OR ".join(f'"entity_id"::tag = {_literal(each)}' for each in entity_ids)
+    return f" AND ({conditions})"
+
+
+def _literal(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+    return f"'{escaped}'"
 
 
 def _within(times: Period) -> str:

@@ -7,7 +7,15 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from app.commands.copy.rows import ENCODERS, Chunk, RefusedRow, Row, Unwritable, name, series
-from app.commands.copy.source import DAY_NS, Days, Measurement, Period
+from app.commands.copy.source import (
+    DAY_NS,
+    NOTHING_WANTED,
+    Days,
+    Measurement,
+    Period,
+    Wants,
+    every_field,
+)
 from app.runtime.errors import QueryFailed
 from app.sinks.influxdb.queries import QueryClient
 
@@ -20,29 +28,45 @@ class InfluxDb2:
 
     unit = "values"
     counts_exactly = True
+    has_whole_points = False
 
-    def __init__(self, client: QueryClient) -> None:
-        """Assign the client."""
+    def __init__(self, client: QueryClient, *, wants: Wants = every_field) -> None:
+        """Assign the client; fields that `wants` does not select are not read."""
+        self._wants = wants
         self.omitted: list[str] = []
         self._client = client
 
     async def measurements(self, times: Period) -> AsyncIterator[Measurement]:
         """Yield what the bucket has in a span of time."""
         for measurement in await self._listed("measurements", times):
+            every = await self._listed("fieldKeys", times, measurement)
+            fields = [each for each in every if self._wants(each)]
+            chosen = fields if len(fields) < len(every) else ()
+            if every and not fields:
+                self.omitted.append(f"{measurement} ({NOTHING_WANTED})")
+                continue
             days = Days()
-            async for record in self._client.flux(self._counting(measurement, times)):
+            async for record in self._client.flux(self._counting(measurement, chosen, times)):
                 days.add(record["_start"] // DAY_NS, record["_value"])
             if days:
-                fields = await self._listed("fieldKeys", times, measurement)
                 yield Measurement(name=measurement, fields=fields, days=days)
 
     async def read(
-        self, measurement: str, fields: Sequence[str], times: Period
+        self,
+        measurement: str,
+        fields: Sequence[str],
+        times: Period,
+        entity_ids: Sequence[str] = (),
     ) -> AsyncGenerator[Chunk, None]:
-        """Yield the rows of a measurement with these fields, or all fields for none."""
+        """Yield the rows of a measurement with these fields, or all fields for none.
+
+        With `entity_ids` only those whose tag `entity_id` is one of them.
+        """
         chunk, wanted = Chunk(), set(fields)
+        # Few of the fields are selected by the database, all of them here: there may be hundreds.
+        selected = fields if entity_ids or self._wants is not every_field else ()
         async for record in self._client.flux(
-            f"{self._from(times)} |> filter(fn: (r) => r._measurement == {_text(measurement)})"
+            f"{self._selected(measurement, selected, times)}{_any_of('entity_id', entity_ids)}"
             # As a time the client would cut it to microseconds.
             " |> map(fn: (r) => ({r with _time: int(v: r._time)}))"
         ):
@@ -72,21 +96,31 @@ class InfluxDb2:
         )
         return sorted([str(record["_value"]) async for record in self._client.flux(query)])
 
-    def _counting(self, measurement: str, times: Period) -> str:
+    def _counting(self, measurement: str, fields: Sequence[str], times: Period) -> str:
         return (
-            f"{self._from(times)} |> filter(fn: (r) => r._measurement == {_text(measurement)})"
+            self._selected(measurement, fields, times)
             # Counts are integers, whatever is counted: only they can be grouped.
-            " |> window(every: 1d) |> count()"
+            + " |> window(every: 1d) |> count()"
             ' |> group(columns: ["_start"]) |> sum() |> group()'
             " |> map(fn: (r) => ({_start: int(v: r._start), _value: r._value}))"
             ' |> sort(columns: ["_start"])'
         )
 
-    def _from(self, times: Period) -> str:
+    def _selected(self, measurement: str, fields: Sequence[str], times: Period) -> str:
         return (
             f"from(bucket: {_text(self._client.target.bucket)})"
             f" |> range(start: time(v: {times.start_ns}), stop: time(v: {times.end_ns}))"
+            f" |> filter(fn: (r) => r._measurement == {_text(measurement)})"
+            f"{_any_of('_field', fields)}"
         )
+
+
+def _any_of(column: str, texts: Sequence[str]) -> str:
+    """Return a filter for the values of a column; empty for no values."""
+    if not texts:
+        return ""
+    conditions = " or ".join(f"r.{column} == {_text(text)}" for text in texts)
+    return f" |> filter(fn: (r) => {conditions})"
 
 
 def row_of_record(record: Mapping[str, Any]) -> Row:

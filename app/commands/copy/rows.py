@@ -33,6 +33,15 @@ class Chunk:
 
     rows: list[Row] = field(default_factory=list)
     refused: list[RefusedRow] = field(default_factory=list)
+    read_values: int | None = None
+    """How many values were read for it, unless each is in a row or refused."""
+
+    @property
+    def values(self) -> int:
+        """How many values of the source it accounts for."""
+        if self.read_values is not None:
+            return self.read_values
+        return sum(len(row[1]) for row in self.rows) + sum(each.values for each in self.refused)
 
 
 class Unwritable(ValueError):
@@ -43,6 +52,7 @@ _SPECIAL = re.compile(rb"[,= ]")
 _SPECIAL_IN_MEASUREMENT = re.compile(rb"[, ]")
 _UNWRITABLE = re.compile(rb"[\r\n]|\\(?=[,= ]|\Z)")
 _ESCAPED = re.compile(rb"\\([,= ])")
+_ESCAPED_IN_TEXT = re.compile(r'\\([\\"])')
 _HEAD = re.compile(rb"((?:[^, \\]|\\.)+)((?:,(?:[^ \\]|\\.)*)?)", re.DOTALL)
 _LINE = re.compile(rb"((?:[^ \\]|\\.)+) (.*) (-?[0-9]+)", re.DOTALL)
 _FIELD = re.compile(rb'((?:[^,= \\]|\\.)+)=("(?:[^"\\]|\\.)*"|[^,"]+)(?:,|\Z)', re.DOTALL)
@@ -105,6 +115,22 @@ def row_of(line: bytes) -> Row:
     return parts[1], fields, int(parts[3])
 
 
+def pair(encoded: bytes) -> tuple[bytes, bytes]:
+    """Return the encoded key and value of an encoded field."""
+    key, _, value = encoded.partition(b"=")
+    if key.endswith(b"\\"):  # the key has an equals sign
+        parts = _FIELD.fullmatch(encoded)
+        assert parts is not None, encoded
+        return parts[1], parts[2]
+    return key, value
+
+
+def text_in(encoded: bytes) -> str:
+    """Return the text of an encoded string field; bytes that are not UTF-8 become U+FFFD."""
+    text = encoded[1:-1].decode(errors="replace")
+    return _ESCAPED_IN_TEXT.sub(r"\1", text) if "\\" in text else text
+
+
 _MILLISECOND_NS = 1_000_000
 _DECIMAL = re.compile(rb"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 _OTHER_NUMBER = re.compile(rb"[-+]?(?:inf|nan|0x)", re.IGNORECASE)
@@ -120,8 +146,8 @@ def samples(rows: Iterable[Row]) -> Iterator[Row]:
         measurement, tags = _split(head)
         in_milliseconds_ns = time_ns - time_ns % _MILLISECOND_NS
         for each in fields:
-            key, value = _pair(each)
-            metric = measurement + b"_" + _SPECIAL_IN_MEASUREMENT.sub(rb"\\\g<0>", _unescaped(key))
+            key, value = pair(each)
+            metric = measurement + b"_" + _SPECIAL_IN_MEASUREMENT.sub(rb"\\\g<0>", unescaped(key))
             yield metric + tags, (_number(value),), in_milliseconds_ns
 
 
@@ -145,11 +171,6 @@ def _split(head: bytes) -> tuple[bytes, bytes]:
     return parts[1], parts[2]
 
 
-def _pair(encoded: bytes) -> tuple[bytes, bytes]:
-    parts = _FIELD.fullmatch(encoded)
-    assert parts is not None, encoded
-    return parts[1], parts[2]
-
-
-def _unescaped(text: bytes) -> bytes:
+def unescaped(text: bytes) -> bytes:
+    """Return a name without its escapes."""
     return _ESCAPED.sub(rb"\1", text)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from app.commands.copy.rows import Chunk
 from app.model import MAX_TIME_NS, SECOND_NS
@@ -50,6 +50,19 @@ class Measurement:
     days: Days
 
 
+Wants: TypeAlias = Callable[[str], bool]
+"""Selects fields by name."""
+
+
+NOTHING_WANTED = "no field state or value"
+"""Why a measurement is not read."""
+
+
+def every_field(_: str) -> bool:
+    """Select all fields of a source."""
+    return True
+
+
 class Source(Protocol):
     """A database to read."""
 
@@ -58,6 +71,9 @@ class Source(Protocol):
 
     counts_exactly: bool
     """Whether `Days.values` is the number of values that `read` returns."""
+
+    has_whole_points: bool
+    """Whether a row has all fields of its point; otherwise other rows have the others."""
 
     omitted: list[str]
     """What it has and cannot be copied, known after `measurements`."""

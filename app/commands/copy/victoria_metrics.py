@@ -11,7 +11,15 @@ from urllib.parse import urlencode
 import msgspec
 
 from app.commands.copy.rows import Chunk, RefusedRow, Unwritable, line_of, name, series
-from app.commands.copy.source import DAY_NS, Days, Measurement, Period
+from app.commands.copy.source import (
+    DAY_NS,
+    NOTHING_WANTED,
+    Days,
+    Measurement,
+    Period,
+    Wants,
+    every_field,
+)
 from app.model import MEGABYTE, SECOND_NS
 from app.runtime.errors import QueryFailed
 from app.sinks.influxdb.http import Request
@@ -64,9 +72,11 @@ class VictoriaMetrics:
 
     unit = "samples"
     counts_exactly = False  # of equal times one is copied
+    has_whole_points = False
 
-    def __init__(self, client: QueryClient) -> None:
-        """Assign the client."""
+    def __init__(self, client: QueryClient, *, wants: Wants = every_field) -> None:
+        """Assign the client; fields that `wants` does not select are not read."""
+        self._wants = wants
         self.omitted: list[str] = []
         self._client = client
         self._label: str | None = None
@@ -74,8 +84,13 @@ class VictoriaMetrics:
     async def measurements(self, times: Period) -> AsyncIterator[Measurement]:
         """Yield what the database has in a span of time."""
         found = measurements_of(await self._metrics())
-        self.omitted = found.pop("", [])
-        for measurement, fields in found.items():
+        self.omitted = [
+            f"{metric} (its name is no measurement and field)" for metric in found.pop("", [])
+        ]
+        for measurement, every in found.items():
+            if not (fields := [each for each in every if self._wants(each)]):
+                self.omitted.append(f"{measurement} ({NOTHING_WANTED})")
+                continue
             days = await self._days([f"{measurement}_{each}" for each in fields], times)
             if days:
                 yield Measurement(name=measurement, fields=fields, days=days)
