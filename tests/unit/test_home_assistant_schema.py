@@ -526,3 +526,33 @@ def test_the_encoder_agrees_with_a_slow_reference(
 
     expected = reference.line(point, block, text)
     assert line == (None if expected is None else f"{expected}\n".encode())
+
+
+_POINT = st.builds(
+    reference.Point,
+    entity_id=st.sampled_from(["sensor.a", "light.a"]),
+    state=st.sampled_from(["on", "1", "x", "nan"]),
+    attributes=st.dictionaries(
+        st.sampled_from(["a", "b", "a_str", "state", "value", "time", "unit_of_measurement"]),
+        st.sampled_from([1, True, None, "x", "12", "12.5 °C", "nan", "", [10, "\U0001fa77"]]),
+        max_size=5,
+    ),
+    time_ns=st.just(1_000),
+)
+
+
+@given(points=st.lists(_POINT, max_size=8), block=_BLOCKS, text=st.sampled_from(["v1", "v2"]))
+def test_what_an_entity_had_before_changes_no_line(
+    points: list[reference.Point], block: dict[str, Any], text: Text
+) -> None:
+    """One encoder for all points, whose attributes appear, change, clash and disappear."""
+    encoder = HomeAssistantEncoder(_options(block), text=text, verbatim=True)
+    changes = [
+        _change(point.state, point.attributes, entity_id=point.entity_id, time_ns=point.time_ns)
+        for point in points
+    ]
+
+    lines = encoder.encode(changes).lines
+
+    expected = [reference.line(point, block, text) for point in points]
+    assert lines == [None if line is None else f"{line}\n".encode() for line in expected]
