@@ -51,8 +51,8 @@ Correction: TypeAlias = Literal[
 * `time_tag`: a tag named `time`;
 * `reserved_tag`: in `v2`, a tag whose name InfluxDB 2 reserves;
 * `backslash`: backslashes at the end of a tag's value, in `v1`, where they escape what follows;
-* `backslash_key`: a tag whose key ends in a backslash; in `v2` also a field whose key has one at
-  the end or before a separator;
+* `backslash_key`: a tag, or the last field, whose key ends in a backslash; in `v2` also a field
+  whose key has an unescaped one at the end or before a separator;
 * `empty_key`: a field without a name, in `v2`;
 * `not_finite`: a state that is NaN or infinite, in `v1`;
 * `no_fields`: the whole point, because no field is left.
@@ -279,8 +279,8 @@ class HomeAssistantEncoder:
         corrections = head.corrections
         if self._is_v1:
             fields.pop("", None)
-        elif not self._verbatim and ("" in fields or b"\\" in attributes):
-            corrections += tuple(_remove_refused(fields))
+        if not self._verbatim and ("" in fields or b"\\" in attributes):
+            corrections += tuple(_remove_refused(fields, state_fields, is_v1=self._is_v1))
         return _Template(head.data, *_segments(fields), corrections)
 
     def _fields_without_clash(
@@ -385,12 +385,17 @@ _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUES = msgspec.json.Decoder(dict[str, object])
 
 
-def _remove_refused(fields: dict[str, bytes]) -> Iterator[Correction]:
-    """Remove the fields whose keys InfluxDB would refuse in `v2`."""
+def _remove_refused(
+    fields: dict[str, bytes], state_fields: tuple[str, ...], *, is_v1: bool
+) -> Iterator[Correction]:
+    """Remove the fields whose keys InfluxDB would refuse."""
     for key in [*fields]:
-        if not key or _ESCAPING.search(key):
+        if not is_v1 and (not key or _ESCAPING.search(key)):
             del fields[key]
             yield "backslash_key" if key else "empty_key"
+    while (last := max((*fields, *state_fields))).endswith("\\"):
+        del fields[last]
+        yield "backslash_key"
 
 
 _ESCAPING = re.compile(r"(?<!\\)(?:\\\\)*\\(?=[,= ]|\Z)")

@@ -159,6 +159,7 @@ _PLACES: dict[str, Callable[[str], tuple[JsonObject, JsonObject]]] = {
     "tag key": lambda text: ({}, {"tags": {text: "x"}}),
     "field": lambda text: ({"a": text}, {}),
     "field key": lambda text: ({text: 5}, {}),
+    "last field key": lambda text: ({f"z{text}": 5}, {}),
 }
 
 

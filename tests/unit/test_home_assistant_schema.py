@@ -273,6 +273,20 @@ _TAGGED = {"tags_attributes": ["a", "time"]}
             id="nothing but a tab behind a comment",
         ),
         pytest.param(
+            _change("1", {"a\\": 1, "y\\": 2, "z\\": 3}),
+            {},
+            "v1",
+            (
+                (
+                    "sensor.kitchen,domain=sensor,entity_id=kitchen"
+                    r" a\\=1.0,value=1.0,y\\=2.0,z\\=3.0"
+                ),
+                r"sensor.kitchen,domain=sensor,entity_id=kitchen a\\=1.0,value=1.0",
+                {"backslash_key": 2},
+            ),
+            id="last fields whose names end in a backslash",
+        ),
+        pytest.param(
             _change("1"),
             {"tags": {"_field": "x", "_measurement": "y", "_value": "z"}},
             "v2",
