@@ -173,7 +173,6 @@ class HomeAssistantEncoder:
         self._options_of = entity_options(options)
         self._selects = selection(options)
         self._comment = _COMMENTS[text]
-        self._skipped = _SKIPPED[text]
         self._is_v1 = text == "v1"
         self._escapes = _V1_ESCAPES if self._is_v1 else _V2_ESCAPES
         self._in_head = (_UNIT, _CLASS, *options.tags_attributes)
@@ -332,15 +331,17 @@ class HomeAssistantEncoder:
         tags = _tags(change, members, self._options)
         corrections: list[Correction] = []
         if not self._verbatim:
+            # InfluxDB skips these at the beginning of a line.
+            skipped = "\t\0" if self._is_v1 else "\0"
             plain = self._comment.sub("", measurement)
             if plain != measurement:
                 corrections.append("comment")
-            elif not plain.strip(self._skipped):
+            elif not plain.strip(skipped):
                 corrections.append("empty_measurement")
             if corrections:
                 names = (plain, _default_measurement(change, self._options), change.entity_id)
                 plain_names = (self._comment.sub("", name) for name in names)
-                measurement = next(name for name in plain_names if name.strip(self._skipped))
+                measurement = next(name for name in plain_names if name.strip(skipped))
             self._correct(tags, corrections)
         escapes = _V1_ESCAPES if self._is_v1 else _V2_MEASUREMENT_ESCAPES
         written = b"".join(self._tag(key, tags[key]) for key in sorted(tags) if key and tags[key])
@@ -412,8 +413,6 @@ def _segments(fields: Mapping[str, bytes]) -> tuple[bytes, bytes, bytes]:
 
 _COMMENTS = {"v1": re.compile(r"\A[\t\0#]*#"), "v2": re.compile(r"\A[\0#]*#")}
 """The beginning of a measurement that makes a comment: InfluxDB skips whitespace before the `#`."""
-_SKIPPED = {"v1": "\t\0", "v2": "\0"}
-"""What InfluxDB skips at the beginning of a line, unless it is escaped."""
 
 
 def _single_line(text: str) -> str:
