@@ -325,6 +325,9 @@ class World:
             return f"{snapshot.gaps.open} gaps are open"
         if not snapshot.connection.is_subscribed:
             return "not connected"
+        breakers = [snapshot.circuit_breaker.state, *(sink.breaker for sink in snapshot.sinks)]
+        if set(breakers) != {"closed"}:  # a connection must last for a while first
+            return f"breakers are {breakers}"
         held = {sink.name: sink.held for sink in snapshot.sinks if sink.held > 20}
         return f"points wait for {held}" if held else None
 
