@@ -264,11 +264,11 @@ class GapFiller:
         try:
             if is_last_attempt:  # one entity may be the cause
                 gap = await self._without_failing_entities(gap, reading)
-            gap = await self._check_reach(gap, reading)
             times = still_to_fill(gap)
             await reading.prepare(times)
             async with aclosing(reading.pages(times)) as pages:
                 async for page in pages:
+                    gap = await self._check_reach(gap, reading)
                     await self._journal.catch_up(reading.captured, page.newest_ns)
                     changes = await self._writer.write(map(self._select, reading.changes(page)))
                     gap = self._progressed(gap, changes, page.through_ns)
@@ -285,13 +285,15 @@ class GapFiller:
         return self._limited(gap, f"Home Assistant fails to show the history of {failing}.")
 
     async def _check_reach(self, gap: Gap, reading: GapReader) -> Gap:
-        """Add a limitation when the recorder does not reach back to the start of a gap."""
-        known = sorted({*self._before(gap)}.intersection(reading.readable))
-        if gap.reason == "requested" or gap.filled_ns is not None or not known:
+        """Add a limitation when the recorder does not reach back to what was just read.
+
+        It may have purged rows since the fill began. What is read next then follows nothing known.
+        """
+        since_ns = gap.start_ns + _REACHED_NS if gap.filled_ns is None else gap.filled_ns + 1
+        if await reading.reaches(since_ns):
             return gap
-        if await reading.recorder.states_at(gap.start_ns + _REACHED_NS, known):
-            return gap
-        return self._limited(gap, _NOT_REACHED)
+        reading.recovery.interrupt()
+        return gap if _NOT_REACHED in gap.limitations else self._limited(gap, _NOT_REACHED)
 
     def _limited(self, gap: Gap, limitation: str) -> Gap:
         return self._coverage.update(replace(gap, limitations=(*gap.limitations, limitation)))

@@ -54,6 +54,10 @@ class GapReader:
         await self._look_back()
         await self._find_restarts(times)
 
+    async def reaches(self, at_ns: int) -> bool:
+        """Whether the recorder holds any row from before a moment, so that none after is purged."""
+        return await self.recorder.reaches(at_ns, self.readable)
+
     async def _look_back(self) -> None:
         """Read the row before the first one of each entity whose newest change is unknown."""
         missing = [name for name in self.readable if not self.recovery.knows_before(name)]

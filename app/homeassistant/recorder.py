@@ -352,6 +352,13 @@ class Recorder:
             }
         return found
 
+    async def reaches(self, at_ns: int, entity_ids: Sequence[str]) -> bool:
+        """Whether any of these entities has a row before a moment."""
+        for some in _batches(entity_ids):
+            if await self.states_at(at_ns, some):
+                return True
+        return False
+
     async def naming_rows(
         self, at_ns: int, entity_ids: Sequence[str]
     ) -> dict[str, list[RecordedState]]:

@@ -61,6 +61,8 @@ class Recovery:
         self._times = times
         self._gap = gap
         self._before = before
+        self._preceding = before
+        """The changes before the gap that the next row of their entity may follow."""
         self._newest = newest
         self._normalizer = Normalizer(placements)
         self._normalizer.restore(names)
@@ -76,7 +78,7 @@ class Recovery:
 
     def knows_before(self, entity_id: str) -> bool:
         """Whether the row or change before the entity's next row is known."""
-        last = self._before.get(entity_id)
+        last = self._preceding.get(entity_id)
         return entity_id in self._last or (
             last is not None
             and last.changed_ns is not None
@@ -95,6 +97,11 @@ class Recovery:
         last = _RowBefore(state, since_known=since_known) if state else _no_row(entity_id, updated)
         self._last[entity_id] = last
         self._normalized(entity_id, state, old=last.state, at=updated)
+
+    def interrupt(self) -> None:
+        """Forget which row or change is before the next row of each entity: rows are missing."""
+        self._preceding = {}
+        self._last.clear()
 
     def lacks_names(self, entity_id: str, rows: Sequence[RecordedState]) -> bool:
         """Whether class and unit of an entity's next row are those of an unknown earlier row."""
@@ -229,7 +236,7 @@ class Recovery:
         They are the same for an entity that is recorded, unless the last row is inside the gap.
         """
         last = self._last.get(entity_id)
-        change = self._before.get(entity_id)
+        change = self._preceding.get(entity_id)
         if change is not None and change.time_ns < nanoseconds(at):
             before_gap = self._row_of_change(entity_id, change)
             # Of the same moment, a row may show since when the state lasts.

@@ -196,7 +196,7 @@ async def test_an_entity_that_changed_unrecorded_is_listed_and_its_newest_state_
         house.set_state("sensor.still", "b")
         await process.until_journaled(2)
     house.set_state("sensor.secret", "c")
-    house.recorded.clear()
+    del house.recorded["sensor.secret"]
 
     process, points = await home.fill()
 
@@ -344,10 +344,30 @@ async def test_a_gap_says_that_the_recorder_does_not_reach_back_to_its_start(
         house.set_state(SENSOR, str(number))
     house.recorded[SENSOR] = house.recorded[SENSOR][-kept:]
 
-    process, _ = await home.fill()
+    process, points = await home.fill()
 
     is_named = any("holds no state from before" in text for text in process.gap().limitations)
     assert is_named == (kept == 5)
+    first = points[1]
+    assert previous([first]) == [None if kept == 5 else "0"]
+
+
+async def test_a_gap_says_that_rows_were_purged_while_it_was_filled(
+    home: CapturedHome, house: StillHouse
+) -> None:
+    """And the first row after them has no previous state."""
+    house.change_every(1, since_s=300)
+    await home.capture(0, 1)
+    home.count(1, 201)
+
+    async with home.interrupted_fill() as process:
+        filled = len(await home.points())
+        house.recorded[SENSOR] = house.recorded[SENSOR][filled + 50 :]
+    points = await home.points()
+
+    assert any("holds no state from before" in text for text in process.gap().limitations)
+    assert len(points) < 201
+    assert [*map(previous, [[point] for point in points])].count([None]) == 2
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,13 @@ class Rule(StrEnum):
         "live, without attributes, after a kill; class and unit are stored at each discovery"
     )
     FIRST_KNOWN = "backfilled, and the service knew nothing of the entity before"
+    PURGED = "purged by the recorder before it could be read, which its gap mentions"
+    PURGED_BEFORE = "backfilled, and the row before it was purged before it could be read"
+    NOT_RECORDED = "captured live or from the current states; the recorder was absent"
+    CLOCK_SET_TWICE = (
+        "missed; Home Assistant's clock was set and set again while nothing was captured"
+    )
+    CLOCK_SET_BACK = "backfilled from a time that Home Assistant's clock showed twice"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +90,14 @@ class History:
     """Times at which Home Assistant was killed."""
     service_kills_ns: Sequence[int] = ()
     """Times at which the service was killed."""
+    exempt: Mapping[tuple[str, int], Rule] = field(default_factory=dict)
+    """Rows that may be without a point, and points that may be without a row, with the reason."""
+    before_unknown: Collection[tuple[str, int]] = ()
+    """Rows that may be read back without what was before: that row had been purged by then."""
+    before_doubtful: Collection[tuple[str, int]] = ()
+    """Rows that may be read back with another state before: their order is not known."""
+    outside: Collection[tuple[str, int]] = ()
+    """Rows and points that are not compared."""
 
     def newest_id(self, entity_id: str) -> str:
         """Return the final id of an entity: the recorder moves its history there."""
@@ -153,6 +168,7 @@ class Comparison:
         wanted: Wanted,
         *,
         is_known: bool,
+        before_rule: Rule | None,
         names_rule: Rule | None,
     ) -> None:
         """Compare the points of one row, of which there must be exactly one."""
@@ -165,8 +181,14 @@ class Comparison:
                 actual = (point.tags if name in _CLASS_AND_UNIT else point.fields).get(name)
                 if any(_equal(actual, value) for value in acceptable):
                     continue
-                if name in _FROM_BEFORE and is_backfilled and not is_known and actual is None:
+                is_from_before = name in _FROM_BEFORE and is_backfilled
+                is_omitted = is_from_before and actual is None
+                if is_omitted and not is_known:
                     self.explained[Rule.FIRST_KNOWN] += 1
+                elif before_rule is not None and (
+                    is_from_before if before_rule is Rule.CLOCK_SET_BACK else is_omitted
+                ):
+                    self.explained[before_rule] += 1
                 elif name in _CLASS_AND_UNIT and not is_backfilled and names_rule is not None:
                     self.explained[names_rule] += 1
                 else:
@@ -221,10 +243,12 @@ def compare(
         (history.newest_id(found.row.entity_id), found.row.updated_ns): found
         for found in _expectations(rows)
         if since_ns <= found.row.updated_ns <= until_ns
+        and (found.row.entity_id, found.row.updated_ns) not in history.outside
     }
     actual: dict[tuple[str, int], list[StoredPoint]] = defaultdict(list)
     for point in points:
-        if since_ns <= point.time_ns <= until_ns:
+        is_outside = (point.tags["entity_id"], point.time_ns) in history.outside
+        if since_ns <= point.time_ns <= until_ns and not is_outside:
             actual[history.newest_id(point.tags["entity_id"]), point.time_ns].append(point)
     result.rows, result.points = len(expected), sum(map(len, actual.values()))
     known: set[str] = set()
@@ -239,20 +263,29 @@ def compare(
         result.backfilled += sum(_is_backfilled(point) for point in found)
         if identity not in expected:
             for point in found:
-                result.add_extra(point, _why_extra(point, lost, history))
+                rule = history.exempt.get(identity) or _why_extra(point, lost, history)
+                result.add_extra(point, rule)
         elif found:
             result.add_points(
                 found,
                 expected[identity].wanted,
                 is_known=entity_id in known,
+                before_rule=_why_other_before(identity, history),
                 names_rule=_why_other_names(expected[identity], actual, entity_id, history),
             )
         else:
             is_unknowable = entity_id in unknowable or identity in unseen
-            rule = Rule.UNKNOWABLE if is_unknowable else None
+            rule = Rule.UNKNOWABLE if is_unknowable else history.exempt.get(identity)
             result.add_missing(identity, expected[identity].row, rule)
         known.add(entity_id)
     return result
+
+
+def _why_other_before(identity: tuple[str, int], history: History) -> Rule | None:
+    """Return why a row may be read back with another state before it, or without one."""
+    if identity in history.before_doubtful:
+        return Rule.CLOCK_SET_BACK
+    return Rule.PURGED_BEFORE if identity in history.before_unknown else None
 
 
 def _why_other_names(

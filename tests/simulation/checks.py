@@ -8,18 +8,20 @@ from collections.abc import Mapping
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from app.model import MAX_TIME_NS
 from app.schema.homeiq import identity_of
-from tests.real.reconcile import Difference, History, compare
+from tests.real.reconcile import Difference, compare
 from tests.simulation.database import identity
 from tests.simulation.honesty import check_settled
 from tests.simulation.house import EXCLUDED
+from tests.simulation.truth import history, why_missing
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 _LISTED = 12
-_UNNOTICED_NS = 120 * 1_000_000_000
+_UNNOTICED_S = 120.0
 """How long health may be good while nothing arrives: pings notice a silent connection."""
 _UNMARKED_NS = 1_200 * 1_000_000_000
 """How near a restart without an entry in the logbook others may be misjudged."""
@@ -54,12 +56,13 @@ async def check_meanwhile(world: World) -> Mapping[str, Any]:
 
 def _check_nothing_is_missing(world: World) -> None:
     """While health is good, events stream and no gap is open, nothing is missing in the journal."""
-    table, now_ns = world.house.recorder_.table, int(world.home_clock() * 1e9)
+    table, fired = world.house.recorder_.table, world.house.fired
     for row in table[world.verified_rows :]:
-        if row.updated_ns > now_ns - _UNNOTICED_NS:
+        identity = row.entity_id, row.updated_ns
+        if fired[identity] > world.loop.time() - _UNNOTICED_S:
             break
-        is_captured = (row.entity_id, row.updated_ns) in world.captured
-        if not is_captured and row.updated_ns >= world.since_ns:
+        is_missing = identity not in world.captured and fired[identity] >= world.since_s
+        if is_missing and why_missing(world, identity) is None:
             raise Violation(f"honesty: health is good, and the journal lacks {row}")
         world.verified_rows += 1
 
@@ -128,14 +131,9 @@ def _check_recorder(world: World) -> None:
     result = compare(
         world.house.recorder_.table,
         [point for point in points if point.tags["entity_id"] != EXCLUDED],
-        since_ns=world.since_ns,
-        until_ns=world.until_ns,
-        history=History(
-            renames=world.house.renames,
-            present=[name for name, each in world.house.entities.items() if each.row is not None],
-            kills_ns=world.house.kills_ns,
-            service_kills_ns=world.service_kills_ns,
-        ),
+        since_ns=0,
+        until_ns=MAX_TIME_NS,
+        history=history(world),
     )
     world.note(result.summary().replace("\n", "; "))
     differences = [
@@ -154,7 +152,12 @@ def _is_of_unmarked_start(found: Difference, world: World) -> bool:
     """Whether a previous state stands there because a kill took the mark of a start."""
     if found.what not in {"previous_state", "duration_in_state_seconds"}:
         return False
-    after_ns = (found.time_ns - kill_ns for kill_ns in world.house.unmarked_ns)
+    recorder = world.house.recorder_
+    read_s = world.captured.get((found.entity_id, found.time_ns), 0.0)
+    # The other signs of a start may be purged, and its mark not be committed yet.
+    late = [at_ns for at_ns, at_s in recorder.marked_s.items() if at_s > read_s]
+    unmarked = [*world.house.unmarked_ns, *(late if recorder.purged_s else ())]
+    after_ns = (found.time_ns - at_ns for at_ns in unmarked)
     return found.is_backfilled and any(abs(time_ns) < _UNMARKED_NS for time_ns in after_ns)
 
 

@@ -357,3 +357,33 @@ async def field_type_conflict(world: World, *, field: str, seconds: float) -> No
     world.database.expect_type(field, int)
     await asyncio.sleep(seconds)
     world.database.forget_types()
+
+
+# --- the recorder and the clock of Home Assistant
+
+
+@fault(lag_s=(20.0, 900.0), seconds=(30.0, 1200.0), restart=["no", "no", "service"])
+async def late_recorder(world: World, *, lag_s: float, seconds: float, restart: str) -> None:
+    """Let the recorder be minutes behind, and catch up later."""
+    recorder = world.house.recorder_
+    recorder.lag_s = lag_s
+    if restart == "service":
+        await world.terminate()
+        await world.start_again(seconds / 4)
+    await asyncio.sleep(seconds)
+    if recorder.lag_s == lag_s:
+        recorder.lag_s = 0.0
+
+
+@fault(keep_s=(1.0, 1200.0), gap=[True, False])
+async def purge_recorder(world: World, *, keep_s: float, gap: bool) -> None:
+    """Let the recorder keep only the last seconds, perhaps as soon as a gap is open."""
+    if gap:
+        await world.until_gap_is_open()
+    world.house.purge(keep_s)
+
+
+@fault(keep_s=(1.0, 300.0), queries=(1.0, 60.0))
+async def purge_between_queries(world: World, *, keep_s: float, queries: float) -> None:
+    """Let the recorder purge after so many more queries, which is while a gap is filled."""
+    world.house.purge_at_query(round(queries), keep_s)

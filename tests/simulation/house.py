@@ -7,6 +7,7 @@ committed. Its clock is Home Assistant's own.
 from __future__ import annotations
 
 import bisect
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from simulator.fake_home_assistant import (
 )
 from tests.real.reconcile import Row
 
+Identity = tuple[str, int]
+"""Entity and time of a change."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _AREAS = ("kitchen", "office", "garage")
 EXCLUDED = "sensor.unrecorded"
@@ -66,6 +69,13 @@ class Queued:
 
     row: Row
     shown: JsonObject
+    at_s: float
+    """When it happened, in seconds of the simulation."""
+
+    @property
+    def identity(self) -> Identity:
+        """What identifies the change."""
+        return self.row.entity_id, self.row.updated_ns
 
 
 @dataclass(slots=True)
@@ -73,38 +83,66 @@ class Recorder:
     """The recorder: what waits, what is committed, what a query sees."""
 
     queue: list[Queued] = field(default_factory=list)
-    lifecycle_queue: list[JsonObject] = field(default_factory=list)
+    lifecycle_queue: list[tuple[float, JsonObject]] = field(default_factory=list)
+    """When Home Assistant started and stopped, each with the second of the simulation."""
     table: list[Row] = field(default_factory=list)
     """Every row that was ever committed."""
+    lost: set[Identity] = field(default_factory=set)
+    """What was never committed, because Home Assistant was killed."""
+    purged_s: dict[Identity, float] = field(default_factory=dict)
+    """When each row that is gone was purged, in seconds of the simulation."""
     by_entity: dict[str, tuple[list[int], list[JsonObject]]] = field(default_factory=dict)
     lifecycle: list[JsonObject] = field(default_factory=list)
+    marked_s: dict[int, float] = field(default_factory=dict)
+    """When each of these was committed, in seconds of the simulation, by its time."""
     newest: dict[str, int] = field(default_factory=dict)
     """By entity: number of the newest row since Home Assistant started."""
     is_locked: bool = False
     """Whether a backup holds the database: nothing is committed."""
+    lag_s: float = 0.0
+    """How far behind the recorder is."""
     is_present: bool = True
     held_back: int = 0
     """How many commits a lock has held back."""
 
-    def commit(self) -> None:
-        """Commit all that waits, in order."""
+    def backlog(self, now_s: float) -> int:
+        """Return how many changes the recorder has not taken yet."""
+        taken_s = -math.inf if self.is_locked else now_s - self.lag_s
+        return sum(queued.at_s > taken_s for queued in self.queue)
+
+    def commit(self, now_s: float, *, through_s: float = math.inf) -> None:
+        """Commit what has waited since a second of the simulation, in order."""
         if self.is_locked:
             self.held_back += bool(self.queue)
             return
-        for queued in self.queue:
+        taken = [queued for queued in self.queue if queued.at_s <= through_s]
+        self.queue = self.queue[len(taken) :]
+        for queued in taken:
             row = queued.row
             self.table.append(row)
             times, rows = self.by_entity.setdefault(row.entity_id, ([], []))
             place = bisect.bisect_right(times, row.updated_ns)
             times.insert(place, row.updated_ns)
             rows.insert(place, queued.shown)
-        self.lifecycle += self.lifecycle_queue
-        self.queue.clear()
-        self.lifecycle_queue.clear()
+        marks = [entry for at_s, entry in self.lifecycle_queue if at_s <= through_s]
+        self.lifecycle += marks
+        self.marked_s.update((int(float(str(mark["when"])) * 1e9), now_s) for mark in marks)
+        self.lifecycle_queue = [each for each in self.lifecycle_queue if each[0] > through_s]
+
+    def purge(self, before_ns: int, *, now_s: float) -> None:
+        """Delete all rows and events that are older than a moment, as Home Assistant does."""
+        for entity_id, (times, rows) in self.by_entity.items():
+            old = bisect.bisect_left(times, before_ns)
+            self.purged_s.update(((entity_id, time_ns), now_s) for time_ns in times[:old])
+            del times[:old], rows[:old]
+        self.lifecycle = [
+            entry for entry in self.lifecycle if float(str(entry["when"])) >= before_ns / 1e9
+        ]
 
     def lose(self) -> bool:
         """Lose what waits, as in a crash; return whether that includes the mark of a start."""
         lost = bool(self.lifecycle_queue)
+        self.lost.update(queued.identity for queued in self.queue)
         self.queue.clear()
         self.lifecycle_queue.clear()
         return lost
@@ -113,20 +151,32 @@ class Recorder:
 class House:
     """Entities, registries and recorder; `change` lets one entity change."""
 
-    def __init__(self, chance: random.Random, clock: Callable[[], float]) -> None:
-        """`clock` returns seconds since the epoch, on Home Assistant's clock."""
+    def __init__(
+        self,
+        chance: random.Random,
+        clock: Callable[[], float],
+        *,
+        monotonic: Callable[[], float],
+    ) -> None:
+        """Create the entities.
+
+        `clock` returns seconds since the epoch, on Home Assistant's clock, and `monotonic` the
+        seconds of the simulation.
+        """
         self.fire: Fire | None = None
         self.recorder_ = Recorder()
         self.state = "RUNNING"
-        self.fired: dict[tuple[str, int], None] = {}
-        """Entity and time of every change that ever happened."""
+        self.fired: dict[Identity, float] = {}
+        """When every change happened that ever did, in seconds of the simulation."""
         self.kills_ns: list[int] = []
         self.unmarked_ns: list[int] = []
         """When Home Assistant ended, and its recorder has no mark of its start."""
         self._was_killed = False
+        self._queries, self._keep_s = 0, 0.0
         self.renames: dict[str, str] = {}
         self._chance = chance
         self._clock = clock
+        self._monotonic = monotonic
         self._last_us = 0
         self._numbers = count(1)
         self.entities = {
@@ -216,7 +266,7 @@ class House:
         if is_clean:
             self._log("stopped")
             self.recorder_.is_locked = False
-            self.recorder_.commit()
+            self.recorder_.commit(self._monotonic())
         else:
             self.kills_ns.append(int(self._clock() * 1e9))
             if self.recorder_.lose():
@@ -244,6 +294,10 @@ class House:
         rows[rows.index(row)] = {**row, "area_id": area}
         data = {"action": "update", "device_id": row["id"], "changes": {"area_id": row["area_id"]}}
         self._send(registry_updated("device", data, at=self.now()))
+
+    def purge_at_query(self, queries: int, keep_s: float) -> None:
+        """Purge after so many more queries of history; 0 for never."""
+        self._queries, self._keep_s = queries, keep_s
 
     def _next_state(self, entity: Entity) -> tuple[str, JsonObject]:
         chance, attributes = self._chance, {**entity.fixed, "friendly_name": entity.entity_id}
@@ -289,7 +343,7 @@ class House:
         changed_ns: int,
     ) -> None:
         """Note a change in the truth, and queue its row."""
-        self.fired[entity.entity_id, updated_ns] = None
+        self.fired[entity.entity_id, updated_ns] = self._monotonic()
         recorder = self.recorder_
         if entity.entity_id == EXCLUDED or not recorder.is_present:
             return
@@ -306,7 +360,7 @@ class House:
             attributes={} if new is None else _object(new["attributes"]),
         )
         recorder.newest[entity.entity_id] = state_id
-        recorder.queue.append(Queued(row, shown))
+        recorder.queue.append(Queued(row, shown, self._monotonic()))
 
     def _send(self, event: JsonObject) -> None:
         if self.fire is not None:
@@ -314,7 +368,18 @@ class House:
 
     def _log(self, message: str) -> None:
         entry: JsonObject = {"domain": "homeassistant", "message": message}
-        self.recorder_.lifecycle_queue.append({**entry, "when": self.now().timestamp()})
+        entry = {**entry, "when": self.now().timestamp()}
+        self.recorder_.lifecycle_queue.append((self._monotonic(), entry))
+
+    def commit(self) -> None:
+        """Let the recorder commit what it has taken."""
+        now_s = self._monotonic()
+        self.recorder_.commit(now_s, through_s=now_s - self.recorder_.lag_s)
+
+    def purge(self, keep_s: float) -> None:
+        """Let the recorder keep only the last seconds."""
+        before_ns = int((self._clock() - keep_s) * 1e9)
+        self.recorder_.purge(before_ns, now_s=self._monotonic())
 
     # --- the methods of House and Chronicle
 
@@ -336,14 +401,16 @@ class House:
         return [{"entry_id": "entry", "domain": "simulated", "title": "Simulated"}]
 
     def recorder(self) -> JsonObject:
-        """Return the backlog: what a locked database holds up."""
-        backlog = len(self.recorder_.queue) if self.recorder_.is_locked else 0
-        return {"backlog": backlog}
+        """Return what the recorder has not taken yet."""
+        return {"backlog": self.recorder_.backlog(self._monotonic())}
 
     def history(
         self, start: datetime, end: datetime, entity_ids: Sequence[str]
     ) -> Mapping[str, Sequence[JsonObject]]:
         """Return what is committed with `start < last_updated < end`."""
+        self._queries -= self._queries > 0
+        if self._queries == 1:
+            self.purge(self._keep_s)
         start_ns, end_ns = _nanoseconds(start), _nanoseconds(end)
         found: dict[str, Sequence[JsonObject]] = {}
         for entity_id in entity_ids:

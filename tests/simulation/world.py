@@ -25,10 +25,11 @@ import httpx
 import psutil
 from dependency_injector import providers
 
+from app.backfill.coverage import Coverage
 from app.container import Container
 from app.health_collector import ProcessUsage
 from app.main import create_app, running
-from app.model import Lines
+from app.model import Gap, Lines
 from app.runtime.errors import StorageError
 from app.runtime.supervisor import Supervisor
 from app.schema.homeiq import identity_of
@@ -40,7 +41,7 @@ from tests.simulation.database import DIALECTS, PORT, Database, Dialect
 from tests.simulation.disk import DiskError
 from tests.simulation.faults import FAULTS
 from tests.simulation.honesty import Watch
-from tests.simulation.house import EXCLUDED, House
+from tests.simulation.house import EXCLUDED, House, Identity
 from tests.simulation.loop import PROCESS, Process, SimulatedLoop
 from tests.simulation.network import Link, Socket
 from tests.simulation.violation import Violation
@@ -176,8 +177,12 @@ class World:
         self.home_clock_offset_s = 0.0
         self.acknowledged: dict[bytes, tuple[int, int]] = {}
         """Every line that the journal made durable, with its first and last place in the order."""
-        self.captured: set[tuple[str, int]] = set()
-        """Entity and time of each of them, and of what a killed process may have made durable."""
+        self.captured: dict[Identity, float] = {}
+        """When each change was journaled, or may have been by a process that was killed."""
+        self.uncommitted: set[Identity] = set()
+        """Changes that were only in memory for a while: a sink may have them before the journal."""
+        self.closed_s: dict[int, float] = {}
+        """When each gap was closed last, by its id."""
         self.verified_rows = 0
         """How many rows of the recorder were captured when health was good."""
         self._order = 0
@@ -237,7 +242,9 @@ class World:
     # --- the course of events
 
     async def _history(self, actions: Sequence[Action]) -> None:
-        self.house = House(random.Random(f"house {self.plan.seed}"), self.home_clock)
+        self.house = House(
+            random.Random(f"house {self.plan.seed}"), self.home_clock, monotonic=self.loop.time
+        )
         self.database = Database(self.database_link, self.plan.dialect, token=_TOKEN)
         self.home_assistant = FakeHomeAssistant(self.house, token=_TOKEN, port=_HOME_PORT)
         await self.database.start()
@@ -248,7 +255,7 @@ class World:
         self.spawn(self._commits())
         self.start()
         await self._until_streaming()
-        self.since_ns = int(self.home_clock() * 1e9)
+        self.since_s = self.loop.time()
         self.spawn(self._polls())
         for action in actions:
             await asyncio.sleep(max(0.0, action.at - self.loop.time()))
@@ -279,6 +286,8 @@ class World:
         self.home_link.resume()
         self.database_link.resume()
         self.house.recorder_.is_locked = False
+        self.house.recorder_.lag_s = 0.0
+        self.house.purge_at_query(0, 0.0)
         self.loop.work_factor = 1.0
         life = self.life
         assert life.container is not None
@@ -294,7 +303,6 @@ class World:
             await asyncio.sleep(1.0)
         self.note("--- settled")
         self.are_changes_over = True
-        self.until_ns = int(self.home_clock() * 1e9)
         await asyncio.sleep(_QUIET_S)
         await self._until(lambda: self._unsettled() is None, 120, "settle at the end")
         await check_end(self)
@@ -345,7 +353,7 @@ class World:
         """Let the recorder commit in its interval."""
         while True:
             await asyncio.sleep(_COMMIT_S)
-            self.house.recorder_.commit()
+            self.house.commit()
 
     async def _polls(self) -> None:
         while True:
@@ -453,6 +461,7 @@ class World:
                 on_failure=life.stop.set,
             )
             container.supervisor.override(supervisor)
+            self._observe_gaps(container.coverage())
             self._observe(container)  # first: others may keep its bound methods
             container.observer().usage = ProcessUsage(
                 cast("psutil.Process", _Idle()), times=lambda: (0.0, 0.0)
@@ -511,7 +520,9 @@ class World:
 
         async def observed_append_uncommitted(lines: Lines, **options: Any) -> None:
             await append_uncommitted(lines, **options)
-            self._uncommitted += lines.split()
+            split = lines.split()
+            self._uncommitted += split
+            self.uncommitted.update(filter(None, map(identity_of, split)))
 
         async def observed_commit() -> None:
             await commit()
@@ -525,8 +536,20 @@ class World:
         }.items():
             setattr(journal, name, observed)
 
+    def _observe_gaps(self, coverage: Coverage) -> None:
+        """Note when gaps are closed."""
+        close = coverage.close
+
+        def observed_close(gap: Gap, state: Any, *, detail: str | None) -> Gap:
+            self.closed_s[gap.id] = self.loop.time()
+            return close(gap, state, detail=detail)
+
+        vars(coverage)["close"] = observed_close
+
     def _capture(self, lines: Sequence[bytes]) -> None:
-        self.captured.update(point for line in lines if (point := identity_of(line)) is not None)
+        for line in lines:
+            if (identity := identity_of(line)) is not None:
+                self.captured.setdefault(identity, self.loop.time())
 
     def _acknowledge(self, lines: Sequence[bytes]) -> None:
         self._capture(lines)
@@ -593,6 +616,21 @@ class World:
 
     def _is_up(self) -> bool:
         return self._life is not None and self._life.is_up
+
+    async def until_gap_is_open(self) -> None:
+        """Wait for an open gap, but not for long."""
+        for _ in range(600):
+            if self.is_calm or self.coverage.open_gaps():
+                return
+            await asyncio.sleep(1.0)
+
+    @property
+    def coverage(self) -> Coverage:
+        """That of the running process, or an empty one."""
+        life = self._life
+        if life is None or life.container is None:
+            return Coverage()
+        return life.container.coverage()
 
     async def _until_streaming(self) -> None:
         await self._until(

@@ -1,0 +1,73 @@
+"""What the faults of Home Assistant's recorder and clock take from what can be read back.
+
+Each exemption is for the rows that a fault really took, not for all rows of such a world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from app.model import SECOND_NS, Gap
+from tests.real.reconcile import History, Row, Rule
+from tests.simulation.house import Identity
+
+if TYPE_CHECKING:
+    from tests.simulation.world import World
+
+_BEYOND_NS = 30 * SECOND_NS
+"""How far beyond the bounds of a gap changes are requested."""
+
+
+def history(world: World) -> History:
+    """Return what the recorder's table does not show."""
+    house = world.house
+    exempt = dict.fromkeys(house.recorder_.lost, Rule.KILLED)
+    exempt |= {
+        identity: rule
+        for row in house.recorder_.table
+        if (rule := why_missing(world, identity := _identity(row))) is not None
+    }
+    return History(
+        renames=house.renames,
+        present=[name for name, each in house.entities.items() if each.row is not None],
+        service_kills_ns=world.service_kills_ns,
+        exempt=exempt,
+        before_unknown={_identity(row) for row in _after_purged(world)},
+        outside={identity for identity, at_s in house.fired.items() if at_s < world.since_s},
+    )
+
+
+def why_missing(world: World, identity: Identity) -> Rule | None:
+    """Return why a row of the recorder may be missing: it had been purged when its gap was read.
+
+    Its gap must say so.
+    """
+    purged_s = world.house.recorder_.purged_s.get(identity)
+    if purged_s is None:
+        return None
+    for gap in world.coverage.gaps():
+        is_of_gap = gap.start_ns - _BEYOND_NS <= identity[1] <= gap.end_ns + _BEYOND_NS
+        was_purged = purged_s <= world.closed_s.get(gap.id, -1.0)
+        if is_of_gap and was_purged and _admits(gap):
+            return Rule.PURGED
+    return None
+
+
+def _admits(gap: Gap) -> bool:
+    """Whether a gap says that rows may be missing because they were purged."""
+    return gap.state == "nothing_recorded" or any("purged" in text for text in gap.limitations)
+
+
+def _after_purged(world: World) -> Iterator[Row]:
+    """Yield the rows that were read when the one before them had been purged."""
+    table, purged_s = world.house.recorder_.table, world.house.recorder_.purged_s
+    by_id = {row.state_id: _identity(row) for row in table}
+    for row in table:
+        before = None if row.old_state_id is None else by_id.get(row.old_state_id)
+        if before in purged_s and purged_s[before] <= world.captured.get(_identity(row), -1.0):
+            yield row
+
+
+def _identity(row: Row) -> Identity:
+    return row.entity_id, row.updated_ns
