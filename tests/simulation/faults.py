@@ -387,3 +387,66 @@ async def purge_recorder(world: World, *, keep_s: float, gap: bool) -> None:
 async def purge_between_queries(world: World, *, keep_s: float, queries: float) -> None:
     """Let the recorder purge after so many more queries, which is while a gap is filled."""
     world.house.purge_at_query(round(queries), keep_s)
+
+
+@fault(
+    weight=0,
+    down_s=(3.0, 60.0),
+    seconds=(5.0, 900.0),
+    is_clean=[True, False],
+    service=["run", "run", "crash", "terminate"],
+)
+async def remove_recorder(
+    world: World, *, down_s: float, seconds: float, is_clean: bool, service: str
+) -> None:
+    """Let Home Assistant run without a recorder for a while, perhaps also when the service starts.
+
+    A restart takes it away, and another brings it back.
+    """
+    world.house.has_recorder = False
+    await world.restart_home_assistant(down_s=down_s, starting_s=2.0, is_clean=is_clean)
+    if service == "crash":
+        world.crash()
+    if service == "terminate":
+        await world.terminate()
+    if service != "run":
+        await world.start_again(seconds / 4)
+    await asyncio.sleep(seconds)
+    world.house.has_recorder = True
+    await world.restart_home_assistant(down_s=down_s, starting_s=2.0, is_clean=is_clean)
+
+
+@fault(
+    weight=0,
+    command=["history/history_during_period", "logbook/get_events", "recorder/list_statistic_ids"],
+    seconds=(5.0, 900.0),
+)
+async def refuse_command(world: World, *, command: str, seconds: float) -> None:
+    """Let Home Assistant not know a command, as without the integration it belongs to."""
+    world.home_assistant.unknown_commands.add(command)
+    await asyncio.sleep(seconds)
+    world.home_assistant.unknown_commands.discard(command)
+
+
+@fault(
+    weight=0,
+    jump_s=[-3600.0, -600.0, -60.0, -7.0, -2.0, 2.0, 7.0, 60.0, 600.0, 3600.0],
+    restart=["no", "no", "restart", "kill"],
+    service=["run", "run", "run", "crash", "terminate"],
+)
+async def set_home_clock(world: World, *, jump_s: float, restart: str, service: str) -> None:
+    """Set the clock of Home Assistant, perhaps while it restarts, or while the service is down."""
+    if service == "crash":
+        world.crash()
+    if service == "terminate":
+        await world.terminate()
+    if restart == "no":
+        world.set_home_clock(jump_s)
+    else:
+        is_clean = restart == "restart"
+        restarting = world.restart_home_assistant(down_s=5.0, starting_s=2.0, is_clean=is_clean)
+        world.spawn(restarting)
+        await asyncio.sleep(2.0)
+        world.set_home_clock(jump_s)
+    if service != "run":
+        await world.start_again(10.0)

@@ -102,6 +102,9 @@ class Recorder:
     lag_s: float = 0.0
     """How far behind the recorder is."""
     is_present: bool = True
+    """Whether Home Assistant runs with a recorder, as it is configured when it starts."""
+    missed: set[Identity] = field(default_factory=set)
+    """What changed while there was no recorder."""
     held_back: int = 0
     """How many commits a lock has held back."""
 
@@ -173,6 +176,8 @@ class House:
         """When Home Assistant ended, and its recorder has no mark of its start."""
         self._was_killed = False
         self._queries, self._keep_s = 0, 0.0
+        self.has_recorder = True
+        """Whether the next start of Home Assistant is one with a recorder."""
         self.renames: dict[str, str] = {}
         self._chance = chance
         self._clock = clock
@@ -260,7 +265,7 @@ class House:
 
     def stop(self, *, is_clean: bool) -> None:
         """Stop Home Assistant: all states are gone."""
-        if self.state != "RUNNING" and self._was_killed:
+        if not self.recorder_.is_present or (self.state != "RUNNING" and self._was_killed):
             self.unmarked_ns.append(int(self._clock() * 1e9))
         self._was_killed = not is_clean
         if is_clean:
@@ -279,6 +284,7 @@ class House:
 
     def begin(self) -> None:
         """Start Home Assistant again: every entity gets a first state."""
+        self.recorder_.is_present = self.has_recorder
         self.start()
 
     def started(self) -> None:
@@ -345,7 +351,10 @@ class House:
         """Note a change in the truth, and queue its row."""
         self.fired[entity.entity_id, updated_ns] = self._monotonic()
         recorder = self.recorder_
-        if entity.entity_id == EXCLUDED or not recorder.is_present:
+        if entity.entity_id == EXCLUDED:
+            return
+        if not recorder.is_present:
+            recorder.missed.add((entity.entity_id, updated_ns))
             return
         state_id = next(self._numbers)
         at = _EPOCH + timedelta(microseconds=updated_ns // 1_000)
@@ -367,6 +376,8 @@ class House:
             self.fire(event)
 
     def _log(self, message: str) -> None:
+        if not self.recorder_.is_present:
+            return
         entry: JsonObject = {"domain": "homeassistant", "message": message}
         entry = {**entry, "when": self.now().timestamp()}
         self.recorder_.lifecycle_queue.append((self._monotonic(), entry))

@@ -21,6 +21,8 @@ BUGS = {
     " complete were read back with a previous state.",
     "named_while_unavailable": "An entity that was removed in a gap lost its class and unit when"
     " only an unavailable state had named them in the ten minutes before.",
+    "purged_before": "Rows that followed purged ones were read back with the state from before the"
+    " gap as their previous state.",
     "recalled_states": "The newest change before a crash was recalled from the journal and not"
     " saved, so after a second restart a gap began with the state before it.",
 }

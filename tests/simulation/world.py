@@ -29,7 +29,7 @@ from app.backfill.coverage import Coverage
 from app.container import Container
 from app.health_collector import ProcessUsage
 from app.main import create_app, running
-from app.model import Gap, Lines
+from app.model import Gap, Lines, moment_of
 from app.runtime.errors import StorageError
 from app.runtime.supervisor import Supervisor
 from app.schema.homeiq import identity_of
@@ -55,6 +55,15 @@ _RESTART_S = 5.0
 _QUIET_S = 12.0
 """How long nothing changes at the end, so that the recorder has committed everything."""
 _COMMIT_S = 5.0
+_RECORDER_COMMANDS = frozenset(
+    {
+        "recorder/info",
+        "recorder/list_statistic_ids",
+        "history/history_during_period",
+        "logbook/get_events",
+    }
+)
+"""What Home Assistant does not know without a recorder."""
 
 logger = logging.getLogger(__name__)
 
@@ -149,6 +158,16 @@ class Result:
     log: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class ClockSet:
+    """One time that Home Assistant's clock was set."""
+
+    at_s: float
+    """In seconds of the simulation."""
+    from_ns: int
+    to_ns: int
+
+
 class Life:
     """One process of the service."""
 
@@ -179,8 +198,14 @@ class World:
         """Every line that the journal made durable, with its first and last place in the order."""
         self.captured: dict[Identity, float] = {}
         """When each change was journaled, or may have been by a process that was killed."""
+        self.live: set[Identity] = set()
+        """Those that came live."""
         self.uncommitted: set[Identity] = set()
         """Changes that were only in memory for a while: a sink may have them before the journal."""
+        self.clock_sets: list[ClockSet] = []
+        """When Home Assistant's clock was set."""
+        self.given_up: dict[int, Gap] = {}
+        """The gaps that could not be filled at first, by their ids."""
         self.closed_s: dict[int, float] = {}
         """When each gap was closed last, by its id."""
         self.verified_rows = 0
@@ -288,6 +313,10 @@ class World:
         self.house.recorder_.is_locked = False
         self.house.recorder_.lag_s = 0.0
         self.house.purge_at_query(0, 0.0)
+        self.home_assistant.unknown_commands.clear()
+        self.house.has_recorder = True
+        if not self.house.recorder_.is_present:
+            await self.restart_home_assistant(down_s=3.0, starting_s=2.0, is_clean=True)
         self.loop.work_factor = 1.0
         life = self.life
         assert life.container is not None
@@ -296,6 +325,7 @@ class World:
         while (problem := self._unsettled()) is not None:
             self._raise_failure()
             await self._retry_dead_letters()
+            await self._request_gaps()
             if self.loop.time() > deadline:
                 raise Violation(
                     f"liveness: not settled {limit_s:g} s after the last fault: {problem}"
@@ -320,6 +350,17 @@ class World:
         exported = await life.client.get("/api/v1/dead-letters/export")
         self.dead_letters.update(exported.content.splitlines())
         await life.client.post("/api/v1/dead-letters/retry")
+
+    async def _request_gaps(self) -> None:
+        """Do what a person does about gaps that could not be filled, as `/health` says."""
+        life = self.life
+        if not life.is_up or life.client is None:
+            return
+        for gap in self.coverage.unacknowledged():
+            times = {"since": moment_of(gap.start_ns), "until": moment_of(gap.end_ns)}
+            span = {name: moment.isoformat() for name, moment in times.items()}
+            response = await life.client.post("/api/v1/backfill", json=span)
+            self.note(f"POST /api/v1/backfill: {response.status_code} {response.text}")
 
     def _unsettled(self) -> str | None:
         """Return what is not as it should be without faults."""
@@ -542,6 +583,8 @@ class World:
 
         def observed_close(gap: Gap, state: Any, *, detail: str | None) -> Gap:
             self.closed_s[gap.id] = self.loop.time()
+            if state == "unfillable":
+                self.given_up[gap.id] = gap
             return close(gap, state, detail=detail)
 
         vars(coverage)["close"] = observed_close
@@ -550,6 +593,8 @@ class World:
         for line in lines:
             if (identity := identity_of(line)) is not None:
                 self.captured.setdefault(identity, self.loop.time())
+                if b"backfilled=true" not in line:
+                    self.live.add(identity)
 
     def _acknowledge(self, lines: Sequence[bytes]) -> None:
         self._capture(lines)
@@ -580,6 +625,10 @@ class World:
         await self.home_assistant.__aenter__()
         self.house.fire = self.home_assistant.fire
         self.house.begin()
+        if self.house.recorder_.is_present:
+            self.home_assistant.unknown_commands -= _RECORDER_COMMANDS
+        else:
+            self.home_assistant.unknown_commands |= _RECORDER_COMMANDS
         self.is_home_assistant_up = True
         await asyncio.sleep(min(starting_s, 5.0) if self.is_calm else starting_s)
         if self.is_home_assistant_up and self.house.state != "RUNNING":
@@ -623,6 +672,13 @@ class World:
             if self.is_calm or self.coverage.open_gaps():
                 return
             await asyncio.sleep(1.0)
+
+    def set_home_clock(self, jump_s: float) -> None:
+        """Set the clock of Home Assistant."""
+        from_ns = int(self.home_clock() * 1e9)
+        self.home_clock_offset_s += jump_s
+        to_ns = int(self.home_clock() * 1e9)
+        self.clock_sets.append(ClockSet(self.loop.time(), from_ns, to_ns))
 
     @property
     def coverage(self) -> Coverage:
