@@ -88,5 +88,13 @@ EFFECTS: Mapping[str, Effect] = {
     "cut_database": Effect(lambda world: world.database_link.resets),
     "database_answers": Effect(logged(r"InfluxDB has (not been taking|been refusing) writes")),
     "refuse_lines": Effect(logged(r"is a dead letter of influxdb: .*unable to parse: simulated")),
+    "late_recorder": Effect(lambda world: world.house.recorder_.late),
+    "purge_recorder": Effect(lambda world: world.house.recorder_.purged_s),
+    "purge_between_queries": Effect(
+        lambda world: world.house.recorder_.purged_s, beside=("cut_home_assistant",)
+    ),
+    "remove_recorder": Effect(lambda world: world.house.recorder_.missed),
+    "refuse_command": Effect(logged(r"Unknown command"), beside=("cut_home_assistant",)),
+    "set_home_clock": Effect(lambda world: world.clock_sets),
     "field_type_conflict": Effect(logged(r"is a dead letter of influxdb: .*type conflict")),
 }

@@ -101,6 +101,8 @@ class Recorder:
     """Whether a backup holds the database: nothing is committed."""
     lag_s: float = 0.0
     """How far behind the recorder is."""
+    late: int = 0
+    """How many commits left something for later."""
     is_present: bool = True
     """Whether Home Assistant runs with a recorder, as it is configured when it starts."""
     missed: set[Identity] = field(default_factory=set)
@@ -120,6 +122,7 @@ class Recorder:
             return
         taken = [queued for queued in self.queue if queued.at_s <= through_s]
         self.queue = self.queue[len(taken) :]
+        self.late += bool(self.queue)
         for queued in taken:
             row = queued.row
             self.table.append(row)
