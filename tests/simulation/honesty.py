@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from app.model import SECOND_NS, Times
 from app.schema.homeiq import identity_of
 from tests.simulation import truth
 from tests.simulation.database import identity
@@ -22,6 +23,7 @@ _NOTICED_S = 90.0
 """Health may take so long to show what is wrong: pings, timeouts and retries."""
 _SILENT_S = 180.0
 _HELD = 20
+_BEFORE_SET_BACK_NS = 3_600 * SECOND_NS
 
 
 class Watch:
@@ -80,14 +82,15 @@ def _check_once(world: World) -> None:
     """What came live was journaled once; the span before a gap may be read back again.
 
     So may what was only in memory while the disk failed (sinks that have it need no journal), what
-    is near a gap that was given up (rows are retained for open gaps), and the hour before the first
-    event after the clock was set back.
+    is near a gap that was given up (rows are retained for open gaps), and the times that a clock
+    shows twice, with the hour before them.
     """
     lines: dict[tuple[bytes, bytes], set[bytes]] = defaultdict(set)
     for line in world.acknowledged:
         lines[identity(line)].add(line)
     gaps = [gap for gap in world.coverage.gaps() if gap.reason == "clock"]
     spans = [truth.requested(gap) for gap in (*gaps, *world.given_up.values())]
+    spans += [Times(each.to_ns - _BEFORE_SET_BACK_NS, each.from_ns) for each in world.clock_sets]
     twice = [
         sorted(each)
         for each in lines.values()
