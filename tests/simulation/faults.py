@@ -362,7 +362,7 @@ async def field_type_conflict(world: World, *, field: str, seconds: float) -> No
 # --- the recorder and the clock of Home Assistant
 
 
-@fault(lag_s=(20.0, 900.0), seconds=(30.0, 1200.0), restart=["no", "no", "service"])
+@fault(weight=0, lag_s=(20.0, 900.0), seconds=(30.0, 1200.0), restart=["no", "no", "service"])
 async def late_recorder(world: World, *, lag_s: float, seconds: float, restart: str) -> None:
     """Let the recorder be minutes behind, and catch up later."""
     recorder = world.house.recorder_
@@ -375,7 +375,7 @@ async def late_recorder(world: World, *, lag_s: float, seconds: float, restart: 
         recorder.lag_s = 0.0
 
 
-@fault(keep_s=(1.0, 1200.0), gap=[True, False])
+@fault(weight=0, keep_s=(1.0, 1200.0), gap=[True, False])
 async def purge_recorder(world: World, *, keep_s: float, gap: bool) -> None:
     """Let the recorder keep only the last seconds, perhaps as soon as a gap is open."""
     if gap:
@@ -383,7 +383,7 @@ async def purge_recorder(world: World, *, keep_s: float, gap: bool) -> None:
     world.house.purge(keep_s)
 
 
-@fault(keep_s=(1.0, 300.0), queries=(1.0, 60.0))
+@fault(weight=0, keep_s=(1.0, 300.0), queries=(1.0, 60.0))
 async def purge_between_queries(world: World, *, keep_s: float, queries: float) -> None:
     """Let the recorder purge after so many more queries, which is while a gap is filled."""
     world.house.purge_at_query(round(queries), keep_s)
