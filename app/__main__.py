@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Coroutine
+    from pathlib import Path
 
 _INTERRUPTED = {
     "copy": "Interrupted. The next run continues with the days that are not complete",
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     parsed = parse(arguments)
     try:
+        if parsed.command == "home-assistant-app":
+            return _home_assistant_app(parsed.step, parsed.data)
         return _dispatch(parsed)
     except (SettingsError, StorageError) as exc:
         sys.stderr.write(f"websocket-ingestion: {exc}\n")
@@ -67,6 +70,26 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             from app.commands.dead_letters import dead_letters
 
             return _wait_for(dead_letters(parsed))
+
+
+def _home_assistant_app(step: str, data: Path) -> int:
+    from app.commands import home_assistant_app
+    from app.commands.command_line import OK
+
+    match step:
+        case "before-backup":
+            home_assistant_app.store_copy(data)
+        case "after-backup":
+            home_assistant_app.remove_copy(data)
+        case _:
+            home_assistant_app.prepare(data)
+            from app.commands.run import run
+
+            try:
+                return _wait_for(run())
+            finally:
+                home_assistant_app.set_aside(data)
+    return OK
 
 
 def _wait_for(command: Coroutine[Any, Any, int]) -> int:

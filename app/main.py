@@ -182,11 +182,12 @@ def _components(container: Container, connections: Connections) -> Components:
             api_key=serving.api_key.get_secret_value() if serving.api_key else None,
             trusted_peers=serving.trusted_peers,
             cors_origins=serving.cors_origins,
+            ingress_peers=serving.ingress_peers,
             trusted_proxies=serving.trusted_proxies,
         ),
         challenges=Challenges(
             total=min(_MOST_CHALLENGES, connections.limits.total // 4),
-            shared=(*LOOPBACK, *serving.trusted_proxies),
+            shared=(*LOOPBACK, *serving.proxies),
         ),
         connections=connections,
         catalog=container.catalog(),

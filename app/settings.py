@@ -253,8 +253,16 @@ class ServingSettings(_Section):
     trusted_proxies: Networks = ()
     """Addresses or networks of your reverse proxies, separated by commas: their X-Forwarded-For
     names the client that wrong keys are counted for"""
+    ingress_peers: Networks = ()
+    """Addresses of the Supervisor's ingress proxy; set by the Home Assistant app only: whoever
+    connects from there is trusted to be a user of Home Assistant"""
     cors_origins: Origins = ()
     """Origins whose pages may use the API, separated by commas"""
+
+    @property
+    def proxies(self) -> Networks:
+        """Addresses that many clients share."""
+        return (*self.trusted_proxies, *self.ingress_peers)
 
 
 class InfluxSettings(_ServerSettings):

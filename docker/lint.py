@@ -27,10 +27,11 @@ _VARIABLE = re.compile(r"\$\{(\w+)(?::?-([^{}]*)|:?\?[^{}]*)?\}")
 def main() -> int:
     """Run all checks, say what each found, and return the exit status."""
     checks = {
-        "Dockerfile (hadolint)": _run("hadolint", str(HERE / "Dockerfile")),
+        "Dockerfiles (hadolint)": _run("hadolint", *map(str, HERE.rglob("Dockerfile"))),
         "YAML (yamllint)": _run("yamllint", "--strict", "-c", str(HERE / ".yamllint"), str(HERE)),
         "compose.yaml (Compose Specification)": list(_compose(HERE / "compose.yaml")),
         "k8s (schemas of Kubernetes)": list(_kubernetes(HERE / "k8s")),
+        "AppArmor profile (apparmor_parser)": _profile(HERE / "home-assistant" / "apparmor.txt"),
         "systemd unit (systemd-analyze)": _unit(HERE / "systemd" / "websocket-ingestion.service"),
     }
     for name, problems in checks.items():
@@ -73,6 +74,13 @@ def _kubernetes(folder: Path) -> Iterator[str]:
                 kubernetes_validate.validate(yaml.safe_load(file.read_text()), version, strict=True)
             except kubernetes_validate.ValidationError as exc:
                 yield f"{file.name}, Kubernetes {version}: {exc.message}"
+
+
+def _profile(file: Path) -> list[str] | None:
+    """Compile the profile without loading it; None without AppArmor."""
+    if shutil.which("apparmor_parser") is None:
+        return None
+    return _run("apparmor_parser", "--skip-kernel-load", "--skip-cache", "--quiet", str(file))
 
 
 def _unit(file: Path) -> list[str] | None:

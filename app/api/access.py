@@ -2,7 +2,8 @@
 
 Without an API key only direct requests from this machine are answered: a page of a foreign
 site (DNS rebinding) fails on the Host, a reverse proxy on the headers it adds or on HTTP/1.0.
-With a key, everything that holds data requires it.
+With a key, everything that holds data requires it. As a Home Assistant app, requests through
+ingress are answered: Home Assistant has authenticated their user.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class AccessRules:
     api_key: str | None = field(default=None, repr=False)
     trusted_peers: Sequence[Network] = LOOPBACK
     """Without a key, the addresses that are answered."""
+    ingress_peers: Sequence[Network] = ()
+    """Addresses of the Supervisor's ingress proxy; empty unless the service is an app."""
     trusted_proxies: Sequence[Network] = ()
     """Proxies whose `X-Forwarded-For` names the client. They need a key all the same."""
     cors_origins: Sequence[str] = ()
@@ -70,8 +73,20 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
+class User:
+    """The Home Assistant user whose request came through ingress, as the Supervisor names them."""
+
+    id: str
+    name: str | None = None
+    """What the user enters to log in."""
+    display_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Allow:
     """Pass the request on."""
+
+    user: User | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +110,8 @@ def decide(rules: AccessRules, asked: Asked) -> Decision:
         return Allow()
     if _is_foreign(rules, asked):
         return Refuse(_FOREIGN_ORIGIN)
+    if _is_ingress(rules, asked):
+        return Allow(_user_in(asked.headers))
     if rules.api_key is None:
         reason = _not_of_this_machine(rules, asked)
         return Refuse(_api_key_needed(reason)) if reason else Allow()
@@ -122,10 +139,30 @@ def _is_foreign(rules: AccessRules, asked: Asked) -> bool:
     if not asked.websocket and asked.method in _SAFE_METHODS:
         return False
     hosts = {host.lower() for host in asked.headers.get("host", ())}
+    if _is_ingress(rules, asked):
+        hosts.update(host.lower() for host in asked.headers.get("x-forwarded-host", ()))
     return any(
         origin not in rules.cors_origins and _host_of(origin) not in hosts
         for origin in asked.headers.get("origin", ())
     )
+
+
+def _is_ingress(rules: AccessRules, asked: Asked) -> bool:
+    """Whether the Supervisor forwards a request of a user that Home Assistant has authenticated.
+
+    The headers alone prove nothing: any client can send them.
+    """
+    return "x-ingress-path" in asked.headers and is_in(asked.peer, rules.ingress_peers)
+
+
+def _user_in(headers: Mapping[str, Sequence[str]]) -> User | None:
+    """Return the user in the Supervisor's headers; it removes those that a client sent."""
+
+    def sent(part: str) -> str | None:
+        return next(iter(headers.get(f"x-remote-user-{part}", ())), None)
+
+    user_id = sent("id")
+    return User(user_id, sent("name"), sent("display-name")) if user_id else None
 
 
 def _host_of(origin: str) -> str | None:
@@ -225,8 +262,8 @@ class AccessMiddleware:
                 await refuse(problem, scope, receive, send)
             case Challenge():
                 await self._app({**scope, MUST_AUTHENTICATE: True}, receive, send)
-            case _:
-                await self._app(scope, receive, send)
+            case Allow(user):
+                await self._app({**scope, "user": user}, receive, send)
 
 
 def asked_in(scope: Scope) -> Asked:

@@ -23,6 +23,7 @@ from app.api import (
     metrics,
     openapi,
     pages,
+    session,
 )
 from app.api.access import METHODS, AccessMiddleware
 from app.api.connections import ConnectionsCollector
@@ -57,7 +58,7 @@ def build_api(
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
     for part in (health, metrics, live, pages):
         app.include_router(part.router)
-    for part in (events, gaps, catalog, filter_stats, dead_letters, diagnostics):
+    for part in (events, gaps, catalog, filter_stats, dead_letters, diagnostics, session):
         app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
     pages.mount_files(app)
     handle_problems(app, headers=security_headers("/api"))

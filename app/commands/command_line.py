@@ -54,6 +54,15 @@ Each command has its own page: python -m app COMMAND --help""",
     _add_backfill(commands.add_parser("backfill", **_BACKFILL))
     _add_copy(commands.add_parser("copy", **_COPY))
     _add_dead_letters(commands.add_parser("dead-letters", **_DEAD_LETTERS))
+    app = commands.add_parser("home-assistant-app", **_HOME_ASSISTANT_APP)
+    app.add_argument("--data", type=Path, default=Path("/data"), help="the app's folder (/data)")
+    app.add_argument(
+        "step",
+        nargs="?",
+        choices=("run", "before-backup", "after-backup"),
+        default="run",
+        help="run the service (default); copy its files for a backup; remove the copy",
+    )
     return parser.parse_args(arguments)
 
 
@@ -328,4 +337,19 @@ _DELETE = _dead_letters(
     examples="""\
 python -m app dead-letters delete --id 17 18
 python -m app dead-letters delete --all""",
+)
+
+_HOME_ASSISTANT_APP = _texts(
+    "run the service as a Home Assistant app, under its Supervisor",
+    does="""\
+Runs the service with the app's options, connected to Home Assistant through the Supervisor, and
+answers the pages that Home Assistant shows (ingress). As root it gives the folder to user 10001
+and becomes that user. Its image runs it; nothing else should.""",
+    needs="""\
+SUPERVISOR_TOKEN, and the options in options.json in the app's folder; the Supervisor supplies
+both.""",
+    examples="""\
+python -m app home-assistant-app
+python -m app home-assistant-app before-backup""",
+    statuses=f"{_SERVICE_STATUSES}the options or the folder cannot be used; one line says why",
 )

@@ -51,7 +51,7 @@ async def serve(
     container = Container(settings=chosen)
     supervisor = container.supervisor()
     limits = ConnectionLimits.within(
-        _raise_descriptor_limit(), trusted_proxies=chosen.serving.trusted_proxies
+        _raise_descriptor_limit(), trusted_proxies=chosen.serving.proxies
     )
     connections = Connections(limits)
 

@@ -315,6 +315,16 @@ def reading(path: Path) -> Iterator[Connection]:
         yield connection
 
 
+def copy(path: Path, target: Path) -> None:
+    """Copy a database as it is at one moment, also while another process writes to it.
+
+    Raises:
+        StorageError: it cannot be read, or the copy cannot be written.
+    """
+    with reading(path) as connection, contextlib.closing(sqlite3.connect(target)) as copied:
+        connection.backup(copied)
+
+
 def set_aside(path: Path) -> Path:
     """Rename a closed database that is damaged, with its WAL, and return its new path.
 

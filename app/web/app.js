@@ -7,7 +7,7 @@ import { DeadLetters } from "./dead_letters.js";
 import { Live } from "./live.js";
 import { Overview } from "./overview.js";
 import { HomeView } from "./home_view.js";
-import { Refused, askHealth, key } from "./api.js";
+import { Refused, ask, askHealth, key } from "./api.js";
 import { Stream } from "./stream.js";
 import { amount, short, span } from "./format.js";
 
@@ -102,6 +102,16 @@ async function pollForever() {
   looks += 1;
   if (looks % LOAD_EVERY === 0 && !document.hidden && view !== "letters") load();
   setTimeout(pollForever, HEALTH_EVERY_MS);
+}
+
+/** Name the user that Home Assistant's ingress reports; elsewhere there is none. */
+async function showUser() {
+  if (!location.pathname.includes("/hassio_ingress/")) return;
+  const { user } = await ask("api/v1/session");
+  const name = user?.display_name ?? user?.name;
+  if (!name) return;
+  setText(byId("user"), `Signed in to Home Assistant as ${name}.`);
+  byId("user").hidden = false;
 }
 
 function showAbout() {
@@ -217,3 +227,4 @@ document.addEventListener("visibilitychange", () => {
 showView({ isFirst: true });
 pollForever();
 stream.open();
+showUser().catch(excuse);

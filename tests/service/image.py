@@ -74,7 +74,7 @@ def stages(text: str) -> list[list[Step]]:
         word, _, rest = line.strip().partition(" ")
         if word == "FROM":
             found.append([])
-        if word:
+        if word and found:  # an ARG may precede the first stage
             found[-1].append(Step(word, rest.strip()))
     return found
 

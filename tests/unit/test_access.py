@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from app.api.access import (
     Asked,
     Challenge,
     Refuse,
+    User,
     asked_in,
     decide,
     path_in,
@@ -292,3 +294,93 @@ def test_an_address_that_uvicorn_took_from_a_header_is_ignored() -> None:
 
     assert asked_in(scope).peer is None
     assert asked_in({**scope, "client": ("192.0.2.1", 5)}).peer == "192.0.2.1"
+
+
+INGRESS = AccessRules(ingress_peers=(ipaddress.ip_network("172.30.32.2"),))
+FORWARDED = {
+    "host": ["homeassistant.local:8123"],
+    "x-ingress-path": ["/api/hassio_ingress/abc"],
+    "x-forwarded-for": ["192.168.1.7, 172.30.32.1"],
+    "x-forwarded-host": ["ha.example"],
+    "x-remote-user-id": ["0123"],
+    "x-remote-user-name": ["anna"],
+}
+
+
+def _through_ingress(path: str = "/api/v1/events", **changes: object) -> Asked:
+    headers = FORWARDED | changes.pop("headers", {})  # type: ignore[operator]
+    return _asked(path, **({"peer": "172.30.32.2", "headers": headers} | changes))
+
+
+@pytest.mark.parametrize(
+    ("asked", "verdict"),
+    [
+        (_through_ingress(), "allow"),
+        (_through_ingress("/"), "allow"),
+        (_through_ingress(method="DELETE"), "allow"),
+        (_through_ingress("/ws", websocket=True), "allow"),
+        # pages of Home Assistant, also behind a proxy that changes the Host
+        (
+            _through_ingress(
+                method="POST", headers={"origin": ["http://homeassistant.local:8123"]}
+            ),
+            "allow",
+        ),
+        (_through_ingress(method="POST", headers={"origin": ["https://ha.example"]}), "allow"),
+        (
+            _through_ingress(method="POST", headers={"origin": ["https://evil.example"]}),
+            "foreign_origin",
+        ),
+        (
+            _through_ingress("/ws", websocket=True, headers={"origin": ["https://evil.example"]}),
+            "foreign_origin",
+        ),
+        # other peers that send the same headers
+        (_through_ingress(peer="172.30.32.3"), "api_key_needed"),
+        (_through_ingress(peer="172.30.33.5"), "api_key_needed"),
+        (_through_ingress(peer="127.0.0.1"), "api_key_needed"),
+        (_through_ingress(peer="192.168.1.7"), "api_key_needed"),
+        (_through_ingress(peer=None), "api_key_needed"),
+        (_through_ingress("/ws", websocket=True, peer="172.30.32.3"), "api_key_needed"),
+        (
+            _through_ingress(
+                method="POST", peer="127.0.0.1", headers={"origin": ["https://ha.example"]}
+            ),
+            "foreign_origin",
+        ),
+        # the Supervisor itself, without a user
+        (_asked(peer="172.30.32.2"), "api_key_needed"),
+        # this machine
+        (_asked(), "allow"),
+    ],
+)
+def test_as_an_app_requests_through_ingress_are_answered(asked: Asked, verdict: str) -> None:
+    """Only those that the Supervisor forwards; what others claim in headers counts for nothing."""
+    assert verdict == _verdict(INGRESS, asked)
+
+
+def test_ingress_means_nothing_outside_of_an_app() -> None:
+    """Also from the address that the Supervisor has elsewhere."""
+    assert _verdict(OPEN, _through_ingress()) == "api_key_needed"
+    assert _verdict(LOCKED, _through_ingress()) == "api_key_missing"
+
+
+def test_a_user_of_home_assistant_needs_no_api_key() -> None:
+    """Everybody else does when one is set."""
+    locked = replace(INGRESS, api_key=KEY)
+
+    assert _verdict(locked, _through_ingress()) == "allow"
+    assert _verdict(locked, _through_ingress(peer="172.30.32.3")) == "api_key_missing"
+
+
+def test_ingress_names_the_user() -> None:
+    """As the Supervisor does; a session without a user has none."""
+    decision = decide(INGRESS, _through_ingress())
+    assert decision == Allow(User("0123", "anna", None))
+
+    nameless = {name: sent for name, sent in FORWARDED.items() if "remote-user" not in name}
+    assert decide(INGRESS, _asked(peer="172.30.32.2", headers=nameless)) == Allow(None)
+    # Without ingress nobody is named.
+    assert decide(LOCKED, _asked(headers={"x-api-key": [KEY], "x-remote-user-id": ["1"]})) == (
+        Allow(None)
+    )

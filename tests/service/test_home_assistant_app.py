@@ -1,0 +1,215 @@
+"""The service as a Home Assistant app, behind the Supervisor's proxies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import httpx
+import pytest
+
+from simulator.fake_home_assistant import FakeHomeAssistant
+from tests.fakes.still_house import StillHouse
+from tests.fakes.supervisor import INGRESS, INGRESS_PEER, FakeSupervisor
+from tests.service.process import TOKEN, Service, service
+
+APP_TOKEN = "f" * 112
+LAMP = "light.lamp"
+
+# The address of ingress and the user are those of this machine; all else is the app's command.
+_COMMAND = f"""
+import os
+from app.__main__ import main
+from app.commands import home_assistant_app
+home_assistant_app.INGRESS_PEER = {INGRESS_PEER!r}
+home_assistant_app.USER_ID = os.getuid()
+raise SystemExit(main(["home-assistant-app", "--data", os.environ["APP_DATA"]]))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A home with a Supervisor, without the app."""
+
+    house: StillHouse
+    supervisor: FakeSupervisor
+    url: str
+    data: Path
+
+    @contextlib.asynccontextmanager
+    async def app(self, **options: Any) -> AsyncIterator[Service]:
+        """Start the app with these options, as the Supervisor does."""
+        proxy = {"name": "HOME_ASSISTANT_URL", "value": f"{self.url}/core/websocket"}
+        settings = {"environment": [proxy], **options}
+        self.data.mkdir(exist_ok=True)
+        (self.data / "options.json").write_text(json.dumps(settings))
+        environment = {"SUPERVISOR_TOKEN": APP_TOKEN, "APP_DATA": str(self.data)}
+        async with service(self.data.parent, environment, command=("-c", _COMMAND)) as running:
+            port = running.url.rpartition(":")[2]
+            self.supervisor.app = f"http://127.0.0.1:{port}"
+            local = Service(process=running.process, url=self.supervisor.app, output=running.output)
+            await local.until("/health", lambda health: health["connection"]["is_subscribed"])
+            yield local
+
+    async def until_stored(self, app: Service, state: str) -> None:
+        """Wait until the embedded store has this newest state of the lamp."""
+        await app.until(
+            f"/api/v1/events/{LAMP}?limit=1",
+            lambda page: [event["state"] for event in page["events"]] == [state],
+        )
+
+    async def command(self, step: str) -> None:
+        """Run a step as the Supervisor does, in the app's container."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "app", "home-assistant-app", "--data", str(self.data), step
+        )
+        assert await process.wait() == 0
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> AsyncIterator[Home]:
+    """Return a home whose lamp is off."""
+    house = StillHouse()
+    async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
+        house.fire = home_assistant.fire
+        house.set_state(LAMP, "off")
+        supervisor = FakeSupervisor(
+            home_assistant=home_assistant.url, home_assistant_token=TOKEN, token=APP_TOKEN
+        )
+        async with supervisor.serving() as url:
+            yield Home(house, supervisor, url, tmp_path / "app")
+
+
+async def test_the_app_stores_events_without_any_setting(home: Home) -> None:
+    """From an empty folder, with the embedded store, over the Supervisor's proxy."""
+    async with home.app() as app:
+        home.house.set_state(LAMP, "on")
+        await home.until_stored(app, "on")
+
+
+async def test_the_app_connects_again_when_home_assistant_was_restarted(home: Home) -> None:
+    """The Supervisor answers 502 meanwhile."""
+    async with home.app() as app:
+        await home.supervisor.restart_core(down_s=0.5)
+        await app.until("/health", lambda health: health["connection"]["is_subscribed"])
+        home.house.set_state(LAMP, "on")
+        await home.until_stored(app, "on")
+
+    assert home.supervisor.connections >= 2
+
+
+async def test_the_pages_work_through_ingress(home: Home) -> None:
+    """The dashboard, its files, the API, downloads, Swagger UI and the stream."""
+    async with home.app(), httpx.AsyncClient(base_url=home.url) as browser:
+        paths = ("/", "/docs", "/static/app.js", "/openapi.json", "/api/v1/events", "/health")
+        found = {path: (await browser.get(INGRESS + path)).status_code for path in paths}
+        page = (await browser.get(f"{INGRESS}/")).text
+        frames = (await browser.get(f"{INGRESS}/")).headers
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(f"{home.url}{INGRESS}/ws", origin=home.url) as stream,
+        ):
+            greeting = await stream.receive_json(timeout=5)
+            home.house.set_state(LAMP, "on")
+            messages = [await stream.receive_json(timeout=5)]
+
+    assert found == dict.fromkeys(paths, 200)
+    assert 'src="/' not in page, "an address of the server's root leads out of the app"
+    assert 'href="/' not in page, "an address of the server's root leads out of the app"
+    # Home Assistant shows the page in a frame of its own origin.
+    assert frames["X-Frame-Options"] == "SAMEORIGIN"
+    assert greeting["type"] != "auth_required"
+    assert LAMP in json.dumps(messages)
+
+
+async def test_ingress_names_the_user_and_removes_what_a_browser_claims(home: Home) -> None:
+    """The name may have letters outside of ASCII."""
+    async with home.app() as app, httpx.AsyncClient() as client:
+        forged = {"X-Remote-User-Name": "admin", "X-Remote-User-Id": "1"}
+        named = await client.get(f"{home.url}{INGRESS}/api/v1/session", headers=forged)
+        local = await client.get(f"{app.url}/api/v1/session")
+
+    assert named.json()["user"] == {
+        "id": "0123456789abcdef",
+        "name": "anna",
+        "display_name": "Anna Müller",
+    }
+    assert local.json() == {"user": None}
+
+
+async def test_headers_of_ingress_from_another_address_are_refused(home: Home) -> None:
+    """Other apps share the network with the Supervisor."""
+    forged = {"X-Ingress-Path": INGRESS, "X-Remote-User-Id": "1", "Host": "localhost"}
+    async with home.app() as app, httpx.AsyncClient(base_url=app.url) as client:
+        page = await client.get("/", headers=forged)
+        data = await client.get("/api/v1/events", headers=forged)
+
+    assert (page.status_code, data.status_code) == (403, 403)
+    assert data.json()["code"] == "api_key_needed"
+
+
+async def test_a_restored_backup_of_the_running_app_loses_nothing_that_was_in_it(
+    home: Home, tmp_path: Path
+) -> None:
+    """The Supervisor leaves `live` out; what is restored is continued."""
+    backup = tmp_path / "backup"
+    async with home.app() as app:
+        home.house.set_state(LAMP, "on")
+        await home.until_stored(app, "on")
+        await home.command("before-backup")
+        await _save(home.data, backup)
+        await home.command("after-backup")
+        assert not (home.data / "stored").exists()
+        home.house.set_state(LAMP, "later")
+        await home.until_stored(app, "later")
+    (home.data).rename(tmp_path / "lost")
+    backup.rename(home.data)
+
+    async with home.app() as app:
+        states = await _states(app)
+        home.house.set_state(LAMP, "after")
+        await home.until_stored(app, "after")
+        health = await app.get("/health")
+
+    assert "on" in states
+    assert "later" not in states
+    assert not health["sinks"][0]["points_dropped"]
+
+
+async def test_a_backup_of_the_stopped_app_has_its_files(home: Home) -> None:
+    """Without a command before it: the Supervisor runs none while the app is stopped."""
+    async with home.app() as app:
+        home.house.set_state(LAMP, "on")
+        await home.until_stored(app, "on")
+        assert await app.stop() == 0
+
+    assert (home.data / "stored" / "events.db").exists()
+    assert not (home.data / "live").exists()
+    async with home.app() as app:
+        assert "on" in await _states(app)
+
+
+async def _save(data: Path, backup: Path) -> None:
+    """Copy the folder as the Supervisor does, without what `backup_exclude` matches."""
+    excluded = ("live/*", "stored.new/*")
+
+    def copy() -> None:
+        for path in sorted(data.rglob("*")):
+            if path.is_file() and not any(path.match(each) for each in excluded):
+                target = backup / path.relative_to(data)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+
+    await asyncio.to_thread(copy)
+
+
+async def _states(app: Service) -> list[str]:
+    page = await app.get(f"/api/v1/events/{LAMP}")
+    return [event["state"] for event in page["events"]]
