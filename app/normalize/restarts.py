@@ -73,18 +73,26 @@ def written_rows(
 def around(span: Times) -> Times:
     """Return the span in which to look for restarts that matter in a span.
 
-    Home Assistant may have begun to start before it, and have started after it.
+    Home Assistant may have begun to start before it, and have started after it. A start that was
+    complete some time before it may have first states in it, and is itself searched.
     """
-    return Times(max(0, span.oldest_ns - _SEARCHED_NS), span.newest_ns + _SEARCHED_NS)
+    return Times(max(0, span.oldest_ns - 2 * _SEARCHED_NS), span.newest_ns + _SEARCHED_NS)
 
 
 def searches(span: Times, *, lifecycle: Lifecycle, oldest_state_ns: int | None) -> list[Search]:
     """Return where in a span, as `around` returns it, to search for restarts, oldest first.
 
     `oldest_state_ns` is the oldest `last_changed` of all current states: no restart is newer.
+    A start that may have begun before the span is left out: only part of it could be searched, and
+    its first states would seem to be from before it.
     """
     found: list[Search] = []
     after_ns = span.oldest_ns
+
+    def may_begin_before(search: Search) -> bool:
+        is_cut_off = search.times.newest_ns - _SEARCHED_NS < span.oldest_ns
+        return is_cut_off and search.times.oldest_ns == span.oldest_ns
+
     for started_ns in lifecycle.started_ns:
         stops = [at_ns for at_ns in lifecycle.stopped_ns if after_ns <= at_ns < started_ns]
         found += _interrupted(stops)
@@ -100,7 +108,7 @@ def searches(span: Times, *, lifecycle: Lifecycle, oldest_state_ns: int | None) 
         oldest_ns = stops[-1] if stops else max(after_ns, oldest_state_ns - _SEARCHED_NS)
         times = Times(oldest_ns, oldest_state_ns)
         found.append(Search(times, is_certain=False, state_ns=oldest_state_ns))
-    return found
+    return [search for search in found if not may_begin_before(search)]
 
 
 def _interrupted(stops: Sequence[int]) -> list[Search]:

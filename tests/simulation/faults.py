@@ -336,7 +336,7 @@ async def database_answers(world: World, *, answer: str, seconds: float) -> None
         world.database.fault = None
 
 
-@fault(weight=0, word=["office_power", "sensor.", "="], partial=[True, False], seconds=(1.0, 300.0))
+@fault(weight=2, word=["office_power", "sensor.", "="], partial=[True, False], seconds=(1.0, 300.0))
 async def refuse_lines(world: World, *, word: str, partial: bool, seconds: float) -> None:
     """Let the database refuse each line with this word in it: of one entity, many, or all."""
 
@@ -351,7 +351,7 @@ async def refuse_lines(world: World, *, word: str, partial: bool, seconds: float
         world.database.partial = False
 
 
-@fault(weight=0, field=["value", "state_value", "available"], seconds=(1.0, 300.0))
+@fault(field=["value", "state_value", "available"], seconds=(1.0, 300.0))
 async def field_type_conflict(world: World, *, field: str, seconds: float) -> None:
     """Let a field have another type in the database for a while."""
     world.database.expect_type(field, int)

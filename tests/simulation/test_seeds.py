@@ -25,6 +25,8 @@ BUGS = {
     " gap as their previous state.",
     "recalled_states": "The newest change before a crash was recalled from the journal and not"
     " saved, so after a second restart a gap began with the state before it.",
+    "unknown_previous_state": "A start of Home Assistant that was complete ten minutes before a gap"
+    " was searched only from its end on, so the first change of an entity had no previous state.",
 }
 
 

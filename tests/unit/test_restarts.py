@@ -51,7 +51,11 @@ def searched(
         ([900], [940], None, [(900, 940, True)]),
         ([], [940], 920, [(340, 920, True)]),  # killed
         ([], [], 920, [(320, 920, False)]),  # without a logbook
-        ([], [], 300, [(0, 300, False)]),
+        # perhaps begun before the span: its first states would seem to be from before it
+        ([], [], 300, []),
+        ([], [300], None, []),
+        ([], [300, 940], None, [(340, 940, True)]),
+        ([], [600], None, [(0, 600, True)]),
         ([100, 900], [140, 940], 920, [(100, 140, True), (900, 920, True)]),
         ([100], [140, 400], 390, [(100, 140, True), (140, 390, True)]),
         ([100, 900], [140], 920, [(100, 140, True), (900, 920, False)]),  # not yet started
