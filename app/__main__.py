@@ -76,19 +76,19 @@ def _home_assistant_app(step: str, data: Path) -> int:
     from app.commands import home_assistant_app
     from app.commands.command_line import OK
 
-    match step:
-        case "before-backup":
-            home_assistant_app.store_copy(data)
-        case "after-backup":
-            home_assistant_app.remove_copy(data)
-        case _:
-            home_assistant_app.prepare(data)
-            from app.commands.run import run
+    if step == "run":
+        home_assistant_app.prepare(data)
+        from app.commands.run import run
 
-            try:
-                return _wait_for(run())
-            finally:
-                home_assistant_app.set_aside(data)
+        try:
+            return _wait_for(run())
+        finally:
+            home_assistant_app.set_aside(data)
+    home_assistant_app.become_user()  # or the service could not remove what root has copied
+    if step == "before-backup":
+        home_assistant_app.store_copy(data)
+    else:
+        home_assistant_app.remove_copy(data)
     return OK
 
 

@@ -89,7 +89,7 @@ def prepare(data: Path) -> None:
     os.environ.update(environment(_options(data / "options.json"), token=token, data=data))
     with translated_errors():
         _own(data)
-    _drop_privileges()
+    become_user()
     with translated_errors():
         bring_live(data)
 
@@ -117,7 +117,8 @@ def _own(data: Path) -> None:
             os.lchown(path, USER_ID, USER_ID)
 
 
-def _drop_privileges() -> None:
+def become_user() -> None:
+    """Become the service's user, who owns the folder; nothing without root."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(USER_ID)

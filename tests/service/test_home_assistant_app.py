@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import sqlite3
+import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +30,14 @@ LAMP = "light.lamp"
 
 # The address of ingress and the user are those of this machine; all else is the app's command.
 _COMMAND = f"""
-import os
+import os, sys
 from app.__main__ import main
 from app.commands import home_assistant_app
 home_assistant_app.INGRESS_PEER = {INGRESS_PEER!r}
 home_assistant_app.USER_ID = os.getuid()
-raise SystemExit(main(["home-assistant-app", "--data", os.environ["APP_DATA"]]))
+raise SystemExit(main(["home-assistant-app", "--data", os.environ["APP_DATA"], *sys.argv[1:]]))
 """
+_NOBODY = 65_534
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +74,11 @@ class Home:
     async def command(self, step: str) -> None:
         """Run a step as the Supervisor does, in the app's container."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "app", "home-assistant-app", "--data", str(self.data), step
+            sys.executable,
+            "-c",
+            _COMMAND,
+            step,
+            env={**os.environ, "APP_DATA": str(self.data)},
         )
         assert await process.wait() == 0
 
@@ -194,6 +204,27 @@ async def test_a_backup_of_the_stopped_app_has_its_files(home: Home) -> None:
     assert not (home.data / "live").exists()
     async with home.app() as app:
         assert "on" in await _states(app)
+
+
+def test_the_copy_for_a_backup_belongs_to_the_service() -> None:
+    """The Supervisor runs the command as root, and the service has to remove what it finds."""
+    user_id = _NOBODY if os.geteuid() == 0 else os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        live = Path(folder) / "live"
+        live.mkdir()
+        with closing(sqlite3.connect(live / "journal.db")) as database:
+            database.execute("CREATE TABLE t (x)")
+        for path in (Path(folder), live, live / "journal.db"):
+            os.chown(path, user_id, user_id)
+        command = _COMMAND.replace("os.getuid()", str(user_id))
+        subprocess.run(
+            [sys.executable, "-c", command, "before-backup"],
+            env={**os.environ, "APP_DATA": folder},
+            check=True,
+        )
+        copied = [Path(folder, "stored"), *Path(folder, "stored").iterdir()]
+        assert {path.name for path in copied} == {"stored", "journal.db"}
+        assert {path.stat().st_uid for path in copied} == {user_id}
 
 
 async def _save(data: Path, backup: Path) -> None:
