@@ -9,12 +9,12 @@ from functools import cache
 import pytest
 
 from tests.real.servers import (
+    VICTORIA_RELEASES,
     HomeAssistant,
     Server,
     VictoriaRelease,
     influxdb,
     victoria_metrics,
-    victoria_releases,
 )
 
 
@@ -40,7 +40,7 @@ def victoria_of(
         yield started
 
 
-@pytest.fixture(params=victoria_releases())
+@pytest.fixture(params=VICTORIA_RELEASES)
 def victoria(
     request: pytest.FixtureRequest, victoria_of: Callable[[VictoriaRelease], Server]
 ) -> Server:

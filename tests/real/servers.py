@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, TypeAlias
+from typing import Literal, NamedTuple, Self, TypeAlias, get_args
 
 import httpx
 import msgspec
@@ -58,16 +58,7 @@ def _installed(path: str) -> Path:
 
 
 VictoriaRelease: TypeAlias = Literal["debian", "current"]
-
-
-def victoria_releases() -> list[VictoriaRelease]:
-    """Return the releases of VictoriaMetrics to test with.
-
-    The current one is built with Go; only outside CI, without Go, are the tests run without it.
-    """
-    can_build = os.environ.get("CI") or shutil.which("go")
-    is_there = _installed("victoria-metrics/victoria-metrics").exists()
-    return ["debian", "current"] if can_build or is_there else ["debian"]
+VICTORIA_RELEASES: tuple[VictoriaRelease, ...] = get_args(VictoriaRelease)
 
 
 def free_port() -> int:
@@ -528,7 +519,7 @@ def main() -> None:
             "InfluxDB": influxdb(Path(folder) / "influxdb"),
             **{
                 f"VictoriaMetrics ({release})": victoria_metrics(Path(folder) / release, release)
-                for release in victoria_releases()
+                for release in VICTORIA_RELEASES
             },
             "Home Assistant": home_assistant,
         }

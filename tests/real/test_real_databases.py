@@ -19,11 +19,11 @@ from app.sinks.influxdb.sink import InfluxSink
 from tests.fakes.delivering import RealTime, house, number_of
 from tests.real.influx_1 import Database
 from tests.real.servers import (
+    VICTORIA_RELEASES,
     Server,
     VictoriaRelease,
     influxdb,
     victoria_metrics,
-    victoria_releases,
 )
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
@@ -71,7 +71,7 @@ async def killed(server: Server) -> None:
 
 @pytest.mark.parametrize(
     ("release", "flush_s"),
-    [*((release, None) for release in victoria_releases()), ("debian", 0.0)],
+    [*((release, None) for release in VICTORIA_RELEASES), ("debian", 0.0)],
     ids=lambda value: "not retained" if value == 0.0 else value or "retained",
 )
 async def test_points_that_victoria_metrics_loses_in_a_kill_are_resent(

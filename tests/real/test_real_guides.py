@@ -19,7 +19,7 @@ import pytest
 
 from tests.fakes.documents import ROOT
 from tests.real.influx_1 import Database
-from tests.real.servers import HomeAssistant, Server, VictoriaRelease, victoria_releases
+from tests.real.servers import VICTORIA_RELEASES, HomeAssistant, Server, VictoriaRelease
 from tests.real.test_real_predecessor import PREDECESSOR
 from tests.service.process import Service, service
 
@@ -163,7 +163,7 @@ async def test_guide_a_keeps_the_dashboards_of_home_assistants_integration(
     assert health["sinks"][0]["points_dead_lettered"] == 0
 
 
-@pytest.fixture(params=[*victoria_releases(), *(["influxdb-2"] if GIVEN else [])])
+@pytest.fixture(params=[*VICTORIA_RELEASES, *(["influxdb-2"] if GIVEN else [])])
 def new_database(
     request: pytest.FixtureRequest, victoria_of: Callable[[VictoriaRelease], Server]
 ) -> dict[str, str]:

@@ -20,13 +20,13 @@ from tests.contracts.sink import Database, SinkContract, Stored, batch_of, with_
 from tests.fakes.faults import FaultServer
 from tests.fakes.replies import Reply
 from tests.real.influx_1 import Database as Influx1
-from tests.real.servers import Server, victoria_releases
+from tests.real.servers import VICTORIA_RELEASES, Server
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(120)]
 
 _NS_PER_MS = 1_000_000
 _GIVEN = os.environ.get("INFLUXDB_TEST_URL", "")
-_VICTORIA = [f"victoria-{release}-{api}" for release in victoria_releases() for api in ("v1", "v2")]
+_VICTORIA = [f"victoria-{release}-{api}" for release in VICTORIA_RELEASES for api in ("v1", "v2")]
 _SERVERS = ["influxdb-1", *_VICTORIA]
 
 
