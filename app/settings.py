@@ -254,8 +254,8 @@ class ServingSettings(_Section):
     """Addresses or networks of your reverse proxies, separated by commas: their X-Forwarded-For
     names the client that wrong keys are counted for"""
     ingress_peers: Networks = ()
-    """Addresses of the Supervisor's ingress proxy; set by the Home Assistant app only: whoever
-    connects from there is trusted to be a user of Home Assistant"""
+    """Addresses of the Supervisor's ingress proxy, set by the Home Assistant app only: requests
+    from there need no key, because Home Assistant has authenticated their user"""
     cors_origins: Origins = ()
     """Origins whose pages may use the API, separated by commas"""
 

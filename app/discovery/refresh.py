@@ -140,7 +140,7 @@ class Discovery:
         return replace(status, is_stale=True, reason=self._stale_reason(age))
 
     def _age(self, status: DiscoveryStatus) -> timedelta:
-        # The wall clock only tells the age of a stored catalog: it may be set at any time.
+        # The wall clock is used only for the age of a stored catalog: it may be set at any time.
         if (age_s := self._schedule.age_s()) is not None:
             return timedelta(seconds=age_s)
         return self._now() - (status.last_refresh or self._started)

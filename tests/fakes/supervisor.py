@@ -14,6 +14,8 @@ from typing import TypeAlias
 import aiohttp
 from aiohttp import web
 
+from tests.fakes.tasks import until_one_ends
+
 INGRESS = "/api/hassio_ingress/abc123"
 INGRESS_PEER = "127.0.0.9"
 """Where ingress connects from, as 172.30.32.2 in the network of real apps."""
@@ -151,11 +153,8 @@ async def _join(one: _Either, other: _Either) -> None:
     """Forward messages both ways until one side ends."""
     tasks = [asyncio.create_task(_forward(*pair)) for pair in ((one, other), (other, one))]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await until_one_ends(tasks)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
         await one.close()
 
 

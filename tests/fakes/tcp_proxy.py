@@ -7,6 +7,8 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Self
 
+from tests.fakes.tasks import until_one_ends
+
 _CHUNK_BYTES = 65_536
 
 
@@ -82,16 +84,12 @@ class TcpProxy:
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answers, requests = await asyncio.open_connection("127.0.0.1", self._target)
         async with self._registered(requests):
-            tasks = [
-                asyncio.create_task(self._copied(reader, requests), name="proxy.requests"),
-                asyncio.create_task(self._answered(answers, writer), name="proxy.answers"),
-            ]
-            try:
-                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            await until_one_ends(
+                [
+                    asyncio.create_task(self._copied(reader, requests), name="proxy.requests"),
+                    asyncio.create_task(self._answered(answers, writer), name="proxy.answers"),
+                ]
+            )
 
     async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         first = await reader.read(_CHUNK_BYTES)

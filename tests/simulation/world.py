@@ -432,9 +432,11 @@ class World:
         if life is None:
             return
         self._life = None
-        stage = (
-            " while it stops" if life.stop.is_set() else "" if life.is_up else " while it starts"
-        )
+        stage = ""
+        if life.stop.is_set():
+            stage = " while it stops"
+        elif not life.is_up:
+            stage = " while it starts"
         self.note(f"the service is killed{where}{stage}")
         self.service_kills_ns.append(int(self.home_clock() * 1e9))
         self.loop.kill(life.process)

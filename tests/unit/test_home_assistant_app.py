@@ -122,7 +122,7 @@ def _values(file: Path) -> list[int]:
 
 
 def test_a_stopped_service_is_in_backups_and_a_running_one_is_not(tmp_path: Path) -> None:
-    """The files move as one folder, so there is never half of them."""
+    """The files move as one folder, so a start never finds only some of them."""
     _write(tmp_path / LIVE / "journal.db", 1)
 
     set_aside(tmp_path)

@@ -88,7 +88,7 @@ class InfluxDb1:
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the rows of a measurement with these fields, or all fields for none.
 
-        With `entity_ids` only those whose tag `entity_id` is one of them.
+        `entity_ids` limits them to rows whose tag `entity_id` is listed.
         """
         types = (await self._field_types()).get(measurement, {})
         known = [each for each in fields or types if each in types]

@@ -60,10 +60,10 @@ class InfluxDb2:
     ) -> AsyncGenerator[Chunk, None]:
         """Yield the rows of a measurement with these fields, or all fields for none.
 
-        With `entity_ids` only those whose tag `entity_id` is one of them.
+        `entity_ids` limits them to rows whose tag `entity_id` is listed.
         """
         chunk, wanted = Chunk(), set(fields)
-        # Few of the fields are selected by the database, all of them here: there may be hundreds.
+        # The database selects only a few fields: a filter for hundreds would be too long.
         selected = fields if entity_ids or self._wants is not every_field else ()
         async for record in self._client.flux(
             f"{self._selected(measurement, selected, times)}{_any_of('entity_id', entity_ids)}"

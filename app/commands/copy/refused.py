@@ -46,7 +46,7 @@ class RefusedPoints:
             self._pending.clear()
 
     async def write_file(self) -> int:
-        """List all of them in the file, each after its reason, and return their number.
+        """Write every refused point to the file, after its reason, and return their number.
 
         Raises:
             StorageError: it cannot be written.
