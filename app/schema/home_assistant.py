@@ -105,6 +105,8 @@ class _State(NamedTuple):
     value: bytes
     fields: tuple[str, ...]
     """The names that attributes must not take, even when the field is not written."""
+    written: tuple[str, ...]
+    """Those of `fields` that are written; no two `fields` have the same."""
     is_corrected: bool
     """Whether a number was left out."""
 
@@ -237,10 +239,12 @@ class HomeAssistantEncoder:
         is_finite = value is None or math.isfinite(value)
         # The second client leaves out what is not finite.
         is_written = is_finite or (self._is_v1 and self._verbatim)
+        fields = (("state",) if has_text else ()) + (("value",) if value is not None else ())
         state = _State(
             state=self._field("state", _single_line(text)) if has_text else b"",
             value=b"" if value is None or not is_written else self._field("value", value),
-            fields=(("state",) if has_text else ()) + (("value",) if value is not None else ()),
+            fields=fields,
+            written=fields if is_written else fields[:-1],
             is_corrected=self._is_v1 and not is_written,
         )
         if len(text) <= _MAX_CACHED_STATE_CHARS:
@@ -254,32 +258,32 @@ class HomeAssistantEncoder:
         if entity.attributes != attributes:
             self._cached_bytes -= entity.size
             entity.attributes, entity.templates, entity.size = attributes, {}, 0
-        template = entity.templates.get(state.fields)
+        template = entity.templates.get(state.written)
         if template is None:
-            template = self._new_template(entity, change, attributes, state.fields)
-            entity.templates[state.fields] = template
+            template = self._new_template(entity, change, attributes, state)
+            entity.templates[state.written] = template
             size = _FIELD_BYTES * len(entity.fields) + sum(map(len, template[:4]))
             entity.size += size
             self._cached_bytes += size
         return template
 
     def _new_template(
-        self, entity: _Entity, change: Change, attributes: bytes, state_fields: tuple[str, ...]
+        self, entity: _Entity, change: Change, attributes: bytes, state: _State
     ) -> _Template:
         members = _MEMBERS.decode(attributes)
         key = tuple([bytes(members[name]) if name in members else None for name in self._in_head])
         if entity.head is None or entity.head_key != key:
             entity.head, entity.head_key = self._new_head(entity.options, change, attributes), key
         head = entity.head
-        fields = self._fields_without_clash(entity, members, head.left_out, state_fields)
+        fields = self._fields_without_clash(entity, members, head.left_out, state.fields)
         if fields is None:
-            found = _attribute_fields(_VALUES.decode(attributes), head.left_out, state_fields)
+            found = _attribute_fields(_VALUES.decode(attributes), head.left_out, state.fields)
             fields = {key: self._field(key, value) for key, value in found.items()}
         corrections = head.corrections
         if self._is_v1:
             fields.pop("", None)
         if not self._verbatim and ("" in fields or b"\\" in attributes):
-            corrections += tuple(_remove_refused(fields, state_fields, is_v1=self._is_v1))
+            corrections += tuple(_remove_refused(fields, state.written, is_v1=self._is_v1))
         return _Template(head.data, *_segments(fields), corrections)
 
     def _fields_without_clash(
@@ -387,14 +391,16 @@ _VALUES = msgspec.json.Decoder(dict[str, object])
 
 
 def _remove_refused(
-    fields: dict[str, bytes], state_fields: tuple[str, ...], *, is_v1: bool
+    fields: dict[str, bytes], state_fields: Collection[str], *, is_v1: bool
 ) -> Iterator[Correction]:
     """Remove the fields whose keys InfluxDB would refuse."""
     for key in [*fields]:
         if not is_v1 and (not key or _ESCAPING.search(key)):
             del fields[key]
             yield "backslash_key" if key else "empty_key"
-    while (last := max((*fields, *state_fields))).endswith("\\"):
+    written = {*state_fields, *(key for key, field in fields.items() if field)}
+    while (last := max(written, default="")).endswith("\\"):
+        written.remove(last)
         del fields[last]
         yield "backslash_key"
 

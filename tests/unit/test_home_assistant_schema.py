@@ -286,6 +286,43 @@ _TAGGED = {"tags_attributes": ["a", "time"]}
             ),
             id="last fields whose names end in a backslash",
         ),
+        *(
+            pytest.param(
+                _change("nan", {"a": 1, "b\\": 2, "c\\\\": 3}),
+                {},
+                text,
+                (exact, sent, corrections),
+                id=f"last fields of a point whose state is not finite, {text}",
+            )
+            for text, exact, sent, corrections in (
+                (
+                    "v1",
+                    (
+                        "sensor.kitchen,domain=sensor,entity_id=kitchen"
+                        r" a=1.0,b\\=2.0,c\\\\=3.0,value=nan"
+                    ),
+                    "sensor.kitchen,domain=sensor,entity_id=kitchen a=1.0",
+                    {"backslash_key": 2, "not_finite": 1},
+                ),
+                (
+                    "v2",
+                    r"sensor.kitchen,domain=sensor,entity_id=kitchen a=1,b\=2,c\\=3",
+                    "sensor.kitchen,domain=sensor,entity_id=kitchen a=1",
+                    {"backslash_key": 2},
+                ),
+            )
+        ),
+        pytest.param(
+            _change("inf", {"a\\": 1}),
+            {},
+            "v1",
+            (
+                r"sensor.kitchen,domain=sensor,entity_id=kitchen a\\=1.0,value=inf",
+                None,
+                {"backslash_key": 1, "not_finite": 1, "no_fields": 1},
+            ),
+            id="no field but one whose name ends in a backslash",
+        ),
         pytest.param(
             _change("1"),
             {"tags": {"_field": "x", "_measurement": "y", "_value": "z"}},
