@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import re
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from app.model import Row
 from app.sinks.batches import Batch, whole_rows
+from app.sinks.influxdb.http import Request
 from app.sinks.influxdb.sink import InfluxSink
 from app.sinks.outcomes import (
     Accepted,
@@ -87,6 +89,91 @@ async def test_rows_are_sent_as_they_are_and_arrive_as_lines() -> None:
     assert request.headers["Content-Encoding"] == "gzip"
     assert request.headers["Content-Type"].startswith("text/plain")
     assert request.headers["Authorization"] == f"Token {server.token}"
+
+
+@asynccontextmanager
+async def responding(head: bytes, *more: bytes) -> AsyncIterator[str]:
+    """Respond to every request with the same bytes, in as many segments; then close."""
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        request = await reader.readuntil(b"\r\n\r\n")
+        if found := re.search(rb"Content-Length: (\d+)", request):
+            await reader.readexactly(int(found[1]))
+        with suppress(ConnectionError):
+            for part in (head, *more):
+                writer.write(part)
+                for _ in range(3):  # the client, in the same loop, reads each part alone
+                    await asyncio.sleep(0)
+            writer.close()
+            await writer.wait_closed()
+
+    async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+_PARSE_ERROR = b"unable to parse 'a,b\0=%b': missing tag value"
+_QUOTES_NUL = b"X-Influxdb-Error: " + _PARSE_ERROR % b"v" + b"\r\n"
+_BODY = rb"""{"error":"unable to parse 'a,b\u0000=v': missing tag value"}"""
+_REFUSAL = b"Content-Length: %d\r\n\r\n%b" % (len(_BODY), _BODY)
+
+
+@pytest.mark.parametrize(
+    ("response", "kind"),
+    [
+        pytest.param(
+            [b"HTTP/1.1 400 Bad Request\r\n" + _QUOTES_NUL + _REFUSAL], Refused, id="one segment"
+        ),
+        pytest.param(
+            [b"HTTP/1.1 400 Bad Request\r\nX-Influxdb-Error: a", b"b\0c\r\n" + _REFUSAL],
+            Refused,
+            id="NUL in a later segment",
+        ),
+        pytest.param(
+            [
+                b"HTTP/1.1 400 Bad Request\r\nX-Influxdb-Error: ",
+                _PARSE_ERROR % (b"v" * 65_536) + b"\r\n" + _REFUSAL,
+            ],
+            Refused,
+            id="a line of 64 kB",
+        ),
+        pytest.param(
+            [
+                b"HTTP/1.1 500 Internal Server Error\r\n"
+                + _QUOTES_NUL
+                + b"Content-Length: 0\r\n\r\n"
+            ],
+            ServerFailed,
+            id="500",
+        ),
+        pytest.param([b"HTTP/1.1 204 No Content\r\n" + _QUOTES_NUL + b"\r\n"], Accepted, id="204"),
+        pytest.param(
+            [b"HTTP/1.1 400 Bad Request\r\nX-Influxdb-Error: a\0"], Unavailable, id="truncated"
+        ),
+    ],
+)
+async def test_a_response_that_quotes_a_nul_in_a_header_has_the_meaning_of_its_status(
+    response: list[bytes], kind: type[Outcome]
+) -> None:
+    """InfluxDB 1 quotes a line that it cannot parse in `X-Influxdb-Error`, with any NUL."""
+    async with responding(*response) as url:
+        sink = InfluxSink(url, token="", org="", bucket="b", api="v1", timeout_s=5.0)
+        async with sink:
+            outcome = await sink.write(batch_of())
+
+    assert isinstance(outcome, kind), outcome
+    if isinstance(outcome, Refused):
+        assert outcome.reason.endswith("unable to parse a point: missing tag value")
+
+
+async def test_a_nul_in_the_body_of_a_response_is_kept() -> None:
+    """Only a header must not hold one."""
+    head = b"HTTP/1.1 200 OK\r\nX-Influxdb-Error: \0\r\nContent-Length: 6\r\n\r\n"
+    async with responding(head + b"a\0b", b"c\0d") as url:
+        sink = InfluxSink(url, token="", org="", bucket="b", api="v1", timeout_s=5.0)
+        async with sink:
+            reply = await sink.ask(Request(path="/query"))
+
+    assert reply.body == b"a\0bc\0d"
 
 
 async def test_compressing_does_not_happen_on_the_event_loop() -> None:

@@ -282,3 +282,27 @@ async def test_influxdb_behind_a_proxy_without_gzip_gets_plain_lines(
 
     assert books == (3000, 0, 0, 0)
     assert len(stored) == 3000
+
+
+@pytest.mark.parametrize("tag", [b"b\0", b"b" * 60_000], ids=["NUL", "60 kB"])
+async def test_a_line_that_influxdb_cannot_quote_in_a_plain_header_is_a_dead_letter(
+    tmp_path: Path, influx: Server, tag: bytes
+) -> None:
+    """It quotes the whole line in `X-Influxdb-Error`: the lines around it are stored."""
+    refused = b"a,%b\\=1 v=1 1" % tag
+    with influx:
+        database = Database(influx.url, NAME)
+        database.create()
+        async with house(tmp_path, At(influx.url), api="v1") as parts:
+            before = numbered(1, 10, start_s=time.time() - HOUR_S).data
+            after = numbered(11, 20, start_s=time.time() - HOUR_S).data
+            lines = Lines(b"%b%b\n%b" % (before, refused, after), 21)
+            await parts.journal.append(lines, received_at=time.time())
+            await parts.delivered(within_s=60)
+            books, letters = parts.books, await parts.letters()
+        stored = database.rows("SELECT v FROM m")
+
+    assert books == (20, 1, 0, 0)
+    assert [letter.line for letter in letters] == [refused]
+    assert letters[0].reason.startswith("unable to parse a point: ")
+    assert len(stored) == 20

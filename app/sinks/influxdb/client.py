@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
 
 from app.runtime.tls import ClientTls
 
 _HEADER_BYTES = 1_048_576
 """InfluxDB 1 repeats the whole of a refused line in a header."""
+
+
+class _Protocol(ResponseHandler):
+    """Replaces NUL in the head of a response by a space, as RFC 9110, section 5.5, allows.
+
+    aiohttp rejects the response instead, and with it the status of a refused line.
+    """
+
+    _is_in_head = False
+
+    def set_response_params(self, **params: Any) -> None:
+        """Expect the head of a response."""
+        self._is_in_head = True
+        super().set_response_params(**params)
+
+    def feed_data(self, *response: Any) -> None:
+        """Pass on a response, whose head is complete."""
+        self._is_in_head = False
+        super().feed_data(*response)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a part of a response."""
+        if self._is_in_head and b"\0" in data:
+            head, end, body = data.partition(b"\r\n\r\n")
+            data = head.replace(b"\0", b" ") + end + body
+        super().data_received(data)
+
+
+def _session(*, connector: aiohttp.TCPConnector, **options: Any) -> aiohttp.ClientSession:
+    # aiohttp has no public way to set the protocol.
+    protocol = partial(_Protocol, loop=asyncio.get_running_loop())
+    connector._factory = protocol  # type: ignore[assignment]  # noqa: SLF001
+    return aiohttp.ClientSession(connector=connector, **options)
 
 
 def open_client(
@@ -25,6 +62,7 @@ def open_client(
         timeout=timeout,
         ssl_context=tls.context() if url.startswith("https:") else no_tls,
         allow_redirects=False,
+        client_session_type=_session,
         client_session_kwargs={
             "max_field_size": _HEADER_BYTES,
             # Cookies are not needed, and aiohttp fails on one with an absurd Max-Age.

@@ -36,9 +36,6 @@ _PING_TIMEOUT_S = 3.0
 _REPLY_BYTES = 65_536
 _MAX_FAILED_PROCESS_REQUESTS = 3
 _METRICS_BYTES = 4_194_304
-_UNREADABLE = Reply(status=0, headers={})
-"""Stands for a reply that aiohttp cannot parse: InfluxDB 1 quotes a refused body in a header,
-also when it is gzip."""
 _WRONG_PATH = {HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
 _HOLDING = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN, *_WRONG_PATH}
 
@@ -219,12 +216,7 @@ class InfluxSink:
         data = batch.gzip if is_gzip else None
         if data is None:
             data = await asyncio.to_thread(_body, batch, is_gzip=is_gzip)
-        try:
-            reply = await self._ask(dialect.write(data, is_gzip=is_gzip))
-        except aiohttp.ClientResponseError:
-            if not is_gzip or self._gzip != "untried":
-                raise
-            return _UNREADABLE
+        reply = await self._ask(dialect.write(data, is_gzip=is_gzip))
         if is_gzip and reply.status == HTTPStatus.NO_CONTENT:
             self._gzip = "accepted"
         return reply
@@ -320,7 +312,7 @@ class InfluxSink:
 
 
 def _is_about_gzip(reply: Reply) -> bool:
-    return reply is _UNREADABLE or reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    return reply.status == HTTPStatus.UNSUPPORTED_MEDIA_TYPE
 
 
 def _body(batch: Batch, *, is_gzip: bool) -> bytes:
