@@ -57,13 +57,20 @@ class Disk:
         await self._run("sh", "-c", script, "sh", str(self._mounted_at))
 
     @contextlib.asynccontextmanager
-    async def service(self, folder: Path, environment: Mapping[str, str]) -> AsyncIterator[Service]:
+    async def service(
+        self,
+        folder: Path,
+        environment: Mapping[str, str],
+        *,
+        python: str = sys.executable,
+        cwd: Path | None = None,
+    ) -> AsyncIterator[Service]:
         """Start the service with this disk as its DATA_DIR."""
         async with service(
             folder,
             {**environment, "DATA_DIR": str(self._mounted_at)},
             python=_program("nsenter"),
-            command=self._inside(*_POWERLESS, sys.executable, "-m", "app", "run"),
+            command=self._inside(*_POWERLESS, python, "-m", "app", "run", cwd=cwd),
         ) as running:
             yield running
 
@@ -93,8 +100,8 @@ class Disk:
         process = await asyncio.create_subprocess_exec(_program("nsenter"), *self._inside(*command))
         assert await process.wait() == 0, command
 
-    def _inside(self, *command: str) -> Sequence[str]:
-        return ("--target", str(self._keeper), *_ENTERED, f"--wd={Path.cwd()}", *command)
+    def _inside(self, *command: str, cwd: Path | None = None) -> Sequence[str]:
+        return ("--target", str(self._keeper), *_ENTERED, f"--wd={cwd or Path.cwd()}", *command)
 
 
 @contextlib.asynccontextmanager

@@ -21,7 +21,8 @@ from pathlib import Path
 
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.still_house import StillHouse
-from tests.service.process import ROOT, TOKEN, service
+from tests.service.disk import small_disk
+from tests.service.process import ROOT, TOKEN
 
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 
@@ -148,15 +149,22 @@ def _size(folder: Path) -> int:
 
 
 async def _start(image: Image, folder: Path) -> float:
-    """Start the service once and return the seconds until it is healthy."""
-    async with FakeHomeAssistant(StillHouse(), token=TOKEN) as home_assistant:
+    """Start the service on a read-only root, and return the seconds until it is healthy.
+
+    As with `docker run --read-only`, only the data folder can be written.
+    """
+    async with (
+        FakeHomeAssistant(StillHouse(), token=TOKEN) as home_assistant,
+        small_disk(folder, megabytes=64) as disk,
+    ):
+        await disk.protect_all_else()
         environment = {
             "HOME_ASSISTANT_URL": home_assistant.url,
             "HOME_ASSISTANT_TOKEN": TOKEN,
             "PYTHONPATH": "",
         }
         begun = time.monotonic()
-        async with service(
+        async with disk.service(
             folder, environment, python=str(image.python), cwd=image.folder
         ) as running:
             await running.until("/health", lambda health: health["status"] == "healthy")
@@ -180,7 +188,10 @@ def main() -> None:
     }
     sizes["total, without Debian"] = sum(sizes.values())
     lines = [f"{size / _MEGABYTE:6.1f} MB  {name}\n" for name, size in sizes.items()]
-    sys.stdout.write(f"Built with {python} in {built_s:.0f} s, healthy {healthy_s:.1f} s later\n")
+    sys.stdout.write(
+        f"Built with {python} in {built_s:.0f} s, "
+        f"healthy {healthy_s:.1f} s later with a read-only root\n"
+    )
     sys.stdout.writelines(lines)
 
 

@@ -148,11 +148,16 @@ def test_backups_leave_out_what_is_being_written(config: dict[str, Any]) -> None
 
 def test_the_image_is_that_of_the_service_with_another_command() -> None:
     """It has the labels that the Supervisor reads, and starts as root to prepare /data."""
-    ((first, *steps),) = stages((APP / "Dockerfile").read_text())
-    assert first.text == "${IMAGE}"
+    *of_architectures, (first, *steps) = stages((APP / "Dockerfile").read_text())
+    for (base, label), (docker, home_assistant) in zip(
+        of_architectures, {"amd64": "amd64", "arm64": "aarch64"}.items(), strict=True
+    ):
+        assert base.text == f"${{IMAGE}} AS app-{docker}"
+        assert label.text == f'io.hass.arch="{home_assistant}"'
+    assert first.text == "app-${TARGETARCH}"
     labels = next(step.text for step in steps if step.word == "LABEL")
-    for label in ("io.hass.version", 'io.hass.type="app"', "io.hass.arch"):
-        assert label in labels
+    for text in ("io.hass.version", 'io.hass.type="app"'):
+        assert text in labels
     assert [step.text for step in steps if step.word == "USER"] == ["0:0"]
     assert steps[-1].command == ["python", "-m", "app", "home-assistant-app"]
 
