@@ -217,9 +217,23 @@ install_victoria_metrics() {
   echo "$VICTORIA_METRICS" >"$target/installed"
 }
 
+# --- The parser of AppArmor, which Debian would switch on if it were installed --------------
+
+install_apparmor() {
+  local target="$REAL/apparmor"
+  [ ! -e "$target/installed" ] || return 0
+  command -v apt-get >/dev/null ||
+    fail "no apt-get here; unpack the package apparmor of Debian into $target, and create $target/installed"
+  rm -rf "$target"
+  mkdir -p "$target"
+  (cd "$target" && apt-get download -q apparmor && dpkg-deb --extract apparmor_*.deb . &&
+    rm apparmor_*.deb && { [ -e sbin ] || ln -s usr/sbin sbin; } && touch installed) || fail "the package apparmor cannot be fetched; see above"
+}
+
 [ -x .venv/bin/python ] || fail "run: make real-servers"
 install_packages
 install_axe_core
+install_apparmor
 install_victoria_metrics
 install_home_assistant
 echo "real-servers: all there"

@@ -40,13 +40,20 @@ class ServerFailed(AssertionError):
     """A process exited or was not ready in time; the message has the end of its log."""
 
 
+_IN_OUR_FOLDER = {
+    "hass": "home-assistant/bin/hass",
+    "apparmor_parser": "apparmor/sbin/apparmor_parser",
+}
+
+
 def program(name: str) -> Path:
     """Return the path of a program that `make real-servers` installs.
 
     Raises:
         ServerMissing: it is not installed.
     """
-    path = _installed("home-assistant/bin/hass") if name == "hass" else shutil.which(name)
+    own = _IN_OUR_FOLDER.get(name)
+    path = _installed(own) if own else shutil.which(name)
     if path is None or not Path(path).exists():
         raise ServerMissing(f"{name} is not installed; run: make real-servers")
     return Path(path)
