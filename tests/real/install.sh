@@ -224,9 +224,11 @@ install_apparmor() {
   [ ! -e "$target/installed" ] || return 0
   command -v apt-get >/dev/null ||
     fail "no apt-get here; unpack the package apparmor of Debian into $target, and create $target/installed"
+  [ -n "$(apt-cache madison apparmor)" ] ||
+    as_root apt-get -o DPkg::Lock::Timeout=300 update -q
   rm -rf "$target"
   mkdir -p "$target"
-  (cd "$target" && apt-get download -q apparmor && dpkg-deb --extract apparmor_*.deb . &&
+  (cd "$target" && apt-get -o APT::Sandbox::User=root download -q apparmor && dpkg-deb --extract apparmor_*.deb . &&
     rm apparmor_*.deb && { [ -e sbin ] || ln -s usr/sbin sbin; } && touch installed) || fail "the package apparmor cannot be fetched; see above"
 }
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shlex
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from app import __version__
 from app.commands.command_line import UNUSABLE
 from app.settings import load_settings, variables
 from simulator.fake_home_assistant import FakeHomeAssistant
+from tests.fakes.documents import blocks
 from tests.fakes.influx import FakeInflux
 from tests.service import image
 from tests.service.disk import small_disk
@@ -30,6 +33,7 @@ from tests.service.network import served_apart, status_from_elsewhere
 from tests.service.process import ROOT, TOKEN, Service, service
 
 DOCKER = ROOT / "docker"
+DOCUMENTS = ("README.md", "docs/DEPLOY.md")
 KEY = "key-" + "k" * 40
 UNIT = (DOCKER / "systemd" / "websocket-ingestion.service").read_text()
 
@@ -101,6 +105,31 @@ def filled_in(given: Mapping[str, str]) -> dict[str, str]:
     return {**file, **given}
 
 
+def docker_run(document: Path) -> list[str]:
+    """Return the words of the only `docker run` of a document."""
+    commands = [
+        line.strip()
+        for block in blocks(document)
+        for line in block.text.replace("\\\n", "").splitlines()
+    ]
+    (command,) = (command for command in commands if command.startswith("docker run "))
+    return shlex.split(command)
+
+
+def options_of(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each option and its value of a `docker run` that ends with the image."""
+    for option, value in pairwise([*words[:-1], "--"]):
+        if option.startswith("--"):
+            yield option, "" if value.startswith("--") else value
+
+
+def of_docker_run(given: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of the command in DEPLOY.md, with the operator's values."""
+    options = options_of(docker_run(ROOT / "docs" / "DEPLOY.md"))
+    own = dict(value.split("=", 1) for option, value in options if option == "--env")
+    return {**of_the_image(), **own, **given}
+
+
 def of_compose(given: Mapping[str, str]) -> dict[str, str]:
     """Return the environment under Compose, which interpolates `.env` and also passes it on."""
     own = compose(given)["websocket-ingestion"]["environment"]
@@ -122,7 +151,12 @@ def of_systemd(given: Mapping[str, str]) -> dict[str, str]:
     return own | filled_in(given)
 
 
-DEPLOYMENTS = {"compose": of_compose, "kubernetes": of_kubernetes, "systemd": of_systemd}
+DEPLOYMENTS = {
+    "docker run": of_docker_run,
+    "compose": of_compose,
+    "kubernetes": of_kubernetes,
+    "systemd": of_systemd,
+}
 
 
 @pytest.fixture
@@ -191,7 +225,7 @@ async def test_the_service_works_with_exactly_the_deployed_environment(
     assert (as_docker, status, stopped) == (0, 0, 1)
 
 
-@pytest.mark.parametrize("deployment", ["compose", "kubernetes"])
+@pytest.mark.parametrize("deployment", ["docker run", "compose", "kubernetes"])
 async def test_a_container_answers_other_machines_only_with_the_key(
     tmp_path: Path, deployment: str
 ) -> None:
@@ -294,6 +328,19 @@ def test_deployments_set_only_known_settings(given: dict[str, str]) -> None:
         assert deployment(given).keys() - known == set()
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_docker_run_fits_the_image(name: str) -> None:
+    """Only the data folder can be written, it is kept, and the host's port is loopback's."""
+    words = docker_run(ROOT / name)
+    options = dict(options_of(words))
+
+    assert words[-1] == f"websocket-ingestion:{__version__}"
+    assert {"--read-only", "--detach"} <= set(options)
+    assert options["--cap-drop"] == "ALL"
+    assert options["--volume"].partition(":")[2] == of_the_image()["DATA_DIR"]
+    assert options["--publish"] == f"127.0.0.1:8001:{final_stage('EXPOSE').text}"
+
+
 def test_every_deployment_allows_enough_time_to_stop() -> None:
     """The grace period exceeds SHUTDOWN_TIMEOUT by at least 5 s."""
     (default,) = (each.default for each in variables() if "SHUTDOWN_TIMEOUT" in each.names)
@@ -302,9 +349,10 @@ def test_every_deployment_allows_enough_time_to_stop() -> None:
         *re.findall(r"stop_grace_period: (\d+)s", compose_text),
         pod()["terminationGracePeriodSeconds"],
         *unit("TimeoutStopSec"),
+        *(dict(options_of(docker_run(ROOT / name)))["--stop-timeout"] for name in DOCUMENTS),
     ]
 
-    assert len(grace_s) == 3
+    assert len(grace_s) == 5
     assert [seconds for seconds in grace_s if int(seconds) < float(default or 0) + 5] == []
 
 
@@ -318,7 +366,8 @@ def test_the_memory_alarm_comes_before_the_memory_limit(given: dict[str, str]) -
     ]
 
     assert limits == ["500M"] * 3
-    assert {deployment(given)["MAX_MEMORY_MB"] for deployment in DEPLOYMENTS.values()} == {"400"}
+    limited = (of_compose, of_kubernetes, of_systemd)
+    assert {deployment(given)["MAX_MEMORY_MB"] for deployment in limited} == {"400"}
 
 
 def test_systemd_does_not_restart_the_service_after_bad_settings() -> None:

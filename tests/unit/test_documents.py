@@ -67,7 +67,7 @@ def _commands() -> list[tuple[str, str]]:
             re.sub(r"\s+#.*", "", line).strip()
             for block in blocks(document)
             if block.language == "sh"
-            for line in block.text.splitlines()
+            for line in block.text.replace("\\\n", "").splitlines()
         ]
         for command in (*lines, *_INLINE.findall(prose(document))):
             found.setdefault(command, document.name)
