@@ -1,8 +1,9 @@
-"""Every environment variable with its default, bounds and description.
+"""Every setting with its default, bounds and description.
 
-A variable is named by the section's `env_prefix` and the field, or by the field's alias where
-people already use another name. The docstring of a field is its description in docs/SETTINGS.md
-and the advice in the error message when the value is missing or invalid.
+A setting is an environment variable, or is in DATA_DIR/settings.json. It is named by the section's
+`env_prefix` and the field, or by the field's alias where people already use another name. The
+docstring of a field is its description in docs/SETTINGS.md and the advice in the error message
+when the value is missing or invalid.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias, get_args
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -36,12 +37,14 @@ from app.model import MEGABYTE
 from app.runtime.addresses import check_host, data_api_url, database_url, websocket_url
 from app.runtime.environment import (
     Environment,
+    cleaned,
     is_printable,
     read_environment,
     read_secret_file,
 )
 from app.runtime.errors import SettingsError
 from app.runtime.http_headers import has_authorization, parse_headers
+from app.runtime.settings_file import SETTINGS_FILE, read_settings
 from app.runtime.tls import UnusableCertificate, check_client_certificate
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -49,12 +52,34 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 SHORTEST_GOOD_KEY = 16
 """A shorter API_KEY is warned about (docs/decisions/0017)."""
 
+_MISSPELT = 0.88
+"""How similar, as difflib counts, a name is to the one that was meant."""
 _AROUND_PARTS = " \t\"'"
 """Stripped from each part of a list."""
 _MAX_PATH_BYTES = 3_000
 """A thousand less than Linux has: we add names of our own."""
 _MAX_NAME_BYTES = 255
 _SHELL_VARIABLE = re.compile(r"\$([A-Za-z_]\w*|\{\w+\})")
+_ENVIRONMENT_ONLY = frozenset(
+    {
+        "DATA_DIR",
+        "HOMEIQ_SHARED_PATH",
+        "INFLUXDB_SCHEMA_CONFIG",
+        "INGEST_TRANSFORMS",
+        "INGRESS_PEERS",
+        "TRUSTED_PEERS",
+        "TRUSTED_PROXIES",
+    }
+)
+"""Settings that clients of the API cannot change, like all that name a file: they would choose the
+code that runs, the files that are read, or who is trusted."""
+_OF_HOME_ASSISTANT = ("HOMEASSISTANT", "HASS")
+"""Beginnings, without underscores, of names that are meant for Home Assistant; also HA_."""
+_PLACEHOLDERS = {
+    "HOME_ASSISTANT_URL": "http://homeassistant.local:8123",
+    "HOME_ASSISTANT_TOKEN": "0" * 32,
+}
+"""In place of what the set-up will ask for."""
 _DEPRECATED = (
     "WEATHER_API_KEY",
     "WEATHER_DEFAULT_LOCATION",
@@ -173,7 +198,7 @@ class _Section(BaseSettings):
 
 
 class _Source(PydanticBaseSettingsSource):
-    """Source of one section: the cleaned environment, and mounted files for secrets."""
+    """Source of one section: cleaned values by name, and mounted files for secrets."""
 
     def __init__(self, section: type[_Section], environment: Environment) -> None:
         super().__init__(section)
@@ -545,21 +570,29 @@ class Settings(BaseModel):
         return self.log.file or self.journal.data_dir / "service.log"
 
 
-def load_settings(env_file: Path | None = None) -> Settings:
-    """Read the environment, and `env_file` for what the environment does not set.
+def load_settings(
+    env_file: Path | None = None, *, stored: Mapping[str, str] | None = None
+) -> Settings:
+    """Read the environment, then `env_file`, then DATA_DIR/settings.json: the first that sets it.
+
+    Args:
+        env_file: the `.env` file, if there is one.
+        stored: what to use in place of DATA_DIR/settings.json.
 
     Raises:
-        SettingsError: a variable is missing or invalid, or the file is; the message is one line
+        SettingsError: a variable is missing or invalid, or a file is; the message is one line
             that names each, says what is wrong and how to fix it, and never shows a secret.
     """
     environment = read_environment(env_file)
+    by_name = _stored_settings(environment) if stored is None else stored
+    of_file = Environment(({name: cleaned(value) for name, value in by_name.items()},))
     sections: dict[str, _Section] = {}
     problems = list(_unparsed_settings(environment, env_file))
     for name, section in _sections().items():
-        source = _Source(section, environment)
+        sources = (_Source(section, environment), _Source(section, of_file))
         try:
             # The type checker takes the keyword for a field.
-            sections[name] = section(_build_sources=((source,), {}))  # type: ignore[call-arg]
+            sections[name] = section(_build_sources=(sources, {}))  # type: ignore[call-arg]
         except ValidationError as exc:
             problems += _sentences(section, exc)
     if problems:
@@ -568,6 +601,54 @@ def load_settings(env_file: Path | None = None) -> Settings:
     if problems := list(_contradictions(settings)):
         raise SettingsError(*problems)
     return settings
+
+
+def load_for_setup(env_file: Path | None = None) -> Settings | None:
+    """Return the settings of the set-up mode; None when anything about Home Assistant is set.
+
+    Home Assistant's own are placeholders. A misspelt or partial set is a mistake to report, and
+    not a first start.
+
+    Raises:
+        SettingsError: as `load_settings`.
+    """
+    environment = read_environment(env_file)
+    stored = _stored_settings(environment)
+    if any(_is_about_home_assistant(name) for name in (*environment.names_with_values(), *stored)):
+        return None
+    return load_settings(env_file, stored={**stored, **_PLACEHOLDERS})
+
+
+def _is_about_home_assistant(name: str) -> bool:
+    if name.startswith("HA_") or name.replace("_", "").startswith(_OF_HOME_ASSISTANT):
+        return True
+    known = (*_names(HomeAssistantSettings, "url"), *_names(HomeAssistantSettings, "token"))
+    return bool(difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT))
+
+
+def stored_settings(env_file: Path | None = None) -> tuple[Path, Mapping[str, str]]:
+    """Return DATA_DIR/settings.json and what it sets.
+
+    Raises:
+        SettingsError: it cannot be used.
+    """
+    environment = read_environment(env_file)
+    return _settings_file(environment), _stored_settings(environment)
+
+
+def _stored_settings(environment: Environment) -> Mapping[str, str]:
+    allowed = {each.names[0] for each in variables() if not each.is_environment_only}
+    return read_settings(_settings_file(environment), allowed=allowed)
+
+
+def _settings_file(environment: Environment) -> Path:
+    found = environment.find(_names(JournalSettings, "data_dir"))
+    default: Path = JournalSettings.model_fields["data_dir"].default
+    try:
+        folder = default if found is None else _path(Path(found[1]))
+    except ValueError:
+        folder = default  # the setting itself is reported
+    return folder / SETTINGS_FILE
 
 
 def _value(field: FieldInfo, names: tuple[str, ...], environment: Environment) -> str | None:
@@ -602,6 +683,11 @@ def _malformed(field: FieldInfo, text: str) -> str | None:
 
 def _is_secret(field: FieldInfo) -> bool:
     return field.annotation is SecretStr or field.annotation == SecretStr | None
+
+
+def _is_file(field: FieldInfo) -> bool:
+    parts = (field.annotation, *get_args(field.annotation))
+    return any(getattr(part, "__origin__", part) is Path for part in parts)
 
 
 def _unparsed_settings(environment: Environment, env_file: Path | None) -> Iterator[str]:
@@ -670,7 +756,8 @@ def _unusable_certificate(server: _ServerSettings) -> Iterator[str]:
 
 def warnings(env_file: Path | None = None) -> list[str]:
     """Return a sentence for each variable that is deprecated, unused or looks misspelt."""
-    environment = read_environment(env_file)
+    given_outside = read_environment(env_file)
+    environment = Environment((*given_outside.sources, _stored_settings(given_outside)))
     given = environment.names()
     found = [
         f"{name} is no longer used: weather belongs to its own service"
@@ -679,7 +766,7 @@ def warnings(env_file: Path | None = None) -> list[str]:
     ]
     known = _known_names()
     for name in sorted(given - known - set(_DEPRECATED)):
-        matches = difflib.get_close_matches(name, known, n=1, cutoff=0.88)
+        matches = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT)
         found += [f"{name} is not a setting; did you mean {match}?" for match in matches]
     schema = environment.find(("INFLUXDB_SCHEMA",))
     if schema is not None and schema[1].strip() == "home_assistant":
@@ -704,6 +791,8 @@ class Variable:
     default: str | None
     """As written in the environment; empty for unset, None if the setting is required."""
     description: str
+    is_environment_only: bool = True
+    """Whether DATA_DIR/settings.json may not have it."""
 
 
 def variables() -> list[Variable]:
@@ -712,8 +801,14 @@ def variables() -> list[Variable]:
     for section in _sections().values():
         for name, field in section.model_fields.items():
             names = _documented_names(section, name)
-            default = None if field.is_required() else _as_text(field.default)
-            found.append(Variable(names=names, default=default, description=_description(field)))
+            found.append(
+                Variable(
+                    names=names,
+                    default=None if field.is_required() else _as_text(field.default),
+                    description=_description(field),
+                    is_environment_only=names[0] in _ENVIRONMENT_ONLY or _is_file(field),
+                )
+            )
             if _is_secret(field):
                 what = f"File that holds {names[0]}, for example a mounted secret"
                 found.append(Variable(names=_file_names(names), default="", description=what))

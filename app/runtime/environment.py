@@ -64,6 +64,10 @@ class Environment:
         """Return all names, also those set to nothing."""
         return {name for source in self.sources for name in source}
 
+    def names_with_values(self) -> set[str]:
+        """Return the names that are set."""
+        return {name for source in self.sources for name, value in source.items() if value}
+
 
 class UnusableFile(ValueError):
     """A file cannot be used; the message is a sentence without its subject."""
