@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 
 from app.commands.doctor import command
-from app.commands.doctor.probe import MEASUREMENT
+from app.doctor.probe import MEASUREMENT
 from app.runtime.sqlite import owned_folder
 from app.settings import variables
 from simulator.fake_home_assistant import FakeHomeAssistant

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.commands.doctor import command
-from app.commands.doctor.probe import MEASUREMENT
+from app.doctor.probe import MEASUREMENT
 from app.settings import variables
 from tests.real.influx_1 import Database
 from tests.real.servers import HomeAssistant, Server

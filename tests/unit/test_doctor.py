@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from app.commands.doctor import checks, database, home_assistant, machine, report
-from app.commands.doctor.checks import CurrentUser, Disk, Port, Recent, RecorderInfo
-from app.commands.doctor.probe import Probe, is_found, is_removed
-from app.commands.doctor.report import Finding, Status, failed, not_tried, ok, warning
+from app.commands.doctor import machine, report
+from app.doctor import checks, database, home_assistant
+from app.doctor.checks import CurrentUser, Disk, Port, Recent, RecorderInfo
+from app.doctor.findings import Finding, Status, failed, not_tried, ok, warning, without_secrets
+from app.doctor.probe import Probe, is_found, is_removed
 from app.runtime.connection_errors import DATABASE, HOME_ASSISTANT
 from app.runtime.errors import CommandFailed, SourceUnavailable
 from app.sinks.influxdb.dialects import Target
@@ -446,6 +447,6 @@ def test_secrets_are_hidden_in_every_text_of_a_finding() -> None:
     """Also in what was measured."""
     finding = warning("x", "my secret.", "No secret.", version="secret", size=1)
 
-    hidden = report.without_secrets(finding, lambda text: text.replace("secret", "***"))
+    hidden = without_secrets(finding, lambda text: text.replace("secret", "***"))
 
     assert hidden == warning("x", "my ***.", "No ***.", version="***", size=1)

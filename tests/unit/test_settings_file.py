@@ -224,6 +224,9 @@ def test_the_set_up_reports_settings_that_cannot_be_used(monkeypatch: pytest.Mon
         load_for_setup()
 
 
-def test_nothing_is_read_where_the_folder_is_missing(tmp_path: Path) -> None:
-    """It is created by the start."""
-    assert read_settings(tmp_path / "missing" / "settings.json", allowed=()) == {}
+@pytest.mark.parametrize("folder", ["missing", "a file"])
+def test_nothing_is_read_from_a_folder_that_is_none(tmp_path: Path, folder: str) -> None:
+    """The start creates it, or reports DATA_DIR."""
+    (tmp_path / "a file").touch()
+
+    assert read_settings(tmp_path / folder / "settings.json", allowed=()) == {}

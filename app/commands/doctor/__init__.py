@@ -1,6 +1,5 @@
 """`python -m app doctor`: checks everything the service needs, and explains what to fix.
 
-It may run while the service runs: it takes no lock and touches none of its files. `checks.py`
-decides what a reading means; `machine.py`, `home_assistant.py` and `database.py` take the
-readings; `command.py` runs them and prints the result.
+It may run while the service runs: it takes no lock and touches none of its files. `command.py`
+runs the checks of `app/doctor` and of this machine (`machine.py`) and prints the result.
 """

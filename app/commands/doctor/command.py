@@ -5,23 +5,23 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
-from urllib.parse import unquote, urlsplit
 
 from app import __version__, settings
 from app.commands.command_line import FAILED, OK, UNUSABLE
-from app.commands.doctor import checks, database, home_assistant, machine, report
-from app.commands.doctor.report import Finding, Verdict, failed, not_tried, ok, warning
+from app.commands.doctor import machine, report
+from app.commands.doctor.report import Verdict
 from app.container import Container
+from app.doctor import checks, database, home_assistant
+from app.doctor.findings import Finding, failed, not_tried, ok, warning, without_secrets
+from app.doctor.groups import bounded, secrets_of
 from app.main import ENV_FILE
 from app.runtime.errors import SettingsError
 from app.runtime.logging import shown_url
 from app.runtime.text import one_line
-from app.sinks.influxdb.dialects import Target, dialect_for
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -86,13 +86,13 @@ async def _findings(
         yield finding
     hidden = partial(one_line, secrets=secrets_of(chosen))
     tasks = [
-        asyncio.create_task(_bounded(names, group, within_s), name=f"doctor.{names[0]}")
+        asyncio.create_task(bounded(names, group, within_s), name=f"doctor.{names[0]}")
         for names, group in _groups(chosen, clock)
     ]
     try:
         for task in tasks:
             for finding in await task:
-                yield report.without_secrets(finding, hidden)
+                yield without_secrets(finding, hidden)
     finally:
         for task in tasks:
             task.cancel()
@@ -129,42 +129,3 @@ async def _data_api(chosen: Settings) -> AsyncGenerator[Finding, None]:
     api = Container(settings=chosen).data_api(timeout_s=_REQUEST_S)
     assert api is not None
     yield checks.data_api(await api.probe(), shown_url(chosen.discovery.data_api_url or ""))
-
-
-async def _bounded(
-    names: Sequence[str], looking: AsyncGenerator[Finding, None], within_s: float
-) -> list[Finding]:
-    """Return a finding for each name; after the last one found, why the rest was not tried."""
-    found: list[Finding] = []
-    try:
-        async with asyncio.timeout(within_s), aclosing(looking):
-            async for finding in looking:
-                found.append(finding)  # noqa: PERF401 - what was found before the timeout counts
-    except TimeoutError:
-        what = f"It took longer than {within_s:g} s."
-        found.append(failed(names[len(found)], what, "Find out why it hangs, then try again."))
-    last = found[-1].name.replace("_", " ")
-    found += [not_tried(name, f"the check of {last} failed") for name in names[len(found) :]]
-    return found
-
-
-def secrets_of(chosen: Settings) -> list[str]:
-    """Return everything that must never be shown, in every form in which it may appear."""
-    influx, api_key = chosen.influx, chosen.serving.api_key
-    password = influx.password.get_secret_value()
-    basic = dialect_for("v1", Target(bucket="", username=influx.username, password=password))
-    urls = (chosen.home_assistant.url, influx.url, chosen.discovery.data_api_url)
-    in_urls = [urlsplit(url).password or "" for url in urls if url is not None]
-    secrets = (
-        chosen.home_assistant.token.get_secret_value(),
-        influx.token.get_secret_value(),
-        password,
-        basic.credentials.get("Authorization", "").partition(" ")[2],
-        "" if api_key is None else api_key.get_secret_value(),
-        chosen.discovery.data_api_key.get_secret_value(),
-        *chosen.home_assistant.headers_by_name.values(),
-        *influx.headers_by_name.values(),
-        *in_urls,
-        *map(unquote, in_urls),
-    )
-    return [secret for secret in secrets if secret]

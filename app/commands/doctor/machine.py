@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
-from app.commands.doctor import checks
-from app.commands.doctor.checks import Disk, Port
-from app.commands.doctor.report import Finding, failed, not_tried, ok
 from app.commands.service_api import address_of
 from app.container import Container
+from app.doctor import checks
+from app.doctor.checks import Disk, Port
+from app.doctor.findings import Finding, failed, not_tried, ok
 from app.runtime.errors import SettingsError
 
 if TYPE_CHECKING:

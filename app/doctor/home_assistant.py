@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from app.commands.doctor import checks
-from app.commands.doctor.checks import CurrentUser, Recent, RecorderInfo
-from app.commands.doctor.report import Finding, failed, ok
 from app.container import Container
+from app.doctor import checks
+from app.doctor.checks import CurrentUser, Recent, RecorderInfo
+from app.doctor.findings import Finding, failed, ok
 from app.homeassistant.commands import open_commands
 from app.runtime.connection_errors import HOME_ASSISTANT, limited_mode
 from app.runtime.errors import CommandFailed, SourceAuthRejected, SourceError, SourceProtocolError

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from app.commands.doctor.report import Finding, failed, ok, warning
+from app.doctor.findings import Finding, failed, ok, warning
 from app.model import MEGABYTE
 from app.runtime.connection_errors import Obstacle, Party, obstacle
 from app.runtime.errors import CommandFailed, SourceUnavailable

@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator, Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from app.commands.doctor import checks
-from app.commands.doctor.probe import MEASUREMENT, Probe, is_found, is_removed
-from app.commands.doctor.report import Finding, failed, ok, warning
 from app.container import Container
+from app.doctor import checks
+from app.doctor.findings import Finding, failed, ok, warning
+from app.doctor.probe import MEASUREMENT, Probe, is_found, is_removed
 from app.model import http_date
 from app.runtime.connection_errors import DATABASE
 from app.runtime.logging import shown_url
