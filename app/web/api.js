@@ -9,6 +9,7 @@ export class Refused extends Error {
     super(problem.detail ?? `The service returned status ${status}.`);
     this.status = status;
     this.code = problem.code ?? "";
+    this.problem = problem;
   }
 }
 
@@ -19,8 +20,8 @@ export const key = {
 };
 
 /** Return the JSON of an address; throws `Refused`, or a TypeError without a response. */
-export async function ask(address, { method = "GET" } = {}) {
-  const response = await asked(address, method);
+export async function ask(address, { method = "GET", body: sent } = {}) {
+  const response = await asked(address, method, sent);
   const body = await response.json();
   if (!response.ok) throw new Refused(response.status, body);
   return body;
@@ -34,10 +35,11 @@ export async function askHealth() {
   return body;
 }
 
-function asked(address, method) {
+function asked(address, method, sent) {
   const headers = {};
   if (key.get() !== null) headers.Authorization = `Bearer ${key.get()}`;
-  return fetch(address, { method, headers, cache: "no-store" });
+  if (sent !== undefined) headers["Content-Type"] = "application/json";
+  return fetch(address, { method, headers, body: JSON.stringify(sent), cache: "no-store" });
 }
 
 let document_ = null;

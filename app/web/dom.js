@@ -19,6 +19,11 @@ export function draw(name, attributes = {}, ...children) {
   return made;
 }
 
+/** Return text with its `code` in backquotes as nodes. */
+export function prose(text) {
+  return text.split("`").map((part, index) => (index % 2 ? make("code", {}, part) : part));
+}
+
 /** Change a text only when it differs: a screen reader would repeat it. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
