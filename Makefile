@@ -106,8 +106,8 @@ mutants: setup ## Change four pure modules in every small way, and list what no 
 	$(RUN)mutmut run
 	$(RUN)mutmut results
 
-mutants-simulation: setup ## Put faults into the service, and list those that no simulated world finds
-	$(RUN)python -m tests.simulation.mutants $(if $(MUTANT_JOBS),--jobs $(MUTANT_JOBS))
+mutants-simulation: setup ## List faults of the service that no simulated world finds [JOBS=…] [RESULTS=…]
+	$(RUN)python -m tests.simulation.mutants $(if $(JOBS),--jobs $(JOBS)) $(if $(RESULTS),--results $(RESULTS))
 
 screenshots: setup ## Take the screenshots of the dashboard for the README
 	$(RUN)python -m tests.real.screenshots

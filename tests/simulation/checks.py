@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from app.model import MAX_TIME_NS
+from app.model import MAX_TIME_NS, moment_of
 from app.schema.homeiq import identity_of
 from tests.real.reconcile import Difference, compare
 from tests.simulation.database import identity
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _LISTED = 12
 _UNNOTICED_S = 120.0
 """How long health may be good while nothing arrives: pings notice a silent connection."""
+_NEAR = timedelta(seconds=31)
+"""How far beyond a gap changes are read back."""
 _UNMARKED_NS = 1_200 * 1_000_000_000
 """How near a restart without an entry in the logbook others may be misjudged."""
 
@@ -184,6 +187,7 @@ async def _check_views(world: World) -> None:
     states = Counter(gap["state"] for gap in gaps)
     if set(states) - {"filled", "nothing_recorded"}:
         raise Violation(f"honesty: gaps are {states} although the recorder has everything")
+    _check_bounds(world, gaps)
     filled = states["filled"] + states["nothing_recorded"]
     if (filled, states["nothing_recorded"]) != (
         health["gaps"]["filled"],
@@ -202,6 +206,17 @@ async def _check_views(world: World) -> None:
     for name, value in shown.items():
         if metrics.get(name) != value:
             raise Violation(f"honesty: /metrics has {name} {metrics.get(name)}, /health {value}")
+
+
+def _check_bounds(world: World, gaps: Sequence[Mapping[str, Any]]) -> None:
+    """What was read back lies within a gap, or near it."""
+    spans = [tuple(datetime.fromisoformat(gap[end]) for end in ("start", "end")) for gap in gaps]
+    for line in world.acknowledged:
+        if b"backfilled=true" not in line:
+            continue
+        moment = moment_of(int(identity(line)[1]))
+        if not any(start - _NEAR <= moment <= end + _NEAR for start, end in spans):
+            raise Violation(f"honesty: {line!r} was read back, and lies in no gap")
 
 
 def _metrics(text: str) -> Mapping[str, float]:

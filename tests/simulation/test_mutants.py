@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from tests.simulation.mutants import ROOT, Mutant, mutants
+from tests.simulation.mutants import AIMS, KEPT, ROOT, Mutant, mutants
 
 MUTANTS = {mutant.name: mutant for mutant in mutants()}
 
@@ -26,6 +26,13 @@ def test_mutants_are_many_and_have_names_of_their_own() -> None:
     """Fifty at least, or the share that is killed says little."""
     assert len(mutants()) >= 50
     assert Counter(mutant.name for mutant in mutants()).most_common(1)[0][1] == 1
+
+
+def test_every_mutant_has_worlds_that_exist() -> None:
+    """By the name of an aim, or of a kept plan."""
+    for mutant in mutants():
+        for world in mutant.worlds(seeds=1):
+            assert world.rsplit(" ", 1)[0] in AIMS or (KEPT / f"{world}.json").exists(), world
 
 
 def test_a_mutant_whose_text_is_gone_is_an_error() -> None:
