@@ -209,14 +209,20 @@ async def _check_views(world: World) -> None:
 
 
 def _check_bounds(world: World, gaps: Sequence[Mapping[str, Any]]) -> None:
-    """What was read back lies within a gap, or near it."""
-    spans = [tuple(datetime.fromisoformat(gap[end]) for end in ("start", "end")) for gap in gaps]
-    for line in world.acknowledged:
-        if b"backfilled=true" not in line:
-            continue
-        moment = moment_of(int(identity(line)[1]))
-        if not any(start - _NEAR <= moment <= end + _NEAR for start, end in spans):
-            raise Violation(f"honesty: {line!r} was read back, and lies in no gap")
+    """What was read back lies within a gap, or near it, and what a gap lists was read back."""
+    points = world.database.points_of([x for x in world.acknowledged if b"backfilled=true" in x])
+    found = [(point.tags["entity_id"], moment_of(point.time_ns)) for point in points]
+    spans = [
+        (datetime.fromisoformat(gap["start"]) - _NEAR, datetime.fromisoformat(gap["end"]) + _NEAR)
+        for gap in gaps
+    ]
+    for name, moment in found:
+        if not any(start <= moment <= end for start, end in spans):
+            raise Violation(f"honesty: {name} at {moment} was read back, and lies in no gap")
+    for gap, (start, end) in zip(gaps, spans, strict=True):
+        here = {name for name, moment in found if start <= moment <= end}
+        if missing := {*gap["unrecorded"]} - here:
+            raise Violation(f"honesty: {missing} were not read back, and a gap says so: {gap}")
 
 
 def _metrics(text: str) -> Mapping[str, float]:
