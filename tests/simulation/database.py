@@ -49,7 +49,9 @@ class Database(FakeInflux):
         self.arrivals: list[Arrival] = []
         self.refused: defaultdict[bytes, set[int]] = defaultdict(set)
         """The requests in which each line was refused."""
-        self.writes = self.refusals = 0
+        self.writes = 0
+        self.refused: set[bytes] = set()
+        """Lines of requests that were refused."""
         self.kept_at = 0.0
         """When lines were last stored, on the loop's clock."""
         self.not_before = 0.0
@@ -120,7 +122,8 @@ class Database(FakeInflux):
         now_s = asyncio.get_running_loop().time()
         self.writes += 1
         self.early += now_s < self.not_before
-        self.refusals += status in {400, 413, 422}
+        if status in {400, 413, 422}:
+            self.refused.update(lines)
         if self.fault is not None and status in {429, 503}:
             self.not_before = now_s + float(self.fault.headers.get("Retry-After", 0))
 

@@ -348,7 +348,10 @@ class World:
             return
         assert life.client is not None
         exported = await life.client.get("/api/v1/dead-letters/export")
-        self.dead_letters.update(exported.content.splitlines())
+        lines = exported.content.splitlines()
+        self.dead_letters.update(lines)
+        if invented := {*lines} - self.database.refused:
+            raise Violation(f"conservation: dead letters were never refused: {[*invented][:3]}")
         await life.client.post("/api/v1/dead-letters/retry")
 
     async def _request_gaps(self) -> None:
