@@ -50,8 +50,8 @@ class Database(FakeInflux):
         self.refused: defaultdict[bytes, set[int]] = defaultdict(set)
         """The requests in which each line was refused."""
         self.writes = 0
-        self.refused: set[bytes] = set()
-        """Lines of requests that were refused."""
+        self.in_refused_requests: set[bytes] = set()
+        """Lines of requests that were refused, whether it was for them or not."""
         self.kept_at = 0.0
         """When lines were last stored, on the loop's clock."""
         self.not_before = 0.0
@@ -123,7 +123,7 @@ class Database(FakeInflux):
         self.writes += 1
         self.early += now_s < self.not_before
         if status in {400, 413, 422}:
-            self.refused.update(lines)
+            self.in_refused_requests.update(lines)
         if self.fault is not None and status in {429, 503}:
             self.not_before = now_s + float(self.fault.headers.get("Retry-After", 0))
 

@@ -46,7 +46,7 @@ class Watch:
             raise Violation(f"readiness: nothing is dropped, but {health['reasons']}")
         if world.database.early:
             raise Violation(f"courtesy: {world.database.early} writes within a Retry-After")
-        if health["dead_letters"] and not world.database.refused:
+        if health["dead_letters"] and not world.database.in_refused_requests:
             raise Violation("conservation: there are dead letters although nothing was refused")
 
 

@@ -350,7 +350,7 @@ class World:
         exported = await life.client.get("/api/v1/dead-letters/export")
         lines = exported.content.splitlines()
         self.dead_letters.update(lines)
-        if invented := {*lines} - self.database.refused:
+        if invented := {*lines} - self.database.in_refused_requests:
             raise Violation(f"conservation: dead letters were never refused: {[*invented][:3]}")
         await life.client.post("/api/v1/dead-letters/retry")
 
