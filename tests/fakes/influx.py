@@ -26,7 +26,7 @@ from aiohttp import web
 
 from app.model import StoredPoint
 from app.schema.line_protocol import parse_line
-from tests.fakes.influx_queries import flux, influxql
+from tests.fakes.influx_queries import influxql
 from tests.fakes.replies import HANG, HTML_500, OK, RESET, UNAUTHORIZED, Reply, error, play
 
 __all__ = ["HANG", "HTML_500", "OK", "RESET", "UNAUTHORIZED", "FakeInflux", "Reply", "error"]
@@ -115,6 +115,14 @@ class FakeInflux:
         """A body with a matching line is answered with 500."""
         self.max_body_bytes: int | None = None
         """Larger bodies are answered with 413; None for no limit."""
+        self.shard_ns: int | None = None
+        """Duration of a shard, in which a field has one type; None for a single shard."""
+        self.mappings: list[dict[str, str]] = []
+        """InfluxQL's names of the buckets of InfluxDB 2, beside those that it makes itself."""
+        self.makes_mappings = True
+        """Whether InfluxDB 2 makes them itself, as since 2.4."""
+        self.other_orgs = 0
+        """How many other organizations of InfluxDB 2 have a bucket of the same name."""
         self.may_create_buckets = True
         self.may_write = True
         """Whether the token or user may write; otherwise it may only read."""
@@ -150,7 +158,7 @@ class FakeInflux:
         self.requests: list[Request] = []
         self.url = ""
         self._rules = _RULES[version]()
-        self._types: dict[tuple[str, str], type] = {}
+        self._types: dict[tuple[int, str, str], type] = {}
         self._series: set[bytes] = set()
         self._ended = asyncio.Event()
 
@@ -297,7 +305,7 @@ class FakeInflux:
             if reason is None:
                 reason = over.get(line.split(b" ", 1)[0])
             if reason is None:
-                reason, is_conflict = _flaw(line, types, self._rules)
+                reason, is_conflict = _flaw(line, types, self._rules, self.shard_ns)
             if reason is not None:
                 fault = Fault(number=number, line=line, reason=reason, is_conflict=is_conflict)
                 faults.append(fault)
@@ -332,7 +340,7 @@ class FakeInflux:
             return
         self.lines.extend(lines)
         for line in lines:
-            _flaw(line, self._types, self._rules)
+            _flaw(line, self._types, self._rules, self.shard_ns)
             self._series.add(line.split(b" ", 1)[0])
 
     def _record(self, request: web.Request, lines: Sequence[bytes], status: int) -> None:
@@ -532,19 +540,45 @@ class RulesOf2:
 
         async def buckets(request: web.Request) -> web.Response:
             rules = [{"type": "expire", "everySeconds": 3600}] if server.oldest_ns else []
-            listed = {"buckets": [{"name": request.query["name"], "retentionRules": rules}]}
+            name = request.query["name"]
+            found = [
+                {"id": f"{n:x}", "orgID": "00000000000000a1", "name": name, "retentionRules": rules}
+                for n in range(1 if "org" in request.query else 1 + server.other_orgs)
+            ]
+            listed = {"buckets": found if name in server.buckets else []}
             return guarded(lambda _: web.json_response(listed))(request)
 
         async def health(_: web.Request) -> web.Response:
             return web.json_response({"name": "influxdb", "status": "pass", "version": "v2.7.12"})
 
+        async def dbrps(request: web.Request) -> web.Response:
+            names = {"db": "database", "rp": "retention_policy", "bucketID": "bucketID"}
+            wanted = {names[key]: value for key, value in request.query.items() if key in names}
+            listed = [
+                each
+                for each in self._mappings(server)
+                if all(each[key] == value for key, value in wanted.items())
+            ]
+            return guarded(lambda _: web.json_response({"content": listed}))(request)
+
+        async def influxql_query(request: web.Request) -> web.StreamResponse:
+            if (refusal := self.refusal(request, server)) is not None:
+                return server.respond(refusal)
+            statement = str((await request.post())["q"])
+            (mapping,) = (
+                each
+                for each in self._mappings(server)
+                if each["database"] == request.query["db"] and each["bucketID"] == "0"
+            )
+            policy = mapping["retention_policy"]
+            chunks = influxql(statement, server.points(), rows=server.chunk_rows, policy=policy)
+            assert chunks is not None, statement
+            return await server.stream(request, chunks, content_type="application/x-msgpack")
+
         async def query(request: web.Request) -> web.StreamResponse:
             text = (await request.json())["query"]
             if (refusal := self.refusal(request, server)) is not None:
                 return server.respond(refusal)
-            if (answer := flux(text, server.points())) is not None:
-                rows = answer.encode().splitlines(keepends=True)
-                return await server.stream(request, rows, content_type="text/csv")
             sought = _FLUX.search(text)
             assert sought is not None
             if not server.may_read:
@@ -564,6 +598,8 @@ class RulesOf2:
         router.add_get("/api/v2/orgs", orgs)
         router.add_post("/api/v2/buckets", create)
         router.add_get("/api/v2/buckets", buckets)
+        router.add_get("/api/v2/dbrps", dbrps)
+        router.add_post("/query", influxql_query)
         router.add_get("/health", health)
 
     def unpacked(self, body: bytes) -> bytes:
@@ -621,6 +657,15 @@ class RulesOf2:
             )
             reply = error(status or 422, message, code="unprocessable entity")
         return replace(reply, keeps=True)
+
+    def _mappings(self, server: FakeInflux) -> list[dict[str, str]]:
+        """Return the given mappings, and that of the bucket unless one has the same names."""
+        database, _, policy = min(server.buckets).partition("/")
+        made = {"database": database, "retention_policy": policy or "autogen", "bucketID": "0"}
+        taken = [(each["database"], each["retention_policy"]) for each in server.mappings]
+        if not server.makes_mappings or (made["database"], made["retention_policy"]) in taken:
+            return server.mappings
+        return [*server.mappings, made]
 
     def _created(self, wanted: dict[str, str], server: FakeInflux) -> web.Response:
         if not server.may_create_buckets:
@@ -738,14 +783,17 @@ _RULES: dict[str, Callable[[], Rules]] = {"v1": RulesOf1, "v2": RulesOf2, "v3": 
 _TYPES: dict[type, str] = {str: "string", float: "float", bool: "boolean", int: "integer"}
 
 
-def _flaw(line: bytes, types: dict[tuple[str, str], type], rules: Rules) -> tuple[str | None, bool]:
+def _flaw(
+    line: bytes, types: dict[tuple[int, str, str], type], rules: Rules, shard_ns: int | None
+) -> tuple[str | None, bool]:
     """Return the error of a line, if any, and whether it is a type conflict; learn its types."""
     try:
         point = parse_line(line)
     except ValueError:
         return rules.unparsable.format(line=line.decode()), False
+    shard = 0 if shard_ns is None else point.time_ns // shard_ns
     for name, value in point.fields.items():
-        wanted = types.setdefault((point.measurement, name), type(value))
+        wanted = types.setdefault((shard, point.measurement, name), type(value))
         if wanted is not type(value):
             message = rules.conflict.format(
                 field=name,

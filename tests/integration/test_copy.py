@@ -14,7 +14,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from app.commands.copy import influxdb_1
+from app.commands.copy import influxql_reader
 from app.commands.copy.embedded_store import FILE_NAME
 from app.model import Change, Context, Placement, StoredPoint
 from app.runtime.errors import DatabaseRefused, QueryFailed, SettingsError
@@ -29,6 +29,7 @@ from tests.fakes.points import batch_of
 
 BUCKET = "home_assistant"
 DAY_NS = 86_400_000_000_000
+WEEK_NS = 7 * DAY_NS
 START_NS = 20_000 * DAY_NS - 30_000_000_000
 LINES = [
     *(
@@ -121,6 +122,121 @@ async def test_the_target_has_every_value_with_its_type(
     assert again.status == 0
     assert "copied and compared before" in again.printed
     assert len(theirs.requests) == requests
+
+
+@pytest.mark.parametrize("source", ["v1", "v2"])
+@pytest.mark.parametrize("target", ["v1", "v2"])
+async def test_a_field_with_other_types_in_other_shards_is_copied_whole(
+    copying: Copying, source: str, target: str
+) -> None:
+    """A query without casts over several shards returns one of the types alone."""
+    kinds = (b"1i", b"1.5", b'"text"', b"true", b"2i")
+    lines = [
+        b"m,e=e v=%b,w=1i %d" % (kind, START_NS + number * WEEK_NS + at_ns)
+        for number, kind in enumerate(kinds, start=-3_000)
+        for at_ns in (0, 3_600_000_000_000)
+    ]
+    async with databases(source, target, lines=[*LINES, *lines]) as (ours, theirs):
+        theirs.shard_ns = WEEK_NS
+        result = await copying(**settings(ours, theirs))
+
+    assert result.status == 0, result.printed
+    assert "the target has every value of the source" in result.printed
+    assert values(theirs) == values(ours)
+
+
+async def test_values_of_any_type_that_the_target_lacks_are_found(copying: Copying) -> None:
+    """Also where a query over several shards would hide them on both sides."""
+    lines = [
+        b"m v=1i %d" % START_NS,
+        b'm v="text" %d' % (START_NS + 2 * WEEK_NS),
+        b'm v="lost" %d' % (START_NS + 2 * WEEK_NS + 1),
+    ]
+    async with databases("v2", "v2", lines=lines) as (ours, theirs):
+        theirs.shard_ns = WEEK_NS
+        keep = theirs._keep
+        theirs._keep = lambda lines: keep([each for each in lines if b"lost" not in each])  # type: ignore[method-assign]
+        result = await copying(**settings(ours, theirs))
+
+    assert result.status == 1, result.printed
+    assert 'missing: m v="lost"' in result.printed
+
+
+async def test_a_sparse_bucket_is_read_with_few_queries(copying: Copying) -> None:
+    """Ten years with a value a month, and types that change: not a query for each shard."""
+    lines = [
+        b"m v=%b %d" % (b"1i" if number % 2 else b'"text"', START_NS - number * 30 * DAY_NS)
+        for number in range(120)
+    ]
+    async with databases("v2", "v1", lines=lines) as (ours, theirs):
+        theirs.shard_ns = WEEK_NS
+        sent = 0
+
+        def answers(chunks: list[bytes]) -> list[bytes]:
+            nonlocal sent
+            sent += 1
+            return chunks
+
+        ours.answers = answers
+        result = await copying(**settings(ours, theirs))
+
+    assert result.status == 0, result.printed
+    assert len(theirs.points()) == 120
+    assert sent < 5 * len(lines)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "mappings"),
+    [
+        ("home/raw", []),
+        (BUCKET, [{"database": "ha", "retention_policy": "long", "bucketID": "0"}]),
+        (
+            BUCKET,
+            [
+                {"database": BUCKET, "retention_policy": "autogen", "bucketID": "another"},
+                {"database": "ha", "retention_policy": "long", "bucketID": "0"},
+            ],
+        ),
+    ],
+)
+async def test_a_bucket_of_influxdb_2_is_read_by_any_name_that_only_it_has(
+    copying: Copying, bucket: str, mappings: list[dict[str, str]]
+) -> None:
+    """The database and retention policy that it has in InfluxQL, whoever made them."""
+    async with databases("v2", "v1") as (ours, theirs):
+        ours.buckets, ours.mappings = {bucket}, mappings
+        given = settings(ours, theirs) | {"COPY_FROM_BUCKET": bucket}
+        result = await copying(**given)
+
+    assert result.status == 0, result.printed
+    assert values(theirs) == values(ours)
+
+
+async def test_a_bucket_that_influxql_has_no_name_of_its_own_for_is_refused(
+    copying: Copying,
+) -> None:
+    """As before 2.4, and where the names belong to another bucket: that one is not read."""
+    async with databases("v2", "v1") as (ours, theirs):
+        ours.mappings = [{"database": BUCKET, "retention_policy": "autogen", "bucketID": "another"}]
+        with pytest.raises(DatabaseRefused, match=r"influx v1 dbrp create --bucket-id 0 "):
+            await copying(**settings(ours, theirs))
+        ours.mappings, ours.makes_mappings = [], False
+        with pytest.raises(DatabaseRefused, match=r"influx v1 dbrp create --bucket-id 0 "):
+            await copying(**settings(ours, theirs))
+
+    assert theirs.requests == []
+
+
+async def test_a_token_for_buckets_of_the_same_name_in_two_organizations_is_refused(
+    copying: Copying,
+) -> None:
+    """InfluxQL reads the organization of the token, which may be the other one."""
+    async with databases("v2", "v1") as (ours, theirs):
+        ours.other_orgs = 1
+        with pytest.raises(DatabaseRefused, match="of several organizations"):
+            await copying(**settings(ours, theirs))
+
+    assert theirs.requests == []
 
 
 async def test_users_of_influxdb_1_are_sent_to_their_own_database(copying: Copying) -> None:
@@ -309,7 +425,7 @@ async def test_a_span_that_is_read_again_lists_its_refused_points_once(
     copying: Copying, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after a source that failed in the middle of an answer."""
-    monkeypatch.setattr(influxdb_1, "_ROWS", 10)
+    monkeypatch.setattr(influxql_reader, "_ROWS", 10)
     failures = 2
 
     def answers(chunks: list[bytes]) -> list[bytes]:
@@ -350,7 +466,7 @@ async def test_a_type_conflict_of_a_whole_measurement_costs_few_requests(copying
         for n in range(600)
     ]
     async with databases(lines=lines) as (ours, theirs):
-        theirs.lines, theirs._types = [b'm v="text" 1'], {("m", "v"): str}
+        theirs.lines, theirs._types = [b'm v="text" 1'], {(0, "m", "v"): str}
         given = settings(ours, theirs) | {"INFLUXDB_MAX_BATCH_POINTS": "600"}
         result = await copying(**given)
 

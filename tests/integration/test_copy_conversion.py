@@ -117,6 +117,35 @@ def change(number: int, *, state: str) -> Change:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("version", ["v1", "v2"])
+async def test_the_first_points_that_the_service_writes_meanwhile_are_found(
+    copying: Copying, version: str
+) -> None:
+    """Also when the target had none of its measurement at the start."""
+    live = (
+        b'home_assistant_events,domain=sensor,entity_id=sensor.plain state_value="5",value=5 %d'
+        % (START_NS + 3000)
+    )
+    async with databases(version, version, lines=[each.encode() for each in LINES]) as ends:
+        ours, theirs = ends
+        theirs.lines = [b"other v=1 1"]
+        searches = 0
+
+        def answers(chunks: list[bytes]) -> list[bytes]:
+            nonlocal searches
+            searches += 1
+            if searches == 2:
+                theirs.lines.append(live)
+            return chunks
+
+        theirs.answers = answers
+        result = await copying(*SCHEMA, **settings(ours, theirs))
+
+    assert result.status == 0, result.printed
+    assert "Left out: 1 points" in result.printed
+    assert converted(theirs)["sensor.plain"].fields == {"state_value": "5", "value": 5}
+
+
 @pytest.mark.parametrize("precision", [None, "ms", "s"])
 async def test_a_point_of_the_service_is_not_overwritten_by_a_copied_one(
     copying: Copying, precision: str | None

@@ -164,8 +164,8 @@ def exported(server: Server, bucket: str) -> dict[tuple[str, str], dict[int, flo
 async def test_influxdb_1_is_equal_after_a_copy_to_influxdb_2_and_back(
     copying: Copying, influx_1: Server, source: Database, target: Database
 ) -> None:
-    """Types, escapes, nanoseconds and times before 1970, without a loss in Flux."""
-    source.write(HOSTILE.encode())
+    """Types, escapes, nanoseconds and times before 1970, without a loss in InfluxDB 2."""
+    source.write(f"{HOSTILE}\n{OTHER_SHARDS}".encode())
     source.write(home(30_000))
     given = {name: os.environ[f"INFLUXDB_TEST_{name}"] for name in ("TOKEN", "ORG")}
     bucket = f"copied_{time.time_ns()}"

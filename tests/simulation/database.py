@@ -90,7 +90,7 @@ class Database(FakeInflux):
 
     def expect_type(self, field: str, kind: type) -> None:
         """Let points whose field has another type be a conflict, until `forget_types`."""
-        self._types["home_assistant_events", field] = kind
+        self._types[0, "home_assistant_events", field] = kind
 
     def _lose(self) -> None:
         bound = asyncio.get_running_loop().time() - _FLUSH_S

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.commands.copy.bar import ProgressBar
-from app.commands.copy.influxdb_2 import row_of_record
 from app.commands.copy.rows import (
     ENCODERS,
     Chunk,
@@ -217,22 +216,6 @@ def test_an_answer_without_rows_is_whole() -> None:
 def test_names_in_statements_are_quoted() -> None:
     """Whatever they hold."""
     assert quoted('a"b\\c\nd') == '"a\\"b\\\\c\\nd"'
-
-
-def test_a_record_of_flux_is_a_row() -> None:
-    """What the client takes for a missing value is an empty text; empty tags are none."""
-    record = {"result": "_result", "table": 0, "_time": 5, "_measurement": "m", "_field": "f x"}
-
-    assert row_of_record({**record, "_value": None, "t": "a b", "u": None}) == (
-        b"m,t=a\\ b",
-        (b'f\\ x=""',),
-        5,
-    )
-    assert row_of_record({**record, "_value": "a\r\nb"})[1] == (b'f\\ x="a\nb"',)
-    assert row_of_record({**record, "_value": True})[1] == (b"f\\ x=true",)
-    assert row_of_record({**record, "_value": 7})[1] == (b"f\\ x=7i",)
-    with pytest.raises(QueryFailed):
-        row_of_record({**record, "_value": 7, "_time": "2026"})
 
 
 def test_days_are_read_together_up_to_a_month_or_many_values() -> None:

@@ -16,8 +16,7 @@ from app.commands.command_line import FAILED, OK
 from app.commands.copy import endpoints
 from app.commands.copy.bar import ProgressBar
 from app.commands.copy.converted import ConversionComparison, ConvertedSource
-from app.commands.copy.influxdb_1 import InfluxDb1
-from app.commands.copy.influxdb_2 import InfluxDb2
+from app.commands.copy.influxql_reader import InfluxQlReader
 from app.commands.copy.progress import CopyProgress
 from app.commands.copy.refused import RefusedPoints
 from app.commands.copy.rows import Chunk, line_of
@@ -146,13 +145,13 @@ async def _compared(
     return await job.compare(Comparison(source, reader, as_samples=as_samples))
 
 
-def _lookup(reader: endpoints.Opened | None) -> InfluxDb1 | InfluxDb2:
+def _lookup(reader: endpoints.Opened | None) -> InfluxQlReader:
     """Return what finds the points of the service in the target.
 
     Raises:
         SettingsError: it cannot be searched for them.
     """
-    if isinstance(reader, InfluxDb1 | InfluxDb2):
+    if isinstance(reader, InfluxQlReader):
         return reader
     raise SettingsError(
         "copy: --to-schema homeiq writes to InfluxDB 1 or 2, which can be searched for points that"

@@ -14,8 +14,8 @@ from app.commands.copy.conversion import Conversion, ConversionOptions
 from app.commands.copy.converted import ConvertedSource
 from app.commands.copy.embedded_store import FILE_NAME, EmbeddedEvents
 from app.commands.copy.entity_history import open_history
-from app.commands.copy.influxdb_1 import InfluxDb1
-from app.commands.copy.influxdb_2 import InfluxDb2
+from app.commands.copy.influxdb_2 import location_of_bucket
+from app.commands.copy.influxql_reader import InfluxQlReader, Location
 from app.commands.copy.source import Source, Wants, every_field
 from app.commands.copy.victoria_metrics import VictoriaMetrics
 from app.runtime.addresses import database_url
@@ -28,7 +28,7 @@ from app.sinks.influxdb.dialects import Target
 from app.sinks.influxdb.queries import Kind, QueryClient
 from app.sinks.influxdb.sink import InfluxSink
 
-Opened: TypeAlias = InfluxDb1 | InfluxDb2 | VictoriaMetrics
+Opened: TypeAlias = InfluxQlReader | VictoriaMetrics
 
 EMBEDDED = "embedded"
 CATALOG_FILE = "metadata.db"
@@ -195,11 +195,16 @@ def reader_of(
     client: QueryClient, kind: Kind, *, policy: str | None = None, wants: Wants = every_field
 ) -> Opened | None:
     """Return what reads a kind of database; None if nothing does."""
+
+    async def location() -> Location:
+        if kind == "v2":
+            return await location_of_bucket(client)
+        return Location(client.target.bucket, policy)
+
     match kind:
-        case "v1":
-            return InfluxDb1(client, policy=policy, wants=wants)
-        case "v2":
-            return InfluxDb2(client, wants=wants)
+        case "v1" | "v2":
+            # Most InfluxDB 1 refuse unsigned integers, and a bucket may be copied to one.
+            return InfluxQlReader(client, location, keeps_unsigned=kind == "v1", wants=wants)
         case "v3":
             return None
         case "victoriametrics":

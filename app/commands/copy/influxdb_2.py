@@ -1,151 +1,61 @@
-"""Reads an InfluxDB 2, with Flux."""
+"""Finds a bucket of an InfluxDB 2 for InfluxQL.
+
+Flux is not used: a query over shards that have different types of a field returns the values up to
+the first change of type, drops the others without an error, and counts as many.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
 
-from app.commands.copy.rows import ENCODERS, Chunk, RefusedRow, Row, Unwritable, name, series
-from app.commands.copy.source import (
-    DAY_NS,
-    NOTHING_WANTED,
-    Days,
-    Measurement,
-    Period,
-    Wants,
-    every_field,
-)
-from app.runtime.errors import QueryFailed
+from app.commands.copy.influxql_reader import Location
+from app.runtime.errors import DatabaseRefused, QueryFailed
+from app.sinks.influxdb.http import Request
 from app.sinks.influxdb.queries import QueryClient
 
-_ROWS = 5_000
-_OWN_COLUMNS = {"result", "table", "_start", "_stop", "_time", "_value", "_field", "_measurement"}
+_ID = re.compile("[0-9a-f]{16}")
 
 
-class InfluxDb2:
-    """A bucket of an InfluxDB 2. Each field of a point is a row of its own, as in Flux."""
+async def location_of_bucket(client: QueryClient) -> Location:
+    """Return the database and retention policy that InfluxQL has for the client's bucket.
 
-    unit = "values"
-    counts_exactly = True
-    has_whole_points = False
-
-    def __init__(self, client: QueryClient, *, wants: Wants = every_field) -> None:
-        """Assign the client; fields that `wants` does not select are not read."""
-        self._wants = wants
-        self.omitted: list[str] = []
-        self._client = client
-
-    async def measurements(self, times: Period) -> AsyncIterator[Measurement]:
-        """Yield what the bucket has in a span of time."""
-        for measurement in await self._listed("measurements", times):
-            every = await self._listed("fieldKeys", times, measurement)
-            fields = [each for each in every if self._wants(each)]
-            chosen = fields if len(fields) < len(every) else ()
-            if every and not fields:
-                self.omitted.append(f"{measurement} ({NOTHING_WANTED})")
-                continue
-            days = Days()
-            async for record in self._client.flux(self._counting(measurement, chosen, times)):
-                days.add(record["_start"] // DAY_NS, record["_value"])
-            if days:
-                yield Measurement(name=measurement, fields=fields, days=days)
-
-    async def read(
-        self,
-        measurement: str,
-        fields: Sequence[str],
-        times: Period,
-        entity_ids: Sequence[str] = (),
-    ) -> AsyncGenerator[Chunk, None]:
-        """Yield the rows of a measurement with these fields, or all fields for none.
-
-        `entity_ids` limits them to rows whose tag `entity_id` is listed.
-        """
-        chunk, wanted = Chunk(), set(fields)
-        # The database selects only a few fields: a filter for hundreds would be too long.
-        selected = fields if entity_ids or self._wants is not every_field else ()
-        async for record in self._client.flux(
-            f"{self._selected(measurement, selected, times)}{_any_of('entity_id', entity_ids)}"
-            # As a time the client would cut it to microseconds.
-            " |> map(fn: (r) => ({r with _time: int(v: r._time)}))"
-        ):
-            if wanted and record["_field"] not in wanted:
-                continue
-            try:
-                chunk.rows.append(row_of_record(record))
-            except Unwritable as exc:
-                chunk.refused.append(
-                    RefusedRow(repr(dict(record)).encode(), str(exc), record["_time"])
-                )
-            if len(chunk.rows) + len(chunk.refused) >= _ROWS:
-                yield chunk
-                chunk = Chunk()
-        if chunk.rows or chunk.refused:
-            yield chunk
-
-    async def _listed(self, function: str, times: Period, measurement: str = "") -> list[str]:
-        """Return the names that a function of Flux' package `schema` lists."""
-        about = f", measurement: {_text(measurement)}" if measurement else ""
-        start, stop = (f"time(v: {at})" for at in times)
-        kind = "measurementFieldKeys" if measurement else function
-        query = (
-            'import "influxdata/influxdb/schema"\n'
-            f"schema.{kind}(bucket: {_text(self._client.target.bucket)}{about},"
-            f" start: {start}, stop: {stop})"
-        )
-        return sorted([str(record["_value"]) async for record in self._client.flux(query)])
-
-    def _counting(self, measurement: str, fields: Sequence[str], times: Period) -> str:
-        return (
-            self._selected(measurement, fields, times)
-            # Counts are integers, whatever is counted: only they can be grouped.
-            + " |> window(every: 1d) |> count()"
-            ' |> group(columns: ["_start"]) |> sum() |> group()'
-            " |> map(fn: (r) => ({_start: int(v: r._start), _value: r._value}))"
-            ' |> sort(columns: ["_start"])'
-        )
-
-    def _selected(self, measurement: str, fields: Sequence[str], times: Period) -> str:
-        return (
-            f"from(bucket: {_text(self._client.target.bucket)})"
-            f" |> range(start: time(v: {times.start_ns}), stop: time(v: {times.end_ns}))"
-            f" |> filter(fn: (r) => r._measurement == {_text(measurement)})"
-            f"{_any_of('_field', fields)}"
-        )
-
-
-def _any_of(column: str, texts: Sequence[str]) -> str:
-    """Return a filter for the values of a column; empty for no values."""
-    if not texts:
-        return ""
-    conditions = " or ".join(f"r.{column} == {_text(text)}" for text in texts)
-    return f" |> filter(fn: (r) => {conditions})"
-
-
-def row_of_record(record: Mapping[str, Any]) -> Row:
-    """Return the row of a record whose `_time` is in nanoseconds.
+    InfluxDB 2.4 and newer make them from the name of each bucket.
 
     Raises:
-        Unwritable: line protocol cannot express a name in it.
-        QueryFailed: it is no point.
+        QueryFailed: the database is unavailable.
+        DatabaseRefused: there is none, or it may stand for another bucket.
     """
-    tags = {
-        key.encode(): value.encode()
-        for key, value in record.items()
-        if key not in _OWN_COLUMNS and isinstance(value, str)
-    }
-    # Every value exists, so what the client takes for a missing one is an empty text.
-    value = "" if record["_value"] is None else record["_value"]
-    if isinstance(value, str):  # InfluxDB writes each line break as two characters
-        value = value.replace("\r\n", "\n")
-    encoder = ENCODERS.get(type(value))
-    if encoder is None or not isinstance(record["_time"], int):
-        raise QueryFailed("the answer to a query has values that no point has")
-    field = name(record["_field"].encode()) + b"=" + encoder(value)
-    return series(record["_measurement"].encode(), tags), (field,), record["_time"]
+    target = client.target
+    org = {"orgID" if _ID.fullmatch(target.org) else "org": target.org}
+    match await _listed(client, "buckets", name=target.bucket, **org):
+        case [{"id": str(bucket_id), "orgID": str(org_id)}]:
+            pass
+        case _:
+            raise DatabaseRefused(f"there is no bucket {target.bucket!r} that the token may read")
+    # InfluxQL reads the organization that the token was made in, whatever is requested.
+    if len(await _listed(client, "buckets", name=target.bucket)) > 1:
+        raise DatabaseRefused(
+            f"the token may read a bucket {target.bucket!r} of several organizations: use one that"
+            f" may only read that of {target.org!r}"
+        )
+    for mapping in await _listed(client, "dbrps", orgID=org_id, bucketID=bucket_id):
+        database, policy = str(mapping["database"]), str(mapping["retention_policy"])
+        same = await _listed(client, "dbrps", orgID=org_id, db=database, rp=policy)
+        if [each["bucketID"] for each in same] == [bucket_id]:
+            return Location(database, policy)
+    raise DatabaseRefused(
+        f"InfluxQL has no database for the bucket {target.bucket!r}. Create a mapping, which"
+        f" changes no data: influx v1 dbrp create --bucket-id {bucket_id} --db copied --rp"
+        f" {bucket_id}"
+    )
 
 
-def _text(text: str) -> str:
-    # Flux interpolates `${…}` in strings.
-    return json.dumps(text, ensure_ascii=False).replace("${", "\\${")
+async def _listed(client: QueryClient, kind: str, **query: str) -> Sequence[Mapping[str, object]]:
+    reply = await client.body(Request(path=f"/api/v2/{kind}", query=query))
+    try:
+        listed = json.loads(reply)["content" if kind == "dbrps" else kind]
+    except (ValueError, KeyError, TypeError) as exc:
+        raise QueryFailed(f"the answer of /api/v2/{kind} is not a list of {kind}") from exc
+    return list(listed)

@@ -1,21 +1,18 @@
-"""Reads from a database: requests whose answers are streamed, and Flux.
+"""Reads from a database: requests whose answers are streamed.
 
 The writing side is `sink.py`; both use influxdb-client's session.
 """
 
 from __future__ import annotations
 
-import csv
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal, Self, TypeAlias
+from typing import Literal, Self, TypeAlias
 from urllib.parse import urlsplit
 
 import aiohttp
-from influxdb_client.client.flux_csv_parser import FluxCsvParserException, FluxQueryException
 from influxdb_client.client.influxdb_client_async import InfluxDBClientAsync
-from influxdb_client.rest import ApiException
 
 from app.runtime.errors import DatabaseRefused, QueryFailed
 from app.runtime.text import one_line
@@ -124,23 +121,6 @@ class QueryClient:
     async def body(self, request: Request) -> bytes:
         """Return the body of a successful response that is short; raises like `stream`."""
         return b"".join([part async for part in self.stream(request)])
-
-    async def flux(self, query: str) -> AsyncIterator[Mapping[str, Any]]:
-        """Yield the records of a Flux query; raises like `stream`."""
-        assert self._client is not None, "the client is not open"
-        try:
-            records = await self._client.query_api().query_stream(query, org=self.target.org)
-            async for record in records:
-                yield record.values
-        except ApiException as exc:
-            body = exc.body if isinstance(exc.body, bytes) else str(exc.body).encode()
-            raise self._refusal(Reply(status=exc.status, headers={}, body=body)) from exc
-        except FluxQueryException as exc:
-            raise DatabaseRefused(f"{self._where} refuses a query: {one_line(str(exc))}") from exc
-        except (FluxCsvParserException, csv.Error, IndexError, UnicodeDecodeError) as exc:
-            raise QueryFailed(f"{self._where} sent an answer that is incomplete") from exc
-        except NO_ANSWER as exc:
-            raise _translated(exc, self._where) from exc
 
     @property
     def _where(self) -> str:

@@ -1,9 +1,17 @@
-"""Reads an InfluxDB 1, with InfluxQL."""
+"""Reads an InfluxDB 1 or 2 with InfluxQL."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Mapping,
+    Sequence,
+)
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from app.commands.copy.rows import (
@@ -36,8 +44,16 @@ _BYTES = 4_000_000
 _ROWS_PER_PART = 2_000
 
 
-class InfluxDb1:
-    """A database of an InfluxDB 1, in one retention policy."""
+class Location(NamedTuple):
+    """Where InfluxQL finds points."""
+
+    database: str
+    policy: str | None = None
+    """The retention policy; None for the default one."""
+
+
+class InfluxQlReader:
+    """A database of an InfluxDB 1 in one retention policy, or a bucket of an InfluxDB 2."""
 
     unit = "values"
     counts_exactly = True
@@ -46,18 +62,22 @@ class InfluxDb1:
     def __init__(
         self,
         client: QueryClient,
+        locate: Callable[[], Awaitable[Location]],
         *,
-        policy: str | None = None,
+        keeps_unsigned: bool = True,
         wants: Wants = every_field,
     ) -> None:
-        """Assign the client; without a policy the default one is read.
+        """Assign the client; `locate` is called once.
 
-        Fields that `wants` does not select are not read.
+        Fields that `wants` does not select are not read. Unsigned integers become integers if they
+        are not kept.
         """
         self._wants = wants
         self.omitted: list[str] = []
         self._client = client
-        self._policy = policy
+        self._locate = locate
+        self._location: Location | None = None
+        self._keeps_unsigned = keeps_unsigned
         self._types: dict[str, dict[str, set[str]]] = {}
 
     async def measurements(self, times: Period) -> AsyncIterator[Measurement]:
@@ -67,15 +87,8 @@ class InfluxDb1:
                 self.omitted.append(f"{measurement} ({NOTHING_WANTED})")
                 continue
             days = Days()
-            counted = ", ".join(
-                f"count({each})" for key, types in fields.items() for each in _casts(key, types)
-            )
-            async for part in self._query(
-                f"SELECT {counted} FROM {self._from(measurement)} WHERE {_within(times)}"  # noqa: S608 - names are quoted
-                " GROUP BY time(1d) fill(none)"
-            ):
-                for start_ns, *counts in part.rows:
-                    days.add(_number(start_ns) // DAY_NS, sum(map(_number, counts)))
+            async for start_ns, count in self._counts(measurement, fields, times, every="1d"):
+                days.add(start_ns // DAY_NS, count)
             if days:
                 yield Measurement(name=measurement, fields=tuple(fields), days=days)
 
@@ -91,14 +104,16 @@ class InfluxDb1:
         `entity_ids` limits them to rows whose tag `entity_id` is listed.
         """
         types = (await self._field_types()).get(measurement, {})
-        known = [each for each in fields or types if each in types]
-        if not known:
+        # A field that is not known may have been written since the fields were listed.
+        columns = list(fields or types)
+        if not columns:
             return
         chunk, read_bytes = Chunk(), 0
-        for part in _spans(times, is_mixed=any(len(types[each]) > 1 for each in known)):
-            rows = _Rows(known, types)
+        for part in await self._parts(measurement, columns, types, times):
+            rows = _Rows(columns, self._unsigned(types))
             async for found in self._query(
-                f"SELECT {', '.join(map(_field, known))} FROM {self._from(measurement)}"  # noqa: S608 - names are quoted
+                f"SELECT {', '.join(map(_field, columns))}"  # noqa: S608 - names are quoted
+                f" FROM {await self._from(measurement)}"
                 f" WHERE {_within(part)}{_of_entities(entity_ids)} GROUP BY *"
             ):
                 rows.add_to(chunk, found)
@@ -109,25 +124,74 @@ class InfluxDb1:
         if chunk.rows or chunk.refused:
             yield chunk
 
+    async def _parts(
+        self,
+        measurement: str,
+        columns: Sequence[str],
+        types: Mapping[str, set[str]],
+        times: Period,
+    ) -> Sequence[Period]:
+        """Return the spans to query one by one.
+
+        One query returns only one type of a field. A shard has only one, and none is shorter than
+        an hour, so the hours with values are read one by one if any field has several types.
+        """
+        known = {each: types[each] for each in columns if each in types}
+        if all(len(found) == 1 for found in known.values()):
+            return [times]
+        starts = [
+            start_ns async for start_ns, _ in self._counts(measurement, known, times, every="1h")
+        ]
+        return [
+            Period(max(start_ns, times.start_ns), min(start_ns + _HOUR_NS, times.end_ns))
+            for start_ns in starts
+        ]
+
+    async def _counts(
+        self, measurement: str, types: Mapping[str, set[str]], times: Period, *, every: str
+    ) -> AsyncIterator[tuple[int, int]]:
+        """Yield the start of each day or hour that has values, with their number."""
+        counted = ", ".join(
+            f"count({each})" for key, found in types.items() for each in _casts(key, found)
+        )
+        async for part in self._query(
+            f"SELECT {counted} FROM {await self._from(measurement)} WHERE {_within(times)}"  # noqa: S608 - names are quoted
+            f" GROUP BY time({every}) fill(none)"
+        ):
+            for start_ns, *counts in part.rows:
+                yield _number(start_ns), sum(map(_number, counts))
+
+    def _unsigned(self, types: Mapping[str, set[str]]) -> set[str]:
+        """Return the fields that are written as unsigned integers."""
+        if not self._keeps_unsigned:
+            return set()
+        return {each for each, found in types.items() if found == {"unsigned"}}
+
     async def _field_types(self) -> Mapping[str, Mapping[str, set[str]]]:
         """Return each field of each measurement with its types: shards may differ."""
         if not self._types:
-            policy = f" FROM {quoted(self._policy)}./.*/" if self._policy else ""
-            async for part in self._query(f"SHOW FIELD KEYS{policy}"):
+            policy = (await self._located()).policy
+            where = f" FROM {quoted(policy)}./.*/" if policy else ""
+            async for part in self._query(f"SHOW FIELD KEYS{where}"):
                 types = self._types.setdefault(_text(part.name), {})
                 for key, kind in part.rows:
                     if self._wants(_text(key)):
                         types.setdefault(_text(key), set()).add(_text(kind))
         return self._types
 
-    def _from(self, measurement: str) -> str:
-        policy = f"{quoted(self._policy)}." if self._policy else ""
-        return policy + quoted(measurement)
+    async def _located(self) -> Location:
+        if self._location is None:
+            self._location = await self._locate()
+        return self._location
+
+    async def _from(self, measurement: str) -> str:
+        policy = (await self._located()).policy
+        return (f"{quoted(policy)}." if policy else "") + quoted(measurement)
 
     async def _query(self, statement: str) -> AsyncIterator[Series]:
         answer = ChunkedAnswer()
         query = {
-            "db": self._client.target.bucket,
+            "db": (await self._located()).database,
             "epoch": "ns",
             "chunked": "true",
             "chunk_size": str(_ROWS_PER_PART),
@@ -151,7 +215,7 @@ class InfluxDb1:
 class _Rows:
     """Encodes the rows of one statement."""
 
-    def __init__(self, fields: Sequence[str], types: Mapping[str, set[str]]) -> None:
+    def __init__(self, fields: Sequence[str], unsigned: Container[str]) -> None:
         self._columns: list[tuple[bytes, Mapping[type, Callable[..., bytes]]]] = []
         self._unwritable: dict[int, str] = {}
         """Why a field cannot be written, by its column."""
@@ -161,7 +225,7 @@ class _Rows:
                 key = name(key)
             except Unwritable as exc:
                 self._unwritable[column] = str(exc)
-            encoders = _UNSIGNED if types[each] == {"unsigned"} else ENCODERS
+            encoders = _UNSIGNED if each in unsigned else ENCODERS
             self._columns.append((key + b"=", encoders))
 
     def add_to(self, chunk: Chunk, part: Series) -> None:
@@ -240,22 +304,6 @@ def _literal(text: str) -> str:
 
 def _within(times: Period) -> str:
     return f"time >= {times.start_ns} AND time < {times.end_ns}"
-
-
-def _spans(times: Period, *, is_mixed: bool) -> Iterator[Period]:
-    """Yield the spans to query one by one.
-
-    One query returns only one type of a field. A shard has only one, and none is shorter than an
-    hour.
-    """
-    if not is_mixed:
-        yield times
-        return
-    start_ns = times.start_ns
-    while start_ns < times.end_ns:
-        end_ns = min((start_ns // _HOUR_NS + 1) * _HOUR_NS, times.end_ns)
-        yield Period(start_ns, end_ns)
-        start_ns = end_ns
 
 
 def _number(value: Value) -> int:
