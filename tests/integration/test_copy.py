@@ -407,14 +407,14 @@ async def test_a_refused_point_is_listed_once_however_often_its_day_is_copied(
 ) -> None:
     """The days on which the target lacks values are copied again by each run."""
     async with databases() as (ours, theirs):
-        theirs.refuses = lambda line: "no threes" if b"e=e3" in line else None
+        theirs.refuses = lambda line: "no threes" if b"m0,e=e3" in line else None
         for _ in range(2):
             result = await copying(**settings(ours, theirs))
         refused = copying.refused
         theirs.refuses = lambda _: None
         last = await copying(**settings(ours, theirs))
 
-    count = sum(b"e=e3" in line for line in LINES)
+    count = sum(b"m0,e=e3" in line for line in LINES)
     assert f"Refused: {count} points" in result.printed
     assert refused.count(b"no threes") == count
     assert last.status == 0, last.printed
@@ -437,10 +437,10 @@ async def test_a_span_that_is_read_again_lists_its_refused_points_once(
 
     async with databases() as (ours, theirs):
         ours.answers = answers
-        theirs.refuses = lambda line: "no threes" if b"e=e3" in line else None
+        theirs.refuses = lambda line: "no threes" if b"m0,e=e3" in line else None
         result = await copying(**settings(ours, theirs))
 
-    count = sum(b"e=e3" in line for line in LINES)
+    count = sum(b"m0,e=e3" in line for line in LINES)
     assert failures == 0
     assert f"Refused: {count} points" in result.printed
     assert copying.refused.count(b"no threes") == count

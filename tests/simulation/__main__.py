@@ -32,13 +32,14 @@ def main() -> int:
     parser.add_argument("--only", help="numbers of the actions to keep, such as 3,7")
     parser.add_argument("--kinds", help="draw only these faults, such as crash,disk_fails")
     parser.add_argument("--each-kind", action="store_true", help="check that faults have effects")
-    parser.add_argument("--plan", type=Path, help="run the plan in this file")
+    parser.add_argument("--plan", type=Path, nargs="+", help="run the plans in these files")
     parser.add_argument("--log", action="store_true", help="print the log of a seed that passes")
     chosen = parser.parse_args()
     if chosen.each_kind:
         return run_each_kind(chosen.jobs)
     if chosen.plan is not None:
-        return replay(Plan.read(chosen.plan), only=None, show_log=chosen.log)
+        plans = map(Plan.read, chosen.plan)
+        return max([replay(plan, only=None, show_log=chosen.log) for plan in plans])
     kinds = tuple(chosen.kinds.split(",")) if chosen.kinds else ()
     if chosen.seed is not None:
         plan = Plan(seed=chosen.seed, seconds=chosen.seconds, kinds=kinds)

@@ -1,4 +1,4 @@
-"""The simulator itself: the same seed is the same run, and the checks can fail."""
+"""The simulator itself: the same seed is the same run, and every fault has an effect."""
 
 from __future__ import annotations
 
@@ -37,15 +37,6 @@ def test_the_same_seed_gives_the_same_run_for_every_hash_seed() -> None:
     assert [run.returncode for run in runs] == [0, 0], runs[0].stdout
     assert len(traces[0]) == 1
     assert traces[0] == traces[1]
-
-
-def test_another_seed_gives_another_run() -> None:
-    """The trace distinguishes runs."""
-    runs = [simulate("--seed", seed, "--seconds", "300") for seed in ("2", "3")]
-
-    traces = {match for run in runs for match in re.findall(r"trace (\w+)", run.stdout)}
-
-    assert len(traces) == 2
 
 
 def test_every_kind_of_fault_has_an_effect() -> None:
