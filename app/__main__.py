@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
     from pathlib import Path
 
+    from app.runtime.restart import Restart
+
 _INTERRUPTED = {
     "copy": "Interrupted. The next run continues with the days that are not complete",
     "backfill": "Interrupted. What was read back is stored; the next start continues with the rest",
@@ -24,28 +26,39 @@ _INTERRUPTED = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command of the command line and return the exit status."""
-    from app.commands.command_line import INTERRUPTED, UNUSABLE, parse
+    from app.commands.command_line import FAILED, INTERRUPTED, OK, UNUSABLE, parse
     from app.runtime.errors import SettingsError, StorageError
+    from app.runtime.restart import Restart
 
     parsed = parse(arguments)
+    restart = Restart()
     try:
         if parsed.command == "home-assistant-app":
-            return _home_assistant_app(parsed.step, parsed.data)
-        return _dispatch(parsed)
+            status = _home_assistant_app(parsed.step, parsed.data, restart)
+        else:
+            status = _dispatch(parsed, restart)
+        if restart.is_requested and status == OK:
+            restart.replace_process()
     except (SettingsError, StorageError) as exc:
         sys.stderr.write(f"websocket-ingestion: {exc}\n")
         return UNUSABLE
+    except OSError as exc:
+        if not restart.is_requested:
+            raise
+        sys.stderr.write(f"websocket-ingestion: cannot start again ({exc.strerror})\n")
+        return FAILED
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{_INTERRUPTED.get(parsed.command, 'Interrupted')}\n")
         return INTERRUPTED
+    return status
 
 
-def _dispatch(parsed: argparse.Namespace) -> int:
+def _dispatch(parsed: argparse.Namespace, restart: Restart) -> int:
     match parsed.command:
         case "run":
             from app.commands.run import run
 
-            return _wait_for(run())
+            return _wait_for(run(restart))
         case "demo":
             sys.stdout.write("Starting the service and a simulated home; their data is in")
             sys.stdout.write(" data/demo ...\n")
@@ -73,7 +86,7 @@ def _dispatch(parsed: argparse.Namespace) -> int:
             return _wait_for(dead_letters(parsed))
 
 
-def _home_assistant_app(step: str, data: Path) -> int:
+def _home_assistant_app(step: str, data: Path, restart: Restart) -> int:
     from app.commands import home_assistant_app
     from app.commands.command_line import OK
 
@@ -82,7 +95,7 @@ def _home_assistant_app(step: str, data: Path) -> int:
         from app.commands.run import run
 
         try:
-            return _wait_for(run())
+            return _wait_for(run(restart))
         finally:
             home_assistant_app.set_aside(data)
     home_assistant_app.become_user()  # or the service could not remove what root has copied

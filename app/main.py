@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from functools import partial
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+)
+from functools import cache, partial
+from importlib import import_module
+from multiprocessing import parent_process
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -18,13 +26,18 @@ from app.api.application import build_api
 from app.api.clients import LOOPBACK
 from app.api.connections import Connections
 from app.api.dependencies import Components
+from app.api.setup import Setup
+from app.api.setup_access import SetupLink
+from app.api.setup_application import build_setup_api
 from app.api.throttle import Challenges
 from app.container import Container
 from app.model import MEGABYTE
 from app.runtime.errors import SettingsError
 from app.runtime.logging import configure
+from app.runtime.restart import Restart
 from app.runtime.sqlite import owned_folder
 from app.settings import Settings
+from app.settings_store import SettingsStore
 
 ENV_FILE = Path(".env")
 
@@ -35,10 +48,16 @@ _SWITCH_INTERVAL_S = 0.0002
 logger = logging.getLogger(__name__)
 
 
-def create_app(container: Container, *, connections: Connections | None = None) -> FastAPI:
+def create_app(
+    container: Container,
+    *,
+    connections: Connections | None = None,
+    store: SettingsStore | None = None,
+) -> FastAPI:
     """Return the application of a container; its lifespan runs the whole service.
 
-    `connections` counts the connections of clients; only `python -m app` limits them.
+    `connections` counts the connections of clients; only `python -m app` limits them. `store`
+    changes settings; by default it cannot.
     """
 
     @asynccontextmanager
@@ -47,8 +66,32 @@ def create_app(container: Container, *, connections: Connections | None = None) 
             yield
 
     connections = Connections() if connections is None else connections  # an empty one is false
-    components = _components(container, connections)
+    components = _components(container, connections, store or SettingsStore())
     return build_api(components, lifespan=lifespan)
+
+
+def create_setup_app(chosen: Settings, *, store: SettingsStore, link: SetupLink) -> FastAPI:
+    """Return the application of the set-up mode; its lifespan holds DATA_DIR and logs the link."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        with owned_folder(chosen.journal.data_dir):
+            log_setup(link)
+            yield
+
+    return build_setup_api(
+        _lazy_setup(store), store=store, access=_access_rules(chosen), link=link, lifespan=lifespan
+    )
+
+
+def log_setup(link: SetupLink, *, port: int | None = None) -> None:
+    """Log how to open the set-up; `port` is None where the server has not said it."""
+    logger.warning(
+        "Home Assistant is not set, so nothing is captured yet. Set it up in a browser on this"
+        " machine at http://127.0.0.1:%(port)s/setup, or once from another one at"
+        " http://ADDRESS:%(port)s/setup?key=%(key)s with the address of this machine",
+        {"port": port or "PORT", "key": link.key},
+    )
 
 
 @asynccontextmanager
@@ -167,7 +210,31 @@ def configure_logs(chosen: Settings, *, env_file: Path | None = None) -> None:
         )
 
 
-def _components(container: Container, connections: Connections) -> Components:
+def _lazy_setup(store: SettingsStore) -> Callable[[], Setup]:
+    """Return a function that makes the set-up when it is first used: HTTP clients load slowly."""
+
+    @cache
+    def setup() -> Setup:
+        made: Setup = import_module("app.setup.setup").BrowserSetup(
+            store, supervisor_token=os.environ.get("SUPERVISOR_TOKEN")
+        )
+        return made
+
+    return setup
+
+
+def _access_rules(chosen: Settings) -> AccessRules:
+    serving = chosen.serving
+    return AccessRules(
+        api_key=serving.api_key.get_secret_value() if serving.api_key else None,
+        trusted_peers=serving.trusted_peers,
+        cors_origins=serving.cors_origins,
+        ingress_peers=serving.ingress_peers,
+        trusted_proxies=serving.trusted_proxies,
+    )
+
+
+def _components(container: Container, connections: Connections, store: SettingsStore) -> Components:
     serving = container.settings().serving
     return Components(
         snapshot=container.observer().snapshot,
@@ -178,13 +245,9 @@ def _components(container: Container, connections: Connections) -> Components:
         dead_letters=container.dead_letters(),
         coverage=container.coverage(),
         unknown_entities=container.backfill().unknown_entities,
-        access=AccessRules(
-            api_key=serving.api_key.get_secret_value() if serving.api_key else None,
-            trusted_peers=serving.trusted_peers,
-            cors_origins=serving.cors_origins,
-            ingress_peers=serving.ingress_peers,
-            trusted_proxies=serving.trusted_proxies,
-        ),
+        access=_access_rules(container.settings()),
+        store=store,
+        setup=_lazy_setup(store),
         challenges=Challenges(
             total=min(_MOST_CHALLENGES, connections.limits.total // 4),
             shared=(*LOOPBACK, *serving.proxies),
@@ -214,11 +277,40 @@ def __getattr__(name: str) -> FastAPI:
     if name != "app":
         raise AttributeError(name)
     try:
-        chosen = settings.load_settings(ENV_FILE)
-        configure_logs(chosen, env_file=ENV_FILE)
-        app = create_app(Container(settings=chosen))
+        app = _app_of_environment()
     except SettingsError as exc:
         sys.stderr.write(f"websocket-ingestion: {exc}\n")
         raise SystemExit(2) from None
     globals()["app"] = app
     return app
+
+
+def _app_of_environment() -> FastAPI:
+    restart = Restart()
+    for_setup = settings.load_for_setup(ENV_FILE)
+    chosen = for_setup or settings.load_settings(ENV_FILE)
+    configure_logs(chosen, env_file=ENV_FILE)
+    # A child of uvicorn's --reload or --workers cannot execute itself again.
+    request = restart.request if parent_process() is None else None
+    store = SettingsStore(ENV_FILE, restart=request, is_setup=for_setup is not None)
+    if for_setup is None:
+        app = create_app(Container(settings=chosen), store=store)
+    else:
+        app = create_setup_app(chosen, store=store, link=SetupLink())
+    app.router.lifespan_context = _restarting(app.router.lifespan_context, restart)
+    return app
+
+
+def _restarting(
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[object]], restart: Restart
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Return the lifespan that replaces the process at its end, if that is requested."""
+
+    @asynccontextmanager
+    async def restarting(app: FastAPI) -> AsyncIterator[None]:
+        async with lifespan(app):
+            yield
+        if restart.is_requested:
+            restart.replace_process()
+
+    return restarting

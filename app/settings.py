@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated, Literal, TypeAlias, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -75,7 +75,7 @@ _ENVIRONMENT_ONLY = frozenset(
 code that runs, the files that are read, or who is trusted."""
 _OF_HOME_ASSISTANT = ("HOMEASSISTANT", "HASS")
 """Beginnings, without underscores, of names that are meant for Home Assistant; also HA_."""
-_PLACEHOLDERS = {
+PLACEHOLDERS = {
     "HOME_ASSISTANT_URL": "http://homeassistant.local:8123",
     "HOME_ASSISTANT_TOKEN": "0" * 32,
 }
@@ -584,7 +584,7 @@ def load_settings(
             that names each, says what is wrong and how to fix it, and never shows a secret.
     """
     environment = read_environment(env_file)
-    by_name = _stored_settings(environment) if stored is None else stored
+    by_name = stored_settings(environment)[1] if stored is None else stored
     of_file = Environment(({name: cleaned(value) for name, value in by_name.items()},))
     sections: dict[str, _Section] = {}
     problems = list(_unparsed_settings(environment, env_file))
@@ -613,10 +613,10 @@ def load_for_setup(env_file: Path | None = None) -> Settings | None:
         SettingsError: as `load_settings`.
     """
     environment = read_environment(env_file)
-    stored = _stored_settings(environment)
+    _, stored = stored_settings(environment)
     if any(_is_about_home_assistant(name) for name in (*environment.names_with_values(), *stored)):
         return None
-    return load_settings(env_file, stored={**stored, **_PLACEHOLDERS})
+    return load_settings(env_file, stored={**stored, **PLACEHOLDERS})
 
 
 def _is_about_home_assistant(name: str) -> bool:
@@ -626,29 +626,21 @@ def _is_about_home_assistant(name: str) -> bool:
     return bool(difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELT))
 
 
-def stored_settings(env_file: Path | None = None) -> tuple[Path, Mapping[str, str]]:
-    """Return DATA_DIR/settings.json and what it sets.
+def stored_settings(environment: Environment) -> tuple[Path, Mapping[str, str]]:
+    """Return DATA_DIR/settings.json, and the text of each setting in it.
 
     Raises:
         SettingsError: it cannot be used.
     """
-    environment = read_environment(env_file)
-    return _settings_file(environment), _stored_settings(environment)
-
-
-def _stored_settings(environment: Environment) -> Mapping[str, str]:
-    allowed = {each.names[0] for each in variables() if not each.is_environment_only}
-    return read_settings(_settings_file(environment), allowed=allowed)
-
-
-def _settings_file(environment: Environment) -> Path:
     found = environment.find(_names(JournalSettings, "data_dir"))
     default: Path = JournalSettings.model_fields["data_dir"].default
     try:
         folder = default if found is None else _path(Path(found[1]))
     except ValueError:
         folder = default  # the setting itself is reported
-    return folder / SETTINGS_FILE
+    allowed = {each.names[0] for each in variables() if not each.is_environment_only}
+    file = folder / SETTINGS_FILE
+    return file, read_settings(file, allowed=allowed)
 
 
 def _value(field: FieldInfo, names: tuple[str, ...], environment: Environment) -> str | None:
@@ -757,7 +749,7 @@ def _unusable_certificate(server: _ServerSettings) -> Iterator[str]:
 def warnings(env_file: Path | None = None) -> list[str]:
     """Return a sentence for each variable that is deprecated, unused or looks misspelt."""
     given_outside = read_environment(env_file)
-    environment = Environment((*given_outside.sources, _stored_settings(given_outside)))
+    environment = Environment((*given_outside.sources, stored_settings(given_outside)[1]))
     given = environment.names()
     found = [
         f"{name} is no longer used: weather belongs to its own service"
@@ -793,6 +785,14 @@ class Variable:
     description: str
     is_environment_only: bool = True
     """Whether DATA_DIR/settings.json may not have it."""
+    is_secret: bool = False
+    """Whether it must never be shown."""
+    group: str = ""
+    """What the settings around it are about."""
+    choices: tuple[str, ...] = ()
+    """The only values that are possible, if there are few."""
+    file_names: tuple[str, ...] = ()
+    """The variables that name a file with this secret."""
 
 
 def variables() -> list[Variable]:
@@ -800,19 +800,30 @@ def variables() -> list[Variable]:
     found = []
     for section in _sections().values():
         for name, field in section.model_fields.items():
-            names = _documented_names(section, name)
-            found.append(
-                Variable(
-                    names=names,
-                    default=None if field.is_required() else _as_text(field.default),
-                    description=_description(field),
-                    is_environment_only=names[0] in _ENVIRONMENT_ONLY or _is_file(field),
-                )
-            )
-            if _is_secret(field):
-                what = f"File that holds {names[0]}, for example a mounted secret"
-                found.append(Variable(names=_file_names(names), default="", description=what))
+            variable = _variable(section, name, field)
+            found.append(variable)
+            if variable.file_names:
+                what = f"File that holds {variable.names[0]}, for example a mounted secret"
+                found.append(Variable(names=variable.file_names, default="", description=what))
     return found
+
+
+def _variable(section: type[_Section], name: str, field: FieldInfo) -> Variable:
+    names = _documented_names(section, name)
+    return Variable(
+        names=names,
+        default=None if field.is_required() else _as_text(field.default),
+        description=_description(field),
+        is_environment_only=names[0] in _ENVIRONMENT_ONLY or _is_file(field),
+        is_secret=_is_secret(field) or field.exclude is True,
+        group=re.split("[.:]", section.__doc__ or "")[0],
+        choices=("true", "false") if field.annotation is bool else _choices(field),
+        file_names=_file_names(names) if _is_secret(field) else (),
+    )
+
+
+def _choices(field: FieldInfo) -> tuple[str, ...]:
+    return get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
 
 
 def _known_names() -> set[str]:

@@ -9,7 +9,7 @@ ingress are answered: Home Assistant has authenticated their user.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -26,8 +26,8 @@ MUST_AUTHENTICATE = "must_authenticate"
 
 METHODS = ("GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE")
 
-_ALWAYS_OPEN = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
-_WITHOUT_DATA = frozenset({"/", "/docs", "/openapi.json"})
+ALWAYS_OPEN = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+_WITHOUT_DATA = frozenset({"/", "/docs", "/openapi.json", "/setup"})
 _STATIC = "/static/"
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -87,6 +87,8 @@ class Allow:
     """Pass the request on."""
 
     user: User | None = None
+    is_by_link: bool = False
+    """Whether only the one-time link of the set-up allows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,40 +108,41 @@ Decision: TypeAlias = Allow | Challenge | Refuse
 
 def decide(rules: AccessRules, asked: Asked) -> Decision:
     """Return what to do with a request."""
-    if asked.path in _ALWAYS_OPEN and not asked.websocket:
+    if asked.path in ALWAYS_OPEN and not asked.websocket:
         return Allow()
-    if _is_foreign(rules, asked):
-        return Refuse(_FOREIGN_ORIGIN)
-    if _is_ingress(rules, asked):
-        return Allow(_user_in(asked.headers))
+    if is_foreign(rules, asked):
+        return Refuse(FOREIGN_ORIGIN)
+    if is_ingress(rules, asked):
+        return Allow(user_in(asked.headers))
     if rules.api_key is None:
-        reason = _not_of_this_machine(rules, asked)
+        reason = not_of_this_machine(rules, asked)
         return Refuse(_api_key_needed(reason)) if reason else Allow()
-    if _holds_no_data(asked):
+    if holds_no_data(asked):
         return Allow()
     return _decide_by_key(rules, asked)
 
 
 def _decide_by_key(rules: AccessRules, asked: Asked) -> Decision:
-    offered = _offered_keys(asked.headers)
+    offered = offered_keys(asked.headers)
     if any(rules.is_key(key) for key in offered):
         return Allow()
     if offered:
-        return Refuse(_API_KEY_WRONG)
+        return Refuse(API_KEY_WRONG)
     # A browser cannot add headers to a WebSocket.
-    return Challenge() if asked.websocket else Refuse(_API_KEY_MISSING)
+    return Challenge() if asked.websocket else Refuse(API_KEY_MISSING)
 
 
-def _holds_no_data(asked: Asked) -> bool:
+def holds_no_data(asked: Asked) -> bool:
+    """Whether the answer is the same for everyone, such as a page that asks for the key."""
     return not asked.websocket and (asked.path in _WITHOUT_DATA or asked.path.startswith(_STATIC))
 
 
-def _is_foreign(rules: AccessRules, asked: Asked) -> bool:
+def is_foreign(rules: AccessRules, asked: Asked) -> bool:
     """Whether a page of another origin requests a change, or events."""
     if not asked.websocket and asked.method in _SAFE_METHODS:
         return False
     hosts = {host.lower() for host in asked.headers.get("host", ())}
-    if _is_ingress(rules, asked):
+    if is_ingress(rules, asked):
         hosts.update(host.lower() for host in asked.headers.get("x-forwarded-host", ()))
     return any(
         origin not in rules.cors_origins and _host_of(origin) not in hosts
@@ -147,7 +150,7 @@ def _is_foreign(rules: AccessRules, asked: Asked) -> bool:
     )
 
 
-def _is_ingress(rules: AccessRules, asked: Asked) -> bool:
+def is_ingress(rules: AccessRules, asked: Asked) -> bool:
     """Whether the Supervisor forwards a request of a user that Home Assistant has authenticated.
 
     The headers alone prove nothing: any client can send them.
@@ -155,7 +158,7 @@ def _is_ingress(rules: AccessRules, asked: Asked) -> bool:
     return "x-ingress-path" in asked.headers and is_in(asked.peer, rules.ingress_peers)
 
 
-def _user_in(headers: Mapping[str, Sequence[str]]) -> User | None:
+def user_in(headers: Mapping[str, Sequence[str]]) -> User | None:
     """Return the user in the Supervisor's headers; it removes those that a client sent."""
 
     def sent(part: str) -> str | None:
@@ -173,7 +176,7 @@ def _host_of(origin: str) -> str | None:
         return None
 
 
-def _not_of_this_machine(rules: AccessRules, asked: Asked) -> str | None:
+def not_of_this_machine(rules: AccessRules, asked: Asked) -> str | None:
     """Return why a request without a key is not answered; None when it is."""
     if not is_in(asked.peer, rules.trusted_peers):
         return "this request does not come from a network in TRUSTED_PEERS"
@@ -196,7 +199,8 @@ def _is_loopback(host: str) -> bool:
     return name == "localhost" if address is None else address.is_loopback
 
 
-def _offered_keys(headers: Mapping[str, Sequence[str]]) -> list[str]:
+def offered_keys(headers: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return every API key in the headers."""
     keys = list(headers.get("x-api-key", ()))
     for value in headers.get("authorization", ()):
         scheme, _, key = value.partition(" ")
@@ -205,20 +209,20 @@ def _offered_keys(headers: Mapping[str, Sequence[str]]) -> list[str]:
     return keys
 
 
-_FOREIGN_ORIGIN = Problem(
+FOREIGN_ORIGIN = Problem(
     status=403,
     code="foreign_origin",
     detail="A page of another origin may not do this. Add its origin to CORS_ORIGINS if it may;"
     " behind a proxy, let it pass the Host header on.",
 )
 _CHALLENGE = {"WWW-Authenticate": 'Bearer realm="websocket-ingestion"'}
-_API_KEY_MISSING = Problem(
+API_KEY_MISSING = Problem(
     status=401,
     code="api_key_missing",
     detail="Send the API_KEY of this service as `Authorization: Bearer …` or as `X-API-Key`.",
     headers=_CHALLENGE,
 )
-_API_KEY_WRONG = Problem(
+API_KEY_WRONG = Problem(
     status=401,
     code="api_key_wrong",
     detail="The key is not the API_KEY of this service.",
@@ -238,10 +242,18 @@ def _api_key_needed(reason: str) -> Problem:
 class AccessMiddleware:
     """Applies the decision to every HTTP request and WebSocket."""
 
-    def __init__(self, app: ASGIApp, *, rules: AccessRules, attempts: AuthThrottle) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        rules: AccessRules,
+        attempts: AuthThrottle,
+        decision: Callable[[AccessRules, Asked], Decision] = decide,
+    ) -> None:
         self._app = app
         self._rules = rules
         self._attempts = attempts
+        self._decide = decision
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer it with a problem."""
@@ -249,21 +261,22 @@ class AccessMiddleware:
             await self._app(scope, receive, send)
             return
         asked = asked_in(scope)
-        decision = decide(self._rules, asked)
+        decision = self._decide(self._rules, asked)
         client = client_behind(
             asked.peer, asked.headers.get("x-forwarded-for", ()), self._rules.trusted_proxies
         )
         if client != _address_in(scope):
             scope = {**scope, "client": None if client is None else (client, 0)}
-        if decision == Refuse(_API_KEY_WRONG):
-            decision = Refuse(self._attempts.refusal(client) or _API_KEY_WRONG)
+        if decision == Refuse(API_KEY_WRONG):
+            decision = Refuse(self._attempts.refusal(client) or API_KEY_WRONG)
         match decision:
             case Refuse(problem):
                 await refuse(problem, scope, receive, send)
             case Challenge():
                 await self._app({**scope, MUST_AUTHENTICATE: True}, receive, send)
-            case Allow(user):
-                await self._app({**scope, "user": user}, receive, send)
+            case Allow(user, is_by_link):
+                allowed = {**scope, "user": user, "is_by_link": is_by_link}
+                await self._app(allowed, receive, send)
 
 
 def asked_in(scope: Scope) -> Asked:

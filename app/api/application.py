@@ -24,6 +24,8 @@ from app.api import (
     openapi,
     pages,
     session,
+    settings,
+    setup,
 )
 from app.api.access import METHODS, AccessMiddleware
 from app.api.connections import ConnectionsCollector
@@ -55,10 +57,21 @@ def build_api(
         redirect_slashes=False,
     )
     app.state.components = components
+    app.state.setup, app.state.store = components.setup, components.store
     app.openapi = partial(openapi.document, app)  # type: ignore[method-assign]
     for part in (health, metrics, live, pages):
         app.include_router(part.router)
-    for part in (events, gaps, catalog, filter_stats, dead_letters, diagnostics, session):
+    for part in (
+        events,
+        gaps,
+        catalog,
+        filter_stats,
+        dead_letters,
+        diagnostics,
+        session,
+        setup,
+        settings,
+    ):
         app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
     pages.mount_files(app)
     handle_problems(app, headers=security_headers("/api"))

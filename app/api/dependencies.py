@@ -13,6 +13,7 @@ from starlette.requests import HTTPConnection
 
 from app.api.access import AccessRules
 from app.api.connections import Connections
+from app.api.setup import Setup
 from app.api.throttle import AuthThrottle, Challenges
 from app.backfill.coverage import Coverage
 from app.discovery.catalog import Catalog
@@ -23,6 +24,7 @@ from app.health import Snapshot
 from app.model import Lines
 from app.normalize.filter import EntityFilter
 from app.runtime.metrics import Telemetry
+from app.settings_store import SettingsStore
 from app.sinks.dead_letters import DeadLetters
 from app.sinks.embedded import EmbeddedStore
 
@@ -60,6 +62,9 @@ class Components:
     challenges: Challenges = field(default_factory=Challenges)
     upserting: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while the rows of one request are processed."""
+    store: SettingsStore = field(default_factory=SettingsStore)
+    setup: Callable[[], Setup] | None = None
+    """None only where nothing requests it."""
     connections: Connections = field(default_factory=Connections)
     """Client connections, for `/metrics`."""
 

@@ -27,6 +27,7 @@ TAGS = [
     },
     {"name": "data API", "description": "Rows from other instances."},
     {"name": "dead letters", "description": "Points that a database rejected permanently."},
+    {"name": "set-up", "description": "Home Assistant, the database and all settings."},
     {"name": "status", "description": "Rates, statistics and diagnostics."},
 ]
 

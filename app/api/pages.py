@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import Headers
 from starlette.staticfiles import NotModifiedResponse
@@ -77,6 +77,12 @@ async def first_page() -> ClosedFile:
 async def docs() -> ClosedFile:
     """Return Swagger UI over `/openapi.json`."""
     return ClosedFile(WEB / "docs.html")
+
+
+@router.get("/setup")
+async def no_setup() -> RedirectResponse:
+    """Lead to the dashboard, below whatever path the service is mounted at."""
+    return RedirectResponse("./")
 
 
 def mount_files(app: FastAPI) -> None:

@@ -14,29 +14,51 @@ from collections.abc import Callable, Sequence
 
 from app.api.connections import ConnectionLimits, Connections
 from app.api.server import Server
+from app.api.setup_access import SetupLink
 from app.commands.command_line import FAILED, OK
 from app.container import Container
 from app.health import SinkStatus
-from app.main import ENV_FILE, configure_logs, create_app, running
+from app.main import (
+    ENV_FILE,
+    configure_logs,
+    create_app,
+    create_setup_app,
+    log_setup,
+    running,
+)
 from app.runtime.errors import SettingsError
-from app.settings import Settings, load_settings
+from app.runtime.restart import Restart, inherited_listener
+from app.runtime.sqlite import owned_folder
+from app.settings import Settings, load_for_setup, load_settings
+from app.settings_store import SettingsStore
 
 _MAX_DESCRIPTORS = 65_536
 
 logger = logging.getLogger(__name__)
 
 
-async def run() -> int:
-    """Run the service with the settings of the environment and .env; return the exit status."""
-    chosen = load_settings(ENV_FILE)
+async def run(restart: Restart) -> int:
+    """Run the service, or its set-up, with the settings there are; return the exit status.
+
+    With status 0 and `restart` requested, the caller starts the process again.
+    """
+    for_setup = load_for_setup(ENV_FILE)
+    chosen = for_setup or load_settings(ENV_FILE)
     configure_logs(chosen, env_file=ENV_FILE)
-    return await serve(chosen, listen=bound(chosen.serving.host, [chosen.serving.port]))
+    host, port = chosen.serving.host, chosen.serving.port
+    restart.bound_for = f"{host} {port}"
+    listen = inherited_listener(bound_for=restart.bound_for) or bound(host, [port])
+    restart.listen = listen
+    if for_setup is not None:
+        return await serve_setup(chosen, listen=listen, restart=restart)
+    return await serve(chosen, listen=listen, restart=restart)
 
 
 async def serve(
     chosen: Settings,
     *,
     listen: socket.socket,
+    restart: Restart | None = None,
     started: Callable[[str], None] = lambda _: None,
     stopped: Callable[[Sequence[SinkStatus]], None] = lambda _: None,
 ) -> int:
@@ -45,24 +67,24 @@ async def serve(
     Args:
         chosen: the settings.
         listen: the bound socket of the HTTP server.
+        restart: restarts the service with changed settings; without it they cannot be changed.
         started: called with the service's address once it listens.
         stopped: called with the final state of each sink once everything is closed.
     """
     container = Container(settings=chosen)
     supervisor = container.supervisor()
-    limits = ConnectionLimits.within(
-        _raise_descriptor_limit(), trusted_proxies=chosen.serving.proxies
-    )
-    connections = Connections(limits)
+    connections = _connections(chosen)
+    store = SettingsStore(ENV_FILE, restart=restart.request) if restart else None
 
     def on_started() -> None:
-        host, port = listen.getsockname()[:2]
-        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        address = _address(listen)
         logger.info("Listening on %s", address)
         started(address)
 
     server = Server(
-        create_app(container, connections=connections), connections, on_started=on_started
+        create_app(container, connections=connections, store=store),
+        connections,
+        on_started=on_started,
     )
 
     def stop() -> None:
@@ -74,9 +96,7 @@ async def serve(
         server.force_exit = server.should_exit
         server.should_exit = True
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop)
+    _stop_at_signals(stop, restart)
     async with running(container):
         # Objects created during the start live until the end. Without this, every full collection
         # scans them for a tenth of a second without reading an event (benchmarks/discovery.py).
@@ -88,6 +108,57 @@ async def serve(
     for name, why in supervisor.failures.items():
         logger.critical("Stopped with status %d: the %s loop ended: %s", FAILED, name, why)
     return FAILED if supervisor.failures else OK
+
+
+async def serve_setup(chosen: Settings, *, listen: socket.socket, restart: Restart) -> int:
+    """Serve the set-up until it is done, or until SIGTERM or Ctrl-C."""
+    connections = _connections(chosen)
+    store = SettingsStore(ENV_FILE, restart=restart.request, is_setup=True)
+    link = SetupLink()
+
+    def on_started() -> None:
+        logger.info("Listening on %s", _address(listen))
+        log_setup(link, port=listen.getsockname()[1])
+
+    app = create_setup_app(chosen, store=store, link=link)
+    server = Server(app, connections, on_started=on_started)
+
+    def stop() -> None:
+        server.config.timeout_graceful_shutdown = 1
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    _stop_at_signals(stop, restart)
+    with owned_folder(chosen.journal.data_dir):
+        await server.serve(sockets=[listen])
+    return OK
+
+
+def _connections(chosen: Settings) -> Connections:
+    limits = ConnectionLimits.within(
+        _raise_descriptor_limit(), trusted_proxies=chosen.serving.proxies
+    )
+    return Connections(limits)
+
+
+def _address(listen: socket.socket) -> str:
+    host, port = listen.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _stop_at_signals(stop: Callable[[], None], restart: Restart | None) -> None:
+    """Call `stop` at SIGTERM and Ctrl-C, which end a restart, and at a request to restart."""
+
+    def end() -> None:
+        if restart is not None:
+            restart.cancel()
+        stop()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    if restart is not None:
+        restart.stop = stop
 
 
 def remaining(sinks: Sequence[SinkStatus], *, is_durable: bool) -> str:

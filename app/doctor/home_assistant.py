@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -91,8 +92,11 @@ async def _version(commands: Commands) -> Finding:
 
 
 async def _clock(commands: Commands, clock: Callable[[], datetime]) -> Finding:
-    newest = checks.newest(await _states(commands))
-    return checks.state_clock(None if newest is None else (clock() - newest).total_seconds())
+    states = await _states(commands)
+    newest = checks.newest(states)
+    age_s = None if newest is None else (clock() - newest).total_seconds()
+    finding = checks.state_clock(age_s)
+    return replace(finding, readings={**finding.readings, "entities": len(states)})
 
 
 async def _states(commands: Commands) -> list[Recent]:

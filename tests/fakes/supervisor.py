@@ -41,6 +41,8 @@ class FakeSupervisor:
         self.app = ""
         """Base URL of the app, which is usually started later."""
         self.is_core_up = True
+        self.apps: dict[str, dict[str, str]] = {}
+        """What `/addons/SLUG/info` says of each installed app."""
         self.connections = 0
         """WebSockets that were proxied to Home Assistant."""
         self._home_assistant = home_assistant
@@ -54,6 +56,8 @@ class FakeSupervisor:
         """Serve on a free port and return the base URL."""
         app = web.Application()
         app.router.add_get("/core/websocket", self._websocket)
+        app.router.add_get("/addons/{slug}/info", self._app_info)
+        app.router.add_get("/addons", self._forbidden)
         app.router.add_route("*", INGRESS + "/{path:.*}", self._ingress)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
@@ -74,6 +78,18 @@ class FakeSupervisor:
             await socket.close()
         await asyncio.sleep(down_s)
         self.is_core_up = True
+
+    async def _app_info(self, request: web.Request) -> web.StreamResponse:
+        """The role `default` may read it, of any app whose name it knows."""
+        if request.headers.get("Authorization") != f"Bearer {self._token}":
+            raise web.HTTPUnauthorized
+        if (found := self.apps.get(request.match_info["slug"])) is None:
+            return web.json_response({"result": "error", "message": "not installed"}, status=404)
+        return web.json_response({"result": "ok", "data": found})
+
+    async def _forbidden(self, _: web.Request) -> web.StreamResponse:
+        """The list of apps needs the role `manager`."""
+        raise web.HTTPForbidden
 
     async def _websocket(self, request: web.Request) -> web.StreamResponse:
         if not self.is_core_up:

@@ -18,6 +18,7 @@ from app.container import Container
 from app.main import _components, configure_logs
 from app.runtime.errors import SourceAuthRejected, SourceUnavailable
 from app.settings import CopySourceSettings, ServingSettings, _Section, load_settings
+from app.settings_store import SettingsStore
 from app.sinks.delivery import Delivery
 from tests.fakes.influx import FakeInflux
 from tests.fakes.points import numbered_lines
@@ -211,7 +212,7 @@ def test_every_setting_is_read_when_the_service_is_built(
             patch.setattr(_Section, "__getattribute__", recorded)
             patch.setattr("app.main.configure", lambda **_: None)  # the log is the process's
             container.backfill()
-            _components(container, Connections())
+            _components(container, Connections(), SettingsStore())
             configure_logs(container.settings())
 
     sections = [type(section) for _, section in container.settings()]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from app.runtime.environment import read_environment
 from app.runtime.errors import SettingsError
 from app.runtime.settings_file import read_settings, write_settings
 from app.settings import load_for_setup, load_settings, stored_settings, variables, warnings
@@ -30,7 +31,7 @@ def test_what_is_written_is_read_again(file: Path) -> None:
     """Every setting keeps its text."""
     write_settings(file, HOME)
 
-    assert stored_settings() == (file, HOME)
+    assert stored_settings(read_environment(None)) == (file, HOME)
     assert load_settings().home_assistant.token.get_secret_value() == TOKEN
 
 
@@ -59,7 +60,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was(
     with pytest.raises(OSError, match="No space"):
         write_settings(file, {**HOME, "LOG_LEVEL": "DEBUG"})
 
-    assert stored_settings()[1] == HOME
+    assert stored_settings(read_environment(None))[1] == HOME
 
 
 def test_the_file_has_precedence_over_the_defaults(file: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import os
@@ -10,13 +9,11 @@ import shutil
 import socket
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import Future
+from collections.abc import AsyncGenerator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import httpx
 
@@ -26,11 +23,10 @@ from app.doctor import checks
 from app.doctor.checks import Disk, Port
 from app.doctor.findings import Finding, failed, not_tried, ok
 from app.runtime.errors import SettingsError
+from app.runtime.threads import in_thread
 
 if TYPE_CHECKING:
     from app.settings import Settings
-
-Read = TypeVar("Read")
 
 DISK = ("data_dir", "disk_space", "fsync")
 PORT = ("port",)
@@ -172,18 +168,3 @@ def _schema(chosen: Settings) -> str:
     options, _ = Container(settings=chosen).schema_options()
     changed = ", ".join(sorted(options.model_fields_set)) or "Home Assistant's defaults"
     return f"home_assistant, in the text of its client {chosen.influx.client}: {changed}."
-
-
-async def in_thread(work: Callable[[], Read]) -> Read:
-    """Run what may block forever in a thread that does not keep the process from ending."""
-    future: Future[Read] = Future()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except Exception as exc:  # noqa: BLE001 - raised again where it is awaited
-            future.set_exception(exc)
-
-    threading.Thread(target=run, daemon=True, name="doctor").start()
-    return await asyncio.wrap_future(future)
