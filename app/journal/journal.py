@@ -38,6 +38,7 @@ from app.runtime.errors import JournalFull, StorageDamaged, StorageError
 from app.runtime.logging import RateLimitedLog
 from app.runtime.metrics import Telemetry
 from app.runtime.sqlite import RESTART_ADVICE, Connection, Database, finish_replacing, opening
+from app.runtime.sqlite_pages import SMALL_PAGE_BYTES
 
 logger = logging.getLogger(__name__)
 limited_log = RateLimitedLog(logger)
@@ -100,6 +101,7 @@ class SqliteJournal:
         self._database = Database(
             path,
             migrations=MIGRATIONS,
+            page_bytes=SMALL_PAGE_BYTES,
             wal_bytes=min(_MAX_WAL_BYTES, max_bytes // 8),
             check=check_contents,
         )

@@ -221,7 +221,9 @@ async def repair(
     """
     logger.error("The journal %s is damaged, saving what can be read: %s", path, cause)
     fill = partial(_fill, path=path, tables=sqlite.tables_of(migrations), sinks=sinks)
-    aside, (points, lost) = await sqlite.replace_damaged(path, migrations=migrations, fill=fill)
+    aside, (points, lost) = await sqlite.replace_damaged(
+        path, migrations=migrations, page_bytes=sqlite_pages.SMALL_PAGE_BYTES, fill=fill
+    )
     saved = Repair(points, lost, aside)
     logger.error("%s", saved.reason)
     return saved

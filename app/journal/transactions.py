@@ -106,7 +106,7 @@ CHECKED_VERSION = 3
 
 _ROWS_PER_DELETE = 100
 _ROWS_PER_DROP = 2
-_PAGES_PER_SHRINK = 256
+_BYTES_PER_SHRINK = 1_000_000
 _ROWS_BESIDE_HOLE = 20
 """How many rows beside missing numbers are searched for a live point."""
 _MOVED = "settled = max(settled, ?1), settled_check = settled_check + settled - max(settled, ?1)"
@@ -300,7 +300,7 @@ def tidy_block(
         save_states(connection, states, states_through)
     connection.execute("DELETE FROM holes WHERE first + points - 1 <= ?", (deletable,))
     more = _delete_rows(connection, deletable, _ROWS_PER_DELETE) is not None
-    shrink(connection, pages=_PAGES_PER_SHRINK)
+    shrink(connection, at_most_bytes=_BYTES_PER_SHRINK)
     return more, size_of(connection, path)
 
 

@@ -28,6 +28,7 @@ from app.runtime.errors import (
     StorageLocked,
     StorageNewer,
 )
+from app.runtime.sqlite_pages import PAGE_BYTES
 from app.runtime.time import utc_now
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ _NOT_DAMAGE = frozenset(
 _COMPANIONS = ("-wal", "-shm", "-journal")
 _WAL_MODE = b"\x02\x02"
 _WAL_MODE_AT = 18
-_SPARE_PAGES = 1000
+_SPARE_BYTES = 4_096_000
 _MAX_VERSION = 1_000
 """No version of this service gets there: a higher number is damage."""
 
@@ -79,6 +80,7 @@ class Database:
         *,
         migrations: Sequence[str],
         synchronous: Literal["FULL", "NORMAL"] = "FULL",
+        page_bytes: int = PAGE_BYTES,
         cache_bytes: int = 2_000_000,
         wal_bytes: int = 4_000_000,
         check: Callable[[Connection], object] | None = None,
@@ -86,6 +88,7 @@ class Database:
         """`migrations` are the SQL scripts from an empty file to today's tables, in order.
 
         `user_version` counts the scripts already run; never change a released one, append another.
+        `page_bytes` is for a new file; one that exists keeps its size of pages.
         `cache_bytes` is the writer's page cache; a WAL of `wal_bytes` is checkpointed. `check`
         raises `StorageDamaged` for impossible contents, by default `quick_check`; it gets a
         read-only connection to a file that may be of an older version.
@@ -93,6 +96,7 @@ class Database:
         self.path = path
         self._migrations = tuple(migrations)
         self._synchronous = synchronous
+        self._page_bytes = page_bytes
         self._cache_bytes = cache_bytes
         self._wal_bytes = wal_bytes
         self._check = check or quick_check
@@ -189,6 +193,7 @@ class Database:
             raise StorageDamaged("commits in its write-ahead log cannot be read")
 
     def _prepare_writer(self, connection: Connection) -> None:
+        connection.execute(f"PRAGMA page_size = {self._page_bytes}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
@@ -286,10 +291,11 @@ def pragma(connection: Connection, name: str) -> int:
     return value
 
 
-def shrink(connection: Connection, *, pages: int) -> None:
-    """Return at most `pages` free pages to the disk; some are left for reuse."""
-    spare = pragma(connection, "freelist_count") - _SPARE_PAGES
-    for _ in range(min(spare, pages)):
+def shrink(connection: Connection, *, at_most_bytes: int) -> None:
+    """Return free pages to the disk; some are left for reuse."""
+    page_bytes = pragma(connection, "page_size")
+    spare = pragma(connection, "freelist_count") - _SPARE_BYTES // page_bytes
+    for _ in range(min(spare, at_most_bytes // page_bytes)):
         # One by one: the module sqlite3 stops this pragma after its first page.
         connection.execute("PRAGMA incremental_vacuum(1)")
 
@@ -339,7 +345,11 @@ def set_aside(path: Path) -> Path:
 
 
 async def replace_damaged(
-    path: Path, *, migrations: Sequence[str], fill: Callable[[Connection], Steps[Work]]
+    path: Path,
+    *,
+    migrations: Sequence[str],
+    page_bytes: int = PAGE_BYTES,
+    fill: Callable[[Connection], Steps[Work]],
 ) -> tuple[Path, Work]:
     """Replace a damaged database by a new one; return its new path, and the result of `fill`.
 
@@ -349,7 +359,7 @@ async def replace_damaged(
     fresh = _fresh(path)
     with opening(path):
         remove(fresh)
-        async with Database(fresh, migrations=migrations) as database:
+        async with Database(fresh, migrations=migrations, page_bytes=page_bytes) as database:
             steps = await database.write(fill)
             while not (done := await database.write(lambda _: _advance(steps))):
                 pass

@@ -18,7 +18,10 @@ from typing import Literal, NamedTuple, TypeAlias
 Value: TypeAlias = str | bytes | int | float | None
 
 _MAGIC = b"SQLite format 3\x00"
-_DEFAULT_PAGE_BYTES = 4096
+PAGE_BYTES = 4096
+"""SQLite's default."""
+SMALL_PAGE_BYTES = 1024
+PAGE_SIZES_IN_USE = (SMALL_PAGE_BYTES, PAGE_BYTES)
 _PAGE_SIZES = frozenset(2**power for power in range(9, 17))
 _FILE_HEADER_BYTES = 100
 _WAL_MAGICS = frozenset({0x377F0682, 0x377F0683})
@@ -129,8 +132,9 @@ def views(path: Path) -> Iterator[Pages]:
     """
     main, log = _File(path), _File(_wal_path(path))
     try:
-        wal = _read_wal(log)
-        size = _page_bytes(main, wal)
+        stored = _stored_page_bytes(main)
+        wal = _read_wal(log, stored or _guessed_page_bytes(main))
+        size = stored or (wal.page_bytes if wal else _guessed_page_bytes(main))
         numbers = range(1, -(-main.bytes // size) + 1)
         in_main = [_Location(number, main, (number - 1) * size) for number in numbers]
         frames = wal.frames if wal else []
@@ -200,17 +204,36 @@ def _wal_path(path: Path) -> Path:
     return path.with_name(path.name + "-wal")
 
 
-def _page_bytes(main: _File, wal: _Wal | None) -> int:
+def _stored_page_bytes(main: _File) -> int | None:
+    """Return the size of a page that the file's header states; None when it is damaged."""
     header = main.read(0, _FILE_HEADER_BYTES) or b""
-    if header.startswith(_MAGIC):
-        stored = int.from_bytes(header[16:18], "big")
-        size = 65_536 if stored == 1 else stored
-        if size in _PAGE_SIZES:
-            return size
-    return wal.page_bytes if wal else _DEFAULT_PAGE_BYTES
+    stored = int.from_bytes(header[16:18], "big")
+    size = 65_536 if stored == 1 else stored
+    return size if header.startswith(_MAGIC) and size in _PAGE_SIZES else None
 
 
-def _read_wal(log: _File) -> _Wal | None:
+def _guessed_page_bytes(main: _File) -> int:
+    """Return the smaller of the sizes in use if most leaf pages are found only with it.
+
+    Each page of the larger size begins where one of the smaller size would.
+    """
+    small, large = sorted(PAGE_SIZES_IN_USE)
+    found = {size: _leaf_pages(main, size) for size in (small, large)}
+    return small if found[small] > 2 * found[large] else large
+
+
+def _leaf_pages(main: _File, size: int) -> int:
+    starts = (main.read(offset, 8) or bytes(8) for offset in range(0, main.bytes, size))
+    return sum(_begins_leaf(start, size) for start in starts)
+
+
+def _begins_leaf(start: bytes, size: int) -> bool:
+    kind, _, cells, content, _ = struct.unpack(">BHHHB", start)
+    return kind in (_TABLE_LEAF, _INDEX_LEAF) and cells > 0 and 8 + 2 * cells <= content < size
+
+
+def _read_wal(log: _File, page_bytes_of_file: int = PAGE_BYTES) -> _Wal | None:
+    """Read the log; without its own header it has the pages of its file."""
     header = log.read(0, _WAL_HEADER_BYTES)
     if header is None:
         return None
@@ -221,7 +244,7 @@ def _read_wal(log: _File) -> _Wal | None:
         and _header_sums(header) == struct.unpack_from(">II", header, 24)
     )
     if not has_header:
-        page_bytes = _DEFAULT_PAGE_BYTES
+        page_bytes = page_bytes_of_file
     salts = header[16:24]
     frames = []
     for offset in range(_WAL_HEADER_BYTES, log.bytes, _FRAME_HEADER_BYTES + page_bytes):

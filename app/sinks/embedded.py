@@ -91,7 +91,7 @@ _WAL_BYTES = 32_000_000
 _ROWS_PER_STEP = 500
 _ROWS_PER_INSERT = 300
 _MAX_REASON = 500
-_PAGES_PER_STEP = 256
+_BYTES_PER_STEP = 1_000_000
 _CONSEQUENCE = (
     "A new event store begins: no event of the damaged file is in it. The recorder's part can be"
     " read back: python -m app backfill --since …"
@@ -494,5 +494,5 @@ def _prune(connection: Connection, before_ns: int) -> int:
         " (SELECT id FROM events WHERE time_ns < ? ORDER BY time_ns LIMIT ?)",
         (before_ns, _ROWS_PER_STEP),
     ).rowcount
-    shrink(connection, pages=_PAGES_PER_STEP)
+    shrink(connection, at_most_bytes=_BYTES_PER_STEP)
     return deleted

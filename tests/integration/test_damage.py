@@ -22,6 +22,7 @@ from app.backfill.last_states import LastStates
 from app.journal.journal import SqliteJournal
 from app.journal.transactions import save_states
 from app.model import LastState, Lines, Times
+from app.runtime.sqlite_pages import SMALL_PAGE_BYTES
 from tests.fakes.journal import tidy
 from tests.fakes.points import new_telemetry, numbers_in
 
@@ -31,7 +32,7 @@ PER_TEST = 20
 POINTS, NEW_POINTS, ROW_POINTS = 3_000, 100, 50
 SECOND = 1_000_000_000
 START = 1_795_000_000
-PAGE = 4096
+PAGE = SMALL_PAGE_BYTES
 ACKED = {"a": 510, "b": 1_200}
 NAMES = ("journal.db", "journal.db-wal", "journal.db-shm")
 

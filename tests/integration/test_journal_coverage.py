@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,12 +21,13 @@ from app.journal.repair import RowTimes, damage_gaps
 from app.journal.transactions import MIGRATIONS
 from app.model import NOWHERE, Change, Gap, LastState, Lines, Times
 from app.runtime.errors import StorageError
+from app.runtime.sqlite_pages import SMALL_PAGE_BYTES
 from tests.fakes.journal import tidy
 from tests.fakes.points import new_telemetry, numbers_in
 
 SECOND = 1_000_000_000
 START = 1_795_000_000
-PAGE = 4096
+PAGE = SMALL_PAGE_BYTES
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def spans(*seconds: int | None, received: int = 0) -> list[RowTimes]:
 
 
 def overwrite_table(path: Path, *names: str) -> None:
-    """Write nonsense over the root pages of some tables of a closed file."""
+    """Write nonsense over the root pages of some tables of a closed file, and below them."""
     with sqlite3.connect(path) as connection:
         roots = [
             connection.execute(
@@ -126,7 +128,18 @@ def overwrite_table(path: Path, *names: str) -> None:
     with path.open("r+b") as file:
         for root in roots:
             file.seek((root - 1) * PAGE)
-            file.write(b"\xa5" * PAGE)
+            for page in (root, *children(file.read(PAGE))):
+                file.seek((page - 1) * PAGE)
+                file.write(b"\xa5" * PAGE)
+
+
+def children(page: bytes) -> list[int]:
+    """Return the pages below an interior page of a table; a leaf has none."""
+    if page[0] != 0x05:
+        return []
+    count, _, last = struct.unpack_from(">HHxI", page, 3)
+    cells = struct.unpack_from(f">{count}H", page, 12)
+    return [*(int.from_bytes(page[cell : cell + 4]) for cell in cells), last]
 
 
 async def test_a_point_and_its_span_are_durable_together(path: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import pytest
 
-from app.runtime import sqlite
+from app.runtime import sqlite, sqlite_pages
 from app.runtime.errors import (
     StorageDamaged,
     StorageError,
@@ -268,7 +268,7 @@ async def test_shrinking_a_database_returns_a_few_pages_and_keeps_some(path: Pat
 
     def shrink(connection: Connection) -> int:
         before = free_pages(connection)
-        sqlite.shrink(connection, pages=100)
+        sqlite.shrink(connection, at_most_bytes=100 * sqlite_pages.PAGE_BYTES)
         return before - free_pages(connection)
 
     async with database_at(path) as database:

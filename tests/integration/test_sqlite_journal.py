@@ -20,11 +20,12 @@ from app.model import MAX_TIME_NS, LastState, Lines, Row
 from app.runtime.errors import JournalFull, StorageError, StorageFull
 from app.runtime.metrics import Telemetry
 from app.runtime.sqlite import Connection, finish_replacing
+from app.runtime.sqlite_pages import SMALL_PAGE_BYTES
 from tests.fakes.journal import tidy
 from tests.fakes.points import new_telemetry, numbered_lines, numbers_in
 from tests.unit.test_last_states import change
 
-PAGE = 4096
+PAGE = SMALL_PAGE_BYTES
 
 
 @pytest.fixture
@@ -108,6 +109,19 @@ async def housekeeping(journal: SqliteJournal) -> AsyncIterator[None]:
     finally:
         running.cancel()
         await asyncio.wait({running})
+
+
+async def test_a_commit_writes_few_small_pages(path: Path) -> None:
+    """An SD card wears out by them: a quiet home makes one commit for each event."""
+    wal = path.with_name("journal.db-wal")
+    async with journal_at(path, "influxdb") as journal:
+        await append(journal, 1, 1)
+        before = wal.stat().st_size
+        for number in range(2, 22):
+            await append(journal, number, 1)
+        written = wal.stat().st_size - before
+
+    assert written <= 20 * 5 * (PAGE + 24)
 
 
 # Restart

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from app.runtime.sqlite_pages import SMALL_PAGE_BYTES
 from tests.fakes.influx import FakeInflux
 from tests.power_cuts.checks import SETTINGS, Expected, Found, expected, start
 from tests.power_cuts.disk import History, Names, Tree, after_cut, write_tree
@@ -111,7 +112,7 @@ def _killed(data: Path) -> None:
 
 def _damage(data: Path) -> None:
     with (data / "journal.db-wal").open("r+b") as file:
-        file.seek(32 + 2 * (24 + 4096) + 100)
+        file.seek(32 + 2 * (24 + SMALL_PAGE_BYTES) + 100)
         file.write(b"\xa5" * 100)
     _checkpoint(data / "dead_letters.db")
     with (data / "dead_letters.db").open("r+b") as file:
