@@ -24,6 +24,8 @@ from app.discovery.refresh import Discovery
 from app.discovery.store import CatalogStore
 from app.fanout.hub import Hub
 from app.health_collector import HealthCollector
+from app.health_report.reporter import HealthReport
+from app.health_report.sensors import is_health_sensor
 from app.homeassistant.connection import HomeAssistantSource
 from app.homeassistant.endpoint import Endpoint
 from app.homeassistant.reconnect import ReconnectPolicy
@@ -56,6 +58,7 @@ T = TypeVar("T")
 
 _DELIVERY_MAX_WAIT_S = 60.0
 _DISCOVERY_MAX_WAIT_S = 300.0
+_HEALTH_WAIT_S, _HEALTH_MAX_WAIT_S = 30.0, 60.0
 _NONE: providers.Provider[None] = providers.Object(None)
 
 
@@ -320,6 +323,7 @@ class Container(containers.DeclarativeContainer):
         transforms=transforms,
         entity_filter=entity_filter,
         filter_fanout=settings.provided.filter.fanout,
+        is_left_out=_if(settings.provided.health_report.is_on, providers.Object(is_health_sensor)),
         hold_events=settings.provided.influx.max_pending_points,
     )
     journal_reader = providers.Singleton(
@@ -396,4 +400,47 @@ class Container(containers.DeclarativeContainer):
         telemetry=telemetry,
         supervisor=supervisor,
         memory_limit_mb=settings.provided.log.max_memory_mb,
+    )
+    _report_settings = settings.provided.health_report
+    _rest_api = providers.Singleton(
+        _lazy("app.health_report.rest", "RestApi"),
+        _home_assistant_settings.url,
+        token=_home_assistant_settings.token.get_secret_value.call(),
+        ssl_verify=_home_assistant_settings.ssl_verify,
+        headers=_home_assistant_settings.headers_by_name,
+        client_cert=_home_assistant_settings.client_cert,
+        client_key=_home_assistant_settings.client_key,
+    )
+    health_report: providers.Provider[HealthReport | None] = _if(
+        _report_settings.is_on,
+        providers.Singleton(
+            HealthReport,
+            snapshot=observer.provided.snapshot,
+            sensors=_if(
+                _report_settings.by_mqtt,
+                providers.Factory(
+                    _lazy("app.health_report.mqtt", "MqttSensors"),
+                    _report_settings.url,
+                    username=_report_settings.username,
+                    password=_report_settings.password.get_secret_value.call(),
+                    ssl_verify=_report_settings.ssl_verify,
+                    instance=_home_assistant_settings.instance_name,
+                ),
+                otherwise=providers.Factory(
+                    _lazy("app.health_report.rest", "RestSensors"),
+                    _rest_api,
+                    instance=_home_assistant_settings.instance_name,
+                ),
+            ),
+            notifications=providers.Factory(
+                _lazy("app.health_report.rest", "RestNotifications"),
+                _rest_api,
+                instance=_home_assistant_settings.instance_name,
+            ),
+            backoffs=providers.Object(
+                # The first wait is as long as the interval of reports: each connection begins
+                # with all of them.
+                partial(Backoff, first_s=_HEALTH_WAIT_S, max_s=_HEALTH_MAX_WAIT_S)
+            ),
+        ),
     )

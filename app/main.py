@@ -108,7 +108,7 @@ async def running(container: Container) -> AsyncIterator[None]:
     batcher, pipeline = container.batcher(), container.pipeline()
     journal, source, backfill = container.journal(), container.source(), container.backfill()
     discovery, data_api = container.discovery(), container.data_api()
-    entity_filter = container.entity_filter()
+    entity_filter, health_report = container.entity_filter(), container.health_report()
 
     def finish_deliveries() -> None:
         for delivery in deliveries:
@@ -129,6 +129,8 @@ async def running(container: Container) -> AsyncIterator[None]:
             keepers["filter"] = entity_filter.run
         if data_api is not None:
             keepers["data_api"] = data_api.run
+        if health_report is not None:
+            keepers["health_report"] = health_report.run
         await stack.enter_async_context(supervisor.running(keepers))
         await stack.enter_async_context(
             supervisor.running(

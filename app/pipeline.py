@@ -54,13 +54,15 @@ class Pipeline:
         transforms: Transforms | None = None,
         entity_filter: EntityFilter | None = None,
         filter_fanout: bool = False,
+        is_left_out: Callable[[str], bool] | None = None,
         hold_s: float = 10.0,
         hold_events: int = 20_000,
     ) -> None:
         """Store the parts.
 
-        `filter_fanout`: whether subscribers also get what the filter leaves out. `hold_s` and
-        `hold_events` bound how long, and how many, events wait for the catalog.
+        `filter_fanout`: whether subscribers also get what the filter leaves out. `is_left_out`:
+        whether an entity is excluded before the filter, for everyone. `hold_s` and `hold_events`
+        bound how long, and how many, events wait for the catalog.
         """
         self._discovery = discovery
         self._normalizer = normalizer
@@ -70,9 +72,12 @@ class Pipeline:
         self._last_states = last_states
         self._hub = hub
         self._telemetry = telemetry
-        self._transforms = transforms
-        self._filter = entity_filter
-        self._filter_fanout = filter_fanout
+        self._selector = _Selector(
+            is_left_out=is_left_out,
+            transforms=transforms,
+            entity_filter=entity_filter,
+            filter_fanout=filter_fanout,
+        )
         self._is_live = self._has_streamed = False
         self.streaming = asyncio.Event()
         """Set while events stream and the registries were listed over this connection."""
@@ -128,7 +133,7 @@ class Pipeline:
 
     def selected(self, changes: Sequence[Change]) -> Sequence[Change]:
         """Return the changes to write: transformed and filtered."""
-        return self._select(changes)[1]
+        return self._selector.select(changes)[1]
 
     def _release(self) -> None:
         batches = self._waiting.end()
@@ -146,7 +151,7 @@ class Pipeline:
     def _process(self, events: Sequence[Event], received_at: float) -> None:
         try:
             changes, malformed = self._normalizer.changes(events)
-            shown, selected = self._select(changes)
+            shown, selected = self._selector.select(changes)
             lines = self._encoder.encode(selected)
         except Exception as exc:  # noqa: BLE001 - the per-event boundary: a bug costs one event
             self._process_each(events, received_at, exc)
@@ -176,8 +181,27 @@ class Pipeline:
         for event in events:
             self._process((event,), received_at)
 
-    def _select(self, changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]]:
+
+class _Selector:
+    """Decides which changes go on, and in which form."""
+
+    def __init__(
+        self,
+        *,
+        is_left_out: Callable[[str], bool] | None,
+        transforms: Transforms | None,
+        entity_filter: EntityFilter | None,
+        filter_fanout: bool,
+    ) -> None:
+        self._is_left_out = is_left_out
+        self._transforms = transforms
+        self._filter = entity_filter
+        self._filter_fanout = filter_fanout
+
+    def select(self, changes: Sequence[Change]) -> tuple[Sequence[Change], Sequence[Change]]:
         """Return the transformed changes for subscribers, and those to write."""
+        if (is_left_out := self._is_left_out) is not None:
+            changes = [change for change in changes if not is_left_out(change.entity_id)]
         shown = changes if self._transforms is None else self._transforms.apply(changes)
         if self._filter is None:
             return shown, shown

@@ -34,7 +34,13 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from app.model import MEGABYTE
-from app.runtime.addresses import check_host, data_api_url, database_url, websocket_url
+from app.runtime.addresses import (
+    check_host,
+    data_api_url,
+    database_url,
+    mqtt_url,
+    websocket_url,
+)
 from app.runtime.environment import (
     Environment,
     cleaned,
@@ -161,6 +167,7 @@ Username: TypeAlias = Annotated[str, AfterValidator(_username)]
 LocalPath: TypeAlias = Annotated[Path, AfterValidator(_path)]
 DatabaseUrl: TypeAlias = Annotated[str, AfterValidator(database_url)]
 DataApiUrl: TypeAlias = Annotated[str, AfterValidator(data_api_url)]
+MqttUrl: TypeAlias = Annotated[str, AfterValidator(mqtt_url)]
 WebsocketUrl: TypeAlias = Annotated[str, AfterValidator(websocket_url)]
 Strings: TypeAlias = Annotated[tuple[str, ...], _MULTI_LINE, BeforeValidator(_comma_separated)]
 Origins: TypeAlias = Annotated[tuple[str, ...], _MULTI_LINE, BeforeValidator(_origins)]
@@ -484,6 +491,37 @@ class BackfillSettings(_Section):
     """Seconds between two commits of the recorder: its own setting commit_interval"""
 
 
+class HealthReportSettings(_Section):
+    """Health in Home Assistant."""
+
+    model_config = SettingsConfigDict(env_prefix="MQTT_")
+
+    way: Literal["off", "auto", "mqtt", "rest"] = Field(
+        "off", validation_alias="HEALTH_IN_HOME_ASSISTANT"
+    )
+    """Show the service's health as sensors in Home Assistant: off, mqtt, rest (which needs an
+    administrator's token), or auto: mqtt if MQTT_URL is set, else rest; see docs/OPERATIONS.md"""
+    url: MqttUrl | None = None
+    """Address of the MQTT broker that Home Assistant uses, for example mqtt://broker:1883, or
+    mqtts:// for TLS"""
+    username: str = ""
+    """User of the broker, if it requires one"""
+    password: SecretStr = SecretStr("")
+    """Password of that user"""
+    ssl_verify: bool = True
+    """Verify the broker's TLS certificate"""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether health is reported."""
+        return self.way != "off"
+
+    @property
+    def by_mqtt(self) -> bool:
+        """Whether the sensors are reported by MQTT."""
+        return self.url is not None and self.way in {"auto", "mqtt"}
+
+
 class CopySourceSettings(_ServerSettings):
     """Source of the command copy."""
 
@@ -544,6 +582,7 @@ class Settings(BaseModel):
     filter: FilterSettings
     extensions: ExtensionSettings
     backfill: BackfillSettings
+    health_report: HealthReportSettings
     copy_from: CopySourceSettings
     log: LogSettings
 
@@ -710,6 +749,11 @@ def _contradictions(settings: Settings) -> Iterator[str]:
         yield (
             "DATA_API_URL: has a user, which is sent in the same header as DATA_API_KEY."
             " Remove one of them"
+        )
+    if settings.health_report.way == "mqtt" and settings.health_report.url is None:
+        yield (
+            "HEALTH_IN_HOME_ASSISTANT: is mqtt while MQTT_URL is unset. Set MQTT_URL, or"
+            " HEALTH_IN_HOME_ASSISTANT=rest"
         )
     if influx.url is None:
         if not settings.embedded_store:

@@ -14,8 +14,10 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.request import ProxyHandler, Request, build_opener
 
 from app.runtime.environment import UnusableFile, read_text
 from app.runtime.errors import SettingsError
@@ -31,15 +33,22 @@ _UNFINISHED = "stored.new"
 _MAX_OPTIONS_BYTES = 1_048_576
 _ALWAYS = {
     "HOME_ASSISTANT_URL": "ws://supervisor/core/websocket",
+    "HEALTH_IN_HOME_ASSISTANT": "auto",
     "WEBSOCKET_INGESTION_HOST": "0.0.0.0",  # noqa: S104 - ingress connects from another container
 }
+MQTT_SERVICE_URL = "http://supervisor/services/mqtt"
+"""Where the Supervisor names the broker of an installed app."""
+_SUPERVISOR_TIMEOUT_S = 5.0
+_NO_BROKER: Mapping[str, str] = {}
 _COPIED_FIRST = "journal.db"
 _NOT_COPIED = re.compile(r"lock|.*-(wal|shm|journal)|.*\.log(\.\d+)?|.*\.new")
 """Log files, and what belongs to a database that is open."""
 
 
-def environment(options: Mapping[str, Any], *, token: str, data: Path) -> dict[str, str]:
-    """Return the variables for the app's options.
+def environment(
+    options: Mapping[str, Any], *, token: str, data: Path, broker: Mapping[str, str] = _NO_BROKER
+) -> dict[str, str]:
+    """Return the variables for the app's options; `broker` are those of the Supervisor's broker.
 
     An option is the variable of its name in lower case; `environment` is a list of others, each
     with `name` and `value`. They override what the app sets by itself, except for who is trusted
@@ -59,6 +68,8 @@ def environment(options: Mapping[str, Any], *, token: str, data: Path) -> dict[s
         if not isinstance(each, dict) or not isinstance(each.get("name"), str):
             raise SettingsError("environment: each entry needs a name and a value")
         chosen[each["name"].upper()] = _text(each["name"], each.get("value"))
+    if "MQTT_URL" not in chosen:
+        chosen = {**broker, **chosen}
     return chosen | {"INGRESS_PEERS": INGRESS_PEER, "DATA_DIR": str(data / LIVE)}
 
 
@@ -86,12 +97,35 @@ def prepare(data: Path) -> None:
             "SUPERVISOR_TOKEN is not set: this command is for Home Assistant's Supervisor. Use"
             " `python -m app run`"
         )
-    os.environ.update(environment(_options(data / "options.json"), token=token, data=data))
+    options, broker = _options(data / "options.json"), _broker(token)
+    os.environ.update(environment(options, token=token, data=data, broker=broker))
     with translated_errors():
         _own(data)
     become_user()
     with translated_errors():
         bring_live(data)
+
+
+def _broker(token: str) -> Mapping[str, str]:
+    """Return the variables of the MQTT broker that an app provides; none without one.
+
+    https://developers.home-assistant.io/docs/api/supervisor/endpoints#service
+    """
+    request = Request(MQTT_SERVICE_URL, headers={"Authorization": f"Bearer {token}"})
+    opener = build_opener(ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=_SUPERVISOR_TIMEOUT_S) as response:
+            answer = json.loads(response.read(_MAX_OPTIONS_BYTES))
+    except (OSError, HTTPException, ValueError):
+        return {}
+    match answer:
+        case {"data": {"host": str() as host, "port": int() | str() as port, **others}}:
+            return {
+                "MQTT_URL": f"{'mqtts' if others.get('ssl') else 'mqtt'}://{host}:{port}",
+                "MQTT_USERNAME": str(others.get("username") or ""),
+                "MQTT_PASSWORD": str(others.get("password") or ""),
+            }
+    return {}
 
 
 def _options(file: Path) -> Mapping[str, Any]:

@@ -21,6 +21,8 @@ _DATABASE_PATH = re.compile(
 )
 """An endpoint of InfluxDB or a page of its user interface."""
 
+_MQTT_SCHEMES = {"mqtt": "mqtt", "tcp": "mqtt", "mqtts": "mqtts", "ssl": "mqtts"}
+
 _DATA_API_PATH = re.compile(r"/internal(/.*)?$")
 
 
@@ -60,6 +62,20 @@ def database_url(value: str) -> str:
 def data_api_url(value: str) -> str:
     """Return the base URL of a data API, also for the URL of one of its endpoints."""
     return _base_url(value, endpoint=_DATA_API_PATH, instead="the key is DATA_API_KEY")
+
+
+def mqtt_url(value: str) -> str:
+    """Return the address of an MQTT broker as `mqtt(s)://host[:port]`; bare hosts are accepted."""
+    url = urlsplit(value if "://" in value else f"mqtt://{value}")
+    scheme = _MQTT_SCHEMES.get(url.scheme)
+    if scheme is None or not url.hostname:
+        raise ValueError("must be a host, or a URL that starts with mqtt:// or mqtts://")
+    check_host(url)
+    if url.username is not None:
+        raise ValueError("must not have a user: MQTT_USERNAME and MQTT_PASSWORD are for that")
+    if url.path.strip("/") or url.query or url.fragment:
+        raise ValueError("must not have a path")
+    return urlunsplit((scheme, url.netloc, "", "", ""))
 
 
 def check_host(url: SplitResult) -> None:

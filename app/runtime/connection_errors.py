@@ -51,6 +51,7 @@ HOME_ASSISTANT = Party(
 )
 DATA_API = Party("the data API", "DATA_API_URL")
 DATABASE = Party("the database", "INFLUXDB_URL", "INFLUXDB", tls_off="INFLUXDB_SSL_VERIFY=false")
+BROKER = Party("the MQTT broker", "MQTT_URL", tls_off="MQTT_SSL_VERIFY=false")
 SERVICE = Party("the service", "WEBSOCKET_INGESTION_PORT")
 
 

@@ -14,6 +14,7 @@ from typing import TypeAlias
 import aiohttp
 from aiohttp import web
 
+from tests.fakes.home_assistant_rest import FakeRestApi
 from tests.fakes.tasks import until_one_ends
 
 INGRESS = "/api/hassio_ingress/abc123"
@@ -45,6 +46,9 @@ class FakeSupervisor:
         """What `/addons/SLUG/info` says of each installed app."""
         self.connections = 0
         """WebSockets that were proxied to Home Assistant."""
+        self.rest = FakeRestApi(token=token)
+        self.broker: dict[str, object] | None = None
+        """What the app of an MQTT broker has published about itself."""
         self._home_assistant = home_assistant
         self._home_assistant_token = home_assistant_token
         self._token = token
@@ -58,6 +62,8 @@ class FakeSupervisor:
         app.router.add_get("/core/websocket", self._websocket)
         app.router.add_get("/addons/{slug}/info", self._app_info)
         app.router.add_get("/addons", self._forbidden)
+        self.rest.add_routes(app, "/core/api")
+        app.router.add_get("/services/mqtt", self._mqtt)
         app.router.add_route("*", INGRESS + "/{path:.*}", self._ingress)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
@@ -117,6 +123,14 @@ class FakeSupervisor:
             finally:
                 self._proxied.discard(socket)
         return socket
+
+    async def _mqtt(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {self._token}":
+            raise web.HTTPUnauthorized
+        if self.broker is None:
+            failed = {"result": "error", "message": "Service not enabled"}
+            return web.json_response(failed, status=400)
+        return web.json_response({"result": "ok", "data": self.broker})
 
     async def _ingress(self, request: web.Request) -> web.StreamResponse:
         assert self._session is not None

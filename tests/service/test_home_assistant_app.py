@@ -10,7 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,9 @@ import aiohttp
 import httpx
 import pytest
 
+from app.health_report.sensors import SENSORS
 from simulator.fake_home_assistant import FakeHomeAssistant
+from tests.fakes.mqtt_broker import FakeBroker
 from tests.fakes.still_house import StillHouse
 from tests.fakes.supervisor import INGRESS, INGRESS_PEER, FakeSupervisor
 from tests.service.process import TOKEN, Service, service
@@ -33,6 +35,7 @@ _COMMAND = f"""
 import os, sys
 from app.__main__ import main
 from app.commands import home_assistant_app
+home_assistant_app.MQTT_SERVICE_URL = os.environ.get("MQTT_SERVICE_URL", "")
 home_assistant_app.INGRESS_PEER = {INGRESS_PEER!r}
 home_assistant_app.USER_ID = os.getuid()
 raise SystemExit(main(["home-assistant-app", "--data", os.environ["APP_DATA"], *sys.argv[1:]]))
@@ -56,7 +59,11 @@ class Home:
         settings = {"environment": [proxy], **options}
         self.data.mkdir(exist_ok=True)
         (self.data / "options.json").write_text(json.dumps(settings))
-        environment = {"SUPERVISOR_TOKEN": APP_TOKEN, "APP_DATA": str(self.data)}
+        environment = {
+            "SUPERVISOR_TOKEN": APP_TOKEN,
+            "APP_DATA": str(self.data),
+            "MQTT_SERVICE_URL": f"{self.url}/services/mqtt",
+        }
         async with service(self.data.parent, environment, command=("-c", _COMMAND)) as running:
             port = running.url.rpartition(":")[2]
             self.supervisor.app = f"http://127.0.0.1:{port}"
@@ -165,6 +172,73 @@ async def test_headers_of_ingress_from_another_address_are_refused(home: Home) -
     assert data.json()["code"] == "api_key_needed"
 
 
+async def test_the_app_shows_its_health_in_home_assistant(home: Home) -> None:
+    """Without a broker and without any setting, by the Supervisor's proxy; also after a restart."""
+    states = home.supervisor.rest.states
+    async with home.app() as app:
+        await _until(lambda: len(states) == len(SENSORS))
+        healthy = states["sensor.websocket_ingestion_status"]["state"]
+        await home.supervisor.restart_core(down_s=0.2)
+        states.clear()
+        await _until(lambda: len(states) == len(SENSORS))
+        assert await app.stop() == 0
+
+    assert healthy in {"healthy", "degraded"}
+    assert {state["state"] for state in states.values()} == {"unavailable"}
+
+
+async def test_the_app_shows_its_health_by_the_broker_that_an_app_provides(home: Home) -> None:
+    """The Supervisor gives it user and password."""
+    broker = FakeBroker(username="addons", password="hush-hush")
+    async with broker.serving() as port:
+        home.supervisor.broker = {
+            "addon": "core_mosquitto",
+            "host": "127.0.0.1",
+            "port": port,
+            "ssl": False,
+            "username": "addons",
+            "password": "hush-hush",
+            "protocol": "3.1.1",
+        }
+        async with home.app() as app:
+            topic = "websocket-ingestion/websocket_ingestion/availability"
+            await _until(lambda: broker.retained.get(topic) == "online")
+            assert await app.stop() == 0
+        assert broker.retained[topic] == "offline"
+
+    assert not home.supervisor.rest.states
+    assert "hush-hush" not in app.output.read_text()
+
+
+async def test_the_apps_own_sensors_are_not_captured(home: Home) -> None:
+    """They count as filtered."""
+    async with home.app() as app:
+        home.house.set_state("sensor.websocket_ingestion_points_buffered", "7")
+        home.house.set_state(LAMP, "on")
+        await home.until_stored(app, "on")
+        health = await app.get("/health")
+        page = await app.get("/api/v1/events?limit=100")
+
+    assert health["accounting"]["events"]["filtered"] == 1
+    assert {event["entity_id"] for event in page["events"]} == {LAMP}
+
+
+async def test_a_failing_rest_api_and_a_missing_broker_disturb_nothing(home: Home) -> None:
+    """Events are stored, the service is healthy, and it stops in time."""
+    home.supervisor.rest.fails_with = 500
+    home.supervisor.broker = {"host": "127.0.0.1", "port": 1}
+    async with home.app() as app:
+        await _until(lambda: "health sensors by MQTT" in app.output.read_text())
+        await _until(lambda: home.supervisor.rest.requests)
+        home.house.set_state(LAMP, "on")
+        await home.until_stored(app, "on")
+        health = await app.get("/health")
+        home.supervisor.rest.hangs = True
+        assert await app.stop() == 0
+
+    assert health["status"] == "healthy", health["reasons"]
+
+
 async def test_a_restored_backup_of_the_running_app_loses_nothing_that_was_in_it(
     home: Home, tmp_path: Path
 ) -> None:
@@ -239,6 +313,12 @@ async def _save(data: Path, backup: Path) -> None:
                 target.write_bytes(path.read_bytes())
 
     await asyncio.to_thread(copy)
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 async def _states(app: Service) -> list[str]:

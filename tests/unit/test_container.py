@@ -199,6 +199,7 @@ def test_every_setting_is_read_when_the_service_is_built(
 ) -> None:
     """Each is read by something when the service is built."""
     file = {"DATA_API_URL": "http://data-api:8006", "STORE_DEVICE_HISTORY_IN_INFLUXDB": "true"}
+    file |= {"HEALTH_IN_HOME_ASSISTANT": "auto", "MQTT_URL": "mqtt://broker"}
     read: set[tuple[type, str]] = set()
 
     def recorded(section: _Section, name: str) -> object:
@@ -212,6 +213,7 @@ def test_every_setting_is_read_when_the_service_is_built(
             patch.setattr(_Section, "__getattribute__", recorded)
             patch.setattr("app.main.configure", lambda **_: None)  # the log is the process's
             container.backfill()
+            container.health_report()
             _components(container, Connections(), SettingsStore())
             configure_logs(container.settings())
 

@@ -25,6 +25,7 @@ SECRETS = {
     "DATA_API_KEY": "the other key",
     "HOME_ASSISTANT_HEADERS": "X-Secret: hush",
     "INFLUXDB_HEADERS": '{"X-Secret": "hush"}',
+    "MQTT_PASSWORD": "the password of the broker",
     "COPY_FROM_TOKEN": "the token of the source",
     "COPY_FROM_PASSWORD": "the password of the source",
     "COPY_FROM_HEADERS": "X-Secret: whisper",
@@ -52,6 +53,7 @@ def secret(settings: Settings, name: str) -> str:
         "DATA_API_KEY": settings.discovery.data_api_key,
         "HOME_ASSISTANT_HEADERS": settings.home_assistant.headers,
         "INFLUXDB_HEADERS": settings.influx.headers,
+        "MQTT_PASSWORD": settings.health_report.password,
         "COPY_FROM_TOKEN": settings.copy_from.token,
         "COPY_FROM_PASSWORD": settings.copy_from.password,
         "COPY_FROM_HEADERS": settings.copy_from.headers,
@@ -98,6 +100,8 @@ PLAIN = {
     "DATA_DIR": "/var/lib/x",
     "DATA_API_URL": "http://data-api:8006",
     "DATA_API_KEY": "the key",
+    "MQTT_URL": "mqtt://broker:1884",
+    "MQTT_USERNAME": "ada",
     "ENTITY_FILTER_CONFIG": '{"mode":"exclude","patterns":[]}',
     "ENTITY_FILTER_CONFIG_FILE": "/etc/filter.json",
     "INGEST_TRANSFORMS": "a:b",
@@ -834,3 +838,64 @@ def test_a_client_certificate_without_tls_gives_a_warning(
 
     monkeypatch.setenv("HOME_ASSISTANT_URL", "https://ha")
     assert warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("written", "url"),
+    [
+        ("broker", "mqtt://broker"),
+        ("broker:1884", "mqtt://broker:1884"),
+        ("tcp://10.0.0.2:1883/", "mqtt://10.0.0.2:1883"),
+        ("ssl://[fe80::1]:8883", "mqtts://[fe80::1]:8883"),
+    ],
+)
+def test_the_address_of_a_broker_may_be_written_as_other_programs_write_it(
+    monkeypatch: pytest.MonkeyPatch, written: str, url: str
+) -> None:
+    """The schemes of Home Assistant's add-ons and of paho."""
+    monkeypatch.setenv("MQTT_URL", written)
+
+    assert load_settings().health_report.url == url
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("http://broker:1883", "must be a host, or a URL that starts with mqtt://"),
+        ("mqtt://ada:hush@broker", "must not have a user: MQTT_USERNAME and MQTT_PASSWORD"),
+        ("mqtt://broker/topic", "must not have a path"),
+        ("mqtt://broker:99999", "must name a host and, if any, a port"),
+    ],
+)
+def test_the_address_of_a_broker_names_host_and_port_only(
+    monkeypatch: pytest.MonkeyPatch, written: str, why: str
+) -> None:
+    """The password has a setting of its own, which diagnostics do not show."""
+    monkeypatch.setenv("MQTT_URL", written)
+
+    line = problem("MQTT_URL")
+
+    assert why in line
+    assert "hush" not in line
+
+
+def test_health_by_mqtt_needs_a_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` does without."""
+    monkeypatch.setenv("HEALTH_IN_HOME_ASSISTANT", "mqtt")
+
+    assert "MQTT_URL is unset" in problem("HEALTH_IN_HOME_ASSISTANT")
+
+
+@pytest.mark.parametrize(
+    ("way", "broker", "by_mqtt"),
+    [("auto", "b", True), ("auto", "", False), ("rest", "b", False), ("mqtt", "b", True)],
+)
+def test_auto_means_mqtt_where_there_is_a_broker(
+    monkeypatch: pytest.MonkeyPatch, way: str, broker: str, *, by_mqtt: bool
+) -> None:
+    """And health is off unless it is asked for."""
+    assert not load_settings().health_report.is_on
+    monkeypatch.setenv("HEALTH_IN_HOME_ASSISTANT", way)
+    monkeypatch.setenv("MQTT_URL", broker)
+
+    assert load_settings().health_report.by_mqtt == by_mqtt

@@ -35,6 +35,7 @@ def test_without_options_the_app_connects_through_the_supervisor() -> None:
     assert _environment({}) == {
         "HOME_ASSISTANT_URL": "ws://supervisor/core/websocket",
         "HOME_ASSISTANT_TOKEN": TOKEN,
+        "HEALTH_IN_HOME_ASSISTANT": "auto",
         "WEBSOCKET_INGESTION_HOST": "0.0.0.0",
         "INGRESS_PEERS": "172.30.32.2",
         "DATA_DIR": "/data/live",
@@ -65,6 +66,19 @@ def test_other_variables_override_the_app_but_not_who_is_trusted() -> None:
     assert found["HOME_ASSISTANT_URL"] == "http://other:8123"
     assert found["INGRESS_PEERS"] == "172.30.32.2"
     assert found["DATA_DIR"] == "/data/live"
+
+
+def test_the_broker_of_the_supervisor_is_used_unless_another_one_is_named() -> None:
+    """Its password would not be that of another one."""
+    broker = {"MQTT_URL": "mqtt://core-mosquitto:1883", "MQTT_PASSWORD": "hush"}
+    extra = [{"name": "mqtt_url", "value": "mqtt://mine"}]
+
+    by_default = environment({}, token=TOKEN, data=DATA, broker=broker)
+    named = environment({"environment": extra}, token=TOKEN, data=DATA, broker=broker)
+
+    assert by_default.items() >= broker.items()
+    assert named["MQTT_URL"] == "mqtt://mine"
+    assert "MQTT_PASSWORD" not in named
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ APP = ROOT / "docker" / "home-assistant"
 _REQUIRED = {"name", "version", "slug", "description", "arch"}
 _OPTIONAL = {
     *("url", "startup", "boot", "timeout", "homeassistant_api", "hassio_api"),
+    "services",
     *("ingress", "ingress_port"),
     *("panel_icon", "panel_title", "apparmor", "backup", "backup_pre", "backup_post"),
     *("backup_exclude", "options", "schema", "image", "init", "stage", "homeassistant"),

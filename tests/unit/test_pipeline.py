@@ -13,6 +13,7 @@ from app.backfill.last_states import LastStates
 from app.discovery.catalog import Catalog
 from app.discovery.registries import AreaRow, EntityRow, Registries
 from app.fanout.hub import Hub, Selection
+from app.health_report.sensors import is_health_sensor
 from app.homeassistant.messages import Event, EventData, EventState
 from app.journal.batcher import Batcher
 from app.model import Change, Lines
@@ -84,6 +85,7 @@ class Rig:
         transforms: Transforms | None = None,
         entity_filter: EntityFilter | None = None,
         filter_fanout: bool = False,
+        is_left_out: Callable[[str], bool] | None = None,
     ) -> None:
         self.telemetry: Telemetry = new_telemetry()
         self.journal = ListJournal()
@@ -104,6 +106,7 @@ class Rig:
             transforms=transforms,
             entity_filter=entity_filter,
             filter_fanout=filter_fanout,
+            is_left_out=is_left_out,
             hold_s=hold_s,
             hold_events=hold_events,
         )
@@ -254,6 +257,26 @@ async def test_a_frame_of_filtered_events_reaches_no_subscriber_and_no_journal()
 
     assert await rig.journaled() == []
     assert rig.telemetry.filtered == 1
+
+
+async def test_our_own_health_sensors_are_not_captured() -> None:
+    """Writing their changes would change them again; they count as filtered."""
+    rig = Rig(
+        LISTED,
+        entity_filter=EntityFilter.of_text(NO_LIGHTS),
+        filter_fanout=True,
+        is_left_out=is_health_sensor,
+    )
+    rig.pipeline.finish()
+    own = event("sensor.websocket_ingestion_last_event_written")
+    with rig.hub.subscribed(Selection()) as subscriber:
+        rig.pipeline.changed([own, event("sensor.a")])
+        rig.pipeline.changed([own])
+        messages = subscriber.drain(10)
+
+    assert len(await rig.journaled()) == 1
+    assert rig.telemetry.filtered == 2
+    assert len(messages) == 1
 
 
 async def test_transforms_run_before_the_filter() -> None:
