@@ -197,14 +197,15 @@ _SERVICE_STATUSES = """\
 2  """
 
 _RUN = _texts(
-    "run the service with the settings from the environment and .env",
+    "run the service with the settings from the environment, .env and DATA_DIR",
     does="""\
 Connects to Home Assistant, stores every state change durably in DATA_DIR, writes it to InfluxDB
 or the embedded store, and serves the dashboard, the API, /ws, /health and /metrics until SIGTERM
 or Ctrl-C. Home Assistant and the database may be down at the start: it retries indefinitely.""",
     needs="""\
 HOME_ASSISTANT_URL and HOME_ASSISTANT_TOKEN; INFLUXDB_URL and its credentials for a database. The
-environment overrides .env; .env.example lists all settings. `python -m app doctor` checks them.""",
+environment overrides .env; .env.example lists all settings. `python -m app doctor` checks them.
+With nothing about Home Assistant set, it asks for all that in a browser; the log says where.""",
     examples="""\
 python -m app run
 HOME_ASSISTANT_URL=http://homeassistant.local:8123 HOME_ASSISTANT_TOKEN=… python -m app run""",

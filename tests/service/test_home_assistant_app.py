@@ -161,6 +161,28 @@ async def test_ingress_names_the_user_and_removes_what_a_browser_claims(home: Ho
     assert local.json() == {"user": None}
 
 
+async def test_a_setting_that_is_changed_through_ingress_applies_after_a_restart(
+    home: Home,
+) -> None:
+    """In place: the Supervisor sees no stop, and the files move as at any other."""
+    async with home.app() as app, httpx.AsyncClient(base_url=home.url, timeout=20) as browser:
+        home.house.set_state(LAMP, "on")
+        await home.until_stored(app, "on")
+        url = f"{INGRESS}/api/v1/settings"
+        given = await browser.put(url, json={"values": {"INFLUXDB_URL": "http://x:8086"}})
+        missing = await browser.put(url, json={"values": {"HOME_ASSISTANT_TOKEN": "t" * 40}})
+        await app.until(
+            "/api/v1/diagnostics",
+            lambda found: found["settings"]["influx"]["url"] == "http://x:8086",
+        )
+        await app.until("/health", lambda health: health["connection"]["is_subscribed"])
+        stored = json.loads((home.data / "live" / "settings.json").read_text())
+
+    assert (given.status_code, missing.status_code) == (202, 422)
+    assert stored["settings"] == {"INFLUXDB_URL": "http://x:8086"}
+    assert not (home.data / "stored").exists()
+
+
 async def test_headers_of_ingress_from_another_address_are_refused(home: Home) -> None:
     """Other apps share the network with the Supervisor."""
     forged = {"X-Ingress-Path": INGRESS, "X-Remote-User-Id": "1", "Host": "localhost"}
