@@ -29,6 +29,7 @@ declare -A PACKAGE_OF=(
   [influxd]=influxdb
   [influx]=influxdb-client
   [victoria-metrics]=victoria-metrics
+  [mosquitto]=mosquitto
   [strace]=strace
   [fusermount3]=fuse3
   [chromium]=chromium
@@ -42,7 +43,7 @@ AXE_CORE=4.14.1
 VICTORIA_METRICS=v1.151.0
 # From PyPI, on machines without Go.
 GO=1.26.6
-UNITS=(influxdb victoria-metrics prometheus)
+UNITS=(influxdb victoria-metrics prometheus mosquitto)
 POLICY=/usr/sbin/policy-rc.d
 
 install_packages() {

@@ -8,6 +8,8 @@ at its first start is there before a test waits for it.
 from __future__ import annotations
 
 import base64
+import contextlib
+import getpass
 import os
 import shutil
 import signal
@@ -16,12 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, Self, TypeAlias, get_args
 
 import httpx
 import msgspec
@@ -249,6 +251,55 @@ def prometheus(folder: Path, *, config: Path) -> Server:
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broker:
+    """A running MQTT broker, and the user that it requires."""
+
+    port: int
+    username: str = "ada"
+    password: str = "hush-hush"
+
+
+@contextlib.contextmanager
+def mosquitto(folder: Path) -> Iterator[Broker]:
+    """Run an MQTT broker that accepts one user.
+
+    Raises:
+        ServerMissing: it is not installed.
+    """
+    broker, passwords, config = (
+        Broker(port=free_port()),
+        folder / "users",
+        folder / "mosquitto.conf",
+    )
+    passwords.touch(mode=0o600)
+    subprocess.run(
+        [program("mosquitto_passwd"), "-b", passwords, broker.username, broker.password], check=True
+    )
+    config.write_text(
+        f"""
+listener {broker.port} 127.0.0.1
+password_file {passwords}
+user {getpass.getuser()}
+"""
+    )
+    with (folder / "mosquitto.log").open("wb") as log:
+        process = subprocess.Popen(
+            [program("mosquitto"), "-c", config], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    try:
+        wait_until(lambda: _listens(broker.port), "Mosquitto listens", timeout_s=30)
+        yield broker
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Emitted:
     """A state change as Home Assistant itself recorded it."""
@@ -346,6 +397,17 @@ class HomeAssistant:
             json=data,
             timeout=timeout_s,
         ).raise_for_status()
+
+    def request(self, method: str, path: str, **body: object) -> Any:
+        """Send a request to the REST API, as the owner, and return the document."""
+        response = httpx.request(
+            method,
+            f"{self.url}/api/{path}",
+            headers={"Authorization": f"Bearer {self.token}"},
+            json=body or None,
+            timeout=120,
+        )
+        return response.raise_for_status().json()
 
     def emit(self, count: int, *, rate: int, sensors: int) -> list[Emitted]:
         """Emit `count` changes, `rate` a second; return them as Home Assistant recorded them.

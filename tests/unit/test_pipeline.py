@@ -25,6 +25,7 @@ from app.runtime.metrics import Telemetry
 from app.schema.homeiq import HomeiqEncoder
 from tests.fakes.discovery import Answers, discovery_of
 from tests.fakes.points import new_telemetry
+from tests.fakes.snapshots import change
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
 REGISTRIES = Registries(
@@ -37,6 +38,7 @@ LISTED = Answers(
         "entity": [{"entity_id": "sensor.kitchen", "area_id": "kitchen", "platform": "demo"}],
     }
 )
+STATUS = "sensor.websocket_ingestion_status"
 NEVER = Answers({"device": asyncio.Event()})
 
 
@@ -277,6 +279,14 @@ async def test_our_own_health_sensors_are_not_captured() -> None:
     assert len(await rig.journaled()) == 1
     assert rig.telemetry.filtered == 2
     assert len(messages) == 1
+
+
+def test_our_own_health_sensors_are_not_read_back_after_a_gap() -> None:
+    """Home Assistant's recorder has their history."""
+    rig = Rig(LISTED, is_left_out=is_health_sensor)
+    others = change("sensor.kitchen")
+
+    assert rig.pipeline.selected([change(STATUS), others]) == [others]
 
 
 async def test_transforms_run_before_the_filter() -> None:
