@@ -810,6 +810,9 @@ def warnings(env_file: Path | None = None) -> list[str]:
             found.append("INFLUXDB_SCHEMA is not used: the embedded store has its own schema")
     elif environment.find(("INFLUXDB_SCHEMA_CONFIG",)) is not None:
         found.append("INFLUXDB_SCHEMA_CONFIG is not used: INFLUXDB_SCHEMA is not home_assistant")
+    way = environment.find(("HEALTH_IN_HOME_ASSISTANT",))
+    if environment.find(("MQTT_URL",)) and (way is None or way[1].strip() in {"off", "rest"}):
+        found.append("MQTT_URL is not used: HEALTH_IN_HOME_ASSISTANT is neither mqtt nor auto")
     for section in (HomeAssistantSettings, InfluxSettings):
         name = f"{section.model_config['env_prefix']}CLIENT_CERT"
         url = environment.find(_names(section, "url"))

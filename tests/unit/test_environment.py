@@ -899,3 +899,14 @@ def test_auto_means_mqtt_where_there_is_a_broker(
     monkeypatch.setenv("MQTT_URL", broker)
 
     assert load_settings().health_report.by_mqtt == by_mqtt
+
+
+@pytest.mark.parametrize(("way", "count"), [("", 1), ("off", 1), ("rest", 1), ("auto", 0)])
+def test_a_broker_that_is_not_used_is_warned_about(
+    monkeypatch: pytest.MonkeyPatch, way: str, count: int
+) -> None:
+    """Health by MQTT is off unless it is asked for."""
+    monkeypatch.setenv("MQTT_URL", "mqtt://broker")
+    monkeypatch.setenv("HEALTH_IN_HOME_ASSISTANT", way)
+
+    assert len([line for line in warnings() if "MQTT_URL is not used" in line]) == count
