@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Literal, TypeAlias
 
 from app.runtime.environment import cleaned, read_environment
@@ -50,6 +51,7 @@ class SettingsStore:
         self._env_file = env_file
         self.restart = restart
         self.is_setup = is_setup
+        self._saving = Lock()
 
     def settings(self) -> list[Setting]:
         """Return every setting."""
@@ -103,6 +105,10 @@ class SettingsStore:
             SettingsError: the settings could not be used; nothing is saved.
             OSError: the file cannot be written, and is as before.
         """
+        with self._saving:
+            return self._save(changes)
+
+    def _save(self, changes: Mapping[str, str | None]) -> bool:
         file, stored = stored_settings(read_environment(self._env_file))
         shown = {setting.name: setting.value for setting in self.settings()}
         # A text that was shown may be less than the value: an address without its password.

@@ -74,7 +74,7 @@ class BrowserSetup:
                     for each in databases
                 ],
             ),
-            kinds=self._kinds(),
+            kinds=await asyncio.to_thread(self._kinds),
         )
 
     def _kinds(self) -> list[OfferedKind]:
@@ -127,12 +127,11 @@ class BrowserSetup:
             of_database = database_values(choice.database.kind, choice.database.fields())
             found += await self._test_database({**changes, **of_database})
             changes |= of_database
-        key = secrets.token_urlsafe(32) if needs_key and not self._has_key() else None
-        if key is not None:
-            changes["API_KEY"] = key
+        if needs_key and not await asyncio.to_thread(self._has_key):
+            changes["API_KEY"] = secrets.token_urlsafe(32)
         if not _failures(found):
             found += await self._write(changes)
-        return _checks(found) if _failures(found) else SetupSaved(api_key=key)
+        return _checks(found) if _failures(found) else SetupSaved(api_key=changes.get("API_KEY"))
 
     def _has_key(self) -> bool:
         return any(
@@ -161,18 +160,24 @@ class BrowserSetup:
             changes, database.names, lambda chosen: database.check(chosen, clock=_now)
         )
 
+    def _loaded_with(self, changes: Changes) -> Settings | list[Finding]:
+        """Return the settings as they would be, or why they cannot be used; reads files."""
+        if refused := self._store.refusals(changes):
+            return _unusable(refused.items())
+        try:
+            return self._store.loaded_with(changes)
+        except SettingsError as exc:
+            return _unusable(problems_by_name(exc, changes))
+
     async def _test(
         self,
         changes: Changes,
         names: Callable[[Settings], Sequence[str]],
         check: Callable[[Settings], AsyncGenerator[Finding, None]],
     ) -> list[Finding]:
-        if refused := self._store.refusals(changes):
-            return _unusable(refused.items())
-        try:
-            chosen = self._store.loaded_with(changes)
-        except SettingsError as exc:
-            return _unusable(problems_by_name(exc, changes))
+        chosen = await asyncio.to_thread(self._loaded_with, changes)
+        if not isinstance(chosen, Settings):
+            return chosen
         hidden = partial(one_line, secrets=secrets_of(chosen))
         async with self._testing:
             found = await bounded(names(chosen), check(chosen), _WITHIN_S)
