@@ -1,6 +1,9 @@
 """Client that writes to, queries and clears a real InfluxDB 1, independently of the service.
 
 https://archive.docs.influxdata.com/influxdb/v1.6/tools/api/
+
+An InfluxDB 2 has the same routes:
+https://docs.influxdata.com/influxdb/v2/reference/api/influxdb-1x/
 """
 
 from __future__ import annotations
@@ -33,15 +36,28 @@ class _Answer(msgspec.Struct):
 
 
 class Database:
-    """One database of an InfluxDB 1."""
+    """One database of an InfluxDB 1, or one bucket of an InfluxDB 2."""
 
-    def __init__(self, url: str, name: str) -> None:
-        """Name a database on a server; it need not exist yet."""
+    def __init__(self, url: str, name: str, *, org: str = "", token: str = "") -> None:
+        """Name a database on a server; it need not exist yet. InfluxDB 2 has a token."""
         self.name = name
-        self._url = url
+        self.url = url
+        self.org = org
+        self.token = token
+        self._headers = {"Authorization": f"Token {token}"} if token else {}
 
     def create(self) -> None:
-        """Create the database, or empty it."""
+        """Create the database, or empty it; create a bucket that is new."""
+        if self.token:
+            organizations = httpx.get(
+                f"{self.url}/api/v2/orgs", params={"org": self.org}, headers=self._headers
+            )
+            (organization,) = organizations.raise_for_status().json()["orgs"]
+            wanted = {"name": self.name, "orgID": organization["id"]}
+            httpx.post(
+                f"{self.url}/api/v2/buckets", json=wanted, headers=self._headers
+            ).raise_for_status()
+            return
         self.run(f'DROP DATABASE "{self.name}"')
         self.run(f'CREATE DATABASE "{self.name}"')
 
@@ -52,9 +68,10 @@ class Database:
             httpx.HTTPStatusError: some lines were refused.
         """
         httpx.post(
-            f"{self._url}/write",
+            f"{self.url}/write",
             params={"db": self.name, "precision": precision},
             content=lines,
+            headers=self._headers,
             timeout=30,
         ).raise_for_status()
 
@@ -82,9 +99,10 @@ class Database:
 
     def _ask(self, query: str) -> list[_Series]:
         answer = httpx.post(
-            f"{self._url}/query",
+            f"{self.url}/query",
             params={"db": self.name, "epoch": "ns"},
             data={"q": query},
+            headers=self._headers,
             timeout=60,
         ).raise_for_status()
         # InfluxDB writes the float -0.0 as `-0`, which a JSON parser reads as the integer 0.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
+import signal
+import sys
 import time
 from itertools import count
 from pathlib import Path
@@ -19,7 +22,8 @@ from app.schema.line_protocol import parse_line
 from app.sinks.embedded import EmbeddedStore
 from app.sinks.outcomes import Accepted
 from tests.fakes.catalogs import store_catalog
-from tests.fakes.copying import Copying
+from tests.fakes.copying import Copying, required
+from tests.fakes.documents import ROOT
 from tests.fakes.points import batch_of
 from tests.real.influx_1 import Database
 from tests.real.servers import Server
@@ -89,25 +93,6 @@ def home(points: int, *, every_ns: int = 500_000_000) -> bytes:
     ).encode()
 
 
-async def test_two_databases_of_influxdb_1_are_equal_after_a_copy(
-    copying: Copying, influx_1: Server, source: Database, target: Database
-) -> None:
-    """Types, escapes, nanoseconds, times before 1970, and 30,000 ordinary points."""
-    source.write(f"{HOSTILE}\n{OTHER_SHARDS}".encode())
-    source.write(home(30_000))
-
-    result = await copying(
-        "--from", influx_1.url, "--from-bucket", source.name,
-        INFLUXDB_URL=influx_1.url, INFLUXDB_BUCKET=target.name,
-    )  # fmt: skip
-
-    assert result.status == 0, result.printed
-    assert "the target has every value of the source" in result.printed
-    assert sorted_points(target) == sorted_points(source)
-    assert target.rows("SHOW FIELD KEYS") == source.rows("SHOW FIELD KEYS")
-    assert copying.refused == b""
-
-
 def sorted_points(database: Database) -> list[str]:
     """Return all points of a database, one type of a field after the other."""
     kinds = ("float", "integer", "string", "boolean")
@@ -160,32 +145,111 @@ def exported(server: Server, bucket: str) -> dict[tuple[str, str], dict[int, flo
     return found
 
 
-@pytest.mark.skipif(not GIVEN, reason="InfluxDB 2 is only tested where INFLUXDB_TEST_URL names one")
-async def test_influxdb_1_is_equal_after_a_copy_to_influxdb_2_and_back(
-    copying: Copying, influx_1: Server, source: Database, target: Database
+@pytest.fixture(
+    params=[("1", "1"), *([("1", "2"), ("2", "1"), ("2", "2")] if GIVEN else [])],
+    ids="-".join,
+)
+def ends(request: pytest.FixtureRequest, influx_1: Server) -> tuple[Database, Database]:
+    """Return two empty databases, on each pair of versions of InfluxDB in turn."""
+    found = []
+    for version in request.param:
+        name = f"copied_{next(_NUMBERS)}_{time.time_ns()}"
+        database = Database(influx_1.url, name)
+        if version == "2":
+            token, org = (os.environ[f"INFLUXDB_TEST_{each}"] for each in ("TOKEN", "ORG"))
+            database = Database(GIVEN, name, org=org, token=token)
+        database.create()
+        found.append(database)
+    return found[0], found[1]
+
+
+def between(source: Database, target: Database) -> dict[str, str]:
+    """Return the settings of a copy."""
+    return {
+        "COPY_FROM_URL": source.url, "COPY_FROM_BUCKET": source.name,
+        "COPY_FROM_TOKEN": source.token, "COPY_FROM_ORG": source.org or "homeiq",
+        "INFLUXDB_URL": target.url, "INFLUXDB_BUCKET": target.name,
+        "INFLUXDB_TOKEN": target.token, "INFLUXDB_ORG": target.org or "homeiq",
+    }  # fmt: skip
+
+
+async def test_all_versions_of_influxdb_are_equal_after_a_copy(
+    copying: Copying, ends: tuple[Database, Database]
 ) -> None:
-    """Types, escapes, nanoseconds and times before 1970, without a loss in InfluxDB 2."""
+    """Types, types that change, escapes, nanoseconds, times before 1970, and ordinary points."""
+    source, target = ends
     source.write(f"{HOSTILE}\n{OTHER_SHARDS}".encode())
-    source.write(home(30_000))
-    given = {name: os.environ[f"INFLUXDB_TEST_{name}"] for name in ("TOKEN", "ORG")}
-    bucket = f"copied_{time.time_ns()}"
+    source.write(home(10_000))
 
-    there = await copying(
-        "--from", influx_1.url, "--from-bucket", source.name,
-        INFLUXDB_URL=GIVEN, INFLUXDB_BUCKET=bucket,
-        INFLUXDB_TOKEN=given["TOKEN"], INFLUXDB_ORG=given["ORG"],
-    )  # fmt: skip
-    back = await copying(
-        "--from", GIVEN, "--from-bucket", bucket,
-        INFLUXDB_URL=influx_1.url, INFLUXDB_BUCKET=target.name,
-        COPY_FROM_TOKEN=given["TOKEN"], COPY_FROM_ORG=given["ORG"],
-    )  # fmt: skip
+    result = await copying(**between(source, target))
 
-    assert (there.status, back.status) == (0, 0), there.printed + back.printed
-    assert "the target has every value of the source" in there.printed
-    assert "the target has every value of the source" in back.printed
+    assert result.status == 0, result.printed
+    assert "the target has every value of the source" in result.printed
     assert sorted_points(target) == sorted_points(source)
+    assert target.rows("SHOW FIELD KEYS") == source.rows("SHOW FIELD KEYS")
     assert copying.refused == b""
+
+
+async def test_a_copy_that_is_killed_again_and_again_is_complete(
+    ends: tuple[Database, Database], tmp_path: Path
+) -> None:
+    """With SIGKILL, in the middle of its writes."""
+    source, target = ends
+    source.write(f"{HOSTILE}\n{OTHER_SHARDS}".encode())
+    source.write(rooms(6_000))
+
+    await killed_copies(tmp_path, source, target, 'SELECT count("value") FROM /room/')
+
+    assert sorted_points(target) == sorted_points(source)
+
+
+async def test_a_conversion_that_is_killed_again_and_again_writes_each_point_once(
+    ends: tuple[Database, Database], tmp_path: Path
+) -> None:
+    """With SIGKILL, in the middle of its writes."""
+    await store_catalog(tmp_path)
+    source, target = ends
+    source.write(rooms(6_000))
+    counting = 'SELECT count("copied") FROM home_assistant_events'
+
+    await killed_copies(tmp_path, source, target, counting, "--to-schema", "homeiq")
+
+    converted = target.points("SELECT * FROM home_assistant_events GROUP BY *")
+    expected = {(point.time_ns, f"{point.fields['value']:g}") for point in source.points()}
+    assert len(converted) == len(expected) == 6_000
+    assert {(point.time_ns, point.fields["state_value"]) for point in converted} == expected
+
+
+def rooms(points: int) -> bytes:
+    """Return lines of six sensors, each in a measurement of its own, over some weeks."""
+    return "".join(
+        f"room{n % 6},domain=sensor,entity_id=room{n % 6} value={n} {START_NS + n * 300 * 10**9}\n"
+        for n in range(points)
+    ).encode()
+
+
+async def killed_copies(
+    folder: Path, source: Database, target: Database, counting: str, *words: str
+) -> None:
+    """Run the command to its end, after it was killed with ever more points in the target."""
+    environment = {"PATH": os.environ["PATH"], **required(folder), **between(source, target)}
+    environment["INFLUXDB_MAX_BATCH_POINTS"] = "100"
+    statuses = []
+    for wanted in (1, 2_000, 4_000, None):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "app", "copy", "--points-per-second", "2000", *words,
+            cwd=ROOT, env=environment, stdout=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        if wanted is not None:
+            while _sum(target, counting) < wanted and process.returncode is None:
+                await asyncio.sleep(0.05)
+            process.kill()
+        statuses.append(await process.wait())
+    assert statuses == [*[-signal.SIGKILL] * 3, 0]
+
+
+def _sum(database: Database, counting: str) -> int:
+    return sum(int(str(row["count"])) for row in database.rows(counting))
 
 
 async def test_victoria_metrics_is_copied_to_influxdb_1_by_measurement_and_field(
@@ -205,7 +269,7 @@ async def test_victoria_metrics_is_copied_to_influxdb_1_by_measurement_and_field
 
     result = await copying(
         "--from", victoria.url, "--from-bucket", bucket,
-        INFLUXDB_URL=target_url(target), INFLUXDB_BUCKET=target.name,
+        INFLUXDB_URL=target.url, INFLUXDB_BUCKET=target.name,
     )  # fmt: skip
 
     assert result.status == 0, result.printed
@@ -225,11 +289,6 @@ def write(server: Server, bucket: str, lines: str) -> None:
         f"{server.url}/write", params={"db": bucket, "precision": "ns"}, content=lines.encode()
     ).raise_for_status()
     httpx.get(f"{server.url}/internal/force_flush").raise_for_status()
-
-
-def target_url(database: Database) -> str:
-    """Return the address of a database."""
-    return database._url
 
 
 async def test_the_embedded_store_is_copied_as_the_service_writes_it(
@@ -282,9 +341,10 @@ def change(number: int) -> Change:
 
 
 async def test_home_assistants_own_points_become_points_of_the_service(
-    copying: Copying, influx_1: Server, source: Database
+    copying: Copying, ends: tuple[Database, Database]
 ) -> None:
     """Within one database, beside points of the service, and twice."""
+    _, source = ends
     await store_catalog(copying.folder)
     source.write(home(6_000))
     source.write(
@@ -296,11 +356,10 @@ async def test_home_assistants_own_points_become_points_of_the_service(
         f" {START_NS + 500_000_000}"
     )
     source.write(live.encode())
-    given = {"INFLUXDB_URL": influx_1.url, "INFLUXDB_BUCKET": source.name}
-    words = ("--from", influx_1.url, "--from-bucket", source.name, "--to-schema", "homeiq")
+    given = between(source, source)
 
-    first = await copying(*words, **given)
-    second = await copying(*words, "--again", **given)
+    first = await copying("--to-schema", "homeiq", **given)
+    second = await copying("--to-schema", "homeiq", "--again", **given)
 
     assert first.status == 0, first.printed
     assert second.status == 0, second.printed
@@ -332,7 +391,7 @@ async def test_numbers_in_victoria_metrics_become_points_of_the_service(
 
     result = await copying(
         "--from", victoria.url, "--from-bucket", bucket, "--to-schema", "homeiq",
-        INFLUXDB_URL=target_url(target), INFLUXDB_BUCKET=target.name,
+        INFLUXDB_URL=target.url, INFLUXDB_BUCKET=target.name,
     )  # fmt: skip
 
     assert result.status == 1
