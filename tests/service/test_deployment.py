@@ -304,6 +304,17 @@ def test_compose_sets_up_the_database_that_the_service_uses(given: dict[str, str
         assert chosen[name] == ours[name] == theirs[theirs_name]
 
 
+def test_compose_starts_the_victoriametrics_that_the_tests_run_with(given: dict[str, str]) -> None:
+    """What is deployed is the release that `make real-servers` builds."""
+    (tested,) = re.findall(
+        r"^VICTORIA_METRICS=(\S+)$", (ROOT / "tests/real/install.sh").read_text(), re.MULTILINE
+    )
+
+    image = compose(given | {"INFLUXDB_TOKEN": "token"})["victoriametrics"]["image"]
+
+    assert image == f"victoriametrics/victoria-metrics:{tested}"
+
+
 def test_every_mounted_folder_exists(given: dict[str, str]) -> None:
     """Docker would silently create an empty folder for a missing one."""
     found = compose(given | {"INFLUXDB_TOKEN": "token"})
