@@ -155,7 +155,29 @@ async def test_guide_a_keeps_the_dashboards_of_home_assistants_integration(
             await _emitted(home, running, 100)
             health = await running.get("/health")
 
-    points = database.points('SELECT * FROM "W" GROUP BY *')
+        points = database.points('SELECT * FROM "W" GROUP BY *')
+        old_ns = (int(time.time()) - 30 * 86_400) * 10**9
+        database.write(
+            "\n".join(
+                f"W,domain=sensor,entity_id=old_meter value={n} {old_ns + n * 10**9}"
+                for n in range(100)
+            ).encode()
+        )
+        guide.write_settings(
+            blocks=2,
+            HOME_ASSISTANT_URL=home.url,
+            HOME_ASSISTANT_TOKEN=home.token,
+            COPY_FROM_URL=influx_1.url,
+            COPY_FROM_BUCKET=database.name,
+        )
+        async with guide.started():
+            expected = await guide.run("python -m app copy --to-schema homeiq --dry-run")
+            converted = await guide.run("python -m app copy --to-schema homeiq")
+
+    events = "FROM home_assistant_events WHERE entity_id = 'sensor.old_meter'"
+    assert "W: about 100 values" in expected
+    assert "Compared: the target has every value of the source" in converted
+    assert database.count(f"SELECT count(state_value) {events}") == 100
     assert both == 200
     assert _of_generator(database, query) == 300
     assert {point.tags.get("source") for point in points} == {"home"}
