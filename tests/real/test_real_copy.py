@@ -11,22 +11,26 @@ import sys
 import time
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 from app.commands.copy.embedded_store import FILE_NAME
-from app.model import Change, Context, Placement, StoredPoint
+from app.model import Change, Context, Placement, StoredPoint, nanoseconds
 from app.schema.homeiq import HomeiqEncoder
 from app.schema.line_protocol import parse_line
 from app.sinks.embedded import EmbeddedStore
 from app.sinks.outcomes import Accepted
+from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.catalogs import store_catalog
 from tests.fakes.copying import Copying, required
 from tests.fakes.documents import ROOT
 from tests.fakes.points import batch_of
+from tests.fakes.still_house import StillHouse
 from tests.real.influx_1 import Database
 from tests.real.servers import Server
+from tests.service.process import TOKEN, service
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
@@ -373,6 +377,67 @@ async def test_home_assistants_own_points_become_points_of_the_service(
     assert (lamp.tags["area_id"], lamp.fields["state_value"]) == ("attic", "on")
     (said,) = source.rows(f"SELECT state_value {events} WHERE entity_id = 'climate.c'")
     assert said["state_value"] == 'say "heat"'
+
+
+async def test_a_conversion_beside_the_running_service_has_each_change_once(
+    copying: Copying, ends: tuple[Database, Database], tmp_path: Path
+) -> None:
+    """The service writes changes before the command, meanwhile, and after it."""
+    source, target = ends
+    house = StillHouse()
+    start = house.change_every(1.0, since_s=172_800)
+    times = [nanoseconds(start) + n * 10**9 for n in range(3_000)]
+    source.write(
+        "\n".join(
+            f"sensor.number_{n % 50},domain=sensor,entity_id=number_{n % 50} value={n} {at}"
+            for n, at in enumerate(times)
+        ).encode()
+    )
+    given = between(source, target)
+    async with FakeHomeAssistant(house, token=TOKEN) as home:
+        house.fire = home.fire
+        own = {
+            "HOME_ASSISTANT_URL": home.url,
+            "HOME_ASSISTANT_TOKEN": TOKEN,
+            "BACKFILL_ENABLED": "false",
+            "BATCH_TIMEOUT": "0.1",
+        }
+        async with service(tmp_path, {**given, **own}) as running:
+            await running.until("/health", _is_capturing)
+            await _change_sensors(house, range(1_000))
+            await running.until("/health", lambda health: _has_written(health, 1_000))
+            converting = asyncio.create_task(copying("--to-schema", "homeiq", **given), name="copy")
+            await _change_sensors(house, range(1_000, 2_000))
+            result = await converting
+            await _change_sensors(house, range(2_000, 3_000))
+            await running.until("/health", lambda health: _has_written(health, 3_000))
+
+    stored = target.points("SELECT * FROM home_assistant_events GROUP BY *")
+    assert result.status == 0, result.printed
+    assert sorted(point.time_ns for point in stored) == times
+    assert {point.fields["state_value"] for point in stored} == {str(n) for n in range(3_000)}
+    # A converted point gets the fields of the service's own, which is written afterwards.
+    assert 1_000 <= sum("copied" in point.fields for point in stored) <= 2_000
+    assert sum("previous_state" in point.fields for point in stored) == 3_000 - 50
+
+
+async def _change_sensors(house: StillHouse, numbers: range) -> None:
+    """Change the sensors in turn, about a thousand times per second."""
+    for number in numbers:
+        house.set_state(f"sensor.number_{number % 50}", str(number))
+        if number % 50 == 0:
+            await asyncio.sleep(0.05)
+
+
+def _has_written(health: Any, changes: int) -> bool:
+    journaled = health["accounting"]["events"]["journaled"]
+    return bool(journaled == changes and not health["sinks"][0]["held"])
+
+
+def _is_capturing(health: Any) -> bool:
+    return bool(
+        health["subscription"]["is_subscribed"] and health["discovery"]["last_refresh"] is not None
+    )
 
 
 async def test_numbers_in_victoria_metrics_become_points_of_the_service(
