@@ -39,11 +39,18 @@ class Reported:
 
     def __init__(self) -> None:
         self.snapshot: Snapshot = HEALTHY
+        self.checks = 0
+        """How often the snapshot was looked at."""
 
     def risk(self) -> None:
         """Put data at risk."""
         journal = replace(HEALTHY.journal, reason="Events are not durable.", losing=True)
         self.snapshot = replace(HEALTHY, journal=journal)
+
+    def look(self) -> Snapshot:
+        """Return the snapshot."""
+        self.checks += 1
+        return self.snapshot
 
     @contextlib.asynccontextmanager
     async def by(
@@ -51,7 +58,7 @@ class Reported:
     ) -> AsyncIterator[asyncio.Task[None]]:
         """Report by these channels, with short waits."""
         report = HealthReport(
-            snapshot=lambda: self.snapshot,
+            snapshot=self.look,
             sensors=sensors,
             notifications=notifications,
             backoffs=partial(Backoff, first_s=0.01, max_s=0.02),
@@ -128,7 +135,8 @@ async def test_a_change_of_status_is_reported_at_once_and_other_changes_are_not(
     async with api.serving() as url, reported.by_rest(url):
         await until(lambda: len(api.states) == len(SENSORS))
         reported.snapshot = replace(HEALTHY, sinks=(replace(SINK, held=50),))
-        await asyncio.sleep(0.1)
+        checks = reported.checks
+        await until(lambda: reported.checks > checks + 10)
         before = len(api.history)
         reported.snapshot = replace(DEGRADED, sinks=(replace(SINK, held=60),))
         await until(lambda: api.states[WRITTEN]["state"] == "60")
@@ -209,7 +217,7 @@ async def test_an_api_that_hangs_delays_the_stop_by_half_a_second() -> None:
     clock = asyncio.get_running_loop().time
     async with api.serving() as url:
         async with reported.by_rest(url):
-            await until(lambda: len(api.states) == len(SENSORS))
+            await until(lambda: api.requests == len(SENSORS) + 1)
             api.hangs = True
             stopped_s = clock()
         took_s = clock() - stopped_s
