@@ -2,6 +2,8 @@
 // page, so that it works below a path.
 
 const KEY = "websocket-ingestion.api_key";
+const RESTART_POLL_MS = 500;
+const RESTARTS_MS = 60_000; // much more than a restart takes
 
 /** The service returned an error. */
 export class Refused extends Error {
@@ -33,6 +35,20 @@ export async function askHealth() {
   const body = await response.json();
   if (!("reasons" in body)) throw new Refused(response.status, body);
   return body;
+}
+
+/** Wait until the service has restarted, as its uptime shows; return whether it did in time. */
+export async function restarted(before) {
+  const until = Date.now() + RESTARTS_MS;
+  while (Date.now() < until) {
+    await new Promise((done) => setTimeout(done, RESTART_POLL_MS));
+    try {
+      if ((await askHealth()).uptime_seconds < before.uptime_seconds) return true;
+    } catch {
+      // it does not respond while it restarts
+    }
+  }
+  return false;
 }
 
 function asked(address, method, sent) {

@@ -8,6 +8,7 @@ import { Live } from "./live.js";
 import { Overview } from "./overview.js";
 import { HomeView } from "./home_view.js";
 import { Refused, ask, askHealth, key } from "./api.js";
+import { SettingsView } from "./settings.js";
 import { Stream } from "./stream.js";
 import { amount, short, span } from "./format.js";
 
@@ -16,13 +17,16 @@ const PAINT_EVERY_MS = 250;
 const LOAD_EVERY = 2; // polls of /health, for larger data
 const RESTARTED_MS = 1_000; // more than two clocks in one response may differ
 
-const TITLES = { overview: "Overview", live: "Live", home: "Home", entity: "Entity", letters: "Dead letters" };
+const TITLES = { overview: "Overview", live: "Live", home: "Home", entity: "Entity", letters: "Dead letters", settings: "Settings" };
+const NAMED = ["live", "home", "settings"]; // views whose name is in the address
+const UNTOUCHED = ["letters", "settings"]; // a poll does not load these again while they are read
 
 const home = new HomeStore();
 const overview = new Overview();
 const homeView = new HomeView(home);
 const entity = new Entity(home);
 const letters = new DeadLetters({ onChange: () => look() });
+const settings = new SettingsView();
 const live = new Live(home, { onPause: () => showLine() });
 const stream = new Stream({ onMessages: take, onState: heed });
 
@@ -40,7 +44,7 @@ function viewOf(hash) {
   const [, name = "", rest = ""] = /^#\/([^/]*)\/?(.*)$/.exec(hash) ?? [];
   if (name === "entity" && rest) return ["entity", decodeURIComponent(rest)];
   if (name === "dead-letters") return ["letters", null];
-  return [name === "live" || name === "home" ? name : "overview", null];
+  return [NAMED.includes(name) ? name : "overview", null];
 }
 
 function showView({ isFirst = false } = {}) {
@@ -69,6 +73,7 @@ function load() {
   const asked = {
     overview: () => [overview.showRate(), overview.showGaps()],
     letters: () => [letters.load()],
+    settings: () => [settings.load()],
     entity: () => [entity.load()],
   }[view];
   Promise.all(asked ? asked() : []).catch(excuse);
@@ -100,7 +105,7 @@ async function look() {
 async function pollForever() {
   await look();
   looks += 1;
-  if (looks % LOAD_EVERY === 0 && !document.hidden && view !== "letters") load();
+  if (looks % LOAD_EVERY === 0 && !document.hidden && !UNTOUCHED.includes(view)) load();
   setTimeout(pollForever, HEALTH_EVERY_MS);
 }
 

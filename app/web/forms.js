@@ -17,10 +17,15 @@ export function field(input, label, help = null) {
   return made;
 }
 
+/** Names of variables at the start of a sentence, which the field makes obvious. */
+const NAMES = /^[A-Z][A-Z0-9_]+( or [A-Z][A-Z0-9_]+)*: /;
+
 /** Show an error beside a field, in addition to those that are there. */
 export function complain(input, words) {
   const note = byId(`${input.id}-error`);
-  setText(note, note.textContent ? `${note.textContent} ${words}` : words);
+  const sentence = words.replace(NAMES, "");
+  const shown = sentence.charAt(0).toUpperCase() + sentence.slice(1);
+  setText(note, note.textContent ? `${note.textContent} ${shown}` : shown);
   note.hidden = false;
   input.setAttribute("aria-invalid", "true");
 }

@@ -9,6 +9,7 @@ import { Stream } from "./stream.js";
 import { ago, count, span, stateOf } from "./format.js";
 
 const POLL_MS = 500;
+const STARTS_MS = 60_000; // much more than a start takes
 const LATEST = 7;
 
 const homeAssistant = new Stage("home-assistant", { onLocked: lock });
@@ -132,6 +133,7 @@ async function showFirstEvents() {
     await pause();
     health = await healthOfCapture();
     if (health) showReasons(health.reasons);
+    else if (Date.now() - begun > STARTS_MS) say("The service has not responded since. Its log says why.", "bad");
   }
   byId("to-dashboard").hidden = false;
   say("Connected. Waiting for the first change: switch a light, for example.", "busy");
@@ -231,6 +233,8 @@ async function start() {
     if (!offered.needed) return location.replace("./");
     offerHomes(offered.found.home_assistant ?? []);
     if (!database.isOffered) database.offer(offered, { isFirst: true });
+    const isIdle = document.activeElement === document.body;
+    if (isIdle) homeAssistant.input(homeAssistant.input("url").value ? "token" : "url").focus();
   } catch (problem) {
     if (problem.status === 401) return lock(problem.message);
     byId("stages").hidden = true;
