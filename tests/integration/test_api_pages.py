@@ -16,7 +16,8 @@ from app.api.pages import WEB
 from app.sinks.embedded import StoredEvent
 from tests.fakes.service import api_client, components
 
-PAGES = ("/", "/docs")
+PAGES = ("/", "/docs", "/static/setup.html")
+"""The last one is served as `/setup` before the set-up."""
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from functools import cache
 
 import pytest
+from playwright.async_api import Browser
 
+from tests.real.browser import chromium
 from tests.real.servers import (
     VICTORIA_RELEASES,
     HomeAssistant,
@@ -53,3 +55,10 @@ def influx_1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Yield a real InfluxDB 1, initially empty."""
     with influxdb(tmp_path_factory.mktemp("influxdb")) as server:
         yield server
+
+
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    """Yield a browser."""
+    async with chromium() as started:
+        yield started

@@ -14,13 +14,13 @@ import pytest
 from playwright.async_api import Browser, Page, expect
 
 from simulator.fake_home_assistant import FakeHomeAssistant
-from simulator.home import SimulatedHome
 from tests.fakes.faults import FaultServer
 from tests.fakes.influx import FakeInflux
 from tests.fakes.prefix import below
 from tests.fakes.replies import error
 from tests.fakes.still_house import StillHouse
-from tests.real.browser import DESKTOP, PHONE, THEMES, Tab, chromium, number_in, tab
+from tests.real.browser import DESKTOP, PHONE, THEMES, Tab, number_in, tab
+from tests.real.homes import simulated_home
 from tests.real.servers import free_port
 from tests.service.pace import changing
 from tests.service.process import TOKEN, Service, service
@@ -29,15 +29,15 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
 KEY = "correct-horse-battery-staple"
 DEMO = ("-m", "app", "demo")
-VIEWS = ("#/", "#/live", "#/home", "#/entity/sensor.electricity_meter_power", "#/dead-letters")
+VIEWS = (
+    "#/",
+    "#/live",
+    "#/home",
+    "#/entity/sensor.electricity_meter_power",
+    "#/dead-letters",
+    "#/settings",
+)
 DOWN = error(503, "shutting down", code="unavailable")
-
-
-@pytest.fixture
-async def browser() -> AsyncIterator[Browser]:
-    """Yield a browser."""
-    async with chromium() as started:
-        yield started
 
 
 @contextlib.asynccontextmanager
@@ -167,6 +167,8 @@ async def _wrong(shown: Tab, view: str) -> list[str]:
         await expect(shown.page.locator(".area")).not_to_have_count(0)
     if "entity" in view:
         await expect(shown.page.locator("#changes tr")).not_to_have_count(0)
+    if "settings" in view:
+        await expect(shown.page.locator("#settings details")).not_to_have_count(0)
     return await shown.violations()
 
 
@@ -319,26 +321,13 @@ async def _found_among_many(page: Page) -> None:
     await expect(row.locator("b")).to_have_text("42")
 
 
-@contextlib.asynccontextmanager
-async def _demo_home(folder: Path) -> AsyncIterator[FakeHomeAssistant]:
-    """Run the simulated home in this process."""
-    house = SimulatedHome(folder / "house")
-    async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
-        living = asyncio.create_task(house.run(home_assistant.fire), name="house")
-        try:
-            yield home_assistant
-        finally:
-            living.cancel()
-            await asyncio.wait({living})
-
-
 async def test_the_start_and_end_of_a_database_outage_are_shown(
     browser: Browser, tmp_path: Path
 ) -> None:
     """During it the page says what to do and counts pending points; afterwards it is healthy."""
     influx = FakeInflux()
     async with (
-        _demo_home(tmp_path) as home_assistant,
+        simulated_home(tmp_path) as home_assistant,
         influx.serving(),
         FaultServer(influx.url).serving() as faults,
         service(tmp_path, _settings(home_assistant.url, faults.url)) as running,

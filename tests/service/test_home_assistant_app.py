@@ -92,7 +92,14 @@ class Home:
 
 @pytest.fixture
 async def home(tmp_path: Path) -> AsyncIterator[Home]:
-    """Return a home whose lamp is off."""
+    """Yield a home whose lamp is off."""
+    async with supervised_home(tmp_path) as started:
+        yield started
+
+
+@contextlib.asynccontextmanager
+async def supervised_home(folder: Path) -> AsyncIterator[Home]:
+    """Run a home whose lamp is off, with a Supervisor."""
     house = StillHouse()
     async with FakeHomeAssistant(house, token=TOKEN) as home_assistant:
         house.fire = home_assistant.fire
@@ -101,7 +108,7 @@ async def home(tmp_path: Path) -> AsyncIterator[Home]:
             home_assistant=home_assistant.url, home_assistant_token=TOKEN, token=APP_TOKEN
         )
         async with supervisor.serving() as url:
-            yield Home(house, supervisor, url, tmp_path / "app")
+            yield Home(house, supervisor, url, folder / "app")
 
 
 async def test_the_app_stores_events_without_any_setting(home: Home) -> None:
