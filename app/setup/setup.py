@@ -51,8 +51,16 @@ def _now() -> datetime:
 class BrowserSetup:
     """Implements `app.api.setup.Setup`; one request at a time tests."""
 
-    def __init__(self, store: SettingsStore, *, supervisor_token: str | None = None) -> None:
+    def __init__(
+        self,
+        store: SettingsStore,
+        *,
+        supervisor_token: str | None = None,
+        within_s: float = _WITHIN_S,
+    ) -> None:
+        """`within_s` limits each group of checks."""
         self._store = store
+        self._within_s = within_s
         self._supervisor_token = supervisor_token
         self._testing = asyncio.Lock()
 
@@ -180,7 +188,7 @@ class BrowserSetup:
             return chosen
         hidden = partial(one_line, secrets=secrets_of(chosen))
         async with self._testing:
-            found = await bounded(names(chosen), check(chosen), _WITHIN_S)
+            found = await bounded(names(chosen), check(chosen), self._within_s)
         return [without_secrets(each, hidden) for each in found]
 
 

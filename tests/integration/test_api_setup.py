@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -72,10 +73,10 @@ def client(restarts: Restarts, link: SetupLink) -> Client:
     """Return a function that makes a client of the set-up mode, or of a service that is set up."""
 
     def make(
-        *, peer: str = "127.0.0.1", is_setup: bool = True, supervisor_token: str | None = None
+        *, peer: str = "127.0.0.1", is_setup: bool = True, **options: Any
     ) -> httpx.AsyncClient:
         store = SettingsStore(restart=restarts, is_setup=is_setup)
-        backend = BrowserSetup(store, supervisor_token=supervisor_token)
+        backend = BrowserSetup(store, **options)
         access = AccessRules()
         app = build_setup_api(lambda: backend, store=store, access=access, link=link)
         return client_of(app, peer=peer)
@@ -212,6 +213,22 @@ async def test_a_malformed_choice_is_a_failed_check_of_its_field(client: Client)
     assert "must be a URL that starts with http:// or https://" in check["text"]
     assert [check["field"] for check in house.json()["checks"]] == ["token"]
     assert "hush-hush" not in house.text
+
+
+@pytest.mark.parametrize("server", ["home-assistant", "database"])
+async def test_a_server_that_never_answers_is_not_waited_for(client: Client, server: str) -> None:
+    """The person sees which check took too long."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        choice = {"url": f"http://127.0.0.1:{silent.getsockname()[1]}", "token": TOKEN}
+        if server == "database":
+            choice["kind"] = "influxdb2"
+        async with client(within_s=0.2) as local:
+            tested = (await local.post(f"/api/v1/setup/{server}", json=choice)).json()
+
+    first, *others = tested["checks"]
+    assert not tested["ok"]
+    assert (first["status"], first["text"]) == ("failed", "It took longer than 0.2 s.")
+    assert {check["status"] for check in others} == {"not tried"}
 
 
 async def test_the_environment_decides_about_the_database_if_it_sets_any_of_it(
