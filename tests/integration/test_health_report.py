@@ -290,7 +290,8 @@ async def test_a_broker_that_forgot_everything_gets_everything_again() -> None:
     """It was restarted without its retained messages."""
     broker, reported = FakeBroker(), Reported()
     async with broker.serving() as port, by_mqtt(reported, mqtt(port)):
-        await until(lambda: MQTT_STATUS in broker.retained)
+        # A description and a value of each, and the availability of all.
+        await until(lambda: len(broker.retained) == 2 * len(SENSORS) + 1)
         expected = set(broker.retained)
         broker.disconnect()
         broker.retained.clear()
