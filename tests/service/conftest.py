@@ -1,10 +1,11 @@
-"""Fixtures: a home where only the test changes states, and the settings to connect to it."""
+"""Fixtures: a home where only the test changes states, InfluxDB, and settings for both."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
 from simulator.fake_home_assistant import FakeHomeAssistant
+from tests.fakes.influx import FakeInflux
 from tests.fakes.still_house import StillHouse
 from tests.service.process import TOKEN
 
@@ -31,4 +32,22 @@ def environment(home_assistant: FakeHomeAssistant) -> dict[str, str]:
         "HOME_ASSISTANT_TOKEN": TOKEN,
         # The time in this home is fictitious; tests of history use a real clock instead.
         "BACKFILL_ENABLED": "false",
+    }
+
+
+@pytest.fixture
+async def influx() -> AsyncIterator[FakeInflux]:
+    """Serve a healthy InfluxDB 2."""
+    async with FakeInflux().serving() as fake:
+        yield fake
+
+
+@pytest.fixture
+def influx_settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+    """Return the settings that connect to both, with short waits."""
+    return environment | {
+        "INFLUXDB_URL": influx.url,
+        "INFLUXDB_TOKEN": influx.token,
+        "INFLUXDB_API": "v2",
+        "BATCH_TIMEOUT": "0.1",
     }

@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -31,20 +31,9 @@ def house() -> StillHouse:
 
 
 @pytest.fixture
-async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve a healthy InfluxDB 2."""
-    async with FakeInflux().serving() as fake:
-        yield fake
-
-
-@pytest.fixture
-def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+def settings(influx_settings: dict[str, str]) -> dict[str, str]:
     """Return settings with backfill enabled and short waits; this recorder commits at once."""
-    return environment | {
-        "INFLUXDB_URL": influx.url,
-        "INFLUXDB_TOKEN": influx.token,
-        "INFLUXDB_API": "v2",
-        "BATCH_TIMEOUT": "0.1",
+    return influx_settings | {
         "WEBSOCKET_MAX_RETRY_DELAY": "0.2",
         "BACKFILL_ENABLED": "true",
         "BACKFILL_COMMIT_INTERVAL": "0.5",

@@ -43,21 +43,10 @@ logger = logging.getLogger(__name__)
 
 
 @pytest.fixture
-async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve a healthy InfluxDB 2."""
-    async with FakeInflux().serving() as fake:
-        yield fake
-
-
-@pytest.fixture
-def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+def settings(influx_settings: dict[str, str]) -> dict[str, str]:
     """Return settings for Home Assistant and InfluxDB, with short waits and small requests."""
-    return environment | {
-        "INFLUXDB_URL": influx.url,
-        "INFLUXDB_TOKEN": influx.token,
-        "INFLUXDB_API": "v2",
+    return influx_settings | {
         "INFLUXDB_MAX_BATCH_POINTS": "500",
-        "BATCH_TIMEOUT": "0.1",
     }
 
 

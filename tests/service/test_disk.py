@@ -28,13 +28,6 @@ _STATE = re.compile(rb'state_value="(\d+)"')
 
 
 @pytest.fixture
-async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve a healthy InfluxDB 2."""
-    async with FakeInflux().serving() as fake:
-        yield fake
-
-
-@pytest.fixture
 async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
     """Mount a disk of 6 MB."""
     async with small_disk(tmp_path, megabytes=6) as mounted:
@@ -42,13 +35,9 @@ async def disk(tmp_path: Path) -> AsyncIterator[Disk]:
 
 
 @pytest.fixture
-def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+def settings(influx_settings: dict[str, str]) -> dict[str, str]:
     """Return settings for Home Assistant and InfluxDB; the journal may fill the disk."""
-    return environment | {
-        "INFLUXDB_URL": influx.url,
-        "INFLUXDB_TOKEN": influx.token,
-        "INFLUXDB_API": "v2",
-        "BATCH_TIMEOUT": "0.1",
+    return influx_settings | {
         "JOURNAL_MIN_FREE_MB": "0",
     }
 

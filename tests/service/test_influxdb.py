@@ -3,7 +3,6 @@
 import re
 import signal
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -14,13 +13,6 @@ from tests.fakes.still_house import StillHouse
 from tests.service.process import service
 
 _STATE = re.compile(rb'state_value="(\d+)"')
-
-
-@pytest.fixture
-async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve a healthy InfluxDB 2."""
-    async with FakeInflux().serving() as fake:
-        yield fake
 
 
 @pytest.fixture

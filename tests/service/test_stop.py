@@ -30,20 +30,9 @@ _STATE = re.compile(rb'state_value="(\d+)"')
 
 
 @pytest.fixture
-async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve a healthy InfluxDB 2."""
-    async with FakeInflux().serving() as fake:
-        yield fake
-
-
-@pytest.fixture
-def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+def settings(influx_settings: dict[str, str]) -> dict[str, str]:
     """Return settings for Home Assistant and InfluxDB, with a short shutdown timeout."""
-    return environment | {
-        "INFLUXDB_URL": influx.url,
-        "INFLUXDB_TOKEN": influx.token,
-        "INFLUXDB_API": "v2",
-        "BATCH_TIMEOUT": "0.1",
+    return influx_settings | {
         "SHUTDOWN_TIMEOUT": str(SHUTDOWN_TIMEOUT_S),
     }
 

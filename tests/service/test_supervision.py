@@ -41,21 +41,10 @@ _UVICORN = re.compile(r"Uvicorn running on (http://\S+)")
 
 
 @pytest.fixture
-async def influx() -> AsyncIterator[FakeInflux]:
-    """Serve a healthy InfluxDB 2."""
-    async with FakeInflux().serving() as fake:
-        yield fake
-
-
-@pytest.fixture
-def settings(environment: dict[str, str], influx: FakeInflux) -> dict[str, str]:
+def settings(influx_settings: dict[str, str]) -> dict[str, str]:
     """Return settings with both sinks, so that every loop runs."""
-    return environment | {
-        "INFLUXDB_URL": influx.url,
-        "INFLUXDB_TOKEN": influx.token,
-        "INFLUXDB_API": "v2",
+    return influx_settings | {
         "EMBEDDED_STORE": "on",
-        "BATCH_TIMEOUT": "0.1",
     }
 
 
