@@ -403,13 +403,13 @@ class FakeHomeAssistant:
             return {"id": command_id, "type": "pong"}
         try:
             result = self._result(client, command, parameters)
-        except _Refused as exc:
+        except Refused as exc:
             return _refusal(command_id, exc.code, exc.message)
         return {"id": command_id, "type": "result", "success": True, "result": result}
 
     def _result(self, client: _Client, command: str, parameters: Mapping[str, object]) -> object:
         if command in self.unknown_commands or command not in _PARAMETERS:
-            raise _Refused("unknown_command", "Unknown command.")
+            raise Refused("unknown_command", "Unknown command.")
         _check(command, parameters)
         if kind := _LISTS.get(command):
             return self._house.registry(kind)
@@ -448,7 +448,7 @@ class FakeHomeAssistant:
         if self.version.startswith("2024."):
             allowed -= _NEW_READ_ONLY_EVENTS
         if event_type in self._denied or (self._read_only and event_type not in allowed):
-            raise _Refused("unauthorized", "Unauthorized")
+            raise Refused("unauthorized", "Unauthorized")
         client.subscribed[client.last_id] = event_type
 
     def _logbook(self, parameters: Mapping[str, object]) -> Sequence[JsonObject]:
@@ -458,7 +458,7 @@ class FakeHomeAssistant:
 
     def _chronicle(self) -> Chronicle:
         if not isinstance(self._house, Chronicle):
-            raise _Refused("unknown_command", "Unknown command.")
+            raise Refused("unknown_command", "Unknown command.")
         return self._house
 
     def _history(self, parameters: Mapping[str, object]) -> JsonObject:
@@ -468,7 +468,7 @@ class FakeHomeAssistant:
         end = _moment(parameters, "end_time") if has_end else start + timedelta(days=1)
         known = {str(row["entity_id"]) for row in self._house.states()}
         if not all(name in known or _ENTITY_ID.fullmatch(name) for name in entity_ids):
-            raise _Refused("invalid_entity_ids", "Invalid entity_ids")
+            raise Refused("invalid_entity_ids", "Invalid entity_ids")
         recorded = self._house.history(start, end, entity_ids)
         past: Mapping[str, Sequence[JsonObject]] = {}
         if parameters.get("include_start_time_state", True):
@@ -533,7 +533,7 @@ class _Client:
     def unsubscribe(self, subscription: object) -> None:
         """End the subscription that began with this command id."""
         if not isinstance(subscription, int) or self.subscribed.pop(subscription, None) is None:
-            raise _Refused("not_found", "Subscription not found.")
+            raise Refused("not_found", "Subscription not found.")
 
     def stop(self) -> None:
         """Forget what waits."""
@@ -553,7 +553,9 @@ class _Client:
         self.stop()
 
 
-class _Refused(Exception):
+class Refused(Exception):
+    """A command that Home Assistant does not carry out; a house may raise it, too."""
+
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code)
         self.code = code
@@ -569,9 +571,9 @@ def _check(command: str, parameters: JsonObject) -> None:
     required, optional = _PARAMETERS[command]
     if missing := required - parameters.keys():
         name = min(missing)
-        raise _Refused("invalid_format", f"required key not provided @ data['{name}']. Got None")
+        raise Refused("invalid_format", f"required key not provided @ data['{name}']. Got None")
     if parameters.keys() - required - optional:
-        raise _Refused("invalid_format", f"extra keys not allowed. Got {dict(parameters)}")
+        raise Refused("invalid_format", f"extra keys not allowed. Got {dict(parameters)}")
 
 
 async def _say(socket: ServerConnection, message: JsonObject) -> None:
@@ -614,7 +616,7 @@ def _moment(parameters: JsonObject, name: str) -> datetime:
     try:
         return datetime.fromisoformat(str(parameters[name]))
     except ValueError as exc:
-        raise _Refused(f"invalid_{name}", f"Invalid {name}") from exc
+        raise Refused(f"invalid_{name}", f"Invalid {name}") from exc
 
 
 def _seconds(moment: object) -> float:

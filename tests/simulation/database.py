@@ -67,6 +67,11 @@ class Database(FakeInflux):
         self._link = link
         self._life: contextlib.AsyncExitStack | None = None
 
+    @property
+    def takes_writes(self) -> bool:
+        """Whether it runs without a fault, and has lost nothing."""
+        return self._life is not None and self.fault is None and not self.lost
+
     async def start(self) -> None:
         """Listen, unless it already does."""
         if self._life is None:

@@ -58,6 +58,9 @@ EFFECTS: Mapping[str, Effect] = {
     "crash_between_steps": Effect(logged(r"service is killed between two steps")),
     "crash_in_start": Effect(logged(r"service is killed between two steps while it starts")),
     "crash_in_stop": Effect(logged(r"service is killed between two steps while it stops")),
+    "crash_in_backfill": Effect(
+        logged(r"service is killed between two steps$"), beside=("cut_home_assistant",)
+    ),
     "crash_repeatedly": Effect(_kills_in_a_row),
     "terminate": Effect(lambda world: world.restarts and not world.service_kills_ns),
     "remove_sink": Effect(logged(r"points for '\w+', which is not set up")),
@@ -95,6 +98,8 @@ EFFECTS: Mapping[str, Effect] = {
     ),
     "remove_recorder": Effect(lambda world: world.house.recorder_.missed),
     "refuse_command": Effect(logged(r"Unknown command"), beside=("cut_home_assistant",)),
+    "fail_history": Effect(lambda world: world.house.failures, beside=("cut_home_assistant",)),
+    "set_state": Effect(lambda world: world.house.states_set),
     "set_home_clock": Effect(lambda world: world.clock_sets),
     "field_type_conflict": Effect(logged(r"is a dead letter of influxdb: .*type conflict")),
 }

@@ -99,6 +99,16 @@ async def crash_in_stop(world: World, *, resumption: float, down_s: float) -> No
     await world.start_again(down_s)
 
 
+@fault(weight=0, appends=[1, 1, 2, 3, 5], resumption=(1.0, 100.0), down_s=(0.5, 100.0))
+async def crash_in_backfill(
+    world: World, *, appends: int, resumption: float, down_s: float
+) -> None:
+    """Kill the service soon after it has journaled some of what it reads back."""
+    if await world.until_read_back(appends):
+        await world.crash_between_steps(round(resumption))
+        await world.start_again(down_s)
+
+
 @fault(times=[2, 3, 5, 8], seconds=(0.01, 5.0))
 async def crash_repeatedly(world: World, *, times: int, seconds: float) -> None:
     """Kill the service several times within seconds."""
@@ -426,6 +436,23 @@ async def refuse_command(world: World, *, command: str, seconds: float) -> None:
     world.home_assistant.unknown_commands.add(command)
     await asyncio.sleep(seconds)
     world.home_assistant.unknown_commands.discard(command)
+
+
+@fault(weight=0, entity=["light.desk", "sensor.office_power"], seconds=(5.0, 200.0))
+async def fail_history(world: World, *, entity: str, seconds: float) -> None:
+    """Let Home Assistant fail at all history of an entity that includes this moment, for a while.
+
+    Not for ten attempts: then the service leaves out what Home Assistant fails to show.
+    """
+    world.house.fail_history(entity)
+    await asyncio.sleep(seconds)
+    world.house.unreadable = None
+
+
+@fault(weight=0, entity=["light.desk"], state=["on", "off"])
+async def set_state(world: World, *, entity: str, state: str) -> None:
+    """Let an entity have a state: no fault, but some need such a change at their side."""
+    world.house.set_state(entity, state)
 
 
 @fault(

@@ -17,6 +17,7 @@ from itertools import count
 from simulator.fake_home_assistant import (
     Fire,
     JsonObject,
+    Refused,
     RegistryKind,
     registry_updated,
     state_changed,
@@ -181,6 +182,12 @@ class House:
         self._queries, self._keep_s = 0, 0.0
         self.has_recorder = True
         """Whether the next start of Home Assistant is one with a recorder."""
+        self.unreadable: Identity | None = None
+        """An entity and a moment: history that includes both cannot be shown."""
+        self.states_set = 0
+        """How often `set_state` changed a state."""
+        self.failures = 0
+        """How many requests failed for it."""
         self.renames: dict[str, str] = {}
         self._chance = chance
         self._clock = clock
@@ -304,6 +311,22 @@ class House:
         data = {"action": "update", "device_id": row["id"], "changes": {"area_id": row["area_id"]}}
         self._send(registry_updated("device", data, at=self.now()))
 
+    def fail_history(self, entity_id: str) -> None:
+        """Fail at all history of an entity that includes this moment: a row cannot be read."""
+        self.unreadable = entity_id, int(self._clock() * 1e9)
+
+    def set_state(self, entity_id: str, state: str) -> None:
+        """Let an entity have this state, with other attributes than before."""
+        entity = self.entities[entity_id]
+        if entity.row is not None:
+            self.states_set += 1
+            attributes = {
+                **entity.fixed,
+                "friendly_name": entity_id,
+                "brightness": self.states_set,
+            }
+            self._set(entity, state, attributes)
+
     def purge_at_query(self, queries: int, keep_s: float) -> None:
         """Purge after so many more queries of history; 0 for never."""
         self._queries, self._keep_s = queries, keep_s
@@ -426,6 +449,12 @@ class House:
         if self._queries == 1:
             self.purge(self._keep_s)
         start_ns, end_ns = _nanoseconds(start), _nanoseconds(end)
+        is_state = start == _EPOCH  # the state at a moment: no other row is shown
+        if self.unreadable is not None and not is_state:
+            entity_id, time_ns = self.unreadable
+            if entity_id in entity_ids and start_ns < time_ns < end_ns:
+                self.failures += 1
+                raise Refused("unknown_error", "Unknown error")
         found: dict[str, Sequence[JsonObject]] = {}
         for entity_id in entity_ids:
             times, rows = self.recorder_.by_entity.get(entity_id, ([], []))

@@ -39,6 +39,12 @@ class Link:
         self.ends: dict[Transport, None] = {}
         """Both ends of every open connection."""
 
+    @property
+    def is_disturbed(self) -> bool:
+        """Whether anything may fail or take long."""
+        is_cut = self.largest_piece is not None or self.cut_after is not None
+        return self.is_refusing or self.is_silent or is_cut or self.delay_factor > 1.0
+
     def resume(self) -> None:
         """End all faults, and deliver what was held back."""
         self.is_refusing = self.is_silent = False

@@ -99,13 +99,31 @@ def _admits(gap: Gap) -> bool:
 
 
 def _after_purged(world: World) -> Iterator[Row]:
-    """Yield the rows that were read when the one before them had been purged."""
+    """Yield the rows that were read when the one before them had been purged.
+
+    Not where the service must know that one itself.
+    """
     table, purged_s = world.house.recorder_.table, world.house.recorder_.purged_s
     by_id = {row.state_id: _identity(row) for row in table}
     for row in table:
         before = None if row.old_state_id is None else by_id.get(row.old_state_id)
-        if before in purged_s and purged_s[before] <= world.captured.get(_identity(row), -1.0):
+        if before not in purged_s or purged_s[before] > world.captured.get(_identity(row), -1.0):
+            continue
+        if not _is_remembered(world, before, row.updated_ns):
             yield row
+
+
+def _is_remembered(world: World, before: Identity, time_ns: int) -> bool:
+    """Whether a change came live, and all that was missed until a later time is one gap.
+
+    The recorder reaches back to its beginning, so nothing else can be missing.
+    """
+    gaps = world.coverage.gaps()
+    since = [gap for gap in gaps if before[1] <= gap.end_ns and gap.start_ns <= time_ns]
+    if before not in world.live or len(since) != 1:
+        return False
+    (gap,) = since
+    return before[1] < gap.start_ns and not _admits(gap)
 
 
 def _identity(row: Row) -> Identity:

@@ -6,6 +6,7 @@ Everything in it follows from its seed and its list of actions.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import json
 import logging
@@ -37,7 +38,7 @@ from app.settings import load_settings
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.simulation import clocks
 from tests.simulation.checks import check_end, check_meanwhile
-from tests.simulation.database import DIALECTS, PORT, Database, Dialect
+from tests.simulation.database import DIALECTS, PORT, Database, Dialect, identity
 from tests.simulation.disk import DiskError
 from tests.simulation.faults import FAULTS
 from tests.simulation.honesty import Watch
@@ -54,7 +55,10 @@ _POLL_S = 60.0
 _RESTART_S = 5.0
 _QUIET_S = 12.0
 """How long nothing changes at the end, so that the recorder has committed everything."""
+_HELD_S = 30.0
+"""Of how many seconds points may wait for a sink when all is settled."""
 _COMMIT_S = 5.0
+_READ_BACK_WITHIN_S = 600.0
 _RECORDER_COMMANDS = frozenset(
     {
         "recorder/info",
@@ -231,6 +235,8 @@ class World:
         self._in_flight: list[list[bytes]] = []
         """What the journal is appending: a killed process may have made it durable."""
         self.watch = Watch()
+        self._read_back = asyncio.Event()
+        """Set for a moment when changes that were read back have become durable."""
         self._lives = 0
         self._life: Life | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -313,6 +319,7 @@ class World:
         self.house.recorder_.is_locked = False
         self.house.recorder_.lag_s = 0.0
         self.house.purge_at_query(0, 0.0)
+        self.house.unreadable = None
         self.home_assistant.unknown_commands.clear()
         self.house.has_recorder = True
         if not self.house.recorder_.is_present:
@@ -380,7 +387,8 @@ class World:
         breakers = [snapshot.circuit_breaker.state, *(sink.breaker for sink in snapshot.sinks)]
         if set(breakers) != {"closed"}:  # a connection must last for a while first
             return f"breakers are {breakers}"
-        held = {sink.name: sink.held for sink in snapshot.sinks if sink.held > 20}
+        most = _HELD_S * self.plan.events_per_s
+        held = {sink.name: sink.held for sink in snapshot.sinks if sink.held > most}
         return f"points wait for {held}" if held else None
 
     async def _changes(self) -> None:
@@ -521,6 +529,7 @@ class World:
                     base_url="http://localhost:8001",
                 )
                 await life.stop.wait()
+                flushes = self._flushes(container)
                 container.supervisor().begin_stop()
                 container.supervisor().cancel("source")
             life.is_up = False
@@ -530,6 +539,8 @@ class World:
             is_slow = life.is_stop_slow or self.loop.work_factor > 1.0
             if left and not is_slow and not self.disk_faults:
                 self.fail(Violation(f"conservation: {left} events were not committed at SIGTERM"))
+            if flushes and flushes == self._flushes(container) and not is_slow:
+                self._check_flushed()
         except StorageError as exc:
             life.is_up = False
             if not self.disk_faults:
@@ -542,6 +553,27 @@ class World:
         except Exception as exc:  # noqa: BLE001 - the service must not end with any other
             life.is_up = False
             self.fail(exc)
+
+    def _flushes(self, container: Container) -> tuple[int, ...]:
+        """Return what must stay the same during a stop that sends everything; empty if one may not.
+
+        That is the number of faults on the way to the database, which takes writes.
+        """
+        database, link = self.database, self.database_link
+        sinks = {sink.name: sink for sink in container.observer().snapshot().sinks}
+        sink = sinks.get("influxdb")
+        is_well = sink is not None and (sink.state, sink.breaker) == ("ok", "closed")
+        is_disturbed = link.is_disturbed or not database.takes_writes or self.disk_faults
+        return (1, link.resets, link.halves) if is_well and not is_disturbed else ()
+
+    def _check_flushed(self) -> None:
+        """An orderly stop sends what is journaled to a database that takes it."""
+        stored, refused = self.database.stored, self.database.in_refused_requests
+        left = [line for line in self.acknowledged if identity(line) not in stored]
+        if left := [line for line in left if line not in refused]:
+            self.fail(
+                Violation(f"delivery: {len(left)} lines were not sent at SIGTERM: {left[:2]}")
+            )
 
     def _observe(self, container: Container) -> None:
         """Note which points the journal makes durable, in their order."""
@@ -603,6 +635,9 @@ class World:
 
     def _acknowledge(self, lines: Sequence[bytes]) -> None:
         self._capture(lines)
+        if any(b"backfilled=true" in line for line in lines):
+            self._read_back.set()
+            self._read_back.clear()
         for line in lines:
             self._order += 1
             first, _ = self.acknowledged.get(line, (self._order, 0))
@@ -677,6 +712,18 @@ class World:
             if self.is_calm or self.coverage.open_gaps():
                 return
             await asyncio.sleep(1.0)
+
+    async def until_read_back(self, appends: int) -> bool:
+        """Wait until the journal has so many more appends of what was read back.
+
+        Not for long; return whether it has.
+        """
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_READ_BACK_WITHIN_S):
+                for _ in range(appends):
+                    await self._read_back.wait()
+                return not self.is_calm
+        return False
 
     def set_home_clock(self, jump_s: float) -> None:
         """Set the clock of Home Assistant."""
