@@ -274,13 +274,16 @@ def _digest(*texts: str) -> str:
 
 def _plan(world: str) -> Plan:
     """Return the plan of a world by its name."""
-    from tests.simulation.world import Plan  # noqa: PLC0415 - of the copied tree
+    from tests.simulation.world import Action, Plan  # noqa: PLC0415 - of the copied tree
 
     if (kept := KEPT / f"{world}.json").exists():
         return Plan.read(kept)
     aim, seed = world.rsplit(" ", 1)
     chosen = {"seconds": _SECONDS, "fault_every_s": _FAULT_EVERY_S, **AIMS[aim]}
-    return Plan(seed=int(seed), **{**chosen, "kinds": tuple(chosen.get("kinds", ()))})
+    chosen["kinds"] = tuple(chosen.get("kinds", ()))
+    if actions := chosen.pop("actions", None):
+        chosen["given"] = tuple(Action(*action) for action in actions)
+    return Plan(seed=int(seed), **chosen)
 
 
 def _run_worlds(run: Run, sender: Connection) -> None:

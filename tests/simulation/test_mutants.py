@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from tests.simulation.faults import FAULTS
 from tests.simulation.mutants import AIMS, KEPT, ROOT, Mutant, mutants
 
 MUTANTS = {mutant.name: mutant for mutant in mutants()}
@@ -33,6 +34,14 @@ def test_every_mutant_has_worlds_that_exist() -> None:
     for mutant in mutants():
         for world in mutant.worlds(seeds=1):
             assert world.rsplit(" ", 1)[0] in AIMS or (KEPT / f"{world}.json").exists(), world
+
+
+def test_every_aim_names_faults_that_exist() -> None:
+    """A world that fails for an unknown fault would kill every mutant."""
+    for aim in AIMS.values():
+        listed = {kind for _, kind, _ in aim.get("actions", ())}
+
+        assert {*aim.get("kinds", ()), *listed} <= FAULTS.keys()
 
 
 def test_a_mutant_whose_text_is_gone_is_an_error() -> None:
