@@ -134,7 +134,11 @@ class Subscriber:
             messages.append(f'{{"type":"dropped","count":{self._dropped}}}')
             self._dropped = 0
         count = min(max_events, len(self._events))
-        messages += [self._events.popleft().encoded() for _ in range(count)]
+        for _ in range(count):
+            event = self._events.popleft()
+            if not event.message:  # a call for each subscriber would double what this costs
+                event.message = encode_event(event.change)
+            messages.append(event.message)
         if not self._events:
             self._filled.clear()
         return messages
@@ -188,11 +192,6 @@ class _QueuedEvent(msgspec.Struct, gc=False):
 
     change: Change
     message: str = ""
-
-    def encoded(self) -> str:
-        if not self.message:
-            self.message = encode_event(self.change)
-        return self.message
 
 
 _encode = msgspec.json.Encoder().encode
