@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias
@@ -99,10 +98,11 @@ _STRING_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"'})
 
 
 class _State(NamedTuple):
-    """The fields of a state, each with a comma before it; empty when it is not written."""
+    """The fields of a state."""
 
-    state: bytes
-    value: bytes
+    first: bytes
+    second: bytes
+    """Those that are written, `state` before `value`; empty for one that is not."""
     fields: tuple[str, ...]
     """The names that attributes must not take, even when the field is not written."""
     written: tuple[str, ...]
@@ -112,7 +112,7 @@ class _State(NamedTuple):
 
 
 _Fields: TypeAlias = tuple[tuple[str, bytes], ...]
-"""Fields by their unescaped key, each with a comma before it."""
+"""Fields by their unescaped key."""
 
 
 class _Head(NamedTuple):
@@ -126,14 +126,17 @@ class _Head(NamedTuple):
 
 
 class _Template(NamedTuple):
-    """What the lines of an entity with the same attributes and kind of state share."""
+    """What the lines of an entity with the same attributes and kind of state share.
 
-    head: bytes
-    """Measurement, tags and a space."""
-    before_state: bytes
-    before_value: bytes
-    after_value: bytes
+    A line consists of the start, the first field of the state, the middle, the second, and the end.
+    """
+
+    start: bytes
+    middle: bytes
+    end: bytes
     corrections: tuple[Correction, ...]
+    has_fields: bool
+    """False if there is nothing to write: no attributes, and no field of the state."""
 
 
 class _Entity:
@@ -186,7 +189,7 @@ class HomeAssistantEncoder:
         self._cached_bytes = 0
         self._states: dict[str, _State] = {}
         self._fields: dict[tuple[str, bytes], _Fields] = {}
-        """By name and JSON of an attribute: lamps and thermostats repeat their values."""
+        """By name and JSON of an attribute that is not a number: many entities repeat those."""
 
     def encode(self, changes: Sequence[Change]) -> EncodedChanges:
         """Return the line of each change, in order."""
@@ -211,21 +214,13 @@ class HomeAssistantEncoder:
                 corrections.update(template.corrections)
             if state.is_corrected:
                 corrections["not_finite"] += 1
-            fields = b"".join(
-                (
-                    template.before_state,
-                    state.state,
-                    template.before_value,
-                    state.value,
-                    template.after_value,
-                )
-            )
-            if not fields:
+            if not template.has_fields:
                 corrections["no_fields"] += 1
                 lines.append(b"\n" if self._verbatim else None)
                 continue
             time = self._time_of(change.time_ns if change.fired_ns is None else change.fired_ns)
-            lines.append(b"%b%b %d\n" % (template.head, fields[1:], time))
+            parts = (template.start, state.first, template.middle, state.second, template.end)
+            lines.append(b"%b %d\n" % (b"".join(parts), time))
         return EncodedChanges(lines, corrections)
 
     def _new_entity(self, entity_id: str) -> _Entity:
@@ -240,9 +235,11 @@ class HomeAssistantEncoder:
         # The second client leaves out what is not finite.
         is_written = is_finite or (self._is_v1 and self._verbatim)
         fields = (("state",) if has_text else ()) + (("value",) if value is not None else ())
+        text_field = self._field("state", _single_line(text)) if has_text else b""
+        number_field = b"" if value is None or not is_written else self._field("value", value)
         state = _State(
-            state=self._field("state", _single_line(text)) if has_text else b"",
-            value=b"" if value is None or not is_written else self._field("value", value),
+            first=text_field or number_field,
+            second=number_field if has_text else b"",
             fields=fields,
             written=fields if is_written else fields[:-1],
             is_corrected=self._is_v1 and not is_written,
@@ -262,7 +259,7 @@ class HomeAssistantEncoder:
         if template is None:
             template = self._new_template(entity, change, attributes, state)
             entity.templates[state.written] = template
-            size = _FIELD_BYTES * len(entity.fields) + sum(map(len, template[:4]))
+            size = _FIELD_BYTES * len(entity.fields) + sum(map(len, template[:3]))
             entity.size += size
             self._cached_bytes += size
         return template
@@ -284,7 +281,8 @@ class HomeAssistantEncoder:
             fields.pop("", None)
         if not self._verbatim and ("" in fields or b"\\" in attributes):
             corrections += tuple(_remove_refused(fields, state.written, is_v1=self._is_v1))
-        return _Template(head.data, *_segments(fields), corrections)
+        start, middle, end = _segments(fields, state.written)
+        return _Template(head.data + start, middle, end, corrections, bool(fields or state.written))
 
     def _fields_without_clash(
         self,
@@ -311,9 +309,14 @@ class HomeAssistantEncoder:
                 fields[key] = field
         if len(known) > 2 * len(members):  # names that come and go
             known.clear()
+        for key in state_fields:
+            del fields[key]
         return fields
 
     def _new_fields(self, name: str, value: bytes) -> _Fields:
+        if value[0] in _DIGITS:
+            plain = float(value)
+            return ((name, self._field(name, plain)),) if math.isfinite(plain) else ()
         fields = self._fields.get((name, value))
         if fields is not None:
             return fields
@@ -375,19 +378,22 @@ class HomeAssistantEncoder:
         return f",{key.translate(self._escapes)}={value.translate(self._escapes)}{end}".encode()
 
     def _field(self, key: str, value: float | str) -> bytes:
-        prefix = f",{key.translate(self._escapes)}="
+        if not key.isidentifier():
+            key = key.translate(self._escapes)
         if isinstance(value, str):
             if "\\" in value or '"' in value:
                 value = value.translate(_STRING_ESCAPES)
-            return f'{prefix}"{value}"'.encode()
+            return f'{key}="{value}"'.encode()
         text = repr(value) if self._is_v1 else repr(value).removesuffix(".0")
-        return f"{prefix}{text}".encode()
+        return f"{key}={text}".encode()
 
 
 _RESERVED = frozenset({"_field", "_measurement", "\0"})
 
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _VALUES = msgspec.json.Decoder(dict[str, object])
+_DIGITS = b"-0123456789"
+"""What JSON of a number begins with."""
 
 
 def _remove_refused(
@@ -398,7 +404,7 @@ def _remove_refused(
         if not is_v1 and (not key or _ESCAPING.search(key)):
             del fields[key]
             yield "backslash_key" if key else "empty_key"
-    written = {*state_fields, *(key for key, field in fields.items() if field)}
+    written = {*state_fields, *fields}
     while (last := max(written, default="")).endswith("\\"):
         written.remove(last)
         del fields[last]
@@ -409,12 +415,18 @@ _ESCAPING = re.compile(r"(?<!\\)(?:\\\\)*\\(?=[,= ]|\Z)")
 """A backslash that escapes what the second client writes behind it, unless another escapes it."""
 
 
-def _segments(fields: Mapping[str, bytes]) -> tuple[bytes, bytes, bytes]:
-    """Return the fields that come before `state`, then before `value`, and then."""
-    keys = sorted(fields)
-    state, value = bisect_left(keys, "state"), bisect_left(keys, "value")
-    parts = [fields[key] for key in keys]
-    return b"".join(parts[:state]), b"".join(parts[state:value]), b"".join(parts[value:])
+def _segments(fields: Mapping[str, bytes], written: Collection[str]) -> list[bytes]:
+    """Return what precedes, separates and follows the fields of a state, with their commas."""
+    segments: list[bytes] = []
+    parts: list[bytes] = []
+    for key in sorted((*fields, *written)):
+        if key in written:
+            segments.append(b",".join((*parts, b"")))
+            parts = [b""]
+        else:
+            parts.append(fields[key])
+    segments.append(b",".join(parts))
+    return [*segments, b"", b""][:3]
 
 
 _COMMENTS = {"v1": re.compile(r"\A[\t\0#]*#"), "v2": re.compile(r"\A[\0#]*#")}
