@@ -12,6 +12,8 @@ import pytest
 from tests.fakes.still_house import StillHouse
 from tests.service.process import ROOT, TOKEN, service
 
+_RUN = ("-m", "app", "run")
+_UVICORN = ("-m", "uvicorn", "app.main:app")
 _MODULE = """
 import msgspec
 
@@ -79,13 +81,13 @@ async def test_filtered_and_transformed_events_are_accounted_for(
     assert "ingest_events_filtered_total 3.0" in metrics
 
 
-@pytest.mark.parametrize("command", [("-m", "app", "run"), ("-m", "uvicorn", "app.main:app")])
 @pytest.mark.parametrize(
-    ("variable", "value", "message"),
+    ("command", "variable", "value", "message"),
     [
-        ("ENTITY_FILTER_CONFIG", '{"mode": only}', "line 1, column 10: Expecting value"),
-        ("ENTITY_FILTER_CONFIG_FILE", "/no/such/file", "cannot be read: No such file"),
-        ("INGEST_TRANSFORMS", "no_such_module:f", "No module named 'no_such_module'"),
+        (_RUN, "ENTITY_FILTER_CONFIG", '{"mode": only}', "line 1, column 10: Expecting value"),
+        (_RUN, "ENTITY_FILTER_CONFIG_FILE", "/no/such/file", "cannot be read: No such file"),
+        (_RUN, "INGEST_TRANSFORMS", "no_such_module:f", "No module named 'no_such_module'"),
+        (_UVICORN, "INGEST_TRANSFORMS", "no_such_module:f", "No module named 'no_such_module'"),
     ],
 )
 async def test_an_unusable_filter_or_transform_stops_the_start(
