@@ -69,7 +69,13 @@ SIMULATED = frozenset(
 
 NOT_RUN: Mapping[str, str] = {
     "__main__.py": "the command line and its exit status; service tests start it as a process",
+    "api/setup_access.py": "the link to the set-up in the browser",
     "commands/": "the command line, the doctor, and uvicorn; service tests run them",
+    "doctor/": "the checks of the doctor and the set-up",
+    "runtime/restart.py": "a restart after the settings have changed in the browser",
+    "runtime/threads.py": "what the doctor and the set-up wait for",
+    "settings_store.py": "the settings that are changed in the browser",
+    "setup/": "the set-up in the browser, before the service runs",
 }
 """Parts of the product that do not run in the simulation."""
 
@@ -81,6 +87,7 @@ ESCAPES: Mapping[tuple[str, str], str] = {
     ("health_report/mqtt.py", "threading.Thread"): "health by MQTT, which is off in the simulation",
     ("journal/repair.py", "Path.is_file"): _FILES,
     ("journal/repair.py", "Path.stat"): _FILES,
+    ("main.py", "multiprocessing.parent_process"): "the application that uvicorn imports",
     ("normalize/filter.py", "Path.stat"): "the file of the filter, read at the start and polled",
     ("normalize/transforms.py", "Path.is_dir"): "the folder of transforms, read at the start",
     ("runtime/connection_errors.py", "os.strerror"): "a table of texts",
@@ -91,6 +98,10 @@ ESCAPES: Mapping[tuple[str, str], str] = {
     ("runtime/home_assistant_yaml.py", "os.walk"): "the user's YAML, read at the start",
     ("runtime/logging.py", "Path.mkdir"): "the log file, which the simulation does not open",
     ("runtime/logging.py", "threading.Lock"): "never contended: the work of threads runs inline",
+    **{
+        ("runtime/settings_file.py", name): "settings, read at the start and changed in the browser"
+        for name in ("Path.is_dir", "Path.unlink", "os.access", "os.fdopen", "os.fsync", "os.open")
+    },
     **{
         ("runtime/sqlite.py", name): _FILES
         for name in (
