@@ -232,7 +232,8 @@ def needs_ping(state: DeliveryState, outcome: Outcome, attempt: Attempt, limits:
 
 def refusing(state: DeliveryState, limits: Limits) -> bool:
     """Whether only single lines are sent, to find out when the database accepts one."""
-    return state.refused_in_a_row >= limits.refusing_after or blamed(state, limits) is not None
+    refused = (state.refused_in_a_row, *state.conflicts.values())
+    return max(refused) >= limits.refusing_after
 
 
 def blamed(state: DeliveryState, limits: Limits) -> FieldName | None:

@@ -24,21 +24,9 @@ class _Protocol(ResponseHandler):
     aiohttp rejects the response instead, and with it the status of a refused line.
     """
 
-    _is_in_head = False
-
-    def set_response_params(self, **params: Any) -> None:
-        """Expect the head of a response."""
-        self._is_in_head = True
-        super().set_response_params(**params)
-
-    def feed_data(self, *response: Any) -> None:
-        """Pass on a response, whose head is complete."""
-        self._is_in_head = False
-        super().feed_data(*response)
-
     def data_received(self, data: bytes) -> None:
-        """Parse a part of a response."""
-        if self._is_in_head and b"\0" in data:
+        """Parse a part of a response; between two bodies it is of a head."""
+        if b"\0" in data and (self._payload is None or self._payload.is_eof()):
             head, end, body = data.partition(b"\r\n\r\n")
             data = head.replace(b"\0", b" ") + end + body
         super().data_received(data)
