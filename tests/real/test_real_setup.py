@@ -19,7 +19,7 @@ from tests.real.browser import DESKTOP, PHONE, THEMES, Tab, Theme, number_in, ta
 from tests.real.homes import simulated_home
 from tests.real.servers import free_port
 from tests.service.process import TOKEN, Service, service
-from tests.service.test_home_assistant_app import LAMP, supervised_home
+from tests.service.test_home_assistant_app import LAMP, Home, supervised_home
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(180)]
 
@@ -104,6 +104,11 @@ async def test_an_empty_folder_leads_to_the_first_stored_event_within_three_clic
     assert took_s < MOST_S
     assert wrong == []
     assert shown.complaints == []
+
+
+def _from_elsewhere(url: str) -> str:
+    """Return the address under which the access rules see another machine: not localhost's."""
+    return url.replace("127.0.0.1", "box.localhost")
 
 
 async def _flaws(shown: Tab, step: str) -> list[str]:
@@ -256,13 +261,13 @@ async def test_the_settings_are_changed_with_errors_beside_their_field(
         wrong = await _flaws(shown, "settings")
         await _open_group(page, "BATCH_SIZE")
         await page.locator("#setting-BATCH_SIZE").fill("many")
-        await page.get_by_role("button", name="Save and restart").click()
+        await page.get_by_role("button", name="Save and restart", exact=True).click()
         await expect(page.locator("#setting-BATCH_SIZE-error")).to_contain_text("valid integer")
         await expect(page.locator("#setting-BATCH_SIZE")).to_be_focused()
         wrong += await _flaws(shown, "error")
         await page.locator("#setting-BATCH_SIZE").fill("50")
         before = await running.get("/health")
-        await page.get_by_role("button", name="Save and restart").click()
+        await page.get_by_role("button", name="Save and restart", exact=True).click()
         await expect(page.locator("#settings-status")).to_have_text(
             "Saved. The service has restarted."
         )
@@ -361,27 +366,58 @@ async def test_the_app_stores_its_first_event_without_a_click(
 async def test_the_settings_of_the_app_are_changed_through_ingress(
     browser: Browser, tmp_path: Path
 ) -> None:
-    """The address that the Supervisor gives is read-only; a change outlives the restart."""
-    async with (
-        supervised_home(tmp_path) as home,
-        home.app(),
-        tab(browser, f"{home.url}{INGRESS}/#/settings") as shown,
-    ):
-        page = shown.page
-        await expect(page.locator("#setting-HOME_ASSISTANT_URL")).not_to_be_editable()
-        await _open_group(page, "BATCH_TIMEOUT")
-        await page.locator("#setting-BATCH_TIMEOUT").fill("0.5")
-        await page.get_by_role("button", name="Save and restart").click()
-        await expect(page.locator("#settings-status")).to_have_text(
-            "Saved. The service has restarted."
-        )
-        await expect(page.locator("#setting-BATCH_TIMEOUT")).to_have_value("0.5")
-        await expect(page.locator("#line")).to_have_text("Live")
-        home.house.set_state(LAMP, "on")
-        await page.get_by_role("link", name="Overview").click()
-        await expect(page.locator("#latest li")).not_to_have_count(0)
+    """The address that the Supervisor gives is read-only; a database of another app is found."""
+    async with supervised_home(tmp_path) as home, home.app():
+        home.supervisor.apps["a0d7b954_influxdb"] = {
+            "state": "started",
+            "hostname": "a0d7b954-influxdb",
+        }
+        async with tab(browser, f"{home.url}{INGRESS}/#/settings") as shown:
+            await _change_settings_of_the_app(home, shown.page)
 
     assert shown.complaints == []
+
+
+async def _change_settings_of_the_app(home: Home, page: Page) -> None:
+    await expect(page.locator("#setting-HOME_ASSISTANT_URL")).not_to_be_editable()
+    await page.get_by_text("Choose a database").click()
+    await page.get_by_label("InfluxDB 1").check()
+    await expect(page.locator("#database-url")).to_have_value("http://a0d7b954-influxdb:8086")
+    await _open_group(page, "BATCH_TIMEOUT")
+    await page.locator("#setting-BATCH_TIMEOUT").fill("0.5")
+    await page.get_by_role("button", name="Save and restart", exact=True).click()
+    await expect(page.locator("#settings-status")).to_have_text("Saved. The service has restarted.")
+    await expect(page.locator("#setting-BATCH_TIMEOUT")).to_have_value("0.5")
+    await expect(page.locator("#line")).to_have_text("Live")
+    home.house.set_state(LAMP, "on")
+    await page.get_by_role("link", name="Overview").click()
+    await expect(page.locator("#latest li")).not_to_have_count(0)
+
+
+async def test_the_set_up_asks_for_the_api_key_of_the_environment(
+    browser: Browser, tmp_path: Path
+) -> None:
+    """On another machine: nothing else is shown before, and the dashboard does not ask again."""
+    key = "correct-horse-battery-staple"
+    async with (
+        simulated_home(tmp_path) as home_assistant,
+        _unconfigured(tmp_path, API_KEY=key) as running,
+        tab(browser, _from_elsewhere(running.url)) as shown,
+    ):
+        page = shown.page
+        await expect(page.get_by_label("This service needs its API key")).to_be_focused()
+        await expect(page.locator("#stages")).to_be_hidden()
+        violations = await shown.violations()
+        await page.keyboard.type(key)
+        await page.keyboard.press("Enter")
+        await _enter_home(page, _address(home_assistant.url))
+        await page.get_by_role("button", name="Start capturing").click()
+        await expect(_stored(page)).to_be_visible()
+        await page.get_by_role("link", name="Open the dashboard").click()
+        await expect(page.locator("#line")).to_have_text("Live")
+
+    assert violations == []
+    assert shown.complaints == [f"{_REFUSED} 401 (Unauthorized)"]
 
 
 async def test_another_machine_is_let_in_by_the_link_in_the_log(
@@ -394,8 +430,7 @@ async def test_another_machine_is_let_in_by_the_link_in_the_log(
     ):
         link = re.search(r"/setup\?key=[\w-]+", running.output.read_text())
         assert link is not None
-        # To the rules a name that is not localhost's is another machine.
-        elsewhere = running.url.replace("127.0.0.1", "box.localhost")
+        elsewhere = _from_elsewhere(running.url)
         async with tab(browser, f"{elsewhere}/setup") as refused:
             await expect(refused.page.get_by_role("alert")).to_contain_text("the link")
             await expect(refused.page.locator("#stages")).to_be_hidden()

@@ -30,14 +30,17 @@ from tests.service.process import TOKEN, Service, service
 APP_TOKEN = "f" * 112
 LAMP = "light.lamp"
 
-# The address of ingress and the user are those of this machine; all else is the app's command.
+# The addresses of the Supervisor and the user are those of this machine; all else is the app's
+# command.
 _COMMAND = f"""
 import os, sys
 from app.__main__ import main
 from app.commands import home_assistant_app
+from app.setup import finding
 home_assistant_app.MQTT_SERVICE_URL = os.environ.get("MQTT_SERVICE_URL", "")
 home_assistant_app.INGRESS_PEER = {INGRESS_PEER!r}
 home_assistant_app.USER_ID = os.getuid()
+finding.SUPERVISOR = os.environ.get("SUPERVISOR_URL", finding.SUPERVISOR)
 raise SystemExit(main(["home-assistant-app", "--data", os.environ["APP_DATA"], *sys.argv[1:]]))
 """
 _NOBODY = 65_534
@@ -63,6 +66,7 @@ class Home:
             "SUPERVISOR_TOKEN": APP_TOKEN,
             "APP_DATA": str(self.data),
             "MQTT_SERVICE_URL": f"{self.url}/services/mqtt",
+            "SUPERVISOR_URL": self.url,
         }
         async with service(self.data.parent, environment, command=("-c", _COMMAND)) as running:
             port = running.url.rpartition(":")[2]
