@@ -98,8 +98,8 @@ class Normalizer:
             entity_id=entity_id,
             domain=entity.domain,
             time_ns=time_ns,
-            state=None if new is None else _bounded(new.state),
-            previous_state=None if old is None else _bounded(old.state),
+            state=None if new is None else new.state[:_MAX_STATE_CHARS],
+            previous_state=None if old is None else old.state[:_MAX_STATE_CHARS],
             duration_s=None if old is None else _duration_s(old, until=changed),
             attributes=b"{}" if new is None else entity.attributes.json,
             device_class=device_class,
@@ -256,11 +256,6 @@ def _excerpt(event: Event) -> str:
     entity_id = event.data.entity_id and event.data.entity_id[:_MAX_EXCERPT_LENGTH]
     named = f"{event.event_type[:40]} of {entity_id!r}, fired at {event.time_fired}"
     return named[:_MAX_EXCERPT_LENGTH]
-
-
-def _bounded(state: str) -> str:
-    # Every event has two states: asking for the length is cheaper than slicing.
-    return state if len(state) <= _MAX_STATE_CHARS else state[:_MAX_STATE_CHARS]
 
 
 def _domain(entity_id: str) -> str:
