@@ -163,11 +163,11 @@ class Pipeline:
             )
         if filtered := len(changes) - len(selected):
             self._telemetry.events_filtered(filtered)
+        self._last_states.update(changes)  # also of what is excluded: the filter may change
         if selected:
             times_ns = [change.time_ns for change in selected]
             times = Times(min(times_ns), max(times_ns))
             self._coverage.received(times)
-            self._last_states.update(changes)
             self._batcher.put(replace(lines, times=times), received_at=received_at)
         if shown:
             self._hub.publish(shown)

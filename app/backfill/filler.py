@@ -19,7 +19,6 @@ from app.homeassistant.messages import RecordedState, State
 from app.homeassistant.recorded_entities import Entities, find_entities
 from app.homeassistant.recorder import Recorder
 from app.model import (
-    MICROSECOND_NS,
     NOWHERE,
     SECOND_NS,
     Change,
@@ -147,11 +146,12 @@ class GapFiller:
     def _later_changes(self, gap: Gap) -> tuple[int, Sequence[str]]:
         """Return from when on changes are later than a gap, and the entities that have one.
 
-        The first live event ends a gap, and may come while the recorder is behind.
+        The first live event ends a gap, and may come while the recorder is behind. Before it, only
+        changes that the filter excludes may have come: the gap may go on after them.
         """
         now = self._coverage.gap(gap.id) or gap
-        since_ns = now.end_ns if now.end_known else now.end_ns + MICROSECOND_NS
-        return since_ns, self._last_states.changed_since(since_ns)
+        is_ended = now.end_known
+        return now.end_ns, self._last_states.changed_since(now.end_ns) if is_ended else ()
 
     def set_bounds(self, states: Mapping[str, State]) -> int:
         """Bound gaps by the times in Home Assistant's states; return the newest, or 0."""

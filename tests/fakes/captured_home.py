@@ -33,6 +33,7 @@ from app.journal.batcher import Batcher
 from app.journal.journal import SqliteJournal
 from app.model import Gap, Lines, Row, StoredPoint
 from app.normalize.changes import Normalizer
+from app.normalize.filter import EntityFilter
 from app.pipeline import Pipeline
 from app.runtime.errors import CommandFailed, SourceProtocolError
 from app.runtime.retry import Backoff, Breaker
@@ -89,6 +90,7 @@ class Process:
         fills: bool = True,
         max_hours: float = 240.0,
         points_per_s: float = 2_000.0,
+        entity_filter: EntityFilter | None = None,
     ) -> None:
         self.time = Time()
         self.failures: list[Exception] = []
@@ -147,6 +149,7 @@ class Process:
             last_states=self.last_states,
             hub=Hub(),
             telemetry=self.telemetry,
+            entity_filter=entity_filter,
         )
         self.journal_reader = JournalReader(
             self.journal,

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from app.model import Lines, Times, nanoseconds
+from app.normalize.filter import EntityFilter
 from app.runtime.errors import CommandFailed, SourceProtocolError
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.captured_home import (
@@ -686,6 +687,32 @@ async def test_an_event_that_ends_a_gap_does_not_prove_that_the_gap_is_recorded(
 
     assert states(points) == numbers(0, 3)
     assert states(points, "light.late") == ["on"]
+
+
+async def test_an_excluded_event_does_not_prove_that_the_gap_is_recorded(
+    home: CapturedHome, house: StillHouse
+) -> None:
+    """It does not end the gap, so a row of its entity may be inside the gap."""
+    await home.capture(0, 1)
+    house.set_state("light.excluded", "on")
+    house.set_state(SENSOR, "1")
+    house.uncommitted_since = str(house.recorded[SENSOR][-1]["last_updated"])
+    house.backlog = 1
+
+    excluded = EntityFilter.of_text('{"patterns": [{"domain": "light"}]}')
+    async with running(home.process(entity_filter=excluded)) as process:
+        await process.until(lambda: 1.0 in process.time.slept)
+        house.set_state("light.excluded", "off")
+        await process.until(lambda: process.telemetry.filtered == 1)
+        polls = process.asked["recorder/info"]
+        await process.until(lambda: process.asked["recorder/info"] > polls + 3)
+        house.uncommitted_since = None
+        house.backlog = 0
+        await process.until_filled()
+        points = await process.points()
+
+    assert states(points) == numbers(0, 2)
+    assert states(points, "light.excluded") == []
 
 
 async def test_a_gap_is_read_once_a_later_row_is_recorded(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from app.model import MAX_TIME_NS, moment_of
+from app.model import MAX_TIME_NS, StoredPoint, moment_of
 from app.schema.homeiq import identity_of
 from tests.real.reconcile import Difference, compare
 from tests.simulation.database import identity
@@ -65,7 +65,8 @@ def _check_nothing_is_missing(world: World) -> None:
         if fired[identity] > world.loop.time() - _UNNOTICED_S:
             break
         is_missing = identity not in world.captured and fired[identity] >= world.since_s
-        if is_missing and why_missing(world, identity) is None:
+        is_left_out = world.filter.is_left_out(identity)
+        if is_missing and not is_left_out and why_missing(world, identity) is None:
             raise Violation(f"honesty: health is good, and the journal lacks {row}")
         world.verified_rows += 1
 
@@ -80,26 +81,31 @@ async def check_end(world: World) -> None:
 
 
 def _check_conservation(world: World) -> None:
-    """Whatever the journal acknowledged is in every sink."""
-    stored = world.database.stored
-    missing = [line for line in world.acknowledged if identity(line) not in stored]
-    if missing:
-        raise Violation(f"conservation: {len(missing)} lines are not in influxdb: {_some(missing)}")
+    """Each sink has what the journal acknowledged since it was configured, and nothing before."""
+    lines = list(world.acknowledged)
     events = world.life.folder / "events.db"
     with closing(sqlite3.connect(events)) as connection:
-        embedded = {
-            (entity_id, time_ns)
-            for entity_id, time_ns in connection.execute("SELECT entity_id, time_ns FROM events")
-        }
-    absent = [
-        line
-        for point, line in zip(
-            world.database.points_of(list(world.acknowledged)), world.acknowledged, strict=True
+        embedded = {*connection.execute("SELECT entity_id, time_ns FROM events")}
+    points = world.database.points_of(lines)
+    _check_sink(world, "influxdb", world.database.stored, list(map(identity, lines)))
+    _check_sink(world, "embedded", embedded, [_identity_of(point) for point in points])
+
+
+def _check_sink(world: World, sink: str, stored: Container[Any], identities: list[Any]) -> None:
+    """`identities` are those of all acknowledged lines."""
+    since, places = world.sinks_since[sink], list(world.acknowledged.values())
+    late = {each for each, (_, last) in zip(identities, places, strict=True) if last > since}
+    if missing := [each for each in late if each not in stored]:
+        raise Violation(f"conservation: {len(missing)} lines are not in {sink}: {_some(missing)}")
+    if early := [each for each in identities if each not in late and each in stored]:
+        raise Violation(
+            f"conservation: {sink} got {len(early)} lines from before it was configured:"
+            f" {_some(early)}"
         )
-        if (point.tags["entity_id"], point.time_ns) not in embedded
-    ]
-    if absent:
-        raise Violation(f"conservation: {len(absent)} lines are not in embedded: {_some(absent)}")
+
+
+def _identity_of(point: StoredPoint) -> tuple[str, int]:
+    return point.tags["entity_id"], point.time_ns
 
 
 def _check_order(world: World) -> None:
@@ -124,9 +130,15 @@ def _check_order(world: World) -> None:
             arrived.append((first, request))
 
 
+def _before_database(world: World) -> list[bytes]:
+    """Return what was journaled before InfluxDB was configured: only the journal had it."""
+    since = world.sinks_since["influxdb"]
+    return [line for line, (_, last) in world.acknowledged.items() if last <= since]
+
+
 def _check_recorder(world: World) -> None:
-    """The database has every row of the recorder, once, with its fields."""
-    points = world.database.points_of()
+    """The database has every row of the recorder since it was configured, once, with its fields."""
+    points = world.database.points_of([*_before_database(world), *world.database.stored.values()])
     fired = world.house.fired
     invented = [point for point in points if (point.tags["entity_id"], point.time_ns) not in fired]
     if invented:
@@ -142,13 +154,22 @@ def _check_recorder(world: World) -> None:
     differences = [
         found
         for found in result.differences
-        if not (_is_of_unmarked_start(found, world) or _is_sent_from_memory(found, world))
+        if not (
+            _is_of_unmarked_start(found, world)
+            or _is_sent_from_memory(found, world)
+            or _is_left_out(found, world)
+        )
     ]
     if differences:
         raise Violation(
             f"conservation: {len(differences)} differences from the recorder:"
             f" {_some(map(str, differences))}"
         )
+
+
+def _is_left_out(found: Difference, world: World) -> bool:
+    """Whether the filter excluded the change whenever it came, live or read back."""
+    return found.what == "missing" and world.filter.is_left_out((found.entity_id, found.time_ns))
 
 
 def _is_of_unmarked_start(found: Difference, world: World) -> bool:

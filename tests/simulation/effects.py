@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from tests.simulation.house import EXCLUDED
+
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
@@ -52,6 +54,14 @@ def _has_moved(world: World) -> bool:
     return any(len(each) > 1 for each in areas.values())
 
 
+def _has_added_sink(world: World) -> bool:
+    return any(0 < since < world.calm_since for since in world.sinks_since.values())
+
+
+def _has_left_out(world: World) -> bool:
+    return any(entity_id != EXCLUDED for entity_id, _ in world.filter.left_out)
+
+
 EFFECTS: Mapping[str, Effect] = {
     "crash": Effect(logged(r"service is killed$", r"Backfilled")),
     "crash_in_statement": Effect(logged(r"service is killed inside a statement")),
@@ -64,6 +74,8 @@ EFFECTS: Mapping[str, Effect] = {
     "crash_repeatedly": Effect(_kills_in_a_row),
     "terminate": Effect(lambda world: world.restarts and not world.service_kills_ns),
     "remove_sink": Effect(logged(r"points for '\w+', which is not set up")),
+    "add_sink": Effect(_has_added_sink),
+    "change_filter": Effect(_has_left_out),
     "set_our_clock": Effect(lambda world: world.clocks_apart_s > _DELAY_S),
     "disk_fails": Effect(logged(r"Events are not durable")),
     "slow_disk": Effect(lambda world: world.loop.longest_work_s > _DELAY_S),

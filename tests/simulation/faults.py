@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from tests.fakes.replies import HANG, HTML_500, RESET, UNAUTHORIZED, Reply, error
 from tests.simulation.disk import BROKEN, FULL, READ_ONLY, DiskError
+from tests.simulation.filters import RULES
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
 
 Apply = Callable[..., Coroutine[Any, Any, None]]
+_ALL_SINKS = frozenset({"influxdb", "embedded"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +188,35 @@ async def slow_disk(world: World, *, factor: float, seconds: float) -> None:
     world.loop.work_factor = factor
     await asyncio.sleep(seconds)
     world.loop.work_factor = 1.0
+
+
+# --- settings and identity
+
+
+@fault(weight=0, stop=["crash", "terminate"], down_s=(0.1, 30.0))
+async def add_sink(world: World, *, stop: str, down_s: float) -> None:
+    """Configure the sink that the first start did not have, on the journal as it is."""
+    if not (missing := _ALL_SINKS - world.sinks_since.keys()):
+        return
+    world.sinks |= missing
+    if stop == "crash":
+        world.crash()
+    else:
+        await world.terminate()
+    await world.start_again(down_s)
+
+
+@fault(weight=0, rules=list(RULES), stop=["crash", "terminate"], down_s=(0.1, 100.0))
+async def change_filter(world: World, *, rules: str, stop: str, down_s: float) -> None:
+    """Change the entity filter: in its file while the service runs, else for the next start."""
+    world.change_filter(rules)
+    if world.plan.is_filter_in_file:
+        return
+    if stop == "crash":
+        world.crash()
+    else:
+        await world.terminate()
+    await world.start_again(down_s)
 
 
 # --- the connection to Home Assistant

@@ -13,7 +13,6 @@ from app.model import SECOND_NS, Times
 from app.schema.homeiq import identity_of
 from tests.simulation import truth
 from tests.simulation.database import identity
-from tests.simulation.house import EXCLUDED
 from tests.simulation.violation import Violation
 
 if TYPE_CHECKING:
@@ -117,7 +116,8 @@ def _check_places(world: World) -> None:
 
 
 def _check_filter(world: World) -> None:
-    """Nothing that the filter excludes is written, live or read back."""
-    tag = f"entity_id={EXCLUDED}".encode()
-    if world.is_filtered and (found := [line for line in world.acknowledged if tag in line]):
-        raise Violation(f"filter: {len(found)} changes were not left out: {found[:3]}")
+    """Everything that is written has passed the filter, live or when it was read back."""
+    points = world.database.points_of(list(world.acknowledged))
+    identities = {(point.tags["entity_id"], point.time_ns) for point in points}
+    if wrong := [each for each in identities if not world.filter.has_passed(each)]:
+        raise Violation(f"filter: {len(wrong)} changes were written and not asked for: {wrong[:3]}")

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.timeout(300)
 BUGS = {
     "clock_set_forward": "After the wall clock was set forward, health said for up to half an hour"
     " that the registries were out of date.",
+    "excluded_for_a_while": "After the filter had excluded an entity for a while, its first change"
+    " in a gap had the previous state from before that time, or none.",
     "interrupted_start": "First states of a start of Home Assistant that was stopped before it was"
     " complete were read back with a previous state.",
     "named_while_unavailable": "An entity that was removed in a gap lost its class and unit when"

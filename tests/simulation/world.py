@@ -30,7 +30,7 @@ from app.backfill.coverage import Coverage
 from app.container import Container
 from app.health_collector import ProcessUsage
 from app.main import create_app, running
-from app.model import Gap, Lines, moment_of
+from app.model import Change, Gap, Lines, moment_of
 from app.runtime.errors import StorageError
 from app.runtime.supervisor import Supervisor
 from app.schema.homeiq import identity_of
@@ -41,8 +41,9 @@ from tests.simulation.checks import check_end, check_meanwhile
 from tests.simulation.database import DIALECTS, PORT, Database, Dialect, identity
 from tests.simulation.disk import DiskError
 from tests.simulation.faults import FAULTS
+from tests.simulation.filters import FilterTruth
 from tests.simulation.honesty import Watch
-from tests.simulation.house import EXCLUDED, House, Identity
+from tests.simulation.house import House, Identity
 from tests.simulation.loop import PROCESS, Process, SimulatedLoop
 from tests.simulation.network import Link, Socket
 from tests.simulation.violation import Violation
@@ -97,6 +98,11 @@ class Plan:
     """The kinds of faults to draw from; empty for all."""
     database: Dialect | None = None
     """The database; None to draw it from the seed."""
+    sinks: frozenset[str] | None = None
+    """The sinks of the first start; None for both, or one that is drawn if
+    the other is added."""
+    has_filter_file: bool | None = None
+    """Whether the filter is in a file and not in a setting; None to draw it from the seed."""
     given: tuple[Action, ...] | None = None
     """The actions; None to draw them from the seed."""
 
@@ -109,6 +115,8 @@ class Plan:
             seed=kept["seed"],
             seconds=kept["seconds"],
             database=kept.get("database", "v2"),
+            sinks=frozenset(kept.get("sinks", SINKS)),
+            has_filter_file=kept.get("has_filter_file", False),
             given=actions,
         )
 
@@ -119,7 +127,13 @@ class Plan:
             [action.at, action.kind, dict(action.arguments)]
             for action in map(actions.__getitem__, numbers)
         ]
-        plan = {"seed": self.seed, "seconds": self.seconds, "database": self.dialect}
+        plan = {
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "database": self.dialect,
+            "sinks": sorted(self.first_sinks),
+            "has_filter_file": self.is_filter_in_file,
+        }
         return json.dumps({**plan, "actions": kept}, indent=1)
 
     @property
@@ -128,6 +142,25 @@ class Plan:
         if self.database is not None:
             return self.database
         return random.Random(f"database {self.seed}").choice(DIALECTS)
+
+    @property
+    def first_sinks(self) -> frozenset[str]:
+        """The sinks that the first start configures."""
+        if self.sinks is not None:
+            return self.sinks
+        if not self._has("add_sink"):
+            return SINKS
+        return frozenset({random.Random(f"sinks {self.seed}").choice(sorted(SINKS))})
+
+    @property
+    def is_filter_in_file(self) -> bool:
+        """Whether the filter is in a file, which is read again when it changes."""
+        if self.has_filter_file is not None:
+            return self.has_filter_file
+        return self._has("change_filter") and random.Random(f"filter {self.seed}").random() < 0.5
+
+    def _has(self, kind: str) -> bool:
+        return any(action.kind == kind for action in self.actions())
 
     def actions(self) -> list[Action]:
         """Return the actions in the order of their times."""
@@ -214,7 +247,7 @@ class World:
         """When each gap was closed last, by its id."""
         self.verified_rows = 0
         """How many rows of the recorder were captured when health was good."""
-        self._order = 0
+        self._order = self._lives = 0
         self.dead_letters: set[bytes] = set()
         """Lines that the database refused, and that were sent again."""
         self.log: list[str] = []
@@ -224,8 +257,12 @@ class World:
         """How far the clock of the service was from the true one, at most."""
         self.is_home_assistant_up = True
         self.is_calm = False
-        self.sinks = set(SINKS)
+        self.sinks = set(plan.first_sinks)
         """The sinks that the next start configures."""
+        self.sinks_since: dict[str, int] = {}
+        """How many lines the journal had acknowledged when each sink was configured first."""
+        self.calm_since = 0
+        """How many it had acknowledged when all faults ended."""
         self.disk_faults = 0
         """How many faults of the disk have begun: only then may the service fail to start."""
         self.disk_error: DiskError | None = None
@@ -237,7 +274,7 @@ class World:
         self.watch = Watch()
         self._read_back = asyncio.Event()
         """Set for a moment when changes that were read back have become durable."""
-        self._lives = 0
+        self.filter = FilterTruth("unrecorded" if plan.seed % 2 else "nothing")
         self._life: Life | None = None
         self._background: set[asyncio.Task[None]] = set()
         self._failure: BaseException | None = None
@@ -278,6 +315,7 @@ class World:
         )
         self.database = Database(self.database_link, self.plan.dialect, token=_TOKEN)
         self.home_assistant = FakeHomeAssistant(self.house, token=_TOKEN, port=_HOME_PORT)
+        self._write_filter()
         await self.database.start()
         await self.home_assistant.__aenter__()
         self.house.fire = self.home_assistant.fire
@@ -304,6 +342,7 @@ class World:
         self.loop.disarm()
         self.home_assistant.token = _TOKEN
         await self._until(lambda: self.is_home_assistant_up and self._is_up(), 700, "be up again")
+        self.calm_since = self._order
         self.sinks = set(SINKS)
         if self.life.sinks != SINKS:
             await self.terminate()
@@ -422,7 +461,10 @@ class World:
         folder = self._folder / f"life-{self._lives}"
         self._lives += 1
         life = self._life = Life(folder, self.sinks)
+        for sink in sorted(life.sinks):
+            self.sinks_since.setdefault(sink, self._order)
         life.disk.error = self.disk_error
+        self.filter.changed(self.loop.time(), is_certain=True)
         self.database.not_before = 0.0
         self._uncommitted.clear()
         context = contextvars.copy_context()
@@ -482,6 +524,19 @@ class World:
             if process.is_dead or self.is_calm:
                 break
         self.loop.disarm()
+
+    def change_filter(self, name: str) -> None:
+        """Change the rules: in their file at once, in their setting at the next start."""
+        self.filter.wanted = name
+        if self.plan.is_filter_in_file:
+            self._write_filter()
+            self.filter.changed(self.loop.time(), is_certain=False)
+
+    def _write_filter(self) -> None:
+        path = self._folder / "filter.json"
+        path.write_text(self.filter.config)
+        moment_ns = int(self.loop.time() * 1e9)
+        os.utime(path, ns=(moment_ns, moment_ns))  # the service sees a change by the time
 
     def fail_disk(self, error: DiskError | None) -> None:
         """Let every statement that writes fail with this error; None ends that."""
@@ -569,7 +624,9 @@ class World:
     def _check_flushed(self) -> None:
         """An orderly stop sends what is journaled to a database that takes it."""
         stored, refused = self.database.stored, self.database.in_refused_requests
-        left = [line for line in self.acknowledged if identity(line) not in stored]
+        since = self.sinks_since["influxdb"]
+        late = [line for line, (_, last) in self.acknowledged.items() if last > since]
+        left = [line for line in late if identity(line) not in stored]
         if left := [line for line in left if line not in refused]:
             self.fail(
                 Violation(f"delivery: {len(left)} lines were not sent at SIGTERM: {left[:2]}")
@@ -577,6 +634,7 @@ class World:
 
     def _observe(self, container: Container) -> None:
         """Note which points the journal makes durable, in their order."""
+        self._observe_filter(container)
         journal = container.journal()
         append, append_uncommitted, commit = (
             journal.append,
@@ -625,6 +683,20 @@ class World:
             return close(gap, state, detail=detail)
 
         vars(coverage)["close"] = observed_close
+
+    def _observe_filter(self, container: Container) -> None:
+        """Note which changes the filter is asked about, and compare its answers with the rules."""
+        entity_filter = container.entity_filter()
+        assert entity_filter is not None
+        selected = entity_filter.selected
+
+        def observed_selected(changes: Sequence[Change]) -> list[Change]:
+            passed = selected(changes)
+            if (wrong := self.filter.judge(changes, passed, self.loop.time())) is not None:
+                self.fail(Violation(f"filter: {wrong}"))
+            return passed
+
+        vars(entity_filter)["selected"] = observed_selected
 
     def _capture(self, lines: Sequence[bytes]) -> None:
         for line in lines:
@@ -768,20 +840,16 @@ class World:
         """Return the time of day on the clock of Home Assistant."""
         return clocks.EPOCH_S + self.loop.time() + self.home_clock_offset_s
 
-    @property
-    def is_filtered(self) -> bool:
-        """Whether the entity filter leaves out the entity that is not recorded."""
-        return bool(self.plan.seed % 2)
-
     def _settings_of(self, life: Life) -> Any:
         os.environ.update(self._settings(life))
         return load_settings(None)
 
     def _settings(self, life: Life) -> Mapping[str, str]:
-        rules = {"patterns": [{"entity_id": EXCLUDED}] if self.is_filtered else []}
+        in_file = self.plan.is_filter_in_file
         return {
             "DATA_DIR": str(life.folder),
-            "ENTITY_FILTER_CONFIG": json.dumps(rules),
+            "ENTITY_FILTER_CONFIG": "" if in_file else self.filter.config,
+            "ENTITY_FILTER_CONFIG_FILE": str(self._folder / "filter.json") if in_file else "",
             "HOME_ASSISTANT_URL": f"http://127.0.0.1:{_HOME_PORT}",
             "HOME_ASSISTANT_TOKEN": _TOKEN,
             "INFLUXDB_URL": f"http://127.0.0.1:{PORT}" if "influxdb" in life.sinks else "",

@@ -16,7 +16,7 @@ from app.fanout.hub import Hub, Selection
 from app.health_report.sensors import is_health_sensor
 from app.homeassistant.messages import Event, EventData, EventState
 from app.journal.batcher import Batcher
-from app.model import Change, Lines
+from app.model import Change, Lines, nanoseconds
 from app.normalize.changes import Normalizer
 from app.normalize.filter import EntityFilter
 from app.normalize.transforms import Transforms
@@ -323,3 +323,16 @@ async def test_a_registry_event_is_logged_only_at_debug(caplog: pytest.LogCaptur
         rig.pipeline.registry_updated(Event("area_registry_updated", EventData(action="update")))
 
     assert "Registry changed: area_registry_updated" in caplog.text
+
+
+async def test_what_the_filter_excludes_is_the_last_state_of_its_entity() -> None:
+    """Without it, the first change after the exclusion ends would follow an outdated state."""
+    rig = Rig(LISTED, entity_filter=EntityFilter.of_text('{"patterns": [{"domain": "sensor"}]}'))
+    rig.pipeline.finish()
+
+    rig.pipeline.changed([event(second=7)])
+
+    last = rig.last_states.get("sensor.kitchen")
+    assert last is not None
+    assert last.time_ns == nanoseconds(NOON + timedelta(seconds=7))
+    assert await rig.journaled() == []
