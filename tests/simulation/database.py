@@ -15,7 +15,7 @@ from aiohttp import web
 from app.model import StoredPoint
 from app.schema.line_protocol import parse_line
 from tests.fakes.influx import FakeInflux, Fault
-from tests.simulation.network import Link
+from tests.simulation.network import Link, Transport
 
 Dialect: TypeAlias = Literal["v1", "v2", "v3", "victoria"]
 """A version of InfluxDB, or VictoriaMetrics."""
@@ -129,8 +129,14 @@ class Database(FakeInflux):
         self.early += now_s < self.not_before
         if status in {400, 413, 422}:
             self.in_refused_requests.update(lines)
-        if self.fault is not None and status in {429, 503}:
+        if self.fault is not None and status in {429, 503} and _is_awaited(request):
             self.not_before = now_s + float(self.fault.headers.get("Retry-After", 0))
+
+
+def _is_awaited(request: web.Request) -> bool:
+    """Whether the client still waits for the answer: a silent link may deliver a request later."""
+    transport = request.transport
+    return isinstance(transport, Transport) and not transport.peer.is_closing()
 
 
 def identity(line: bytes) -> tuple[bytes, bytes]:

@@ -453,6 +453,8 @@ async def remove_recorder(
     if service != "run":
         await world.start_again(seconds / 4)
     await asyncio.sleep(seconds)
+    if world.is_calm:
+        return  # there is a recorder again
     world.house.has_recorder = True
     await world.restart_home_assistant(down_s=down_s, starting_s=2.0, is_clean=is_clean)
 
