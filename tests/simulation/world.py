@@ -247,7 +247,8 @@ class World:
         """When each gap was closed last, by its id."""
         self.verified_rows = 0
         """How many rows of the recorder were captured when health was good."""
-        self._order = self._lives = 0
+        self._order = self._lives = self.calm_since = 0
+        """The number of acknowledged lines and of processes, and of lines when all faults ended."""
         self.dead_letters: set[bytes] = set()
         """Lines that the database refused, and that were sent again."""
         self.log: list[str] = []
@@ -255,14 +256,11 @@ class World:
         self.service_kills_ns: list[int] = []
         self.clocks_apart_s = 0.0
         """How far the clock of the service was from the true one, at most."""
-        self.is_home_assistant_up = True
-        self.is_calm = False
+        self.is_home_assistant_up, self.is_calm = True, False
         self.sinks = set(plan.first_sinks)
         """The sinks that the next start configures."""
         self.sinks_since: dict[str, int] = {}
         """How many lines the journal had acknowledged when each sink was configured first."""
-        self.calm_since = 0
-        """How many it had acknowledged when all faults ended."""
         self.disk_faults = 0
         """How many faults of the disk have begun: only then may the service fail to start."""
         self.disk_error: DiskError | None = None
