@@ -24,6 +24,8 @@ DIALECTS: tuple[Dialect, ...] = get_args(Dialect)
 PORT = 8086
 _FLUSH_S = 9.0
 """VictoriaMetrics flushes within INFLUXDB_FLUSH_INTERVAL, which is 10 s."""
+_CLIENT_TIMEOUT_S = 30.0
+"""INFLUXDB_TIMEOUT: how long a client waits for an answer that never comes."""
 _KEY = re.compile(rb"((?:[^ \\]|\\.)+) .* (-?\d+)$", re.DOTALL)
 
 
@@ -60,6 +62,8 @@ class Database(FakeInflux):
         """Writes before that."""
         self.lost = 0
         """How many accepted points a kill took."""
+        self._awaited_until = 0.0
+        """When the client of the last request that hangs has given up."""
         self._request = 0
         self._arrived: set[bytes] = set()
         self._unflushed: dict[tuple[bytes, bytes], float] = {}
@@ -69,8 +73,9 @@ class Database(FakeInflux):
 
     @property
     def takes_writes(self) -> bool:
-        """Whether it runs without a fault, and has lost nothing."""
-        return self._life is not None and self.fault is None and not self.lost
+        """Whether it runs without a fault, has lost nothing, and nobody waits for an answer."""
+        is_awaited = asyncio.get_running_loop().time() < self._awaited_until
+        return self._life is not None and self.fault is None and not self.lost and not is_awaited
 
     async def start(self) -> None:
         """Listen, unless it already does."""
@@ -127,6 +132,8 @@ class Database(FakeInflux):
         now_s = asyncio.get_running_loop().time()
         self.writes += 1
         self.early += now_s < self.not_before
+        if self.fault is not None and self.fault.act == "hang":
+            self._awaited_until = now_s + _CLIENT_TIMEOUT_S
         if status in {400, 413, 422}:
             self.in_refused_requests.update(lines)
         if self.fault is not None and status in {429, 503} and _is_awaited(request):
