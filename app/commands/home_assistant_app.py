@@ -9,6 +9,7 @@ written cannot be copied file by file. While it is stopped, and in a backup, the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, Request, build_opener
 
+from app.runtime.addresses import mqtt_url
 from app.runtime.environment import UnusableFile, read_text
 from app.runtime.errors import SettingsError
 from app.runtime.sqlite import copy, owned_folder, sync_folder, translated_errors
@@ -40,6 +42,7 @@ MQTT_SERVICE_URL = "http://supervisor/services/mqtt"
 """Where the Supervisor names the broker of an installed app."""
 _SUPERVISOR_TIMEOUT_S = 5.0
 _NO_BROKER: Mapping[str, str] = {}
+_VARIABLE = re.compile(r"[^=\0]+")
 _COPIED_FIRST = "journal.db"
 _NOT_COPIED = re.compile(r"lock|.*-(wal|shm|journal)|.*\.log(\.\d+)?|.*\.new")
 """Log files, and what belongs to a database that is open."""
@@ -68,6 +71,9 @@ def environment(
         if not isinstance(each, dict) or not isinstance(each.get("name"), str):
             raise SettingsError("environment: each entry needs a name and a value")
         chosen[each["name"].upper()] = _text(each["name"], each.get("value"))
+    for name, value in chosen.items():
+        if not _VARIABLE.fullmatch(name) or not _is_possible(value):
+            raise SettingsError(f"{name!r}: no variable can have this name or value")
     if "MQTT_URL" not in chosen:
         chosen = {**broker, **chosen}
     return chosen | {"INGRESS_PEERS": INGRESS_PEER, "DATA_DIR": str(data / LIVE)}
@@ -82,6 +88,11 @@ def _text(name: str, value: object) -> str:
         case str() | int() | float():
             return str(value)
     raise SettingsError(f"{name}: must be a text, a number, or true or false")
+
+
+def _is_possible(value: str) -> bool:
+    """Whether a variable can have the value: no NUL, and nothing that UTF-8 cannot encode."""
+    return "\0" not in value and value.encode(errors="ignore").decode() == value
 
 
 def prepare(data: Path) -> None:
@@ -118,13 +129,20 @@ def _broker(token: str) -> Mapping[str, str]:
             answer = json.loads(response.read(_MAX_OPTIONS_BYTES))
     except (OSError, HTTPException, ValueError):
         return {}
+    return broker_variables(answer)
+
+
+def broker_variables(answer: object) -> dict[str, str]:
+    """Return the variables for the Supervisor's answer; none if it names no usable broker."""
     match answer:
         case {"data": {"host": str() as host, "port": int() | str() as port, **others}}:
-            return {
-                "MQTT_URL": f"{'mqtts' if others.get('ssl') else 'mqtt'}://{host}:{port}",
-                "MQTT_USERNAME": str(others.get("username") or ""),
-                "MQTT_PASSWORD": str(others.get("password") or ""),
-            }
+            scheme = "mqtts" if others.get("ssl") else "mqtt"
+            with contextlib.suppress(ValueError):
+                return {
+                    "MQTT_URL": mqtt_url(f"{scheme}://{host}:{port}"),
+                    "MQTT_USERNAME": str(others.get("username") or ""),
+                    "MQTT_PASSWORD": str(others.get("password") or ""),
+                }
     return {}
 
 

@@ -13,6 +13,7 @@ from app.commands.home_assistant_app import (
     LIVE,
     STORED,
     bring_live,
+    broker_variables,
     environment,
     prepare,
     remove_copy,
@@ -66,6 +67,52 @@ def test_other_variables_override_the_app_but_not_who_is_trusted() -> None:
     assert found["HOME_ASSISTANT_URL"] == "http://other:8123"
     assert found["INGRESS_PEERS"] == "172.30.32.2"
     assert found["DATA_DIR"] == "/data/live"
+
+
+def test_the_supervisor_names_the_broker_of_an_app() -> None:
+    """As the Supervisor answers when the Mosquitto app runs."""
+    service = {"host": "core-mosquitto", "port": 8883, "ssl": True, "username": "addons"}
+
+    assert broker_variables({"result": "ok", "data": service | {"password": "hush"}}) == {
+        "MQTT_URL": "mqtts://core-mosquitto:8883",
+        "MQTT_USERNAME": "addons",
+        "MQTT_PASSWORD": "hush",
+    }
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        None,
+        [],
+        {"data": {}},
+        {"data": {"host": "", "port": 1883}},
+        {"data": {"host": "two words", "port": 1883}},
+        {"data": {"host": "broker/path", "port": 1883}},
+        {"data": {"host": "user@broker", "port": 1883}},
+        {"data": {"host": "broker", "port": 70_000}},
+        {"data": {"host": "broker", "port": "http"}},
+    ],
+)
+def test_a_broker_that_cannot_be_used_is_none(answer: object) -> None:
+    """It must not keep the app from starting: the health of the service goes by REST then."""
+    assert broker_variables(answer) == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"influxdb_bucket": "a\0b"},
+        {"influxdb_bucket": "\ud800"},
+        {"environment": [{"name": "a=b", "value": "c"}]},
+        {"environment": [{"name": "", "value": "c"}]},
+    ],
+    ids=["NUL", "surrogate", "equals sign", "no name"],
+)
+def test_an_option_that_no_variable_can_hold_is_named(options: dict[str, Any]) -> None:
+    """The start ends with a sentence, not with a traceback."""
+    with pytest.raises(SettingsError, match="no variable can have this name or value"):
+        _environment(options)
 
 
 def test_the_broker_of_the_supervisor_is_used_unless_another_one_is_named() -> None:
