@@ -583,6 +583,7 @@ async def test_without_settings_ten_lines_say_what_to_put_into_the_file(
     assert len(lines) <= 10
     assert lines[0].startswith("failed     settings              HOME_ASSISTANT_URL or ")
     assert "  HOME_ASSISTANT_URL=http://homeassistant.local:8123" in lines
+    assert lines[-1].startswith("Or run `python -m app run`")
     assert any(line.startswith("  HOME_ASSISTANT_TOKEN=") for line in lines)
 
 

@@ -40,6 +40,8 @@ def unusable(findings: Sequence[Finding], out: TextIO) -> str:
     lines += ["", "The settings cannot be used, so nothing else was checked."]
     if examples:
         lines += ["Put this into .env (.env.example describes all settings), then run this again:"]
+        if len(examples) == len(_EXAMPLES):
+            examples += ["Or run `python -m app run` without them, and set it up in the browser."]
         return "\n".join((*lines, *examples))
     return "\n".join((*lines, "Correct them in the environment or in .env, then run this again."))
 
