@@ -24,7 +24,8 @@ def read_settings(file: Path, *, allowed: Collection[str]) -> Mapping[str, str]:
     Raises:
         SettingsError: the file cannot be used as it is; it is left alone.
     """
-    if not (file.parent.is_dir() and os.access(file.parent, os.X_OK)):
+    # The first does not raise where a folder above cannot be entered.
+    if not (os.access(file.parent, os.X_OK) and file.parent.is_dir()):
         return {}  # the start reports an unusable folder by its own name
     try:
         text = read_text(file, max_bytes=_MAX_BYTES)

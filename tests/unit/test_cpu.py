@@ -15,11 +15,13 @@ def test_the_garbage_collector_does_not_run_in_a_measured_call() -> None:
         collections.append(phase)
 
     kept: list[list[int]] = []
-    gc.callbacks.append(noticed)
-    try:
-        cpu_s(lambda: kept.extend([] for _ in range(10 * gc.get_threshold()[0])))
-    finally:
+
+    def call() -> None:
+        gc.callbacks.append(noticed)
+        kept.extend([] for _ in range(10 * gc.get_threshold()[0]))
         gc.callbacks.remove(noticed)
+
+    cpu_s(call)
 
     assert kept
     assert collections == []
