@@ -20,6 +20,7 @@ import aiohttp
 import httpx
 import pytest
 
+from app.commands import home_assistant_app
 from app.health_report.sensors import SENSORS
 from simulator.fake_home_assistant import FakeHomeAssistant
 from tests.fakes.mqtt_broker import FakeBroker
@@ -311,6 +312,45 @@ async def test_a_backup_of_the_stopped_app_has_its_files(home: Home) -> None:
     assert not (home.data / "live").exists()
     async with home.app() as app:
         assert "on" in await _states(app)
+
+
+_PREPARED = """
+import json, os, sys
+from pathlib import Path
+from app.commands import home_assistant_app
+home_assistant_app.MQTT_SERVICE_URL = "http://127.0.0.1:9/"
+home_assistant_app.prepare(Path(sys.argv[1]))
+try:
+    os.setuid(0)
+except PermissionError:
+    pass
+print(json.dumps([os.getresuid(), os.getresgid(), os.getgroups()]))
+"""
+
+
+def test_the_app_becomes_an_unprivileged_user_who_owns_its_folder() -> None:
+    """The Supervisor starts it as root, and restores a backup as root."""
+    is_root = os.geteuid() == 0
+    user_id = home_assistant_app.USER_ID if is_root else os.geteuid()
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(folder) / "stored"
+        stored.mkdir()
+        (stored / "journal.db").write_bytes(b"")
+        (Path(folder) / "options.json").write_text("{}")
+        ended = subprocess.run(
+            [sys.executable, "-c", _PREPARED, folder],
+            env={**os.environ, "SUPERVISOR_TOKEN": APP_TOKEN},
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        owned = [Path(folder), Path(folder, "live"), Path(folder, "live", "journal.db")]
+        assert {path.stat().st_uid for path in owned} == {user_id}
+        assert Path(folder, "options.json").stat().st_uid == os.geteuid()
+
+    users, groups, others = json.loads(ended.stdout)
+    assert users == [user_id] * 3
+    assert not is_root or (groups, others) == ([user_id] * 3, [])
 
 
 def test_the_copy_for_a_backup_belongs_to_the_service() -> None:
