@@ -137,7 +137,16 @@ async def test_the_app_connects_again_when_home_assistant_was_restarted(home: Ho
 async def test_the_pages_work_through_ingress(home: Home) -> None:
     """The dashboard, its files, the API, downloads, Swagger UI and the stream."""
     async with home.app(), httpx.AsyncClient(base_url=home.url) as browser:
-        paths = ("/", "/docs", "/static/app.js", "/openapi.json", "/api/v1/events", "/health")
+        download = "/api/v1/dead-letters/export"
+        paths = (
+            "/",
+            "/docs",
+            "/static/app.js",
+            "/openapi.json",
+            "/api/v1/events",
+            "/health",
+            download,
+        )
         found = {path: (await browser.get(INGRESS + path)).status_code for path in paths}
         page = (await browser.get(f"{INGRESS}/")).text
         frames = (await browser.get(f"{INGRESS}/")).headers
